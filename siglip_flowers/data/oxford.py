@@ -1,0 +1,261 @@
+"""The original distribution of Oxford Flowers102: three files, two split protocols."""
+
+import logging
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import datasets
+import numpy as np
+import scipy.io
+from datasets import ClassLabel, Dataset, DatasetDict, DownloadConfig, DownloadManager, Features
+from scipy.io.matlab import MatReadError
+
+from siglip_flowers.data.archive import (
+    PICTURE_FOLDER,
+    compute_md5,
+    explain_write_failure,
+    holds_pictures,
+    unpack_pictures,
+)
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.labels import FLOWER_NAMES
+
+ARCHIVE, LABELS, SPLIT_IDS = "102flowers.tgz", "imagelabels.mat", "setid.mat"
+MD5_SUMS = {
+    ARCHIVE: "52808999861908f626f3c1f4e79d11fa",
+    LABELS: "e0620be6f572b9609742df49c70aed4d",
+    SPLIT_IDS: "a5357ecc9cb78c4bef273ce3793fc85c",
+}
+IMAGE_COUNT = 8189
+ORIGINAL_SIZES = {"trnid": 1020, "valid": 1020, "tstid": 6149}
+# Source: setid.mat and its read-me. "swapped" exchanges the original train and test ids.
+PROTOCOLS = {
+    "official": {"train": "trnid", "validation": "valid", "test": "tstid"},
+    "swapped": {"train": "tstid", "validation": "valid", "test": "trnid"},
+}
+PICTURE_NAMES = tuple(f"image_{number:05d}.jpg" for number in range(1, IMAGE_COUNT + 1))
+# The published data set itself has these photographs in two of its three splits.
+KNOWN_SHARED = frozenset(
+    frozenset(f"image_{number:05d}" for number in pair)
+    for pair in ((7015, 7040), (7307, 7309), (8067, 8077))
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OxfordFiles:
+    """Where the parts of the distribution lie; ``archive`` or the unpacked ``pictures``."""
+
+    labels: Path
+    split_ids: Path
+    archive: Path | None = None
+    pictures: Path | None = None
+
+
+def looks_like_oxford(folder: Path) -> bool:
+    """Tell whether a directory holds any of the original files."""
+    return any((folder / name).is_file() for name in MD5_SUMS)
+
+
+def _read_mat(path: Path, variables: Mapping[str, int], highest: int) -> dict[str, np.ndarray]:
+    """Read 1 x n variables of whole numbers 1..highest from a .mat file: int64, shape (n,)."""
+    expected = " and ".join(f"{name!r} (1 x {size})" for name, size in variables.items())
+    remedy = f"supply the original {path.name} with {expected}"
+    try:
+        content: dict[str, Any] = scipy.io.loadmat(path)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        LookupError,
+        NotImplementedError,
+        OverflowError,
+        MemoryError,
+        MatReadError,
+        struct.error,
+        zlib.error,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a readable .mat file ({reason}); {remedy}.") from error
+    arrays: dict[str, np.ndarray] = {}
+    for name, size in variables.items():
+        if name not in content:
+            found = ", ".join(sorted(key for key in content if not key.startswith("__")))
+            raise InputError(f"{path} has no variable {name!r}, only {found or 'none'}; {remedy}.")
+        values = np.asarray(content[name])
+        if values.size != size or values.ndim != 2 or min(values.shape) != 1:
+            raise InputError(
+                f"{path}: {name!r} has the shape {values.shape}, not (1, {size}); {remedy}."
+            )
+        if values.dtype.kind not in "iuf" or not np.all(
+            (values >= 1) & (values <= highest) & (values == np.floor(values))
+        ):
+            raise InputError(
+                f"{path}: {name!r} must hold whole numbers from 1 to {highest} only; {remedy}."
+            )
+        arrays[name] = values.reshape(-1).astype(np.int64)
+    return arrays
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Return the class of every picture, 1..102 as in the file: int64, shape (8189,)."""
+    return _read_mat(path, {"labels": IMAGE_COUNT}, len(FLOWER_NAMES))["labels"]
+
+
+def read_split_ids(path: Path) -> dict[str, np.ndarray]:
+    """Return the picture numbers (1..8189, ascending) of trnid, valid and tstid.
+
+    Raises:
+        InputError: unreadable, another size, or a number that occurs twice.
+    """
+    ids = _read_mat(path, ORIGINAL_SIZES, IMAGE_COUNT)
+    numbers, counts = np.unique(np.concatenate(list(ids.values())), return_counts=True)
+    if len(numbers) < IMAGE_COUNT:
+        raise InputError(
+            f"{path} lists picture {numbers[counts > 1][0]} more than once; "
+            "supply the original setid.mat."
+        )
+    return {name: np.sort(values) for name, values in ids.items()}
+
+
+def locate_files(folder: Path) -> OxfordFiles:
+    """Find the distribution in a directory and read its .mat files.
+
+    The unpacked jpg/ is taken if it is complete, the archive otherwise.
+
+    Raises:
+        InputError: a part is missing, empty or not what its name says.
+    """
+    missing = [name for name in (LABELS, SPLIT_IDS) if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"--data_dir {folder} lacks {' and '.join(missing)}; it must hold {ARCHIVE} (or the "
+            f"unpacked {PICTURE_FOLDER}/), {LABELS} and {SPLIT_IDS}."
+        )
+    files = OxfordFiles(folder / LABELS, folder / SPLIT_IDS)
+    read_labels(files.labels)
+    read_split_ids(files.split_ids)
+    if holds_pictures(folder / PICTURE_FOLDER, PICTURE_NAMES):
+        return OxfordFiles(files.labels, files.split_ids, pictures=folder / PICTURE_FOLDER)
+    archive = folder / ARCHIVE
+    if not archive.is_file():
+        found = folder / PICTURE_FOLDER
+        state = f"{found} is incomplete" if found.is_dir() else f"there is no {PICTURE_FOLDER}/"
+        raise InputError(
+            f"--data_dir {folder} lacks {ARCHIVE}, and {state}; it must hold all {IMAGE_COUNT} "
+            "pictures in one of the two."
+        )
+    with archive.open("rb") as file:
+        magic = file.read(2)
+    if magic != b"\x1f\x8b":
+        kind = "empty" if not magic else "not a gzip archive"
+        raise RunError(f"{archive} is {kind}; download {ARCHIVE} again.")
+    return OxfordFiles(files.labels, files.split_ids, archive=archive)
+
+
+def _download_file(url: str, name: str) -> Path:
+    """Fetch one file into the cache of ``datasets`` and check it; no request if it is there."""
+    config = DownloadConfig(use_etag=False, download_desc=name)
+    try:
+        path = Path(str(DownloadManager(download_config=config).download(f"{url}/{name}")))
+    except (OSError, ValueError, aiohttp.ClientError) as error:
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)
+        ):
+            raise explain_write_failure(
+                error, Path(datasets.config.DOWNLOADED_DATASETS_PATH), 700 << 20
+            ) from error
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise RunError(
+            f"Cannot download {url}/{name} ({reason}); offline, put {ARCHIVE}, {LABELS} and "
+            f"{SPLIT_IDS} into a folder and pass --data_dir, or use --data_source procedural."
+        ) from error
+    found = compute_md5(path)
+    if found != MD5_SUMS[name]:
+        path.unlink()  # or the next run would find the wrong file in the cache
+        raise RunError(
+            f"{url}/{name} has the MD5 sum {found}, expected {MD5_SUMS[name]}; try again, or get "
+            "the file elsewhere and pass --data_dir."
+        )
+    return path
+
+
+def get_cache_folder() -> Path:
+    """Return where unpacked archives are kept, one folder a checksum."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "siglip_flowers_oxford"
+
+
+def download_files(url: str) -> OxfordFiles:
+    """Download the distribution; an archive that is unpacked in the cache already is not fetched.
+
+    Raises:
+        RunError: unreachable, full disk, or a wrong checksum.
+    """
+    url = url.rstrip("/")
+    labels, split_ids = _download_file(url, LABELS), _download_file(url, SPLIT_IDS)
+    pictures = get_cache_folder() / MD5_SUMS[ARCHIVE] / PICTURE_FOLDER
+    if holds_pictures(pictures, PICTURE_NAMES):
+        return OxfordFiles(labels, split_ids, pictures=pictures)
+    return OxfordFiles(labels, split_ids, archive=_download_file(url, ARCHIVE))
+
+
+def _check_local_sums(files: OxfordFiles) -> str | None:
+    """Warn once if local files are not the original ones; return the archive's checksum."""
+    paths = {ARCHIVE: files.archive, LABELS: files.labels, SPLIT_IDS: files.split_ids}
+    sums = {name: compute_md5(path) for name, path in paths.items() if path is not None}
+    other = [f"{paths[name]} ({md5})" for name, md5 in sums.items() if md5 != MD5_SUMS[name]]
+    if other:
+        logger.warning(
+            "Not the original Flowers102 files, by their MD5 sums: %s; used all the same.",
+            ", ".join(other),
+        )
+    return sums.get(ARCHIVE)
+
+
+def build_splits(pictures: Path, labels: Path, split_ids: Path, protocol: str) -> DatasetDict:
+    """Build train, validation and test of a protocol; rows ascend by picture number."""
+    classes = read_labels(labels) - 1
+    ids = read_split_ids(split_ids)
+    features = Features(image=datasets.Image(), label=ClassLabel(names=list(FLOWER_NAMES)))
+    splits = DatasetDict()
+    for split, original in PROTOCOLS[protocol].items():
+        numbers = ids[original]
+        paths = [str(pictures / PICTURE_NAMES[number - 1]) for number in numbers]
+        splits[split] = Dataset.from_dict(
+            {"image": paths, "label": classes[numbers - 1]},
+            features=features,
+            split=datasets.NamedSplit(split),
+        )
+    return splits
+
+
+def load_oxford(data_dir: str | None, url: str, protocol: str) -> DatasetDict:
+    """Load Oxford Flowers102 from a directory, or download it.
+
+    Returns:
+        6149/1020/1020 rows for "swapped", 1020/1020/6149 for "official"; columns image, label.
+
+    Raises:
+        InputError: local files are missing or wrong.
+        RunError: the download or the archive failed.
+    """
+    if data_dir is None:
+        files = download_files(url)
+        checksum: str | None = MD5_SUMS[ARCHIVE]
+    else:
+        files = locate_files(Path(data_dir))
+        checksum = _check_local_sums(files)
+    pictures = files.pictures
+    if pictures is None:
+        assert files.archive is not None, "without pictures there is an archive"
+        assert checksum is not None, "an archive has a checksum"
+        pictures = unpack_pictures(files.archive, get_cache_folder(), checksum, PICTURE_NAMES)
+    return build_splits(pictures.absolute(), files.labels, files.split_ids, protocol)

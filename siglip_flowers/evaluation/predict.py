@@ -1,0 +1,103 @@
+"""Run a classifier over a split, sharded over the processes of the launch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from siglip_flowers.data import image_ids
+from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.metrics.functions import per_class_rows
+from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.model.classifier import SiglipClassifier
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """What a classifier made of one split of N pictures and C classes.
+
+    Attributes:
+        split: Name of the split.
+        ids: The N picture ids, in row order.
+        labels: (N,) int64.
+        logits: (N, C) float32.
+        probabilities: (N, C) float32, by the model's activation.
+        metrics: Headline figures; see :func:`~siglip_flowers.metrics.modules.compute_metrics`.
+        per_class: One row of precision, recall, F1 and support a class.
+    """
+
+    split: str
+    ids: list[str]
+    labels: np.ndarray
+    logits: np.ndarray
+    probabilities: np.ndarray
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]]
+
+
+def evaluate_split(
+    model: SiglipClassifier,
+    processor: Any,
+    rows: datasets.Dataset,
+    split: str,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+) -> SplitResult:
+    """Classify every picture of a split in float32 and measure how well.
+
+    With several processes each classifies its share; every process gets the whole result, each
+    picture counted once.
+    """
+    logits = predict_logits(
+        model, processor, rows, batch_size=batch_size, num_workers=num_workers, description=split
+    )
+    labels = np.asarray(rows["label"], dtype=np.int64)
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return SplitResult(
+        split=split,
+        ids=image_ids(rows),
+        labels=labels,
+        logits=logits,
+        probabilities=model.to_probabilities(torch.from_numpy(logits)).numpy(),
+        metrics=compute_metrics(logits, labels, model.config.activation),
+        per_class=per_class_rows(labels, logits.argmax(axis=1), names),
+    )
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: SiglipClassifier,
+    processor: Any,
+    rows: datasets.Dataset,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    description: str = "",
+) -> np.ndarray:
+    """Return the logits of every row, in row order: (N, C) float32."""
+    accelerator = Accelerator()
+    pixels = PixelDataset(rows, processor.size["height"], processor.resample)
+    loader = accelerator.prepare(
+        DataLoader(
+            pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
+        )
+    )
+    normalizer = PixelNormalizer(processor)
+    model = model.to(accelerator.device).eval()
+    parts: list[torch.Tensor] = []
+    for batch in tqdm(
+        loader,
+        desc=f"evaluating {description}",
+        unit="batch",
+        leave=False,
+        disable=not accelerator.is_main_process or None,
+    ):
+        logits = model(pixel_values=normalizer(batch["pixel_values"])).logits.float()
+        parts.append(accelerator.gather_for_metrics(logits).cpu())
+    return torch.cat(parts).numpy()

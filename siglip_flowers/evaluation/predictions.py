@@ -1,0 +1,35 @@
+"""The predictions of a split as a table, one row a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.records import atomic_path
+
+TOP_K = 5
+
+
+def write_predictions(path: Path, result: SplitResult, class_names: Sequence[str]) -> None:
+    """Write image id, true label and the five likeliest classes with their probabilities.
+
+    Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
+    ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.
+    """
+    top = np.argsort(-result.logits, axis=1, kind="stable")[:, :TOP_K]
+    table = pyarrow.table(
+        {
+            "image_id": result.ids,
+            "label": result.labels,
+            "label_name": [class_names[label] for label in result.labels],
+            "correct": top[:, 0] == result.labels,
+            "top_labels": top.tolist(),
+            "top_names": [[class_names[label] for label in row] for row in top],
+            "top_probabilities": np.take_along_axis(result.probabilities, top, 1).tolist(),
+        }
+    )
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)

@@ -1,0 +1,153 @@
+"""The classifier: SigLIP vision tower, pooling, head."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, SiglipConfig, SiglipForImageClassification
+from transformers import SiglipVisionModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
+
+# Start values of the SigLIP paper (section 3.2) for checkpoints that do not carry their own.
+INITIAL_LOG_TEMPERATURE = math.log(10.0)
+INITIAL_BIAS = -10.0
+
+
+class CosineHead(nn.Module):
+    """The head of the sigmoid loss: cosine to class embeddings, temperature and bias.
+
+    Source: Zhai et al. 2023, "Sigmoid loss for language image pre-training", algorithm 1, with
+    class embeddings in the place of the text embeddings.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int) -> None:
+        super().__init__()
+        self.class_embeddings = nn.Parameter(torch.empty(num_labels, hidden_size))
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOG_TEMPERATURE))
+        self.logit_bias = nn.Parameter(torch.tensor(INITIAL_BIAS))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map pooled features (B, D) to logits (B, C)."""
+        return class_logits(features, self.class_embeddings, self.logit_scale, self.logit_bias)
+
+
+class SiglipClassifier(PreTrainedModel):
+    """Image classifier on a fixed-resolution SigLIP or SigLIP 2 vision tower.
+
+    ``forward`` takes ``pixel_values`` (B, 3, H, W), float, normalised as the checkpoint's image
+    processor does, and optional ``labels`` (B,), int64. It returns logits (B, C); with labels
+    also the loss of the model's activation: softmax cross-entropy, or the pairwise sigmoid loss.
+    """
+
+    config_class = SiglipClassifierConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ("SiglipEncoderLayer", "SiglipMultiheadAttentionPoolingHead")
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SiglipClassifierConfig) -> None:
+        super().__init__(config)
+        hidden_size = config.vision_config.hidden_size
+        self.vision_model = SiglipVisionModel._from_config(config.vision_config)
+        self.classifier: CosineHead | nn.Linear
+        if config.head == "cosine":
+            self.classifier = CosineHead(hidden_size, config.num_labels)
+        else:
+            self.classifier = nn.Linear(hidden_size, config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the head; the vision tower initialises itself."""
+        if isinstance(module, CosineHead):
+            nn.init.normal_(module.class_embeddings, std=module.class_embeddings.shape[1] ** -0.5)
+            nn.init.constant_(module.logit_scale, INITIAL_LOG_TEMPERATURE)
+            nn.init.constant_(module.logit_bias, INITIAL_BIAS)
+        elif module is self.classifier and isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding, where gradient checkpointing hooks in."""
+        return self.vision_model.embeddings.patch_embedding
+
+    def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Return the pooled features (B, D) that the head sees, before any normalisation."""
+        outputs = self.vision_model(pixel_values=pixel_values)
+        if self.config.pooling == "map":
+            return outputs.pooler_output
+        return outputs.last_hidden_state.mean(dim=1)
+
+    def classify_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Map pooled features (B, D) to logits (B, C)."""
+        if self.config.normalize_features:
+            features = nn.functional.normalize(features, dim=-1)
+        return self.classifier(features)
+
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None
+    ) -> ImageClassifierOutput:
+        """Classify a batch; see the class for shapes."""
+        logits = self.classify_features(self.extract_features(pixel_values))
+        loss = None
+        if labels is not None:
+            loss_function = (
+                sigmoid_loss if self.config.activation == "sigmoid" else cross_entropy_loss
+            )
+            loss = loss_function(logits, labels)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    def to_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Turn logits (B, C) into probabilities: softmax rows, or independent sigmoids."""
+        logits = logits.float()
+        return logits.sigmoid() if self.config.activation == "sigmoid" else logits.softmax(dim=-1)
+
+    @torch.no_grad()
+    def fold(self) -> "SiglipClassifier":
+        """Return an ordinary classifier with the same logits: a cosine head becomes linear.
+
+        Its weight is the normalised class embeddings times the temperature, its bias the sigmoid
+        loss's bias. A model with a linear head is returned as it is.
+        """
+        head = self.classifier
+        if not isinstance(head, CosineHead):
+            return self
+        config = SiglipClassifierConfig.from_dict(self.config.to_dict())
+        config.head = "linear"
+        config.normalize_features = True
+        folded = SiglipClassifier(config).to(head.class_embeddings)
+        folded.vision_model.load_state_dict(self.vision_model.state_dict())
+        embeddings = nn.functional.normalize(head.class_embeddings, dim=-1)
+        folded.classifier.weight.copy_(head.logit_scale.exp() * embeddings)
+        folded.classifier.bias.copy_(head.logit_bias.expand(embeddings.shape[0]))
+        return folded.train(self.training)
+
+    @torch.no_grad()
+    def to_native(self) -> SiglipForImageClassification:
+        """Return a plain ``SiglipForImageClassification`` with the same logits.
+
+        Raises:
+            ValueError: The model cannot be one: it uses attention pooling or normalised features.
+        """
+        if self.config.pooling != "mean" or self.config.normalize_features:
+            raise ValueError(
+                "Only a model with pooling 'mean' and unnormalised features can be saved as "
+                f"SiglipForImageClassification; this one has pooling {self.config.pooling!r} and "
+                f"normalize_features {self.config.normalize_features}: train with --pooling mean."
+            )
+        config = SiglipConfig(
+            vision_config=self.config.vision_config.to_dict(),
+            id2label=self.config.id2label,
+            label2id=self.config.label2id,
+            problem_type=self.config.problem_type,
+        )
+        native = SiglipForImageClassification(config)
+        native.load_state_dict(self.state_dict())
+        return native.eval()

@@ -1,0 +1,249 @@
+"""Build a classifier from a SigLIP checkpoint, and load its image processor.
+
+Every weight of the vision tower must come from the checkpoint: one that is missing or of another
+shape is an error, since a silently random tower trains to a silently bad model.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, SiglipVisionConfig
+from transformers import SiglipVisionModel
+from transformers.utils import logging as transformers_logging
+
+from siglip_flowers.config import parse_trainable
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.configuration import SiglipClassifierConfig
+
+logger = logging.getLogger(__name__)
+
+
+def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
+    """Read the configuration of a checkpoint and check that it is a fixed-resolution SigLIP.
+
+    Raises:
+        InputError: The checkpoint is no SigLIP, or a NaFlex one.
+        RunError: It can be found neither here nor on the Hub.
+    """
+    path = Path(checkpoint)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"The model directory {checkpoint} holds no config.json; name a directory written by "
+            "save_pretrained or a model on the Hub."
+        )
+    if not path.is_dir() and (path.is_absolute() or checkpoint.startswith(".")):
+        raise InputError(f"The model directory {checkpoint} does not exist; check the path.")
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except (OSError, HfHubHTTPError) as error:
+        raise RunError(
+            f"The model {checkpoint!r} is not a local directory and could not be read from the "
+            f"Hugging Face Hub ({_first_line(error)}); check the name and the network, or give "
+            "--model_name_or_path a local directory."
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} is not a SigLIP model ({_first_line(error)}); use a "
+            "SigLIP or fixed-resolution SigLIP 2 checkpoint."
+        ) from error
+    if config.model_type in ("siglip2", "siglip2_vision_model"):
+        raise InputError(
+            f"The checkpoint {checkpoint!r} is a NaFlex SigLIP 2 (model_type "
+            f"{config.model_type!r}), which needs other inputs than pictures of one size; use a "
+            "fixed-resolution one such as google/siglip2-base-patch16-224."
+        )
+    if config.model_type not in ("siglip", "siglip_vision_model", "siglip_classifier"):
+        raise InputError(
+            f"The checkpoint {checkpoint!r} is not a SigLIP model: its model_type is "
+            f"{config.model_type!r}, expected 'siglip', 'siglip_vision_model' or "
+            "'siglip_classifier'."
+        )
+    return config
+
+
+def vision_config_of(config: PreTrainedConfig) -> SiglipVisionConfig:
+    """Return the vision part of a two-tower, vision-only or classifier configuration."""
+    if isinstance(config, SiglipVisionConfig):
+        return config
+    vision_config = config.vision_config
+    assert isinstance(vision_config, SiglipVisionConfig)
+    return vision_config
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    """Raise InputError unless whole patches cover the picture."""
+    if image_size % patch_size:
+        below = image_size - image_size % patch_size
+        raise InputError(
+            f"--image_size is {image_size}, which is not a multiple of the checkpoint's patch size "
+            f"{patch_size}; use {below or patch_size} or {below + patch_size}."
+        )
+
+
+def load_image_processor(checkpoint: str, image_size: int | None = None) -> Any:
+    """Load the checkpoint's image processor, set to another picture size if asked.
+
+    The PIL backend is asked for so that pixels do not depend on whether torchvision is installed.
+    """
+    try:
+        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise RunError(
+            f"The image processor of {checkpoint!r} could not be loaded ({_first_line(error)}); "
+            "the checkpoint needs a preprocessor_config.json."
+        ) from error
+    if image_size is not None:
+        processor.size = {"height": image_size, "width": image_size}
+    return processor
+
+
+def load_classifier(
+    checkpoint: str,
+    class_names: Sequence[str],
+    *,
+    pooling: str = "map",
+    head: str = "linear",
+    normalize_features: bool = False,
+    activation: str = "softmax",
+    image_size: int | None = None,
+    from_scratch: bool = False,
+    attn_implementation: str | None = None,
+) -> SiglipClassifier:
+    """Build a classifier with the vision tower of a checkpoint and a fresh head.
+
+    Args:
+        checkpoint: Two-tower SigLIP, vision tower only, or a saved classifier; a directory or a
+            Hub id. Only safetensors weights are read.
+        class_names: The C names, in label order.
+        pooling: See :class:`SiglipClassifierConfig`, like the next three.
+        head: See above.
+        normalize_features: See above.
+        activation: See above.
+        image_size: Side in pixels; position embeddings are interpolated where it is not the
+            checkpoint's own.
+        from_scratch: Take the architecture only and initialise every weight at random.
+        attn_implementation: ``sdpa``, ``eager``, ...; transformers chooses when left out.
+
+    Raises:
+        InputError: No SigLIP checkpoint, missing vision weights, or a size that does not fit.
+        RunError: The checkpoint cannot be reached or read.
+    """
+    vision_config = vision_config_of(load_checkpoint_config(checkpoint))
+    own_size = vision_config.image_size
+    assert isinstance(own_size, int) and isinstance(vision_config.patch_size, int)
+    if image_size is not None:
+        check_image_size(image_size, vision_config.patch_size)
+    tower = None
+    if not from_scratch:
+        tower = _load_vision_tower(checkpoint, use_head=pooling == "map")
+        vision_config = tower.config
+    target_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
+    target_config.image_size = image_size or own_size
+    config = SiglipClassifierConfig(
+        vision_config=target_config,
+        pooling=pooling,
+        head=head,
+        normalize_features=normalize_features,
+        activation=activation,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: index for index, name in enumerate(class_names)},
+    )
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    model = SiglipClassifier(config)
+    if tower is not None:
+        state = tower.state_dict()
+        if target_config.image_size != own_size:
+            name = "embeddings.position_embedding.weight"
+            state[name] = interpolate_position_embedding(
+                state[name], target_config.image_size // vision_config.patch_size
+            )
+        model.vision_model.load_state_dict(state)
+    return model
+
+
+def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.Tensor:
+    """Resample a square grid of position embeddings (N*N, D) to (grid*grid, D), bicubically.
+
+    Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at another resolution).
+    """
+    side = round(embedding.shape[0] ** 0.5)
+    assert side * side == embedding.shape[0]
+    maps = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    maps = nn.functional.interpolate(maps, size=(grid, grid), mode="bicubic", align_corners=False)
+    return maps.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(embedding.dtype)
+
+
+def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
+    config = load_checkpoint_config(checkpoint)
+    vision_config = vision_config_of(config)
+    if use_head and not vision_config.vision_use_head:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
+            "false), which --pooling map needs; use --pooling mean."
+        )
+    vision_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
+    vision_config.vision_use_head = use_head
+    # The text tower's weights are left over by design; the report that lists them is noise.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        tower, report = SiglipVisionModel.from_pretrained(
+            checkpoint,
+            config=vision_config,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, HfHubHTTPError) as error:
+        raise RunError(
+            f"The weights of {checkpoint!r} could not be read ({_first_line(error)}); a whole "
+            "model.safetensors is needed, pickled weights are not loaded."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    # Mismatched entries are (name, shape in the file, shape in the model).
+    bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if bad:
+        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise InputError(
+            f"The checkpoint {checkpoint!r} lacks {len(bad)} vision weights or has them in another "
+            f"shape than its config.json says ({shown}); use a complete SigLIP checkpoint."
+        )
+    return tower
+
+
+def freeze(model: SiglipClassifier, trainable: str) -> None:
+    """Set which parameters train.
+
+    ``all``: every one; ``head``: the classification head only; ``last:N``: the head, the
+    attention pooling, the last layer norm and the last N encoder layers.
+
+    Raises:
+        InputError: Another word, or more layers than the encoder has.
+    """
+    layers = len(model.vision_model.encoder.layers)
+    last = parse_trainable(trainable)
+    if last is not None and last > layers:
+        raise InputError(
+            f"--trainable is {trainable!r} but the encoder has {layers} layers; use last:{layers} "
+            "or all."
+        )
+    model.vision_model.requires_grad_(trainable == "all")
+    if last is not None:
+        model.vision_model.post_layernorm.requires_grad_(True)
+        if model.config.pooling == "map":
+            model.vision_model.head.requires_grad_(True)
+        for layer in model.vision_model.encoder.layers[layers - last :]:
+            layer.requires_grad_(True)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__

@@ -1,0 +1,231 @@
+"""Class embeddings from a checkpoint's own text tower: the zero-shot head."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Siglip2TextModel,
+    SiglipTextModel,
+)
+from transformers.utils import cached_file
+
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
+
+_TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
+_WEIGHTS = "model.safetensors"
+_TEXT_PREFIX = "text_model."
+_REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
+
+
+class TextTower(NamedTuple):
+    """A text tower in evaluation mode with its tokenizer and the checkpoint's calibration.
+
+    ``logit_scale`` (a logarithm) and ``logit_bias`` are float32 of shape (1,), as saved.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    logit_scale: Tensor
+    logit_bias: Tensor
+
+
+class ZeroShotHead(NamedTuple):
+    """Unit-length class embeddings ``weight`` (C, D), with the calibration, all float32."""
+
+    weight: Tensor
+    logit_scale: Tensor
+    logit_bias: Tensor
+
+
+def load_text_tower(checkpoint: str) -> TextTower:
+    """Load the text half of a SigLIP or SigLIP 2 checkpoint, in float32.
+
+    ``checkpoint`` is a local directory or a Hub id; only safetensors are read, and of these only
+    the text weights.
+
+    Raises InputError, before any weight is read, for a checkpoint without a text tower; also for
+    missing or misshapen text weights and a missing tokenizer. Raises RunError for what cannot be
+    fetched or is damaged.
+    """
+    config = _load_config(checkpoint)
+    weights = _read_text_weights(checkpoint)
+    try:
+        # Given from memory, the vision weights are neither loaded nor reported as left over.
+        model, report = _TEXT_TOWERS[config.model_type].from_pretrained(
+            None,
+            config=config.text_config,
+            state_dict={k: v for k, v in weights.items() if k.startswith(_TEXT_PREFIX)},
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except RuntimeError as error:
+        raise InputError(
+            f"the text weights of {checkpoint} do not fit its config.json ({error}): {_REMEDY}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{checkpoint} lacks {len(missing)} weights of its text tower, {missing[0]} among "
+            f"them: {_REMEDY}"
+        )
+    return TextTower(
+        model.eval(), _load_tokenizer(checkpoint), weights["logit_scale"], weights["logit_bias"]
+    )
+
+
+def encode_prompts(
+    text_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    batch_size: int = 64,
+) -> Tensor:
+    """Encode ``prompts`` in canonical form; returns (N, D), not normalised.
+
+    Every text is padded or cut to the tower's full length, since SigLIP pools the last position
+    and was trained without a padding mask. Gradients flow unless the caller switches them off.
+    """
+    length = text_model.config.max_position_embeddings
+    features = []
+    for start in range(0, len(prompts), batch_size):
+        tokens = tokenizer(
+            [canonicalize(prompt) for prompt in prompts[start : start + batch_size]],
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        features.append(text_model(input_ids=tokens["input_ids"].to(text_model.device)))
+    return torch.cat([output.pooler_output for output in features])
+
+
+def class_embeddings(
+    text_model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    batch_size: int = 64,
+) -> Tensor:
+    """Average each class's normalised prompt embeddings and normalise again; returns (C, D).
+
+    Gradients flow unless the caller switches them off. Raises InputError as ``build_prompts``.
+    Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembling in embedding space.
+    """
+    prompts = build_prompts(class_names, templates)
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    features = F.normalize(encode_prompts(text_model, tokenizer, flat, batch_size), dim=-1)
+    by_class = features.reshape(len(prompts), len(templates), -1)  # (C, T, D)
+    return F.normalize(by_class.mean(dim=1), dim=-1)
+
+
+def zero_shot_head(
+    checkpoint: str, class_names: Sequence[str], templates: Sequence[str] | None = None
+) -> ZeroShotHead:
+    """Build the classifier that ``checkpoint`` already knows, without training.
+
+    ``templates`` defaults to the packaged ones. Raises as ``build_prompts`` and
+    ``load_text_tower``.
+    """
+    templates = load_templates() if templates is None else templates
+    build_prompts(class_names, templates)  # a bad name is told before the weights are fetched
+    tower = load_text_tower(checkpoint)
+    with torch.no_grad():
+        weight = class_embeddings(tower.model, tower.tokenizer, class_names, templates)
+    return ZeroShotHead(weight, tower.logit_scale, tower.logit_bias)
+
+
+def _load_config(checkpoint: str) -> Any:
+    """Load the config of ``checkpoint`` and make sure that it describes two towers."""
+    try:
+        config = AutoConfig.from_pretrained(checkpoint)
+    except OSError as error:
+        raise _describe_unreadable(checkpoint, "config.json") from error
+    except ValueError as error:
+        raise InputError(
+            f"{checkpoint} is not a SigLIP checkpoint (its config.json is of an unknown kind): "
+            f"{_REMEDY}"
+        ) from error
+    if config.model_type not in _TEXT_TOWERS:
+        raise InputError(
+            f"{checkpoint} has no text tower (its config.json says {config.model_type!r}): "
+            f"{_REMEDY}"
+        )
+    return config
+
+
+def _load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            f"the tokenizer of {checkpoint} cannot be loaded ({error}): put its tokenizer files "
+            "beside the weights and install sentencepiece"
+        ) from error
+
+
+def _read_text_weights(checkpoint: str) -> dict[str, Tensor]:
+    """Read the text tower's tensors, ``logit_scale`` and ``logit_bias`` in float32."""
+    weights: dict[str, Tensor] = {}
+    for path in _find_weight_files(checkpoint):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in filter(_is_wanted, file.keys()):
+                    weights[name] = file.get_tensor(name).float()
+        except SafetensorError as error:
+            raise RunError(
+                f"the weights {path} are damaged ({error}): fetch the checkpoint again"
+            ) from error
+    for name in ("logit_scale", "logit_bias"):
+        if name not in weights:
+            raise InputError(f"the weights of {checkpoint} hold no {name}: {_REMEDY}")
+    if not any(name.startswith(_TEXT_PREFIX) for name in weights):
+        raise InputError(f"the weights of {checkpoint} hold no text tower: {_REMEDY}")
+    return weights
+
+
+def _find_weight_files(checkpoint: str) -> list[str]:
+    """Locate (or fetch) the safetensors files with text weights, whether in one or in shards."""
+    try:
+        return [_fetch(checkpoint, _WEIGHTS)]
+    except OSError as error:
+        try:
+            index = _fetch(checkpoint, f"{_WEIGHTS}.index.json")
+        except OSError:
+            raise _describe_unreadable(checkpoint, _WEIGHTS) from error
+    places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    shards = sorted({shard for name, shard in places.items() if _is_wanted(name)})
+    try:
+        return [_fetch(checkpoint, shard) for shard in shards]
+    except OSError as error:
+        raise _describe_unreadable(checkpoint, " or ".join(shards)) from error
+
+
+def _fetch(checkpoint: str, name: str) -> str:
+    path = cached_file(checkpoint, name)
+    assert path is not None  # it raises OSError instead
+    return path
+
+
+def _is_wanted(name: str) -> bool:
+    return name.startswith(_TEXT_PREFIX) or name in ("logit_scale", "logit_bias")
+
+
+def _describe_unreadable(checkpoint: str, name: str) -> InputError | RunError:
+    """A local directory is the user's to mend; a Hub id may be right and the network down."""
+    if Path(checkpoint).is_dir():
+        return InputError(f"{checkpoint} has no readable {name}: {_REMEDY}")
+    if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1:
+        return InputError(f"there is no directory {checkpoint}: {_REMEDY}")
+    return RunError(
+        f"{name} of {checkpoint} cannot be fetched from the Hub: check the name and the connection"
+    )

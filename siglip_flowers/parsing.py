@@ -1,0 +1,177 @@
+"""Read the configuration: defaults, then a YAML file, then the command line."""
+
+import argparse
+import dataclasses
+import difflib
+import enum
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from siglip_flowers.errors import InputError
+
+# Never written to a file, whatever a user passes.
+SECRETS = ("hub_token", "push_to_hub_token")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print a usage of 150 options before the one sentence that matters.
+        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: dict[str, Any] | None = None,
+) -> tuple[Any, ...]:
+    """Build one instance of each dataclass from ``--config FILE`` and command-line options.
+
+    Args:
+        dataclass_types: The dataclasses, whose field names are the known keys and options.
+        argv: The command line without the program's name.
+        prog: The program's name, for ``--help``.
+        description: One line for ``--help``.
+        defaults: Values that replace the dataclasses' defaults; the YAML file overrides them.
+
+    Raises:
+        InputError: Unknown option or key, wrong type, unreadable file, value out of range.
+    """
+    parser = _Parser(
+        list(dataclass_types), prog=prog, description=description, allow_abbrev=False
+    )
+    parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
+    known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    namespace = argparse.Namespace()
+    if defaults:
+        _apply(parser, defaults, namespace, "the defaults")
+    config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    config_only.add_argument("--config")
+    try:
+        config_file = config_only.parse_known_args(argv)[0].config
+    except argparse.ArgumentError as error:
+        raise InputError("--config needs the name of a YAML file.") from error
+    if config_file is not None:
+        values = read_yaml(Path(config_file))
+        for key in values:
+            if key not in known:
+                raise InputError(
+                    f"Unknown key {key!r} in {config_file}{_nearest(str(key), known)}"
+                )
+        _apply(parser, values, namespace, config_file)
+    namespace, rest = parser.parse_known_args(argv, namespace)
+    if rest:
+        _refuse(rest[0], known)
+    parsed = vars(namespace)
+    instances = []
+    for kind in dataclass_types:
+        names = [field.name for field in dataclasses.fields(kind) if field.init]
+        try:
+            instances.append(kind(**{name: parsed[name] for name in names}))
+        except InputError:
+            raise
+        except (ValueError, ImportError) as error:
+            # The parent class of the training arguments checks its own fields this way.
+            raise InputError(" ".join(str(error).split())) from error
+    return tuple(instances)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        InputError: The file is missing, no YAML, or holds something else than a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"The configuration file {path} cannot be read: {error.strerror or error}."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(
+            f"The configuration file {path} holds a {type(values).__name__}; it must hold lines "
+            "'option: value'."
+        )
+    return values
+
+
+def dump_configuration(*instances: Any) -> str:
+    """Return the YAML text of the resolved configuration, which ``--config`` reads back.
+
+    Secrets are left out, and so are options that are unset by default and still unset.
+    """
+    lines: list[str] = []
+    for instance in instances:
+        values = {}
+        for field in dataclasses.fields(instance):
+            value = _plain(getattr(instance, field.name))
+            unset = value is None and field.default is None
+            if field.name in SECRETS or not field.init or unset or value in ([], {}, ""):
+                continue
+            values[field.name] = value
+        lines.append(f"# {type(instance).__name__}\n")
+        lines.append(yaml.safe_dump(values, sort_keys=True, allow_unicode=True))
+    return "".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _apply(
+    parser: _Parser, values: dict[str, Any], namespace: argparse.Namespace, origin: str
+) -> None:
+    """Set values on the namespace through the parser, so that their types are checked."""
+    argv: list[str] = []
+    unset: list[str] = []
+    for key, value in values.items():
+        if value is None:
+            unset.append(key)
+        elif isinstance(value, dict):
+            argv.append(f"--{key}={json.dumps(value)}")
+        elif isinstance(value, list):
+            argv.extend([f"--{key}", *map(str, value)])
+        else:
+            argv.append(f"--{key}={value}")
+    try:
+        _, rest = parser.parse_known_args(argv, namespace)
+    except InputError as error:
+        raise InputError(f"In {origin}: {str(error).removesuffix('; see --help.')}.") from error
+    if rest:
+        raise InputError(f"In {origin}: {rest[0]!r} is one value too many.")
+    for key in unset:
+        setattr(namespace, key, None)
+
+
+def _refuse(argument: str, known: set[str]) -> NoReturn:
+    if argument.startswith("-"):
+        name = argument.split("=")[0]
+        nearest = _nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")
+        raise InputError(f"Unknown option {name}{nearest}")
+    raise InputError(f"Unexpected argument {argument!r}; options start with --, see --help.")
+
+
+def _nearest(name: str, known: set[str], prefix: str = "") -> str:
+    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."

@@ -1,0 +1,51 @@
+"""The curve of a run, one row a step at which something was logged."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from siglip_flowers.records import atomic_path
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "learning_rate",
+    "grad_norm",
+    "loss",
+    "accuracy",
+    "train_loss",
+    "train_nll",
+    "train_accuracy",
+    "validation_loss",
+    "validation_nll",
+    "validation_accuracy",
+    "validation_top5_accuracy",
+    "validation_precision_macro",
+    "validation_recall_macro",
+    "validation_f1_macro",
+)
+
+
+def build_history(log_history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+    """Merge the Trainer's log entries to one row a step, with the columns of ``COLUMNS``.
+
+    ``loss`` and ``accuracy`` are means over the (augmented) training batches since the last row;
+    ``train_*`` and ``validation_*`` are measured on unaugmented pictures.
+    """
+    rows: dict[int, dict[str, float | None]] = {}
+    for entry in log_history:
+        values = {key.removeprefix("eval_"): value for key, value in entry.items()}
+        if "train_runtime" in values:
+            # The Trainer's closing summary has a train_loss of another meaning.
+            continue
+        row = rows.setdefault(int(entry["step"]), dict.fromkeys(COLUMNS))
+        row.update({key: values[key] for key in COLUMNS if values.get(key) is not None})
+    return [rows[step] for step in sorted(rows)]
+
+
+def write_history(path: Path, history: list[dict[str, float | None]]) -> None:
+    """Write the rows as CSV; a column that was not measured at a step is empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)

@@ -1,0 +1,102 @@
+"""Write what a run found: metrics, curve, predictions and pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siglip_flowers.data import FlowerData
+from siglip_flowers.evaluation.examples import choose_examples, save_examples
+from siglip_flowers.evaluation.plots import plot_accuracy, plot_loss
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.evaluation.predictions import write_predictions
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.records import describe_environment, write_json
+from siglip_flowers.training.build import RunArguments
+from siglip_flowers.training.history import write_history
+from siglip_flowers.training.output import METRICS_FILE
+from siglip_flowers.training.trainer import FlowersTrainer
+
+EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4
+
+
+def describe_run(
+    arguments: RunArguments,
+    data: FlowerData,
+    model: SiglipClassifier,
+    trainer: FlowersTrainer,
+    outcome: dict[str, float],
+) -> dict[str, Any]:
+    """Return the facts that go beside a run's figures."""
+    state = trainer.state
+    return {
+        "data": {
+            "source": data.source,
+            "split_protocol": data.split_protocol,
+            "description": data.description,
+            "shots": arguments.data.shots,
+            "skipped_images": {name: len(ids) for name, ids in data.skipped.items()},
+        },
+        "model": {
+            "model_id": arguments.model.model_name_or_path,
+            "from_scratch": arguments.model.from_scratch,
+            "pooling": model.config.pooling,
+            "activation": model.config.activation,
+            "image_size": model.config.vision_config.image_size,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "training": {
+            "seed": arguments.training.seed,
+            "epochs": state.epoch,
+            "steps": state.global_step,
+            "best_step": state.best_global_step,
+            "best_validation_accuracy": state.best_metric,
+            "seconds": outcome["train_runtime"],
+            "processes": trainer.accelerator.num_processes,
+            "precision": trainer.accelerator.mixed_precision,
+        },
+        "environment": describe_environment(describe_device(trainer.args.device)),
+    }
+
+
+def describe_device(device: torch.device) -> str:
+    """Name the device, as ``NVIDIA H100`` or ``cpu (2 threads)``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def write_results(
+    output_dir: Path,
+    *,
+    results: Mapping[str, SplitResult],
+    history: list[dict[str, float | None]],
+    data: FlowerData,
+    facts: dict[str, Any],
+) -> None:
+    """Write every file of a finished run; ``metrics.json`` comes last and marks it as finished."""
+    test = results["test"]
+    title = f"{Path(facts['model']['model_id']).name} on {data.description}"
+    write_history(output_dir / "history.csv", history)
+    plot_loss(history, output_dir / "loss_plot.png", title)
+    plot_accuracy(history, output_dir / "accuracy_plot.png", title)
+    names = data.class_names
+    rows = choose_examples(
+        test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, facts["training"]["seed"]
+    )
+    predicted = test.logits.argmax(axis=1)
+    save_examples(
+        [data.splits["test"][row]["image"] for row in rows],
+        [names[test.labels[row]] for row in rows],
+        [names[predicted[row]] for row in rows],
+        [float(test.probabilities[row].max()) for row in rows],
+        output_dir,
+        title,
+    )
+    write_predictions(output_dir / "predictions_test.parquet", test, names)
+    splits = {
+        name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}
+        for name, result in results.items()
+    }
+    write_json(output_dir / METRICS_FILE, {"title": title, **facts, "splits": splits})

@@ -1,0 +1,101 @@
+"""One training run from start to finish: data, model, Trainer, test figures, pictures."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import set_seed
+
+from siglip_flowers.data import image_ids, load_flowers
+from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.loading import load_image_processor
+from siglip_flowers.records import atomic_directory, write_json
+from siglip_flowers.training.build import (
+    RunArguments,
+    build_model,
+    build_trainer,
+    check_arguments,
+    check_free_disk,
+)
+from siglip_flowers.training.history import build_history
+from siglip_flowers.training.output import MODEL_DIR, claim_output_dir
+from siglip_flowers.training.report import describe_run, write_results
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves besides its files: metrics by split, and the curve."""
+
+    metrics: dict[str, dict[str, float]]
+    history: list[dict[str, float | None]]
+    output_dir: Path
+
+
+def run_training(arguments: RunArguments) -> RunResult:
+    """Train, keep the best weights, evaluate them and write everything to the output directory.
+
+    Raises:
+        InputError: The configuration cannot be carried out; nothing was written.
+        RunError: Something failed on the way.
+    """
+    training = arguments.training
+    assert training.output_dir is not None
+    output_dir = Path(training.output_dir)
+    check_arguments(arguments)
+    with training.main_process_first(desc="claiming the output directory"):
+        checkpoint = claim_output_dir(
+            output_dir,
+            arguments.dump(),
+            overwrite=training.overwrite_output_dir and PartialState().is_main_process,
+        )
+    with training.main_process_first(desc="loading the data"):
+        data = load_flowers(arguments.data)
+    set_seed(training.seed)
+    processor = load_image_processor(
+        arguments.model.model_name_or_path, arguments.model.image_size
+    )
+    model = build_model(arguments, data.class_names)
+    check_free_disk(model, training)
+    trainer = build_trainer(arguments, data, model, processor)
+    if trainer.is_world_process_zero():
+        ids = {name: image_ids(rows) for name, rows in data.splits.items()}
+        write_json(output_dir / "splits.json", {"split_protocol": data.split_protocol, **ids})
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    logger.info("best checkpoint: %s", trainer.state.best_model_checkpoint)
+    model = trainer.accelerator.unwrap_model(trainer.model).fold()
+    if trainer.is_world_process_zero():
+        with atomic_directory(output_dir / MODEL_DIR) as directory:
+            model.save_pretrained(directory)
+            processor.save_pretrained(directory)
+    trainer.accelerator.wait_for_everyone()
+    # What is measured is what was saved, read back.
+    model = SiglipClassifier.from_pretrained(output_dir / MODEL_DIR)
+    results = {
+        name: evaluate_split(
+            model,
+            processor,
+            data.splits[name],
+            name,
+            batch_size=training.per_device_eval_batch_size,
+            num_workers=training.dataloader_num_workers or 0,
+        )
+        for name in ("train", "validation", "test")
+    }
+    history = build_history(trainer.state.log_history)
+    if trainer.is_world_process_zero():
+        write_results(
+            output_dir,
+            results=results,
+            history=history,
+            data=data,
+            facts=describe_run(arguments, data, model, trainer, outcome.metrics),
+        )
+    trainer.accelerator.wait_for_everyone()
+    metrics = {name: {"n": len(result.labels), **result.metrics} for name, result in results.items()}
+    return RunResult(metrics=metrics, history=history, output_dir=output_dir)
+
+

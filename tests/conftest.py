@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests: where the real photographs and the real small SigLIP lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _shared_path(name: str) -> Path:
+    root = Path(os.environ.get("SIGLIP_FLOWERS_SHARED", REPOSITORY.parent / "shared"))
+    path = root / name
+    if not path.is_dir():
+        pytest.skip(f"{name} is not in {root}; set SIGLIP_FLOWERS_SHARED to the folder with it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def flowers_dir() -> Path:
+    """All 8189 Flowers102 photographs at 64x64, in the original layout."""
+    return _shared_path("flowers102-64px")
+
+
+@pytest.fixture(scope="session")
+def nano_dir() -> Path:
+    """A small, really pretrained two-tower SigLIP checkpoint."""
+    return _shared_path("siglip-nano")

@@ -1,0 +1,433 @@
+"""The objectives against plain loops in float64, SiglipModel, and one process against several."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from siglip_flowers.model import losses
+from siglip_flowers.model.losses import (
+    class_logits,
+    contrastive_sigmoid_loss,
+    cross_entropy_loss,
+    sigmoid_loss,
+)
+
+seeds = st.integers(0, 2**20)
+few_examples = settings(max_examples=25, deadline=None)
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def scalar(value, dtype=torch.float64):
+    return torch.tensor([value], dtype=dtype)
+
+
+def log_sigmoid(x):
+    return -math.log1p(math.exp(-x)) if x > 0 else x - math.log1p(math.exp(x))
+
+
+def plain_cosine(u, v):
+    dot = sum(a * b for a, b in zip(u, v, strict=True))
+    return dot / math.sqrt(sum(a * a for a in u)) / math.sqrt(sum(b * b for b in v))
+
+
+def plain_contrastive(images, texts, labels, log_scale, bias):
+    total = 0.0
+    for i, image in enumerate(images.tolist()):
+        for j, text in enumerate(texts.tolist()):
+            z = 1 if labels[i] == labels[j] else -1
+            total -= log_sigmoid(z * (math.exp(log_scale) * plain_cosine(image, text) + bias))
+    return total / len(images)
+
+
+def plain_cross_entropy(logits, targets, smoothing, weights):
+    total = 0.0
+    for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
+        log_sum = math.log(sum(math.exp(x) for x in row))
+        for x, t, w in zip(row, target, weights, strict=True):
+            total -= w * ((1 - smoothing) * t + smoothing / len(row)) * (x - log_sum)
+    return total / len(logits)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.25]])
+def test_cross_entropy_equals_plain_loops(smoothing, weights):
+    logits, labels = draw(5, 4), torch.tensor([0, 3, 3, 1, 2])
+    expected = plain_cross_entropy(logits, torch.eye(4)[labels], smoothing, weights or [1.0] * 4)
+    tensor = None if weights is None else torch.tensor(weights)
+    assert cross_entropy_loss(logits, labels, smoothing, tensor).item() == pytest.approx(expected)
+    rows = torch.eye(4)[labels]
+    assert cross_entropy_loss(logits, rows, smoothing, tensor).item() == pytest.approx(expected)
+
+
+def test_cross_entropy_of_mixed_labels_equals_plain_loops():
+    logits, targets = draw(6, 3), draw(6, 3, seed=1).softmax(1)
+    expected = plain_cross_entropy(logits, targets, 0.2, [3.0, 1.0, 0.5])
+    actual = cross_entropy_loss(logits, targets, 0.2, torch.tensor([3.0, 1.0, 0.5]))
+    assert actual.item() == pytest.approx(expected)
+
+
+def test_weighted_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
+    logits, labels, weights = draw(8, 3), torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]), draw(3).exp()
+    halves = [
+        cross_entropy_loss(logits[s], labels[s], 0.1, weights) for s in (slice(4), slice(4, 8))
+    ]
+    whole = cross_entropy_loss(logits, labels, 0.1, weights)
+    torch.testing.assert_close(sum(halves) / 2, whole)
+
+
+def test_sigmoid_loss_equals_plain_loops():
+    logits, labels = 5 * draw(5, 4), torch.tensor([0, 3, 3, 1, 2])
+    expected = 0.0
+    for i, row in enumerate(logits.tolist()):
+        for j, x in enumerate(row):
+            expected -= log_sigmoid(x if labels[i] == j else -x)
+    assert sigmoid_loss(logits, labels).item() == pytest.approx(expected / 5)
+    assert sigmoid_loss(logits, torch.eye(4)[labels]).item() == pytest.approx(expected / 5)
+
+
+def test_sigmoid_loss_of_a_soft_target_mixes_the_losses_of_its_classes():
+    logits = draw(1, 3)
+    mixed = sigmoid_loss(logits, torch.tensor([[0.3, 0.7, 0.0]]).double())
+    pure = [sigmoid_loss(logits, torch.tensor([c])) for c in (0, 1)]
+    torch.testing.assert_close(mixed, 0.3 * pure[0] + 0.7 * pure[1])
+
+
+@pytest.mark.parametrize("loss", [cross_entropy_loss, sigmoid_loss])
+@pytest.mark.parametrize(
+    "labels", [torch.zeros(3).long(), torch.zeros(2, 3), torch.zeros(2), torch.zeros(2, 4).long()]
+)
+def test_labels_that_do_not_fit_are_refused(loss, labels):
+    with pytest.raises(ValueError, match=r"labels must be integers"):
+        loss(torch.zeros(2, 4), labels)
+
+
+def test_class_logits_equal_plain_loops():
+    images, classes = draw(3, 5), draw(4, 5, seed=1)
+    actual = class_logits(images, classes, scalar(1.5), scalar(-2.0))
+    for i in range(3):
+        for j in range(4):
+            expected = math.exp(1.5) * plain_cosine(images[i].tolist(), classes[j].tolist()) - 2.0
+            assert actual[i, j].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1024])
+def test_contrastive_loss_equals_plain_loops(monkeypatch, block):
+    monkeypatch.setattr(losses, "_TEXT_BLOCK", block)
+    images, texts, labels = draw(5, 7), draw(5, 7, seed=1), torch.tensor([4, 1, 4, 0, 1])
+    expected = plain_contrastive(images, texts, labels, 2.0, -3.0)
+    actual = contrastive_sigmoid_loss(images, texts, labels, scalar(2.0), scalar(-3.0))
+    assert actual.item() == pytest.approx(expected)
+
+
+def test_contrastive_loss_of_unlike_labels_and_its_gradients_equal_those_of_siglip_model(nano_dir):
+    # Imported here, since every rank of the test below imports this module.
+    from transformers import SiglipModel
+
+    torch.manual_seed(0)
+    model = SiglipModel.from_pretrained(nano_dir).eval()
+    pixels, tokens = torch.rand(4, 3, 64, 64) * 2 - 1, torch.randint(3, 1000, (4, 16))
+    theirs = model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
+    parameters = [
+        model.logit_scale,
+        model.logit_bias,
+        model.vision_model.head.mlp.fc2.weight,
+        model.text_model.head.weight,
+    ]
+    their_grads = torch.autograd.grad(theirs, parameters)
+    ours = contrastive_sigmoid_loss(
+        model.get_image_features(pixels).pooler_output,
+        model.get_text_features(tokens).pooler_output,
+        torch.arange(4),
+        model.logit_scale,
+        model.logit_bias,
+    )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    for our_grad, their_grad in zip(
+        torch.autograd.grad(ours, parameters), their_grads, strict=True
+    ):
+        torch.testing.assert_close(our_grad, their_grad, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_pass_gradcheck_in_double_precision(monkeypatch):
+    monkeypatch.setattr(losses, "_TEXT_BLOCK", 2)
+    images, texts = draw(3, 4).requires_grad_(), draw(3, 4, seed=1).requires_grad_()
+    scale, bias = scalar(0.7).requires_grad_(), scalar(-0.5).requires_grad_()
+    labels, soft = torch.tensor([0, 2, 0]), draw(3, 3, seed=2).softmax(1)
+    logits = draw(3, 3, seed=3).requires_grad_()
+
+    def contrastive(*inputs):
+        return 3.0 * contrastive_sigmoid_loss(inputs[0], inputs[1], labels, *inputs[2:])
+
+    def check(function, *inputs):
+        assert torch.autograd.gradcheck(function, inputs)
+
+    check(contrastive, images, texts, scale, bias)
+    check(class_logits, images, texts, scale, bias)
+    for targets in (labels, soft):
+        check(lambda x, t=targets: sigmoid_loss(x, t), logits)
+        check(lambda x, t=targets: cross_entropy_loss(x, t, 0.1, torch.ones(3) / 2), logits)
+
+
+def test_locked_texts_leave_the_image_gradient_as_it_is():
+    images, texts, labels = draw(3, 4).requires_grad_(), draw(3, 4, seed=1), torch.tensor([0, 1, 0])
+    arguments = labels, scalar(1.0), scalar(0.0)
+    contrastive_sigmoid_loss(images, texts, *arguments).backward()
+    locked, images.grad = images.grad, None
+    contrastive_sigmoid_loss(images, texts.requires_grad_(), *arguments).backward()
+    torch.testing.assert_close(locked, images.grad)
+
+
+def test_losses_are_computed_in_float32_under_autocast():
+    images, texts = draw(6, 64, dtype=torch.float32), draw(6, 64, seed=1, dtype=torch.float32)
+    labels, scale, bias = torch.arange(6), scalar(4.0).float(), scalar(-10.0).float()
+
+    def values():
+        logits = class_logits(images, texts, scale, bias)
+        return (
+            logits,
+            sigmoid_loss(logits, labels),
+            cross_entropy_loss(logits, labels),
+            contrastive_sigmoid_loss(images, texts, labels, scale, bias),
+        )
+
+    expected = values()
+    with torch.autocast("cpu", torch.bfloat16):
+        for plain, mixed in zip(expected, values(), strict=True):
+            assert mixed.dtype == torch.float32
+            torch.testing.assert_close(mixed, plain, atol=1e-6, rtol=1e-6)
+    low = contrastive_sigmoid_loss(images.bfloat16(), texts.bfloat16(), labels, scale, bias)
+    assert low.dtype == torch.float32
+    assert cross_entropy_loss(expected[0].bfloat16(), labels).dtype == torch.float32
+
+
+@few_examples
+@given(seed=seeds, batch=st.integers(1, 6), classes=st.integers(2, 5))
+def test_permuting_the_batch_or_the_classes_leaves_the_losses(seed, batch, classes):
+    random = np.random.default_rng(seed)
+    logits = draw(batch, classes, seed=seed)
+    labels = torch.from_numpy(random.integers(0, classes, batch))
+    rows = torch.from_numpy(random.permutation(batch))
+    order = torch.from_numpy(random.permutation(classes))
+    for loss in (cross_entropy_loss, sigmoid_loss):
+        expected = loss(logits, labels)
+        torch.testing.assert_close(loss(logits[rows], labels[rows]), expected)
+        torch.testing.assert_close(loss(logits[:, order], order.argsort()[labels]), expected)
+
+    images, texts = draw(batch, 3, seed=seed + 1), draw(batch, 3, seed=seed + 2)
+    calibration = scalar(1.0), scalar(-1.0)
+    expected = contrastive_sigmoid_loss(images, texts, labels, *calibration)
+    permuted = contrastive_sigmoid_loss(images[rows], texts[rows], labels[rows], *calibration)
+    torch.testing.assert_close(permuted, expected)
+    # Only the equality of labels counts, so renaming the classes changes nothing either.
+    renamed = contrastive_sigmoid_loss(images, texts, order[labels] * 7 + 100, *calibration)
+    torch.testing.assert_close(renamed, expected)
+
+
+@few_examples
+@given(seed=seeds, bias=st.floats(40, 1e4))
+def test_bias_limits_leave_only_the_pairs_of_the_wrong_sign(seed, bias):
+    images, texts = draw(4, 3, seed=seed), draw(4, 3, seed=seed + 1)
+    labels, scale = torch.tensor([0, 1, 1, 2]), scalar(0.0)
+    same = labels[:, None] == labels
+    cosine = class_logits(images, texts, scale, scalar(0.0))
+    # bias -> -inf: a negative pair costs nothing, a positive one its whole logit; +inf: reverse.
+    low = contrastive_sigmoid_loss(images, texts, labels, scale, scalar(-bias))
+    torch.testing.assert_close(low, (bias - cosine)[same].sum() / 4)
+    high = contrastive_sigmoid_loss(images, texts, labels, scale, scalar(bias))
+    torch.testing.assert_close(high, (bias + cosine)[~same].sum() / 4)
+
+
+@few_examples
+@given(seed=seeds, batch=st.integers(1, 5), bias=st.floats(-5, 5))
+def test_temperature_limits(seed, batch, bias):
+    images, labels = draw(batch, 8, seed=seed), torch.arange(batch)
+    # exp(scale) -> 0: the embeddings do not matter, every logit is the bias.
+    cold = contrastive_sigmoid_loss(
+        images, draw(batch, 8, seed=seed + 1), labels, scalar(-60.0), scalar(bias)
+    )
+    expected = -log_sigmoid(bias) - (batch - 1) * log_sigmoid(-bias)
+    assert cold.item() == pytest.approx(expected)
+    # exp(scale) -> inf with separable pairs: no loss is left.
+    perfect = torch.eye(8, dtype=torch.float64)[:batch]
+    sharp = contrastive_sigmoid_loss(perfect, perfect, labels, scalar(9.0), scalar(-4000.0))
+    assert sharp.item() == pytest.approx(0.0, abs=1e-12)
+
+
+@few_examples
+@given(seed=seeds)
+def test_duplicate_classes_in_the_batch_are_positives(seed):
+    images, texts = draw(3, 4, seed=seed), draw(3, 4, seed=seed + 1)
+    calibration = scalar(1.0), scalar(-2.0)
+    unlike = contrastive_sigmoid_loss(images, texts, torch.tensor([0, 1, 2]), *calibration)
+    alike = contrastive_sigmoid_loss(images, texts, torch.tensor([0, 1, 0]), *calibration)
+    # log sigmoid(-x) - log sigmoid(x) = -x: turning a negative positive takes its logit away.
+    logits = class_logits(images, texts, *calibration)
+    torch.testing.assert_close(alike, unlike - (logits[0, 2] + logits[2, 0]) / 3)
+
+
+@few_examples
+@given(seed=seeds, factor=st.floats(0.01, 100))
+def test_the_length_of_embeddings_does_not_matter(seed, factor):
+    images, texts, labels = draw(3, 4, seed=seed), draw(3, 4, seed=seed + 1), torch.arange(3)
+    calibration = scalar(1.0), scalar(-2.0)
+    expected = contrastive_sigmoid_loss(images, texts, labels, *calibration)
+    stretched = contrastive_sigmoid_loss(factor * images, texts / factor, labels, *calibration)
+    torch.testing.assert_close(stretched, expected)
+
+
+@pytest.mark.parametrize(
+    "images, texts, labels, message",
+    [
+        (torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2).long(), "one text an image"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2).long(), "one text an image"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3).long(), "labels must be 2 integers"),
+        (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), "labels must be 2 integers"),
+        (torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0).long(), "at least one image"),
+    ],
+)
+def test_contrastive_inputs_that_do_not_fit_are_refused(images, texts, labels, message):
+    with pytest.raises(ValueError, match=message):
+        contrastive_sigmoid_loss(images, texts, labels, torch.zeros(1), torch.zeros(1))
+
+
+class TwoTowers(nn.Module):
+    """Tiny towers of unlike widths with a learnable calibration."""
+
+    def __init__(self, lock_text=False, group=None):
+        super().__init__()
+        self.group = group
+        torch.manual_seed(3)
+        self.image_tower = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+        self.text_tower = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
+        self.text_tower.requires_grad_(not lock_text)
+        self.logit_scale = nn.Parameter(torch.tensor([1.2]))
+        self.logit_bias = nn.Parameter(torch.tensor([-2.0]))
+
+    def forward(self, pixels, texts, labels):
+        return contrastive_sigmoid_loss(
+            self.image_tower(pixels),
+            self.text_tower(texts),
+            labels,
+            self.logit_scale,
+            self.logit_bias,
+            self.group,
+        )
+
+
+def make_global_batch(size):
+    labels = torch.arange(size) % 5  # classes repeat within and across ranks
+    return (
+        draw(size, 6, seed=5, dtype=torch.float32),
+        draw(size, 4, seed=6, dtype=torch.float32),
+        labels,
+    )
+
+
+def train_two_steps(model, batch):
+    """Two steps, so that the second starts from what the first one's gradients made of it."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    values = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = model(*batch)
+        loss.backward()
+        optimizer.step()
+        values.append(loss.detach())
+    return torch.stack(values)
+
+
+# Batch sizes of the ranks taking part; ranks of one pool of four processes.
+CASES = {
+    "two ranks": ([4, 4], False),
+    "two ranks, text locked": ([4, 4], True),
+    "four ranks": ([3, 3, 3, 3], False),
+    "three ranks of unequal batches": ([1, 5, 2], False),
+}
+
+
+def run_case(rank, group, sizes, lock_text):
+    start = sum(sizes[:rank])
+    batch = [t[start : start + sizes[rank]] for t in make_global_batch(sum(sizes))]
+    model = TwoTowers(lock_text, group)
+    values = train_two_steps(DistributedDataParallel(model, process_group=group), batch)
+    dist.all_reduce(values, group=group)
+    with torch.no_grad():
+        evaluated = model(*batch)
+    dist.all_reduce(evaluated, group=group)
+    return {
+        "losses": values / len(sizes),
+        "evaluated": evaluated / len(sizes),
+        "grads": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
+        "weights": model.state_dict(),
+    }
+
+
+def find_refusal(width, group):
+    ones = torch.ones(2, width)
+    try:
+        contrastive_sigmoid_loss(
+            ones, ones, torch.zeros(2).long(), torch.ones(1), torch.ones(1), group
+        )
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def run_rank(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=4)
+    results = {"unlike widths": find_refusal(width=6 if rank == 0 else 5, group=None)}
+    for name, (sizes, lock_text) in CASES.items():
+        # Not the first ranks, so that ranks in the group and in the world differ.
+        members = list(range(4 - len(sizes), 4))
+        group = dist.new_group(members) if len(sizes) < 4 else None
+        if rank in members:
+            results[name] = run_case(members.index(rank), group, sizes, lock_text)
+        else:
+            results["no member"] = find_refusal(5, group)
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results_of_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=4)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_ranks_train_as_one_process_does(results_of_ranks, case):
+    sizes, lock_text = CASES[case]
+    model = TwoTowers(lock_text)
+    batch = make_global_batch(sum(sizes))
+    expected_losses = train_two_steps(model, batch)
+    expected_grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    assert any(name.startswith("text_tower") for name in expected_grads) != lock_text
+    close = {"atol": 1e-5, "rtol": 1e-5}
+    results = [result[case] for result in results_of_ranks if case in result]
+    assert len(results) == len(sizes)
+    for result in results:
+        torch.testing.assert_close(result["losses"], expected_losses, **close)
+        torch.testing.assert_close(result["evaluated"], model(*batch).detach(), **close)
+        torch.testing.assert_close(result["grads"], expected_grads, **close)
+        torch.testing.assert_close(result["weights"], dict(model.state_dict()), **close)
+
+
+def test_ranks_that_do_not_fit_together_are_told_so_on_every_rank(results_of_ranks):
+    for result in results_of_ranks:
+        assert "must be the same on all ranks" in result["unlike widths"]
+    assert "not in the process group" in results_of_ranks[0]["no member"]

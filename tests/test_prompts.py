@@ -1,0 +1,129 @@
+"""Templates, class names and canonical text."""
+
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siglip_flowers.errors import InputError
+from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.prompts import build_prompts, canonicalize, clean_class_name, load_templates
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_templates(text, encoding="utf-8"):
+        path = tmp_path / "templates.txt"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write_templates
+
+
+def test_packaged_templates_have_one_slot_each_and_differ():
+    templates = load_templates()
+    assert len(templates) >= 8
+    assert all(template.count("{}") == 1 for template in templates)
+    assert len({canonicalize(template.replace("{}", "x")) for template in templates}) == len(
+        templates
+    )
+    assert "a photo of a {}, a type of flower." in templates
+
+
+def test_comments_and_blank_lines_are_not_templates(write):
+    path = write("# a {} comment\n\n  a photo of a {}.  \r\n   # indented {}\nthe {} #1\n")
+    assert load_templates(path) == ["a photo of a {}.", "the {} #1"]
+    assert load_templates(str(path)) == load_templates(path)
+
+
+def test_a_template_without_a_slot_is_refused_with_its_line(write):
+    path = write("# first\na photo of a {}.\na photo of a { }.\n")
+    with pytest.raises(InputError, match=r"templates\.txt, line 3\) has no slot: put \{\}"):
+        load_templates(path)
+
+
+@pytest.mark.parametrize("text", ["", "\n \n", "# only a comment {}\n"])
+def test_a_file_without_templates_is_refused(write, text):
+    with pytest.raises(InputError, match=r"templates\.txt holds no prompt template"):
+        load_templates(write(text))
+
+
+def test_a_file_that_cannot_be_read_is_refused(write, tmp_path):
+    with pytest.raises(InputError, match=r"cannot read the prompt templates .*absent\.txt"):
+        load_templates(tmp_path / "absent.txt")
+    with pytest.raises(InputError, match="cannot read the prompt templates"):
+        load_templates(write("a photo of a {} é", encoding="latin-1"))
+
+
+@pytest.mark.parametrize(
+    "name, cleaned, canonical",
+    [
+        ("bird of paradise", "bird of paradise", "bird of paradise"),
+        ("colt's foot", "colt's foot", "colts foot"),
+        ("sword_lily", "sword lily", "sword lily"),
+        ("hard-leaved pocket orchid", "hard leaved pocket orchid", "hard leaved pocket orchid"),
+        ("globe-flower", "globe flower", "globe flower"),
+        ("pink-yellow dahlia?", "pink yellow dahlia", "pink yellow dahlia"),
+        ("Black_Eyed__Susan ", "Black Eyed Susan", "black eyed susan"),
+        ("tree‐poppy – red", "tree poppy red", "tree poppy red"),
+        ("\tlove  in\nthe mist", "love in the mist", "love in the mist"),
+    ],
+)
+def test_class_names_are_cleaned(name, cleaned, canonical):
+    assert clean_class_name(name) == cleaned
+    assert canonicalize(clean_class_name(name)) == canonical
+
+
+def test_the_flower_names_stay_different_when_canonical():
+    assert len({canonicalize(clean_class_name(name)) for name in FLOWER_NAMES}) == 102
+
+
+def test_canonical_text_is_that_of_the_siglip_authors():
+    assert canonicalize("A photo of a {}, a type  of flower.") == "a photo of a a type of flower"
+    assert canonicalize("Colt's-foot\t(wild)!\n") == "coltsfoot wild"
+    assert canonicalize("sword_lily") == "sword lily"
+    assert canonicalize("Édelweiß «rare»") == "édelweiß «rare»"
+    assert canonicalize(string.punctuation) == ""
+
+
+@given(st.text())
+def test_canonical_text_equals_an_independent_regular_expression(text):
+    spaced = text.replace("_", " ")
+    kept = re.sub("[" + re.escape(string.punctuation) + "]", "", spaced).lower()
+    assert canonicalize(text) == " ".join(kept.split())
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_canonical_text_is_a_fixed_point(text):
+    assert canonicalize(canonicalize(text)) == canonicalize(text)
+    assert canonicalize(text.upper()) == canonicalize(text)
+
+
+def test_prompts_put_every_class_into_every_template():
+    prompts = build_prompts(["sword_lily", "rose"], ["a {}.", "the {} flower, a {}"])
+    assert prompts == [
+        ["a sword lily.", "the sword lily flower, a sword lily"],
+        ["a rose.", "the rose flower, a rose"],
+    ]
+    assert build_prompts(["{0} {name}"], ["a {}"]) == [["a 0} {name"]]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "_-_", "???"])
+def test_a_class_with_an_empty_name_is_refused(name):
+    with pytest.raises(InputError, match=r"class 1 has the name .* which leaves no words"):
+        build_prompts(["rose", name], ["a {}"])
+
+
+@pytest.mark.parametrize(
+    "names, templates, message",
+    [
+        ([], ["a {}"], "there are no classes"),
+        (["rose"], [], "there are no prompt templates"),
+        (["rose"], ["a {}", "a flower"], r"'a flower' \(the list of templates\) has no slot"),
+    ],
+)
+def test_prompts_without_classes_or_templates_are_refused(names, templates, message):
+    with pytest.raises(InputError, match=message):
+        build_prompts(names, templates)

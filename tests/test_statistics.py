@@ -1,0 +1,501 @@
+"""Statistics against scipy, scikit-learn, full enumeration and cases worked out by hand."""
+
+import itertools
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.isotonic import IsotonicRegression
+
+from siglip_flowers.metrics.curves import fit_valley, loss_rise, overfitting_gap, steadiness
+from siglip_flowers.metrics.statistics import (
+    EXACT_BELOW,
+    PairedDifference,
+    conclude,
+    holm,
+    mcnemar,
+    mean_interval,
+    paired_bootstrap,
+    wilson_interval,
+)
+
+
+def _draw_correct(seeds, images, accuracy, seed):
+    return np.random.default_rng(seed).random((seeds, images)) < accuracy
+
+
+class TestMeanInterval:
+    @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+    def test_equals_scipy(self, confidence):
+        values = [0.71, 0.74, 0.69, 0.80]
+        interval = mean_interval(values, confidence)
+        expected = stats.t.interval(confidence, 3, np.mean(values), stats.sem(values))
+        assert (interval.low, interval.high) == pytest.approx(expected, rel=1e-12)
+        assert interval.std == pytest.approx(np.std(values, ddof=1))
+        assert interval.n == 4
+
+    def test_three_seeds_by_hand(self):
+        # 1, 2, 3: mean 2, std 1, t(0.975, 2) = 4.3027, divided by sqrt(3)
+        interval = mean_interval([1, 2, 3])
+        assert interval.mean == 2
+        assert interval.high == pytest.approx(2 + 4.302653 / 3**0.5, abs=1e-6)
+
+    def test_one_seed_has_no_interval(self):
+        interval = mean_interval([0.5])
+        assert interval.mean == 0.5
+        assert np.isnan([interval.std, interval.low, interval.high]).all()
+
+    def test_equal_values_have_a_point_interval(self):
+        interval = mean_interval([0.5, 0.5, 0.5])
+        assert (interval.low, interval.high, interval.std) == (0.5, 0.5, 0)
+
+    @pytest.mark.parametrize("values", [[], [[1.0, 2.0]]])
+    def test_wrong_shape_is_refused(self, values):
+        with pytest.raises(ValueError, match="non-empty list"):
+            mean_interval(values)
+
+    def test_nan_is_refused(self):
+        with pytest.raises(ValueError, match="finite"):
+            mean_interval([1.0, float("nan")])
+
+    @pytest.mark.parametrize("confidence", [0, 1, 95])
+    def test_confidence_in_per_cent_is_refused(self, confidence):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            mean_interval([1.0, 2.0], confidence)
+
+
+class TestPairedBootstrap:
+    def test_one_seed_equals_the_scipy_bootstrap_over_images(self):
+        a, b = _draw_correct(1, 400, 0.85, 1), _draw_correct(1, 400, 0.80, 2)
+        ours = paired_bootstrap(a, b, resamples=20_000)
+        theirs = stats.bootstrap(
+            (a[0].astype(float) - b[0],),
+            np.mean,
+            n_resamples=20_000,
+            method="percentile",
+            rng=np.random.default_rng(3),
+        ).confidence_interval
+        assert ours.difference == pytest.approx(a.mean() - b.mean())
+        assert ours.low == pytest.approx(theirs.low, abs=0.003)
+        assert ours.high == pytest.approx(theirs.high, abs=0.003)
+
+    def test_equals_every_possible_resample_of_a_tiny_case(self):
+        a = np.array([[1, 1, 0], [1, 0, 1]], dtype=bool)
+        b = np.array([[0, 1, 1], [0, 0, 1]], dtype=bool)
+        delta = a.astype(int) - b.astype(int)
+        every = np.array(
+            [
+                delta[np.ix_(rows, columns)].mean()
+                for rows in itertools.product(range(2), repeat=2)
+                for columns in itertools.product(range(3), repeat=3)
+            ]
+        )  # 4 * 27 equally likely resamples
+        result = paired_bootstrap(a, b, resamples=200_000, confidence=0.8)
+        p = min(1.0, 2 * min((every <= 0).mean(), (every >= 0).mean()))
+        assert result.p_value == pytest.approx(p, abs=0.01)
+        assert result.low == pytest.approx(np.quantile(every, 0.1), abs=1e-9)
+        assert result.high == pytest.approx(np.quantile(every, 0.9), abs=1e-9)
+
+    def test_spread_equals_a_plain_loop_that_draws_indices(self):
+        a, b = _draw_correct(4, 60, [[0.9], [0.7], [0.8], [0.6]], 1), _draw_correct(4, 60, 0.7, 2)
+        delta = a.astype(float) - b
+        rng = np.random.default_rng(5)
+        plain = [
+            delta[rng.integers(4, size=4)][:, rng.integers(60, size=60)].mean()
+            for _ in range(6_000)
+        ]
+        result = paired_bootstrap(a, b)
+        assert result.low == pytest.approx(np.quantile(plain, 0.025), abs=0.015)
+        assert result.high == pytest.approx(np.quantile(plain, 0.975), abs=0.015)
+
+    def test_counts_drawn_in_chunks_keep_the_distribution(self, monkeypatch):
+        a, b = _draw_correct(3, 200, 0.8, 1), _draw_correct(3, 200, 0.75, 2)
+        whole = paired_bootstrap(a, b)
+        monkeypatch.setattr("siglip_flowers.metrics.statistics._COUNTS_AT_A_TIME", 27 * 700)
+        chunked = paired_bootstrap(a, b)
+        assert chunked.low == pytest.approx(whole.low, abs=0.005)
+        assert chunked.high == pytest.approx(whole.high, abs=0.005)
+
+    def test_same_seed_repeats_and_image_order_does_not_matter(self):
+        a, b = _draw_correct(3, 100, 0.8, 1), _draw_correct(3, 100, 0.7, 2)
+        order = np.random.default_rng(0).permutation(100)
+        assert paired_bootstrap(a, b, seed=4) == paired_bootstrap(a[:, order], b[:, order], seed=4)
+
+    def test_swapping_the_arms_flips_the_sign(self):
+        a, b = _draw_correct(3, 300, 0.8, 1), _draw_correct(3, 300, 0.7, 2)
+        forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
+        assert back.difference == -forth.difference
+        assert back.low == pytest.approx(-forth.high, abs=0.01)
+
+    def test_pairing_narrows_the_interval(self):
+        # The same images are hard for both: matching them removes that spread.
+        ease = np.random.default_rng(0).integers(0, 2, 300).astype(float)
+        a, b = _draw_correct(3, 300, 0.02 + 0.96 * ease, 1), _draw_correct(3, 300, 0.96 * ease, 2)
+        paired = paired_bootstrap(a, b)
+        shuffled = paired_bootstrap(a, b[:, np.random.default_rng(3).permutation(300)])
+        assert paired.high - paired.low < 0.5 * (shuffled.high - shuffled.low)
+
+    def test_shifts_between_seeds_widen_the_interval(self):
+        half = np.zeros((2, 100), dtype=bool)
+        steady, shifting = half.copy(), half.copy()
+        steady[:, :50] = True
+        shifting[0] = True  # one seed wins every image, the other none: same mean
+        narrow, wide = paired_bootstrap(steady, half), paired_bootstrap(shifting, half)
+        assert narrow.difference == wide.difference == 0.5
+        assert narrow.seed_differences == (0.5, 0.5)
+        assert wide.seed_differences == (1.0, 0.0)
+        assert (wide.low, wide.high) == (0.0, 1.0)
+        assert narrow.high - narrow.low < 0.25
+
+    def test_identical_arms_show_nothing(self):
+        a = _draw_correct(3, 50, 0.5, 1)
+        result = paired_bootstrap(a, a)
+        assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+
+    def test_all_right_against_all_wrong(self):
+        result = paired_bootstrap(np.ones((3, 20), bool), np.zeros((3, 20), bool), resamples=999)
+        assert (result.difference, result.low, result.high) == (1, 1, 1)
+        assert result.p_value == pytest.approx(2 / 1000)
+
+    def test_one_seed_and_one_image(self):
+        result = paired_bootstrap([[True]], [[False]], resamples=9)
+        assert (result.difference, result.low, result.high) == (1, 1, 1)
+        assert (result.seeds, result.images) == (1, 1)
+        assert result.p_value == pytest.approx(0.2)
+
+    def test_plain_numbers_come_back_ready_for_json(self):
+        result = paired_bootstrap(_draw_correct(2, 9, 0.5, 1), _draw_correct(2, 9, 0.5, 2), 50)
+        values = [result.difference, result.low, result.high, result.p_value]
+        assert {type(v) for v in values} == {float}
+        assert {type(v) for v in result.seed_differences} == {float}
+        assert type(result.images) is int
+
+    def test_false_claims_are_rare_when_there_is_no_difference(self):
+        rng = np.random.default_rng(0)
+        claims = 0
+        for trial in range(300):
+            ease = rng.beta(4, 1, 200)
+            shift = 0.02 * rng.standard_normal((2, 3, 1))
+            a, b = rng.random((2, 3, 200)) < np.clip(ease + shift, 0, 1)
+            result = paired_bootstrap(a, b, resamples=300, seed=trial)
+            claims += not result.low <= 0 <= result.high
+        assert claims / 300 <= 0.06
+
+    def test_one_seed_has_the_stated_error_rate(self):
+        rng = np.random.default_rng(0)
+        claims = 0
+        for trial in range(400):
+            a, b = rng.random((2, 1, 200)) < 0.8
+            result = paired_bootstrap(a, b, resamples=300, seed=trial)
+            claims += not result.low <= 0 <= result.high
+        assert 0.02 <= claims / 400 <= 0.09
+
+    def test_a_real_difference_is_found(self):
+        result = paired_bootstrap(_draw_correct(3, 1020, 0.85, 1), _draw_correct(3, 1020, 0.75, 2))
+        assert result.low > 0
+        assert result.p_value < 0.01
+
+    def test_ten_thousand_resamples_take_about_a_second_at_most(self):
+        a, b = _draw_correct(3, 1020, 0.8, 1), _draw_correct(3, 1020, 0.8, 2)
+        start = time.process_time()
+        paired_bootstrap(a, b)
+        assert time.process_time() - start < 1.5
+
+    def test_shapes_that_differ_are_refused(self):
+        with pytest.raises(ValueError, match=r"one shape .*\(2, 3\) and \(2, 4\)"):
+            paired_bootstrap(np.ones((2, 3), bool), np.ones((2, 4), bool))
+
+    @pytest.mark.parametrize("shape", [(3,), (0, 3), (3, 0), (1, 2, 3)])
+    def test_anything_but_seeds_by_images_is_refused(self, shape):
+        with pytest.raises(ValueError, match=r"shape \(seeds, images\)"):
+            paired_bootstrap(np.ones(shape, bool), np.ones(shape, bool))
+
+    def test_class_ids_in_place_of_right_and_wrong_are_refused(self):
+        with pytest.raises(ValueError, match="boolean"):
+            paired_bootstrap([[3, 4]], [[3, 5]])
+
+    def test_no_resample_is_refused(self):
+        with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+            paired_bootstrap([[True]], [[True]], resamples=0)
+
+
+class TestMcNemar:
+    @staticmethod
+    def _make(b, c, both=5, neither=3):
+        a = [True] * b + [False] * c + [True] * both + [False] * neither
+        other = [False] * b + [True] * c + [True] * both + [False] * neither
+        return np.array(a), np.array(other)
+
+    @pytest.mark.parametrize("b, c", [(1, 0), (9, 2), (0, 12), (12, 12), (20, 4)])
+    def test_few_discordant_images_use_the_binomial(self, b, c):
+        result = mcnemar(*self._make(b, c))
+        assert (result.b, result.c, result.exact) == (b, c, True)
+        assert result.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-12)
+
+    def test_by_hand(self):
+        # 5 to 0: 2 * (1/2)^5
+        assert mcnemar(*self._make(5, 0)).p_value == pytest.approx(0.0625)
+
+    @pytest.mark.parametrize("b, c", [(EXACT_BELOW, 0), (40, 25), (150, 110), (50, 50)])
+    def test_many_use_chi_square_near_the_binomial(self, b, c):
+        result = mcnemar(*self._make(b, c))
+        assert not result.exact
+        assert result.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue, abs=0.01)
+
+    def test_chi_square_equals_scipy_on_corrected_counts(self):
+        # Each count moved by half towards the other is the continuity correction.
+        b, c = 40, 25
+        observed = [b - 0.5, c + 0.5]
+        expected = stats.chisquare(observed).pvalue
+        assert mcnemar(*self._make(b, c)).p_value == pytest.approx(expected, rel=1e-12)
+
+    def test_no_discordant_image(self):
+        result = mcnemar([True, False], [True, False])
+        assert (result.b, result.c, result.p_value, result.exact) == (0, 0, 1.0, True)
+
+    def test_concordant_images_do_not_matter(self):
+        assert mcnemar(*self._make(9, 2, 0, 0)) == mcnemar(*self._make(9, 2, 500, 500))
+
+    def test_seeds_by_images_is_refused(self):
+        with pytest.raises(ValueError, match=r"shape \(images,\), got \(2, 3\)"):
+            mcnemar(np.ones((2, 3), bool), np.ones((2, 3), bool))
+
+
+class TestHolm:
+    def test_by_hand(self):
+        # Sorted .005, .01, .03, .04 times 4, 3, 2, 1; the last is lifted to the one before.
+        corrected = holm([0.01, 0.04, 0.03, 0.005])
+        assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    def test_never_above_one_and_one_value_stays(self):
+        assert holm([0.6, 0.9]).tolist() == [1.0, 1.0]
+        assert holm([0.04]).tolist() == [0.04]
+        assert holm([]).size == 0
+
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
+    @settings(max_examples=100, deadline=None)
+    def test_rejects_what_the_step_down_procedure_rejects(self, p_values, level):
+        order = sorted(range(len(p_values)), key=p_values.__getitem__)
+        rejected = set()
+        for rank, index in enumerate(order):
+            if p_values[index] * (len(order) - rank) > level:
+                break
+            rejected.add(index)
+        assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
+
+    @pytest.mark.parametrize("p_values", [[1.2], [-0.1], [float("nan")]])
+    def test_what_is_no_probability_is_refused(self, p_values):
+        with pytest.raises(ValueError, match=r"in 0\.\.1"):
+            holm(p_values)
+
+
+class TestWilson:
+    @pytest.mark.parametrize(
+        "successes, n", [(0, 1), (1, 1), (0, 50), (50, 50), (7, 20), (900, 1020)]
+    )
+    @pytest.mark.parametrize("confidence", [0.9, 0.95])
+    def test_equals_scipy(self, successes, n, confidence):
+        expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+        ours = wilson_interval(successes, n, confidence)
+        assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+    def test_ends_are_exact(self):
+        assert wilson_interval(0, 30)[0] == 0
+        assert wilson_interval(30, 30)[1] == 1
+
+    @pytest.mark.parametrize("successes, n", [(0, 0), (5, 4), (-1, 4)])
+    def test_impossible_counts_are_refused(self, successes, n):
+        with pytest.raises(ValueError, match=f"got {successes} of {n}"):
+            wilson_interval(successes, n)
+
+
+class TestOverfitting:
+    def test_gap(self):
+        assert overfitting_gap(0.98, 0.80) == pytest.approx(0.18)
+        assert overfitting_gap(0.5, 0.6) == pytest.approx(-0.1)
+
+    @pytest.mark.parametrize("pair, name", [((98.0, 0.8), "train"), ((0.9, 80.0), "validation")])
+    def test_per_cent_is_refused(self, pair, name):
+        with pytest.raises(ValueError, match=f"{name} accuracy must be a fraction"):
+            overfitting_gap(*pair)
+
+    def test_rise_is_the_end_minus_the_minimum(self):
+        assert loss_rise([3.0, 1.0, 1.25, 1.5]) == 0.5
+        assert loss_rise([3.0, 2.0, 1.0]) == 0
+        assert loss_rise([3.0]) == 0
+
+    def test_no_loss_and_nan_are_refused(self):
+        with pytest.raises(ValueError, match="non-empty"):
+            loss_rise([])
+        with pytest.raises(ValueError, match="validation loss 1 is nan"):
+            loss_rise([1.0, float("nan")])
+
+
+LOSSES = st.lists(st.floats(0, 10).map(lambda x: round(x, 3)), min_size=4, max_size=15)
+
+
+class TestSteadiness:
+    def test_by_hand(self):
+        # Falling but for one step back from 1 to 2: the trend has 1.5 twice there.
+        losses = [4.0, 1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+        assert steadiness(losses, "loss") == pytest.approx((0.5 / 8) ** 0.5)
+        assert steadiness(losses) == pytest.approx((0.5 / 8) ** 0.5 / 4)
+
+    @pytest.mark.parametrize(
+        "losses",
+        [
+            np.linspace(4, 1, 20),
+            np.linspace(1, 4, 20),
+            np.full(20, 2.5),
+            4.6 * np.exp(-np.arange(20) / 3),
+            (np.arange(20) - 7.0) ** 2,
+            [4.0, 3.0, 3.0, 3.0, 2.0],
+        ],
+        ids=["falling line", "rising line", "flat", "exponential", "valley", "stairs"],
+    )
+    @pytest.mark.parametrize("unit", ["range", "loss"])
+    def test_is_zero_for_what_never_goes_back(self, losses, unit):
+        assert steadiness(losses, unit) == pytest.approx(0, abs=1e-12)
+
+    def test_grows_with_the_noise(self):
+        trend = 4 * np.exp(-np.arange(40) / 8)
+        noise = np.random.default_rng(0).standard_normal((50, 40))
+        clean, low, middle, high = (
+            np.mean([steadiness(trend + size * row, "loss") for row in noise])
+            for size in (0, 0.05, 0.1, 0.4)
+        )
+        assert clean < 1e-12
+        assert 0.01 < low < 0.05
+        assert 2 * low < middle < 0.1
+        assert 4 * middle < high < 0.4
+
+    @pytest.mark.parametrize("points, expected", [(5, 0.34), (10, 0.60), (20, 0.75)])
+    def test_share_of_white_noise_that_is_seen_is_as_documented(self, points, expected):
+        noise = np.random.default_rng(0).standard_normal((300, points))
+        seen = np.mean([steadiness(row, "loss") for row in noise])
+        assert seen == pytest.approx(expected, abs=0.04)
+
+    def test_overfitting_alone_is_not_unsteady(self):
+        losses = [4.0, 2.0, 1.0, 1.5, 2.0, 2.5]
+        assert loss_rise(losses) == 1.5
+        assert steadiness(losses) == 0
+
+    @given(LOSSES, st.floats(-100, 100), st.floats(0.01, 100))
+    @settings(max_examples=60, deadline=None)
+    def test_invariances(self, losses, constant, factor):
+        y = np.array(losses)
+        nats, share = steadiness(y, "loss"), steadiness(y)
+        assert 0 <= share <= 0.5 + 1e-12
+        assert nats == pytest.approx(share * np.ptp(y), abs=1e-12)
+        assert steadiness(y + constant, "loss") == pytest.approx(nats, abs=1e-9)
+        assert steadiness(y[::-1], "loss") == pytest.approx(nats, abs=1e-9)
+        assert steadiness(y * factor, "loss") == pytest.approx(nats * factor, abs=1e-9)
+        assert steadiness(y * factor) == pytest.approx(share, abs=1e-9)
+
+    @given(LOSSES)
+    @settings(max_examples=40, deadline=None)
+    def test_valley_is_the_nearest_of_all_valleys(self, losses):
+        # The shape is checked as such; the distance against scikit-learn's isotonic fits.
+        y = np.array(losses)
+        fitted = fit_valley(y)
+        turn = int(np.argmin(fitted))
+        assert (np.diff(fitted[: turn + 1]) <= 1e-12).all()
+        assert (np.diff(fitted[turn:]) >= -1e-12).all()
+        errors = []
+        for cut in range(len(y) + 1):
+            error = 0.0
+            for piece, rising in ((y[:cut], False), (y[cut:], True)):
+                if len(piece):
+                    fit = IsotonicRegression(increasing=rising).fit_transform(
+                        np.arange(len(piece)), piece
+                    )
+                    error += float(((piece - fit) ** 2).sum())
+            errors.append(error)
+        assert ((y - fitted) ** 2).sum() == pytest.approx(min(errors), abs=1e-9)
+
+    def test_no_valley_on_a_grid_is_nearer(self):
+        y = np.array([2.0, 0.0, 1.0, 0.0, 2.0, 1.0])
+        nearest = min(
+            sum((a - b) ** 2 for a, b in zip(y, grid, strict=True))
+            for grid in itertools.product(np.arange(0, 2.01, 0.5), repeat=6)
+            if any(
+                all(np.diff(grid[: turn + 1]) <= 0) and all(np.diff(grid[turn:]) >= 0)
+                for turn in range(6)
+            )
+        )
+        assert ((y - fit_valley(y)) ** 2).sum() == pytest.approx(nearest)
+
+    @pytest.mark.parametrize("points", [1, 2, 3])
+    def test_fewer_than_four_points_are_not_judged(self, points):
+        assert np.isnan(steadiness([1.0, 2.0, 1.0][:points]))
+
+    def test_bad_input_is_refused(self):
+        with pytest.raises(ValueError, match="validation loss 2 is inf"):
+            steadiness([1.0, 2.0, float("inf"), 1.0])
+        with pytest.raises(ValueError, match="unit must be 'range' or 'loss', got 'nats'"):
+            steadiness([1.0, 2.0, 3.0, 4.0], "nats")
+
+
+class TestConclude:
+    WIN = PairedDifference(0.012, 0.004, 0.020, 0.003, (0.01, 0.012, 0.014), 3, 1020, 10_000, 0.95)
+    ARMS = ("sigmoid with the text head", "the baseline", "test accuracy", "at 16 a class")
+
+    def test_a_win(self):
+        assert conclude(self.WIN, *self.ARMS) == (
+            "sigmoid with the text head beats the baseline by 1.2 points "
+            "(95 % interval 0.4 to 2.0, p = 0.003) on test accuracy at 16 a class."
+        )
+
+    def test_a_loss_is_said_as_plainly(self):
+        lost = replace(self.WIN, difference=-0.012, low=-0.020, high=-0.004)
+        assert conclude(lost, "A", "B", "test accuracy") == (
+            "A falls short of B by 1.2 points (95 % interval 0.4 to 2.0, p = 0.003) "
+            "on test accuracy."
+        )
+
+    def test_an_interval_with_zero_shows_nothing(self):
+        unclear = replace(self.WIN, difference=-0.003, low=-0.010, high=0.004, p_value=0.41)
+        assert conclude(unclear, "A", "B", "test accuracy") == (
+            "no difference shown: A minus B is -0.3 points "
+            "(95 % interval -1.0 to 0.4, p = 0.41) on test accuracy."
+        )
+
+    @pytest.mark.parametrize(
+        "changes, corrected_p",
+        [
+            ({"low": 0.0}, None),
+            ({"low": -0.02, "high": 0.0, "difference": -0.01}, None),
+            ({"p_value": 0.05}, None),
+            ({"low": -0.001}, 0.001),
+            ({}, 0.05),
+            ({}, 0.3),
+        ],
+    )
+    def test_either_criterion_is_enough_to_show_nothing(self, changes, corrected_p):
+        sentence = conclude(replace(self.WIN, **changes), *self.ARMS, corrected_p=corrected_p)
+        assert sentence.startswith("no difference shown: ")
+
+    def test_the_corrected_p_is_printed_and_named(self):
+        sentence = conclude(self.WIN, *self.ARMS, corrected_p=0.012)
+        assert "Holm-corrected p = 0.012)" in sentence
+
+    def test_rounding_never_contradicts_the_claim(self):
+        near = replace(self.WIN, low=0.0002, p_value=0.0498)
+        assert "interval 0.02 to 2.00, p = 0.0498" in conclude(near, *self.ARMS)
+        assert "p < 0.001" in conclude(replace(self.WIN, p_value=0.0002), *self.ARMS)
+
+    def test_one_seed_is_admitted(self):
+        assert "one seed, so" in conclude(replace(self.WIN, seeds=1), *self.ARMS)
+        assert "seed" not in conclude(self.WIN, *self.ARMS)
+
+    def test_another_confidence_is_named(self):
+        assert "99 % interval" in conclude(replace(self.WIN, confidence=0.99), *self.ARMS)
+
+    def test_identical_arms_from_the_bootstrap(self):
+        a = _draw_correct(3, 50, 0.5, 1)
+        sentence = conclude(paired_bootstrap(a, a, 500), *self.ARMS)
+        assert "0.0 points (95 % interval 0.0 to 0.0, p = 1.00)" in sentence

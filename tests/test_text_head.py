@@ -1,0 +1,286 @@
+"""The zero-shot head against SiglipModel's own scores, on real photographs."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    Siglip2Config,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+    SiglipTextModel,
+)
+
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.model.losses import class_logits
+from siglip_flowers.model.text_head import (
+    class_embeddings,
+    encode_prompts,
+    load_text_tower,
+    zero_shot_head,
+)
+from siglip_flowers.prompts import load_templates
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+NAMES = ("hard-leaved pocket orchid", "colt's foot", "sword_lily", "bird of paradise")
+
+
+@pytest.fixture(scope="module")
+def nano(nano_dir):
+    return str(nano_dir)
+
+
+@pytest.fixture(scope="module")
+def siglip(nano):
+    return SiglipModel.from_pretrained(nano, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def tower(nano):
+    return load_text_tower(nano)
+
+
+@pytest.fixture(scope="module")
+def pixel_values(flowers_dir, nano):
+    pictures = []
+    with tarfile.open(flowers_dir / "102flowers.tgz") as archive:
+        for member in archive:
+            if member.isfile():
+                picture = Image.open(io.BytesIO(archive.extractfile(member).read()))
+                pictures.append(picture.convert("RGB"))
+            if len(pictures) == 8:
+                break
+    processor = SiglipImageProcessor.from_pretrained(nano)
+    return processor(pictures, return_tensors="pt")["pixel_values"]
+
+
+@pytest.fixture
+def copy(nano, tmp_path):
+    """A copy of the checkpoint to be spoilt."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        shutil.copyfile(f"{nano}/{name}", folder / name)
+    return folder
+
+
+def tokenize(nano, texts):
+    """Texts that are canonical already, by the tokenizer alone."""
+    tokenizer = AutoTokenizer.from_pretrained(nano)
+    return tokenizer(
+        texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
+    )["input_ids"]
+
+
+def spoil_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+
+
+def spoil_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def test_one_template_scores_photographs_as_siglip_model_does(nano, siglip, pixel_values):
+    head = zero_shot_head(nano, NAMES, ["A photo of a {}, a type of flower."])
+    texts = [
+        "a photo of a hard leaved pocket orchid a type of flower",
+        "a photo of a colts foot a type of flower",
+        "a photo of a sword lily a type of flower",
+        "a photo of a bird of paradise a type of flower",
+    ]
+    with torch.no_grad():
+        theirs = siglip(input_ids=tokenize(nano, texts), pixel_values=pixel_values)
+        images = siglip.get_image_features(pixel_values).pooler_output
+        ours = class_logits(images, head.weight, head.logit_scale, head.logit_bias)
+    assert ours.shape == (8, 4)
+    assert theirs.logits_per_image.std(dim=1).min() > 0.01  # the texts are told apart
+    torch.testing.assert_close(ours, theirs.logits_per_image, **CLOSE)
+
+
+def test_templates_are_averaged_as_by_hand(nano, siglip, pixel_values):
+    head = zero_shot_head(nano, ["sword_lily", "rose"], ["a {}.", "The {}!", "a {} flower"])
+    expected = []
+    for name in ("sword lily", "rose"):
+        tokens = tokenize(nano, [f"a {name}", f"the {name}", f"a {name} flower"])
+        with torch.no_grad():
+            features = siglip.get_text_features(tokens).pooler_output
+        mean = (features / features.norm(dim=1, keepdim=True)).mean(dim=0)
+        expected.append(mean / mean.norm())
+    torch.testing.assert_close(head.weight, torch.stack(expected), **CLOSE)
+
+
+def test_packaged_templates_are_the_default_and_give_unit_rows(nano):
+    head = zero_shot_head(nano, FLOWER_NAMES)
+    assert head.weight.shape == (102, 192)
+    assert not head.weight.requires_grad
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(102), **CLOSE)
+    explicit = zero_shot_head(nano, FLOWER_NAMES[:3], load_templates())
+    torch.testing.assert_close(head.weight[:3], explicit.weight, **CLOSE)
+
+
+def test_tower_has_the_weights_and_calibration_of_the_checkpoint(tower, siglip):
+    assert isinstance(tower.model, SiglipTextModel)
+    assert not tower.model.training
+    theirs = dict(siglip.text_model.named_parameters())
+    ours = {n.removeprefix("text_model."): p for n, p in tower.model.named_parameters()}
+    theirs = {n.removeprefix("text_model."): p for n, p in theirs.items()}
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(tower.logit_scale, siglip.logit_scale)
+    assert torch.equal(tower.logit_bias, siglip.logit_bias)
+
+
+def test_loading_prints_no_report_of_left_over_vision_weights(nano, caplog, capfd):
+    load_text_tower(nano)
+    captured = capfd.readouterr()
+    assert "vision_model" not in captured.out + captured.err + caplog.text
+
+
+def test_case_and_punctuation_do_not_change_an_embedding(tower):
+    plain, shouted = encode_prompts(
+        *tower[:2], ["a sword lily", " A  Sword-Lily?!".replace("-", " ")]
+    )
+    torch.testing.assert_close(plain, shouted, **CLOSE)
+
+
+def test_batch_size_does_not_change_the_embeddings(tower):
+    prompts = [f"a photo of a {name}" for name in FLOWER_NAMES[:7]]
+    whole = encode_prompts(*tower[:2], prompts, batch_size=64)
+    torch.testing.assert_close(encode_prompts(*tower[:2], prompts, batch_size=3), whole, **CLOSE)
+    assert whole.shape == (7, 192)
+
+
+def test_a_text_longer_than_the_tower_is_cut(tower):
+    long = encode_prompts(*tower[:2], ["rose " * 200])
+    assert torch.isfinite(long).all()
+
+
+def test_gradients_reach_the_text_tower_when_wanted(nano):
+    tower = load_text_tower(nano)
+    embeddings = class_embeddings(*tower[:2], NAMES, ["a {}", "the {}"], batch_size=3)
+    embeddings[:, 0].sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in tower.model.parameters())
+    assert tower.model.head.weight.grad.abs().max() > 0
+    with torch.no_grad():
+        assert not class_embeddings(*tower[:2], NAMES, ["a {}"]).requires_grad
+
+
+def test_sharded_and_half_precision_checkpoints_give_float32_heads(nano, siglip, copy):
+    (copy / "model.safetensors").unlink()
+    model = SiglipModel.from_pretrained(nano, dtype=torch.bfloat16)
+    model.save_pretrained(copy, max_shard_size="2MB")
+    assert len(list(copy.glob("model-*.safetensors"))) > 1
+    head = zero_shot_head(str(copy), NAMES, ["a {}"])
+    assert {tensor.dtype for tensor in head} == {torch.float32}
+    expected = zero_shot_head(nano, NAMES, ["a {}"])
+    torch.testing.assert_close(head.weight, expected.weight, atol=0.02, rtol=0)
+
+
+def test_naflex_checkpoint_scores_as_its_own_model_does(nano, copy):
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tiny["num_attention_heads"] = 2
+    text = {"vocab_size": 1024, "max_position_embeddings": 16, "projection_size": 16}
+    config = Siglip2Config(text_config=tiny | text, vision_config=tiny)
+    torch.manual_seed(0)
+    model = Siglip2Model(config).eval()
+    model.save_pretrained(copy)
+    head = zero_shot_head(str(copy), ["rose", "sword lily"], ["a {}"])
+    with torch.no_grad():
+        features = model.get_text_features(tokenize(nano, ["a rose", "a sword lily"])).pooler_output
+    expected = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(head.weight, expected, **CLOSE)
+
+
+def test_a_vision_only_checkpoint_is_refused_before_its_weights_are_read(siglip, tmp_path):
+    siglip.vision_model.config.save_pretrained(tmp_path)  # there are no weights at all
+    with pytest.raises(InputError, match=r"no text tower .*'siglip_vision_model'.*two-tower"):
+        zero_shot_head(str(tmp_path), NAMES)
+
+
+def test_weights_without_a_text_tower_are_refused(copy):
+    spoil_weights(copy, lambda w: {k: v for k, v in w.items() if not k.startswith("text_model.")})
+    with pytest.raises(InputError, match="hold no text tower"):
+        load_text_tower(str(copy))
+
+
+def test_one_missing_text_weight_is_fatal(copy):
+    spoil_weights(copy, lambda w: {k: v for k, v in w.items() if k != "text_model.head.weight"})
+    with pytest.raises(InputError, match=r"lacks 1 weights of its text tower, .*head\.weight"):
+        load_text_tower(str(copy))
+
+
+@pytest.mark.parametrize("name", ["logit_scale", "logit_bias"])
+def test_a_missing_calibration_is_fatal(copy, name):
+    spoil_weights(copy, lambda w: {k: v for k, v in w.items() if k != name})
+    with pytest.raises(InputError, match=f"hold no {name}"):
+        load_text_tower(str(copy))
+
+
+def test_text_weights_of_another_shape_are_fatal(copy):
+    spoil_config(copy, lambda config: config["text_config"].update(vocab_size=999))
+    with pytest.raises(InputError, match=r"do not fit its config\.json"):
+        load_text_tower(str(copy))
+
+
+def test_pickled_weights_are_not_read(copy):
+    weights = load_file(copy / "model.safetensors")
+    (copy / "model.safetensors").unlink()
+    torch.save(weights, copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"no readable model\.safetensors"):
+        load_text_tower(str(copy))
+
+
+def test_damaged_weights_are_reported(copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(RunError, match=r"model\.safetensors are damaged"):
+        load_text_tower(str(copy))
+
+
+def test_a_missing_tokenizer_is_reported(copy):
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
+    with pytest.raises(InputError, match=r"the tokenizer of .* cannot be loaded"):
+        load_text_tower(str(copy))
+
+
+def test_a_checkpoint_of_another_family_is_refused(copy):
+    spoil_config(copy, lambda config: config.update(model_type="clip"))
+    with pytest.raises(InputError, match=r"no text tower .*'clip'"):
+        load_text_tower(str(copy))
+    spoil_config(copy, lambda config: config.update(model_type="unheard_of"))
+    with pytest.raises(InputError, match="is not a SigLIP checkpoint"):
+        load_text_tower(str(copy))
+
+
+def test_a_place_without_a_checkpoint_is_reported(tmp_path):
+    with pytest.raises(InputError, match=r"no readable config\.json"):
+        load_text_tower(str(tmp_path))
+    with pytest.raises(InputError, match="there is no directory"):
+        load_text_tower(str(tmp_path / "absent"))
+    with pytest.raises(RunError, match="cannot be fetched from the Hub"):
+        load_text_tower("nobody/no-such-checkpoint")
+
+
+def test_bad_names_are_told_before_the_checkpoint_is_touched():
+    with pytest.raises(InputError, match="leaves no words"):
+        zero_shot_head("/absent", ["rose", "_"], ["a {}"])
+    with pytest.raises(InputError, match="has no slot"):
+        zero_shot_head("/absent", ["rose"], ["a flower"])
+
+
+def test_published_configs_are_padded_to_their_own_length():
+    assert SiglipConfig().text_config.max_position_embeddings == 64
