@@ -14,20 +14,25 @@ from siglip_flowers.errors import InputError
 
 DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
 SPLIT_PROTOCOLS = ("swapped", "official")
+HEAD_INITS = ("random", "text", "probe")
+OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
 TRACKERS = ("aim", "wandb", "tensorboard", "trackio")
 
 
-def _check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless the option has one of the values, or none."""
     if value is not None and value not in choices:
         raise InputError(f"--{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise InputError unless low <= value <= high."""
     if not low <= value <= high:
         raise InputError(f"--{name} is {value}; it must lie between {low:g} and {high:g}.")
 
 
-def _check_positive(name: str, value: float | None) -> None:
+def check_positive(name: str, value: float | None) -> None:
+    """Raise InputError unless the option is greater than 0, or none."""
     if value is not None and value <= 0:
         raise InputError(f"--{name} is {value}; it must be greater than 0.")
 
@@ -128,10 +133,10 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        _check_choice("data_source", self.data_source, DATA_SOURCES)
-        _check_choice("split_protocol", self.split_protocol, SPLIT_PROTOCOLS)
+        check_choice("data_source", self.data_source, DATA_SOURCES)
+        check_choice("split_protocol", self.split_protocol, SPLIT_PROTOCOLS)
         for name in ("shots", "max_train_samples", "max_eval_samples", "image_workers"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         if not 0.0 < self.validation_fraction < 0.5:
             raise InputError(
                 f"--validation_fraction is {self.validation_fraction}; it must lie between 0 and "
@@ -193,12 +198,12 @@ class AugmentationArguments:
 
     def __post_init__(self) -> None:
         for name in ("horizontal_flip", "random_erasing"):
-            _check_range(name, getattr(self, name), 0.0, 1.0)
-        _check_range("color_jitter", self.color_jitter, 0.0, 0.99)
-        _check_range("crop_min_scale", self.crop_min_scale, 0.01, 1.0)
-        _check_range("train_resize_scale", self.train_resize_scale, 1.0, 4.0)
+            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("color_jitter", self.color_jitter, 0.0, 0.99)
+        check_range("crop_min_scale", self.crop_min_scale, 0.01, 1.0)
+        check_range("train_resize_scale", self.train_resize_scale, 1.0, 4.0)
         for name in ("mixup_alpha", "cutmix_alpha"):
-            _check_range(name, getattr(self, name), 0.0, 100.0)
+            check_range(name, getattr(self, name), 0.0, 100.0)
 
 
 @dataclass
@@ -237,10 +242,22 @@ class ModelArguments:
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager or flash_attention_2; default: the library's."}
     )
+    head_init: str = field(
+        default="random",
+        metadata={
+            "help": "random; text: class embeddings from the checkpoint's own text tower (its "
+            "zero-shot classifier); probe: a logistic regression on the frozen features."
+        },
+    )
+    prompt_templates: str | None = field(
+        default=None,
+        metadata={"help": "A file with one prompt a line, {} for the class name; default: ours."},
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("pooling", self.pooling, ("map", "mean"))
-        _check_positive("image_size", self.image_size)
+        check_choice("pooling", self.pooling, ("map", "mean"))
+        check_choice("head_init", self.head_init, HEAD_INITS)
+        check_positive("image_size", self.image_size)
         parse_trainable(self.trainable)
 
 
@@ -252,6 +269,21 @@ def parse_trainable(trainable: str) -> int | None:
     if word != "last" or not number.isdigit() or int(number) < 1:
         raise InputError(f"--trainable is {trainable!r}; use all, head or last:N with N >= 1.")
     return int(number)
+
+
+def parse_wise_ft(wise_ft: str | None) -> list[float]:
+    """Return the alphas to try: none, the one given, or 0, 0.1, ..., 1 for ``sweep``."""
+    if wise_ft is None:
+        return []
+    if wise_ft == "sweep":
+        return [tenth / 10 for tenth in range(11)]
+    try:
+        alpha = float(wise_ft)
+    except ValueError:
+        alpha = -1.0
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"--wise_ft is {wise_ft!r}; use a number from 0 to 1, or sweep.")
+    return [alpha]
 
 
 @dataclass
@@ -335,21 +367,57 @@ class FlowersTrainingArguments(TrainingArguments):
         default=1020,
         metadata={"help": "Training pictures, unaugmented, evaluated beside the validation split."},
     )
+    objective: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "cross_entropy: softmax over the classes; sigmoid: SigLIP's pairwise sigmoid "
+            "loss between pictures and classes; contrastive: the same between pictures and prompts "
+            "of their classes, training both towers."
+        },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={"help": "balanced: weigh classes by inverse frequency (cross_entropy only)."},
+    )
+    train_text_tower: bool = field(
+        default=True, metadata={"help": "contrastive: train the text tower too; false locks it."}
+    )
+    ema: float | None = field(
+        default=None,
+        metadata={"help": "Decay of a moving average of the weights, which is evaluated and kept."},
+    )
+    wise_ft: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weight-space ensemble of the start (text or probe head) and the fine-tuned "
+            "model: an alpha from 0 (start) to 1, or sweep to choose it on the validation split."
+        },
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a new best."}
     )
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "head_learning_rate", "num_train_epochs"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         for name in ("train_eval_samples", "early_stopping_patience"):
-            _check_positive(name, getattr(self, name))
-        _check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
+            check_positive(name, getattr(self, name))
+        check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("class_weights", self.class_weights, ("none", "balanced"))
+        if self.class_weights == "balanced" and self.objective != "cross_entropy":
+            raise InputError(
+                f"--class_weights balanced goes with --objective cross_entropy, not "
+                f"{self.objective}; drop it."
+            )
+        if self.ema is not None:
+            check_range("ema", self.ema, 0.0, 0.999999)
+        parse_wise_ft(self.wise_ft)
         self.report_to = [name for name in self.report_to if name != "none"]
         for name in self.report_to:
-            _check_choice("report_to", name, TRACKERS)
+            check_choice("report_to", name, TRACKERS)
         # The parent refuses bf16 on a machine without an accelerator unless told to use the CPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         cuda = torch.cuda.is_available() and not self.use_cpu
@@ -375,6 +443,4 @@ def _computes_bf16(cuda: bool, use_cpu: bool) -> bool:
     if cuda:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # A processor without these instructions emulates bfloat16, slower than float32.
-    return use_cpu and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
+    return use_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

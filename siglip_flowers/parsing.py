@@ -45,7 +45,7 @@ def parse_arguments(
         InputError: Unknown option or key, wrong type, unreadable file, value out of range.
     """
     parser = _Parser(
-        list(dataclass_types), prog=prog, description=description, allow_abbrev=False
+        list[Any](dataclass_types), prog=prog, description=description, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
     known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
@@ -62,9 +62,7 @@ def parse_arguments(
         values = read_yaml(Path(config_file))
         for key in values:
             if key not in known:
-                raise InputError(
-                    f"Unknown key {key!r} in {config_file}{_nearest(str(key), known)}"
-                )
+                raise InputError(f"Unknown key {key!r} in {config_file}{_nearest(str(key), known)}")
         _apply(parser, values, namespace, config_file)
     namespace, rest = parser.parse_known_args(argv, namespace)
     if rest:

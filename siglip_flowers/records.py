@@ -41,9 +41,12 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
+        # mkdtemp, and safetensors, make private files; a model is for everyone the umask lets in.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
+        for file in temporary.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -73,9 +76,16 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    # Installed under some other repository, this file is not tracked there and has no commit.
+    if _git("ls-files", "--error-unmatch", __file__) is None:
+        return None
+    return _git("rev-parse", "HEAD")
+
+
+def _git(*arguments: str) -> str | None:
     try:
         answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+            ["git", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
             timeout=10,

@@ -11,9 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
-    Siglip2Config,
-    Siglip2Model,
-    SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
     SiglipTextModel,
@@ -165,7 +162,8 @@ def test_batch_size_does_not_change_the_embeddings(tower):
 
 def test_a_text_longer_than_the_tower_is_cut(tower):
     long = encode_prompts(*tower[:2], ["rose " * 200])
-    assert torch.isfinite(long).all()
+    # "rose" ends within the first tokens, so more of it than fits changes nothing.
+    torch.testing.assert_close(long, encode_prompts(*tower[:2], ["rose " * 100]))
 
 
 def test_gradients_reach_the_text_tower_when_wanted(nano):
@@ -189,19 +187,10 @@ def test_sharded_and_half_precision_checkpoints_give_float32_heads(nano, siglip,
     torch.testing.assert_close(head.weight, expected.weight, atol=0.02, rtol=0)
 
 
-def test_naflex_checkpoint_scores_as_its_own_model_does(nano, copy):
-    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    tiny["num_attention_heads"] = 2
-    text = {"vocab_size": 1024, "max_position_embeddings": 16, "projection_size": 16}
-    config = Siglip2Config(text_config=tiny | text, vision_config=tiny)
-    torch.manual_seed(0)
-    model = Siglip2Model(config).eval()
-    model.save_pretrained(copy)
-    head = zero_shot_head(str(copy), ["rose", "sword lily"], ["a {}"])
-    with torch.no_grad():
-        features = model.get_text_features(tokenize(nano, ["a rose", "a sword lily"])).pooler_output
-    expected = features / features.norm(dim=1, keepdim=True)
-    torch.testing.assert_close(head.weight, expected, **CLOSE)
+def test_padding_goes_to_the_right_whatever_the_tokenizer_is_set_to(tower, nano):
+    tokenizer = AutoTokenizer.from_pretrained(nano, padding_side="left")
+    expected = encode_prompts(*tower[:2], ["a rose"])
+    torch.testing.assert_close(encode_prompts(tower.model, tokenizer, ["a rose"]), expected)
 
 
 def test_a_vision_only_checkpoint_is_refused_before_its_weights_are_read(siglip, tmp_path):
@@ -231,7 +220,7 @@ def test_a_missing_calibration_is_fatal(copy, name):
 
 def test_text_weights_of_another_shape_are_fatal(copy):
     spoil_config(copy, lambda config: config["text_config"].update(vocab_size=999))
-    with pytest.raises(InputError, match=r"do not fit its config\.json"):
+    with pytest.raises(InputError, match=r"another shape .*token_embedding\.weight"):
         load_text_tower(str(copy))
 
 
@@ -257,21 +246,19 @@ def test_a_missing_tokenizer_is_reported(copy):
         load_text_tower(str(copy))
 
 
-def test_a_checkpoint_of_another_family_is_refused(copy):
-    spoil_config(copy, lambda config: config.update(model_type="clip"))
-    with pytest.raises(InputError, match=r"no text tower .*'clip'"):
-        load_text_tower(str(copy))
-    spoil_config(copy, lambda config: config.update(model_type="unheard_of"))
-    with pytest.raises(InputError, match="is not a SigLIP checkpoint"):
+@pytest.mark.parametrize("model_type", ["clip", "siglip2", "unheard_of"])
+def test_a_checkpoint_of_another_family_is_refused(copy, model_type):
+    spoil_config(copy, lambda config: config.update(model_type=model_type))
+    with pytest.raises(InputError, match=r"checkpoint .* is (not|a NaFlex)"):
         load_text_tower(str(copy))
 
 
 def test_a_place_without_a_checkpoint_is_reported(tmp_path):
-    with pytest.raises(InputError, match=r"no readable config\.json"):
+    with pytest.raises(InputError, match=r"holds no config\.json"):
         load_text_tower(str(tmp_path))
-    with pytest.raises(InputError, match="there is no directory"):
+    with pytest.raises(InputError, match="does not exist"):
         load_text_tower(str(tmp_path / "absent"))
-    with pytest.raises(RunError, match="cannot be fetched from the Hub"):
+    with pytest.raises(RunError, match="could not be read from the Hugging Face Hub"):
         load_text_tower("nobody/no-such-checkpoint")
 
 
@@ -280,7 +267,3 @@ def test_bad_names_are_told_before_the_checkpoint_is_touched():
         zero_shot_head("/absent", ["rose", "_"], ["a {}"])
     with pytest.raises(InputError, match="has no slot"):
         zero_shot_head("/absent", ["rose"], ["a flower"])
-
-
-def test_published_configs_are_padded_to_their_own_length():
-    assert SiglipConfig().text_config.max_position_embeddings == 64

@@ -18,6 +18,7 @@ def run_command(prog: str, command: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C)."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     transformers_logging.set_verbosity_warning()
+    transformers_logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     try:
         command()

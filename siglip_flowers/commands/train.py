@@ -32,5 +32,7 @@ def _train(argv: list[str]) -> None:
     result = run_training(RunArguments(*parsed))
     if PartialState().is_main_process:
         print(format_metrics(result.metrics))
-        print(f"Everything is in {result.output_dir}; evaluate again with: "
-              f"python eval.py --model {result.output_dir / 'model'} --split test")
+        print(
+            f"Everything is in {result.output_dir}; evaluate again with: "
+            f"python eval.py --model {result.output_dir / 'model'} --split test"
+        )

@@ -105,12 +105,12 @@ def explain_write_failure(error: OSError, folder: Path, needed_bytes: int) -> Ru
     """Say what was to be written where, and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return RunError(
-            f"The disk is full: unpacking the Flowers102 pictures needs about "
+            f"The disk is full: the Flowers102 files need about "
             f"{max(1, needed_bytes >> 20)} MB under {folder}; free some space or set "
             "HF_DATASETS_CACHE to another disk."
         )
     return RunError(
-        f"Cannot write the Flowers102 pictures under {folder} ({error.strerror or error}); "
+        f"Cannot write the Flowers102 files under {folder} ({error.strerror or error}); "
         "set HF_DATASETS_CACHE to a writable directory."
     )
 

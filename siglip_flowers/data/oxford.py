@@ -1,5 +1,6 @@
 """The original distribution of Oxford Flowers102: three files, two split protocols."""
 
+import errno
 import logging
 import struct
 import zlib
@@ -32,6 +33,8 @@ MD5_SUMS = {
     SPLIT_IDS: "a5357ecc9cb78c4bef273ce3793fc85c",
 }
 IMAGE_COUNT = 8189
+DISK_BYTES = 700 << 20  # the archive and its pictures, 345 MB each
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM)
 ORIGINAL_SIZES = {"trnid": 1020, "valid": 1020, "tstid": 6149}
 # Source: setid.mat and its read-me. "swapped" exchanges the original train and test ids.
 PROTOCOLS = {
@@ -165,14 +168,9 @@ def _download_file(url: str, name: str) -> Path:
     try:
         path = Path(str(DownloadManager(download_config=config).download(f"{url}/{name}")))
     except (OSError, ValueError, aiohttp.ClientError) as error:
-        if (
-            isinstance(error, OSError)
-            and error.errno is not None
-            and not isinstance(error, FileNotFoundError | ConnectionError | TimeoutError)
-        ):
-            raise explain_write_failure(
-                error, Path(datasets.config.DOWNLOADED_DATASETS_PATH), 700 << 20
-            ) from error
+        if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
+            folder = Path(datasets.config.DOWNLOADED_DATASETS_PATH)
+            raise explain_write_failure(error, folder, DISK_BYTES) from error
         reason = " ".join(str(error.__cause__ or error).split())
         raise RunError(
             f"Cannot download {url}/{name} ({reason}); offline, put {ARCHIVE}, {LABELS} and "
@@ -180,7 +178,7 @@ def _download_file(url: str, name: str) -> Path:
         ) from error
     found = compute_md5(path)
     if found != MD5_SUMS[name]:
-        path.unlink()  # or the next run would find the wrong file in the cache
+        path.unlink(missing_ok=True)  # or the next run would find the wrong file in the cache
         raise RunError(
             f"{url}/{name} has the MD5 sum {found}, expected {MD5_SUMS[name]}; try again, or get "
             "the file elsewhere and pass --data_dir."

@@ -1,12 +1,14 @@
 """Run a classifier over a split, sharded over the processes of the launch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -58,7 +60,6 @@ def evaluate_split(
         model, processor, rows, batch_size=batch_size, num_workers=num_workers, description=split
     )
     labels = np.asarray(rows["label"], dtype=np.int64)
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     return SplitResult(
         split=split,
         ids=image_ids(rows),
@@ -66,11 +67,10 @@ def evaluate_split(
         logits=logits,
         probabilities=model.to_probabilities(torch.from_numpy(logits)).numpy(),
         metrics=compute_metrics(logits, labels, model.config.activation),
-        per_class=per_class_rows(labels, logits.argmax(axis=1), names),
+        per_class=per_class_rows(labels, logits.argmax(axis=1), model.class_names),
     )
 
 
-@torch.inference_mode()
 def predict_logits(
     model: SiglipClassifier,
     processor: Any,
@@ -81,23 +81,67 @@ def predict_logits(
     description: str = "",
 ) -> np.ndarray:
     """Return the logits of every row, in row order: (N, C) float32."""
-    accelerator = Accelerator()
-    pixels = PixelDataset(rows, processor.size["height"], processor.resample)
-    loader = accelerator.prepare(
-        DataLoader(
-            pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
-        )
+    return _run_over(
+        model,
+        lambda pixels: model(pixel_values=pixels).logits,
+        processor,
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        description=f"evaluating {description}",
+    )
+
+
+def extract_features(
+    model: SiglipClassifier,
+    processor: Any,
+    rows: datasets.Dataset,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+) -> np.ndarray:
+    """Return the pooled, unnormalised features of every row, in row order: (N, D) float32."""
+    return _run_over(
+        model,
+        model.extract_features,
+        processor,
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        description="extracting features",
+    )
+
+
+@torch.inference_mode()
+def _run_over(
+    model: Any,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    processor: Any,
+    rows: datasets.Dataset,
+    *,
+    batch_size: int,
+    num_workers: int,
+    description: str,
+) -> np.ndarray:
+    """Apply a function of the model to every picture, each process to its share of the rows."""
+    state = PartialState()
+    shares = np.array_split(np.arange(len(rows)), state.num_processes)
+    share = shares[state.process_index].tolist()
+    pixels = PixelDataset(rows.select(share), processor.size["height"], processor.resample)
+    loader = DataLoader(
+        pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
     )
     normalizer = PixelNormalizer(processor)
-    model = model.to(accelerator.device).eval()
-    parts: list[torch.Tensor] = []
+    model.to(state.device).eval()
+    parts: list[np.ndarray] = []
     for batch in tqdm(
         loader,
-        desc=f"evaluating {description}",
+        desc=description,
         unit="batch",
         leave=False,
-        disable=not accelerator.is_main_process or None,
+        disable=not state.is_main_process or None,
     ):
-        logits = model(pixel_values=normalizer(batch["pixel_values"])).logits.float()
-        parts.append(accelerator.gather_for_metrics(logits).cpu())
-    return torch.cat(parts).numpy()
+        values = function(normalizer(batch["pixel_values"].to(state.device)))
+        parts.append(values.float().cpu().numpy())
+    # Shares differ by a row at most, and a process may have none.
+    return np.concatenate(gather_object(parts))

@@ -1,11 +1,16 @@
 """The classifier: SigLIP vision tower, pooling, head."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, SiglipConfig, SiglipForImageClassification
-from transformers import SiglipVisionModel
+from transformers import (
+    PreTrainedModel,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipVisionModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.configuration import SiglipClassifierConfig
@@ -45,10 +50,10 @@ class SiglipClassifier(PreTrainedModel):
     config_class = SiglipClassifierConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]  # noqa: RUF012 - a contract of transformers, like the next ones
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ("SiglipEncoderLayer", "SiglipMultiheadAttentionPoolingHead")
+    _no_split_modules = ["SiglipEncoderLayer", "SiglipMultiheadAttentionPoolingHead"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -56,13 +61,20 @@ class SiglipClassifier(PreTrainedModel):
     def __init__(self, config: SiglipClassifierConfig) -> None:
         super().__init__(config)
         hidden_size = config.vision_config.hidden_size
+        num_labels = len(self.class_names)
         self.vision_model = SiglipVisionModel._from_config(config.vision_config)
         self.classifier: CosineHead | nn.Linear
         if config.head == "cosine":
-            self.classifier = CosineHead(hidden_size, config.num_labels)
+            self.classifier = CosineHead(hidden_size, num_labels)
         else:
-            self.classifier = nn.Linear(hidden_size, config.num_labels)
+            self.classifier = nn.Linear(hidden_size, num_labels)
         self.post_init()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The C class names, in label order."""
+        id2label: Any = self.config.id2label
+        return [id2label[index] for index in range(len(id2label))]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise the head; the vision tower initialises itself."""
@@ -116,13 +128,14 @@ class SiglipClassifier(PreTrainedModel):
         Its weight is the normalised class embeddings times the temperature, its bias the sigmoid
         loss's bias. A model with a linear head is returned as it is.
         """
-        head = self.classifier
+        head: Any = self.classifier
         if not isinstance(head, CosineHead):
             return self
         config = SiglipClassifierConfig.from_dict(self.config.to_dict())
         config.head = "linear"
         config.normalize_features = True
-        folded = SiglipClassifier(config).to(head.class_embeddings)
+        folded: Any = SiglipClassifier(config)
+        folded.to(head.class_embeddings.device, head.class_embeddings.dtype)
         folded.vision_model.load_state_dict(self.vision_model.state_dict())
         embeddings = nn.functional.normalize(head.class_embeddings, dim=-1)
         folded.classifier.weight.copy_(head.logit_scale.exp() * embeddings)

@@ -11,9 +11,15 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, SiglipVisionConfig
-from transformers import SiglipVisionModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    PreTrainedConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.config import parse_trainable
@@ -76,8 +82,10 @@ def vision_config_of(config: PreTrainedConfig) -> SiglipVisionConfig:
     return vision_config
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
+def check_image_size(image_size: int, vision_config: SiglipVisionConfig) -> None:
     """Raise InputError unless whole patches cover the picture."""
+    patch_size = vision_config.patch_size
+    assert isinstance(patch_size, int)
     if image_size % patch_size:
         below = image_size - image_size % patch_size
         raise InputError(
@@ -135,10 +143,11 @@ def load_classifier(
         RunError: The checkpoint cannot be reached or read.
     """
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
-    own_size = vision_config.image_size
-    assert isinstance(own_size, int) and isinstance(vision_config.patch_size, int)
+    own_size, patch_size = vision_config.image_size, vision_config.patch_size
+    assert isinstance(own_size, int)
+    assert isinstance(patch_size, int)
     if image_size is not None:
-        check_image_size(image_size, vision_config.patch_size)
+        check_image_size(image_size, vision_config)
     tower = None
     if not from_scratch:
         tower = _load_vision_tower(checkpoint, use_head=pooling == "map")
@@ -162,7 +171,7 @@ def load_classifier(
         if target_config.image_size != own_size:
             name = "embeddings.position_embedding.weight"
             state[name] = interpolate_position_embedding(
-                state[name], target_config.image_size // vision_config.patch_size
+                state[name], target_config.image_size // patch_size
             )
         model.vision_model.load_state_dict(state)
     return model
@@ -194,7 +203,7 @@ def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
-        tower, report = SiglipVisionModel.from_pretrained(
+        loaded: Any = SiglipVisionModel.from_pretrained(
             checkpoint,
             config=vision_config,
             use_safetensors=True,
@@ -202,46 +211,83 @@ def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
             output_loading_info=True,
             dtype=torch.float32,
         )
-    except (OSError, HfHubHTTPError) as error:
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
         raise RunError(
             f"The weights of {checkpoint!r} could not be read ({_first_line(error)}); a whole "
             "model.safetensors is needed, pickled weights are not loaded."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    tower, report = loaded
+    check_complete(report, checkpoint, "vision weights")
+    return tower
+
+
+def check_complete(report: dict[str, Any], checkpoint: str, what: str) -> None:
+    """Raise InputError if a loading report of transformers has missing or misshapen weights."""
     # Mismatched entries are (name, shape in the file, shape in the model).
     bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if bad:
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise InputError(
-            f"The checkpoint {checkpoint!r} lacks {len(bad)} vision weights or has them in another "
-            f"shape than its config.json says ({shown}); use a complete SigLIP checkpoint."
+            f"The checkpoint {checkpoint!r} lacks {len(bad)} {what} or has them in another shape "
+            f"than its config.json says ({shown}); use a complete SigLIP checkpoint."
         )
-    return tower
 
 
-def freeze(model: SiglipClassifier, trainable: str) -> None:
-    """Set which parameters train.
+def load_saved_classifier(directory: str) -> SiglipClassifier:
+    """Load a classifier that was saved by a run or pushed to the Hub.
 
-    ``all``: every one; ``head``: the classification head only; ``last:N``: the head, the
-    attention pooling, the last layer norm and the last N encoder layers.
+    Raises:
+        InputError: The checkpoint is another kind of model, or incomplete.
+        RunError: It cannot be reached or read.
+    """
+    config = load_checkpoint_config(directory)
+    if not isinstance(config, SiglipClassifierConfig):
+        raise InputError(
+            f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier; "
+            "train one on it with train.py --model_name_or_path."
+        )
+    try:
+        loaded: Any = SiglipClassifier.from_pretrained(
+            directory,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        raise RunError(
+            f"The weights of {directory!r} could not be read ({_first_line(error)}); a whole "
+            "model.safetensors is needed, pickled weights are not loaded."
+        ) from error
+    model, report = loaded
+    check_complete(report, directory, "weights")
+    return model.eval()
+
+
+def freeze(encoder: SiglipVisionModel, trainable: str) -> None:
+    """Set which parameters of the vision tower train; the classification head always does.
+
+    ``all``: every one; ``head``: none; ``last:N``: the attention pooling, the last layer norm and
+    the last N encoder layers.
 
     Raises:
         InputError: Another word, or more layers than the encoder has.
     """
-    layers = len(model.vision_model.encoder.layers)
+    layers = encoder.encoder.layers
     last = parse_trainable(trainable)
-    if last is not None and last > layers:
+    if last is not None and last > len(layers):
         raise InputError(
-            f"--trainable is {trainable!r} but the encoder has {layers} layers; use last:{layers} "
-            "or all."
+            f"--trainable is {trainable!r} but the encoder has {len(layers)} layers; use "
+            f"last:{len(layers)} or all."
         )
-    model.vision_model.requires_grad_(trainable == "all")
+    encoder.requires_grad_(trainable == "all")
     if last is not None:
-        model.vision_model.post_layernorm.requires_grad_(True)
-        if model.config.pooling == "map":
-            model.vision_model.head.requires_grad_(True)
-        for layer in model.vision_model.encoder.layers[layers - last :]:
+        encoder.post_layernorm.requires_grad_(True)
+        if encoder.use_head:
+            encoder.head.requires_grad_(True)
+        for layer in layers[len(layers) - last :]:
             layer.requires_grad_(True)
 
 

@@ -9,20 +9,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Siglip2TextModel,
-    SiglipTextModel,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipTextModel
 from transformers.utils import cached_file
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
-_TEXT_TOWERS: dict[str, Any] = {"siglip": SiglipTextModel, "siglip2": Siglip2TextModel}
 _WEIGHTS = "model.safetensors"
 _TEXT_PREFIX = "text_model."
 _REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
@@ -34,7 +27,7 @@ class TextTower(NamedTuple):
     ``logit_scale`` (a logarithm) and ``logit_bias`` are float32 of shape (1,), as saved.
     """
 
-    model: PreTrainedModel
+    model: SiglipTextModel
     tokenizer: PreTrainedTokenizerBase
     logit_scale: Tensor
     logit_bias: Tensor
@@ -48,8 +41,19 @@ class ZeroShotHead(NamedTuple):
     logit_bias: Tensor
 
 
+def check_text_tower(checkpoint: str) -> Any:
+    """Return the checkpoint's configuration; InputError if it has no text tower."""
+    config = load_checkpoint_config(checkpoint)
+    if config.model_type != "siglip":
+        raise InputError(
+            f"{checkpoint} has no text tower (its config.json says {config.model_type!r}): "
+            f"{_REMEDY}"
+        )
+    return config
+
+
 def load_text_tower(checkpoint: str) -> TextTower:
-    """Load the text half of a SigLIP or SigLIP 2 checkpoint, in float32.
+    """Load the text half of a SigLIP or fixed-resolution SigLIP 2 checkpoint, in float32.
 
     ``checkpoint`` is a local directory or a Hub id; only safetensors are read, and of these only
     the text weights.
@@ -58,59 +62,63 @@ def load_text_tower(checkpoint: str) -> TextTower:
     missing or misshapen text weights and a missing tokenizer. Raises RunError for what cannot be
     fetched or is damaged.
     """
-    config = _load_config(checkpoint)
+    config = check_text_tower(checkpoint)
+    tokenizer = _load_tokenizer(checkpoint)
     weights = _read_text_weights(checkpoint)
-    try:
-        # Given from memory, the vision weights are neither loaded nor reported as left over.
-        model, report = _TEXT_TOWERS[config.model_type].from_pretrained(
-            None,
-            config=config.text_config,
-            state_dict={k: v for k, v in weights.items() if k.startswith(_TEXT_PREFIX)},
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except RuntimeError as error:
-        raise InputError(
-            f"the text weights of {checkpoint} do not fit its config.json ({error}): {_REMEDY}"
-        ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise InputError(
-            f"{checkpoint} lacks {len(missing)} weights of its text tower, {missing[0]} among "
-            f"them: {_REMEDY}"
-        )
-    return TextTower(
-        model.eval(), _load_tokenizer(checkpoint), weights["logit_scale"], weights["logit_bias"]
+    # Given from memory, the vision weights are neither loaded nor reported as left over.
+    loaded: Any = SiglipTextModel.from_pretrained(
+        None,
+        config=config.text_config,
+        state_dict={k: v for k, v in weights.items() if k.startswith(_TEXT_PREFIX)},
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        dtype=torch.float32,
     )
+    model, report = loaded
+    # Mismatched entries are (name, shape in the file, shape in the model).
+    bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if bad:
+        raise InputError(
+            f"{checkpoint} lacks {len(bad)} weights of its text tower, or has them in another "
+            f"shape than its config.json says, {bad[0]} among them: {_REMEDY}"
+        )
+    return TextTower(model.eval(), tokenizer, weights["logit_scale"], weights["logit_bias"])
 
 
 def encode_prompts(
-    text_model: PreTrainedModel,
+    text_model: SiglipTextModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int = 64,
 ) -> Tensor:
     """Encode ``prompts`` in canonical form; returns (N, D), not normalised.
 
-    Every text is padded or cut to the tower's full length, since SigLIP pools the last position
-    and was trained without a padding mask. Gradients flow unless the caller switches them off.
+    Every text is padded on the right, or cut, to the tower's full length, since SigLIP pools the
+    last position and was trained without a padding mask. Gradients flow unless the caller switches
+    them off.
     """
-    length = text_model.config.max_position_embeddings
-    features = []
-    for start in range(0, len(prompts), batch_size):
-        tokens = tokenizer(
-            [canonicalize(prompt) for prompt in prompts[start : start + batch_size]],
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        features.append(text_model(input_ids=tokens["input_ids"].to(text_model.device)))
-    return torch.cat([output.pooler_output for output in features])
+    ids = tokenize_prompts(tokenizer, prompts, text_model.config.max_position_embeddings)
+    parts = ids.to(text_model.device).split(batch_size)
+    return torch.cat([text_model(input_ids=part).pooler_output for part in parts])
+
+
+def tokenize_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int
+) -> Tensor:
+    """Tokenise N prompts in canonical form, each padded on the right or cut: (N, length) int64."""
+    tokens = tokenizer(
+        [canonicalize(prompt) for prompt in prompts],
+        padding="max_length",
+        padding_side="right",  # the default of Siglip2Tokenizer is another
+        max_length=length,
+        truncation=True,
+        return_tensors="pt",
+    )
+    return tokens["input_ids"]
 
 
 def class_embeddings(
-    text_model: PreTrainedModel,
+    text_model: SiglipTextModel,
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
     templates: Sequence[str],
@@ -144,23 +152,19 @@ def zero_shot_head(
     return ZeroShotHead(weight, tower.logit_scale, tower.logit_bias)
 
 
-def _load_config(checkpoint: str) -> Any:
-    """Load the config of ``checkpoint`` and make sure that it describes two towers."""
-    try:
-        config = AutoConfig.from_pretrained(checkpoint)
-    except OSError as error:
-        raise _describe_unreadable(checkpoint, "config.json") from error
-    except ValueError as error:
-        raise InputError(
-            f"{checkpoint} is not a SigLIP checkpoint (its config.json is of an unknown kind): "
-            f"{_REMEDY}"
-        ) from error
-    if config.model_type not in _TEXT_TOWERS:
-        raise InputError(
-            f"{checkpoint} has no text tower (its config.json says {config.model_type!r}): "
-            f"{_REMEDY}"
-        )
-    return config
+def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
+    """Return the checkpoint's ``logit_scale`` (a logarithm) and ``logit_bias``, float32 (1,) each.
+
+    None for a checkpoint of a vision tower alone, which has neither.
+    """
+    if load_checkpoint_config(checkpoint).model_type != "siglip":
+        return None
+    found: dict[str, Tensor] = {}
+    for path in _find_weight_files(checkpoint):
+        with safe_open(path, framework="pt") as file:
+            for name in {"logit_scale", "logit_bias"} & set(file.keys()):
+                found[name] = file.get_tensor(name).float()
+    return (found["logit_scale"], found["logit_bias"]) if len(found) == 2 else None
 
 
 def _load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
@@ -224,8 +228,6 @@ def _describe_unreadable(checkpoint: str, name: str) -> InputError | RunError:
     """A local directory is the user's to mend; a Hub id may be right and the network down."""
     if Path(checkpoint).is_dir():
         return InputError(f"{checkpoint} has no readable {name}: {_REMEDY}")
-    if checkpoint.startswith(("/", ".", "~")) or checkpoint.count("/") > 1:
-        return InputError(f"there is no directory {checkpoint}: {_REMEDY}")
     return RunError(
         f"{name} of {checkpoint} cannot be fetched from the Hub: check the name and the connection"
     )

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-from torch import Tensor
-from transformers import EarlyStoppingCallback, EvalPrediction
+import torch
+from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.config import (
@@ -21,10 +22,13 @@ from siglip_flowers.config import (
 from siglip_flowers.data import FlowerData, check_data_arguments
 from siglip_flowers.data.augment import BatchAugmenter
 from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
-from siglip_flowers.data.splits import draw_rows
-from siglip_flowers.errors import RunError
+from siglip_flowers.data.splits import draw_rows, get_labels
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
+from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
     freeze,
@@ -32,8 +36,16 @@ from siglip_flowers.model.loading import (
     load_classifier,
     vision_config_of,
 )
-from siglip_flowers.model.losses import cross_entropy_loss
+from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
 from siglip_flowers.parsing import dump_configuration
+from siglip_flowers.prompts import load_templates
+from siglip_flowers.training.objectives import (
+    Objective,
+    balance_classes,
+    build_contrastive,
+    build_cross_entropy,
+    build_sigmoid,
+)
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
 from siglip_flowers.training.trackers import build_tracker_callbacks
@@ -71,7 +83,11 @@ def check_arguments(arguments: RunArguments) -> None:
     checkpoint = arguments.model.model_name_or_path
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if arguments.model.image_size is not None:
-        check_image_size(arguments.model.image_size, vision_config.patch_size)
+        check_image_size(arguments.model.image_size, vision_config)
+    _check_combinations(arguments)
+    if needs_text_tower(arguments):
+        check_text_tower(checkpoint)
+        load_templates(arguments.model.prompt_templates)
     released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not arguments.model.from_scratch
     if (
         released
@@ -86,23 +102,152 @@ def check_arguments(arguments: RunArguments) -> None:
         )
 
 
-def build_model(arguments: RunArguments, class_names: list[str]) -> SiglipClassifier:
-    """Build the classifier that the arguments describe, frozen where they say so."""
-    options = arguments.model
-    model = load_classifier(
-        options.model_name_or_path,
-        class_names,
-        pooling=options.pooling,
-        image_size=options.image_size,
-        from_scratch=options.from_scratch,
-        attn_implementation=options.attn_implementation,
+def needs_text_tower(arguments: RunArguments) -> bool:
+    """Say whether the run starts from the checkpoint's text tower."""
+    return arguments.model.head_init == "text" or arguments.training.objective == "contrastive"
+
+
+def has_measured_start(arguments: RunArguments) -> bool:
+    """Say whether the model classifies before its first step: zero-shot or probed."""
+    return needs_text_tower(arguments) or arguments.model.head_init == "probe"
+
+
+def _check_combinations(arguments: RunArguments) -> None:
+    """Raise InputError for options that exclude each other."""
+    model, training, augmentation = arguments.model, arguments.training, arguments.augmentation
+    objective = training.objective
+    mixing = augmentation.mixup_alpha or augmentation.cutmix_alpha
+    excluded = (
+        (
+            needs_text_tower(arguments) and model.pooling != "map",
+            "--pooling mean has no place in the text tower's space; use --pooling map",
+        ),
+        (
+            needs_text_tower(arguments) and model.from_scratch,
+            "--from_scratch leaves no text tower to start from; use --head_init random and another "
+            "objective than contrastive",
+        ),
+        (
+            model.head_init == "probe" and objective != "cross_entropy",
+            f"--head_init probe goes with --objective cross_entropy, not {objective}; use "
+            "random or text",
+        ),
+        (
+            objective != "cross_entropy" and training.label_smoothing_factor > 0,
+            f"--label_smoothing_factor {training.label_smoothing_factor} goes with --objective "
+            f"cross_entropy, not {objective}; set it to 0",
+        ),
+        (
+            objective == "contrastive" and augmentation.augment and mixing,
+            "--mixup_alpha and --cutmix_alpha mix classes, which a prompt cannot describe; set "
+            "both to 0 with --objective contrastive",
+        ),
+        (
+            training.wise_ft is not None and not has_measured_start(arguments),
+            f"--wise_ft {training.wise_ft} needs a start that classifies; add --head_init text or "
+            "probe",
+        ),
     )
-    freeze(model, options.trainable)
+    for applies, message in excluded:
+        if applies:
+            raise InputError(f"{message}.")
+
+
+def build_model(
+    arguments: RunArguments, data: FlowerData, processor: Any
+) -> SiglipClassifier | ContrastiveSiglip:
+    """Build the model that the arguments describe: its head started, its frozen parts frozen."""
+    options, training = arguments.model, arguments.training
+    templates = load_templates(options.prompt_templates)
+    model: SiglipClassifier | ContrastiveSiglip
+    if training.objective == "contrastive":
+        model = load_contrastive(
+            options.model_name_or_path,
+            data.class_names,
+            templates,
+            image_size=options.image_size,
+            train_text_tower=training.train_text_tower,
+            attn_implementation=options.attn_implementation,
+        )
+    else:
+        sigmoid = training.objective == "sigmoid"
+        model = load_classifier(
+            options.model_name_or_path,
+            data.class_names,
+            pooling=options.pooling,
+            head="cosine" if sigmoid else "linear",
+            # The text tower's embeddings are compared to pictures by their direction.
+            normalize_features=options.head_init == "text",
+            activation="sigmoid" if sigmoid else "softmax",
+            image_size=options.image_size,
+            from_scratch=options.from_scratch,
+            attn_implementation=options.attn_implementation,
+        )
+        _start_head(model, arguments, data, processor, templates)
+    freeze(model.vision_model, options.trainable)
     return model
 
 
+def _start_head(
+    model: SiglipClassifier,
+    arguments: RunArguments,
+    data: FlowerData,
+    processor: Any,
+    templates: list[str],
+) -> None:
+    options, training = arguments.model, arguments.training
+    checkpoint = options.model_name_or_path
+    if options.head_init == "text":
+        set_text_head(model, zero_shot_head(checkpoint, data.class_names, templates))
+    elif options.head_init == "probe":
+        train, validation = (
+            (
+                extract_features(
+                    model,
+                    processor,
+                    data.splits[name],
+                    batch_size=training.per_device_eval_batch_size,
+                    num_workers=training.dataloader_num_workers or 0,
+                ),
+                get_labels(data.splits[name]),
+            )
+            for name in ("train", "validation")
+        )
+        weight = "balanced" if training.class_weights == "balanced" else None
+        set_probe_head(model, train, validation, weight)
+    elif training.objective == "sigmoid" and not options.from_scratch:
+        calibration = load_calibration(checkpoint)
+        if calibration is not None:
+            set_calibration(model, *calibration)
+
+
+def draw_train_sample(arguments: RunArguments, data: FlowerData) -> datasets.Dataset:
+    """Return the training pictures that are evaluated, unaugmented, to show over-fitting."""
+    count = arguments.training.train_eval_samples
+    return draw_rows(data.splits["train"], count, arguments.data.split_seed, "train")
+
+
+def build_objective(
+    arguments: RunArguments, data: FlowerData, model: SiglipClassifier | ContrastiveSiglip
+) -> Objective:
+    """Return the training objective that the arguments name."""
+    training = arguments.training
+    if isinstance(model, ContrastiveSiglip):
+        return build_contrastive(model.num_templates, training.seed)
+    if training.objective == "sigmoid":
+        return build_sigmoid()
+    weights = None
+    if training.class_weights == "balanced":
+        labels = torch.from_numpy(get_labels(data.splits["train"]))
+        weights = balance_classes(labels, len(data.class_names))
+    return build_cross_entropy(training.label_smoothing_factor, weights)
+
+
 def build_trainer(
-    arguments: RunArguments, data: FlowerData, model: SiglipClassifier, processor: Any
+    arguments: RunArguments,
+    data: FlowerData,
+    model: SiglipClassifier | ContrastiveSiglip,
+    processor: Any,
 ) -> FlowersTrainer:
     """Put data, model, objective and callbacks together."""
     training = arguments.training
@@ -111,19 +256,13 @@ def build_trainer(
     if arguments.augmentation.augment:
         train_size = round(size * arguments.augmentation.train_resize_scale)
         augmenter = BatchAugmenter(
-            arguments.augmentation, size, model.config.num_labels, training.seed
+            arguments.augmentation, size, len(model.class_names), training.seed
         )
-    train_sample = draw_rows(
-        data.splits["train"], training.train_eval_samples, arguments.data.split_seed, "train"
-    )
-    activation = model.config.activation
+    activation = "softmax" if training.objective == "cross_entropy" else "sigmoid"
 
     def measure(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         return compute_metrics(logits, labels, activation)
-
-    def loss_function(logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy_loss(logits, targets, training.label_smoothing_factor)
 
     callbacks: list[Any] = build_tracker_callbacks(training.report_to)
     if training.early_stopping_patience is not None:
@@ -132,14 +271,15 @@ def build_trainer(
     trainer_arguments = copy.copy(training)
     trainer_arguments.report_to = [name for name in training.report_to if name != "aim"]
     trainer = FlowersTrainer(
-        loss_function=loss_function,
+        objective=build_objective(arguments, data, model),
         normalizer=PixelNormalizer(processor),
         augmenter=augmenter,
+        ema=training.ema,
         model=model,
         args=trainer_arguments,
         train_dataset=PixelDataset(data.splits["train"], train_size, resample),
         eval_dataset={
-            "train": PixelDataset(train_sample, size, resample),
+            "train": PixelDataset(draw_train_sample(arguments, data), size, resample),
             "validation": PixelDataset(data.splits["validation"], size, resample),
         },
         data_collator=collate_pixels,
@@ -152,7 +292,7 @@ def build_trainer(
     return trainer
 
 
-def check_free_disk(model: SiglipClassifier, training: FlowersTrainingArguments) -> None:
+def check_free_disk(model: PreTrainedModel, training: FlowersTrainingArguments) -> None:
     """Raise RunError if the checkpoints of the run would not fit on the disk."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     # The best and the newest ones, one being written, and the final weights.

@@ -26,18 +26,24 @@ COLUMNS = (
 )
 
 
-def build_history(log_history: list[dict[str, Any]]) -> list[dict[str, float | None]]:
+def build_history(
+    log_history: list[dict[str, Any]], start: dict[str, float] | None = None
+) -> list[dict[str, float | None]]:
     """Merge the Trainer's log entries to one row a step, with the columns of ``COLUMNS``.
 
     ``loss`` and ``accuracy`` are means over the (augmented) training batches since the last row;
-    ``train_*`` and ``validation_*`` are measured on unaugmented pictures.
+    ``train_*`` and ``validation_*`` are measured on unaugmented pictures. ``start`` are the
+    validation metrics before the first step, where the model classified already: row 0.
     """
     rows: dict[int, dict[str, float | None]] = {}
+    if start is not None:
+        values = {f"validation_{key}": value for key, value in start.items()}
+        rows[0] = {key: values.get(key) for key in COLUMNS} | {"step": 0, "epoch": 0.0}
     for entry in log_history:
-        values = {key.removeprefix("eval_"): value for key, value in entry.items()}
-        if "train_runtime" in values:
+        if "train_runtime" in entry:
             # The Trainer's closing summary has a train_loss of another meaning.
             continue
+        values = {key.removeprefix("eval_"): value for key, value in entry.items()}
         row = rows.setdefault(int(entry["step"]), dict.fromkeys(COLUMNS))
         row.update({key: values[key] for key in COLUMNS if values.get(key) is not None})
     return [rows[step] for step in sorted(rows)]

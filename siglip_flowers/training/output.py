@@ -76,7 +76,7 @@ def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) ->
 
 
 def check_output_dir(directory: Path) -> None:
-    """Raise InputError if the directory cannot take a run: it is a file, or holds a finished run."""
+    """Raise InputError if the directory is a file or holds a finished run."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir {directory} is a file; name a directory.")
     if is_finished(directory):

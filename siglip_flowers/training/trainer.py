@@ -1,28 +1,30 @@
 """The Hugging Face Trainer with a picture input path and metrics that do not depend on sharding."""
 
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.data.augment import BatchAugmenter
 from siglip_flowers.data.pixels import PixelNormalizer
+from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 
-# Maps logits (B, C) and labels (B,) int64 or (B, C) soft to a scalar loss.
-LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+AVERAGE_FILE = "ema.safetensors"
 
 
 class FlowersTrainer(Trainer):
     """Trains a picture classifier on uint8 pixels; see ``Trainer`` for everything else.
 
     Args:
-        loss_function: The training objective.
+        objective: Maps model and batch to the loss.
         normalizer: Turns pixels into the model's inputs, on the device.
         augmenter: Varies training batches, on the device; None trains on pictures as they are.
+        ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
         **kwargs: The arguments of ``Trainer``.
     """
 
@@ -31,30 +33,34 @@ class FlowersTrainer(Trainer):
     def __init__(
         self,
         *,
-        loss_function: LossFunction,
+        objective: Objective,
         normalizer: PixelNormalizer,
         augmenter: BatchAugmenter | None,
+        ema: float | None = None,
         **kwargs: Any,
     ) -> None:
-        self.loss_function = loss_function
+        self.objective: Objective = objective
         self.normalizer = normalizer
         self.augmenter = augmenter
         super().__init__(**kwargs)
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
         self._running_hits: list[torch.Tensor] = []
+        self.average = None if ema is None else WeightAverage(self._trained_model, ema)
+        if self.average is not None:
+            self.add_callback(_AverageCallback(self.average))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimiser with one learning rate for the encoder and one for the head."""
         if self.optimizer is None:
-            model = self.model if model is None else model
+            trained: Any = self.model if model is None else model
             groups = build_parameter_groups(
-                model,
+                trained,
                 learning_rate=self.args.learning_rate,
                 head_learning_rate=self.args.head_learning_rate or self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
             )
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
@@ -66,17 +72,17 @@ class FlowersTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Return the objective's mean over a training batch, varied and normalised on the way."""
-        pixels, labels = inputs["pixel_values"], inputs["labels"]
+        pixels, labels, rows = inputs["pixel_values"], inputs["labels"], inputs["index"]
+        step = self.state.global_step
         targets = labels
         if self.augmenter is not None:
-            pixels, targets = self.augmenter(
-                pixels, labels, inputs["index"], self.state.global_step
-            )
-        outputs = model(pixel_values=self.normalizer(pixels))
-        loss = self.loss_function(outputs.logits, targets)
-        hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-        self._running_hits.append((outputs.logits.detach().argmax(dim=-1) == hard).float().mean())
-        return (loss, outputs) if return_outputs else loss
+            pixels, targets = self.augmenter(pixels, labels, rows, step)
+        batch = TrainingBatch(self.normalizer(pixels), labels, targets, rows, step)
+        loss, logits = self.objective(model, batch)
+        if logits is not None:
+            hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
+            self._running_hits.append((logits.detach().argmax(dim=-1) == hard).float().mean())
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -103,5 +109,47 @@ class FlowersTrainer(Trainer):
             self._running_hits.clear()
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights where there are any, else the current ones."""
+        if self.average is None:
+            return super().evaluate(*args, **kwargs)
+        with self.average.applied_to(self._trained_model):
+            return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the weights, and beside them in a checkpoint their moving average."""
+        super().save_model(output_dir, _internal_call)
+        if self.average is not None and output_dir is not None and self.args.should_save:
+            self.average.save(Path(output_dir) / AVERAGE_FILE)
+
+    def finish(self) -> None:
+        """Give the model the weights to keep: the moving average, of the best evaluation."""
+        if self.average is None:
+            return
+        best = self.state.best_model_checkpoint
+        if self.args.load_best_model_at_end and best is not None:
+            self.average.load(Path(best) / AVERAGE_FILE)
+        self.average.copy_to(self._trained_model)
+
+    @property
+    def _trained_model(self) -> nn.Module:
+        # The Trainer allows None here, for a model_init that this one does not use.
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint) / AVERAGE_FILE)
+
     def _get_output_dir(self, trial: Any) -> str:
         return self.args.checkpoint_dir
+
+
+class _AverageCallback(TrainerCallback):
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def on_step_end(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+        assert model is not None
+        self.average.update(model)

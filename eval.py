@@ -1,0 +1,15 @@
+"""Evaluate a trained classifier on a split.
+
+    python eval.py --split test
+    python eval.py --model results/my-run --split validation --output_dir results/my-run
+
+Prints accuracy, top-5 accuracy, precision, recall, F1 and loss; see --help for the data options,
+which default to those of the model's own run.
+"""
+
+import sys
+
+from siglip_flowers.commands.eval import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers-eval``."""
+
+import dataclasses
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.config import DataArguments, check_choice, check_positive
+from siglip_flowers.data import FlowerData, check_data_arguments, load_flowers
+from siglip_flowers.errors import InputError
+from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.predictions import write_predictions
+from siglip_flowers.evaluation.tables import format_metrics
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.parsing import parse_arguments, read_yaml
+from siglip_flowers.records import describe_environment, write_json
+from siglip_flowers.training.output import CONFIG_FILE, MODEL_DIR
+from siglip_flowers.training.report import describe_device
+
+logger = logging.getLogger(__name__)
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, and on which split."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
+            "id; left out, the newest model under results/."
+        },
+    )
+    split: str = field(default="test", metadata={"help": "train, validation or test."})
+    output_dir: str | None = field(
+        default=None,
+        metadata={"help": "Write metrics_SPLIT.json and predictions_SPLIT.parquet here."},
+    )
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Pictures per device and step."}
+    )
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Decoding processes."})
+
+    def __post_init__(self) -> None:
+        check_choice("split", self.split, SPLITS)
+        check_positive("per_device_eval_batch_size", self.per_device_eval_batch_size)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, evaluate, and print the metrics table."""
+    return run_command("eval.py", lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+
+
+def _evaluate(argv: list[str]) -> None:
+    options, data_arguments = _parse(argv)
+    model_path = find_model(options.model)
+    check_data_arguments(data_arguments)
+    model = load_saved_classifier(model_path)
+    processor = load_image_processor(model_path)
+    with PartialState().main_process_first():
+        data = load_flowers(data_arguments)
+    _check_classes(model, data, model_path)
+    result = evaluate_split(
+        model,
+        processor,
+        data.splits[options.split],
+        options.split,
+        batch_size=options.per_device_eval_batch_size,
+        num_workers=options.dataloader_num_workers,
+    )
+    state = PartialState()
+    if not state.is_main_process:
+        return
+    metrics = {"n": len(result.labels), **result.metrics}
+    print(f"{model_path} on {data.description}")
+    print(format_metrics({options.split: metrics}))
+    if options.output_dir is not None:
+        output_dir = Path(options.output_dir)
+        write_predictions(
+            output_dir / f"predictions_{options.split}.parquet", result, data.class_names
+        )
+        write_json(
+            output_dir / f"metrics_{options.split}.json",
+            {
+                "title": f"{model_path} on {data.description}",
+                "model": model_path,
+                "split": options.split,
+                "source": data.source,
+                "split_protocol": data.split_protocol,
+                **metrics,
+                "per_class": result.per_class,
+                "environment": describe_environment(describe_device(state.device)),
+            },
+        )
+
+
+def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:
+    """Read the options; the data options default to those that the model was trained with."""
+    kinds = (EvaluationArguments, DataArguments)
+    description = "Evaluate a classifier on a split and print its metrics."
+    options, _ = parse_arguments(kinds, argv, prog="eval.py", description=description)
+    defaults: dict[str, Any] = {}
+    run_config = Path(find_model(options.model)).parent / CONFIG_FILE
+    if run_config.is_file():
+        known = {item.name for item in dataclasses.fields(DataArguments)}
+        defaults = {k: v for k, v in read_yaml(run_config).items() if k in known}
+    options, data_arguments = parse_arguments(
+        kinds, argv, prog="eval.py", description=description, defaults=defaults
+    )
+    return options, data_arguments
+
+
+def find_model(model: str | None, results: Path = Path("results")) -> str:
+    """Return the model directory or Hub id to use.
+
+    Raises:
+        InputError: No model was named and none lies under ``results``.
+    """
+    if model is not None:
+        inner = Path(model) / MODEL_DIR
+        return str(inner) if (inner / "config.json").is_file() else model
+    found = [
+        path.parent
+        for path in (
+            results / MODEL_DIR / "config.json",
+            *results.glob(f"*/{MODEL_DIR}/config.json"),
+        )
+        if path.is_file()
+    ]
+    if not found:
+        raise InputError(
+            f"There is no model under {results}/; train one with 'accelerate launch train.py', or "
+            "name one with --model."
+        )
+    newest = max(found, key=lambda path: (path / "config.json").stat().st_mtime)
+    if len(found) > 1:
+        logger.warning("%d models under %s/; taking the newest, %s.", len(found), results, newest)
+    return str(newest)
+
+
+def _check_classes(model: SiglipClassifier, data: FlowerData, model_path: str) -> None:
+    names = model.class_names
+    if names == data.class_names:
+        return
+    missing = [name for name in data.class_names if name not in set(names)]
+    example = f", {missing[0]!r} for one" if missing else " in another order"
+    raise InputError(
+        f"The model {model_path} knows {len(names)} classes and the data have "
+        f"{len(data.class_names)}{example}; evaluate it on data with the classes it was trained on."
+    )

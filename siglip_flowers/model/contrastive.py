@@ -1,0 +1,174 @@
+"""Both towers of a SigLIP, fine-tuned on pictures and prompts of their classes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from siglip_flowers.errors import RunError
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.loading import (
+    check_complete,
+    interpolate_position_embedding,
+)
+from siglip_flowers.model.losses import contrastive_sigmoid_loss
+from siglip_flowers.model.text_head import check_text_tower, tokenize_prompts
+from siglip_flowers.prompts import build_prompts
+
+
+class ContrastiveSiglip(SiglipModel):
+    """A ``SiglipModel`` that trains on pictures with prompts and evaluates as a classifier.
+
+    Source: Goyal et al. 2023, "Finetune like you pretrain", with the sigmoid loss of the
+    pretraining and with pairs of the same class as positives.
+
+    In training mode ``forward`` takes ``pixel_values`` (B, 3, H, W), ``labels`` (B,) and
+    ``templates`` (B,), the number of the prompt template drawn for each picture, and returns the
+    loss of this rank. In evaluation mode it takes ``pixel_values`` and returns logits (B, C) to
+    the class embeddings, each the average of the class's prompts.
+    """
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__(config)
+        self.class_names: list[str] = []
+        self._prompt_ids: Tensor | None = None
+        self._evaluation_embeddings: Tensor | None = None
+
+    def set_prompts(self, class_names: Sequence[str], prompt_ids: Tensor) -> None:
+        """Set the C classes and their tokenised prompts (C, T, L) int64, T templates of each."""
+        self.class_names = list(class_names)
+        self._prompt_ids = prompt_ids
+
+    @property
+    def num_templates(self) -> int:
+        """T, the number of prompt templates."""
+        assert self._prompt_ids is not None
+        return self._prompt_ids.shape[1]
+
+    def train(self, mode: bool = True) -> "ContrastiveSiglip":
+        """Switch modes; the class embeddings of an evaluation are computed anew after training."""
+        if mode:
+            self._evaluation_embeddings = None
+        return super().train(mode)
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        templates: Tensor | None = None,
+    ) -> Any:
+        """See the class."""
+        images = self.vision_model(pixel_values=pixel_values).pooler_output
+        if labels is not None and templates is not None:
+            assert self._prompt_ids is not None
+            prompts = self._prompt_ids.to(labels.device)[labels, templates]  # (B, L)
+            texts = self.text_model(input_ids=prompts).pooler_output
+            loss = contrastive_sigmoid_loss(
+                images, texts, labels, self.logit_scale, self.logit_bias
+            )
+            return ImageClassifierOutput(loss=loss)
+        if self._evaluation_embeddings is None or self.training:
+            self._evaluation_embeddings = self.embed_classes()
+        cosine = functional.normalize(images.float(), dim=-1) @ self._evaluation_embeddings.T
+        return ImageClassifierOutput(logits=self.logit_scale.exp() * cosine + self.logit_bias)
+
+    @torch.no_grad()
+    def embed_classes(self) -> Tensor:
+        """Return the class embeddings (C, D): unit means of the prompts' unit embeddings."""
+        assert self._prompt_ids is not None
+        classes, templates, length = self._prompt_ids.shape
+        flat = self._prompt_ids.reshape(-1, length).to(self.logit_scale.device)
+        with torch.autocast(device_type=flat.device.type, enabled=False):
+            texts = torch.cat(
+                [self.text_model(input_ids=part).pooler_output for part in flat.split(256)]
+            )
+            texts = functional.normalize(texts.float(), dim=-1)
+            return functional.normalize(texts.reshape(classes, templates, -1).mean(1), dim=-1)
+
+    @torch.no_grad()
+    def fold(self) -> SiglipClassifier:
+        """Return an ordinary classifier with the same logits: the text tower becomes its head."""
+        config = SiglipClassifierConfig(
+            vision_config=self.vision_model.config.to_dict(),
+            normalize_features=True,
+            activation="sigmoid",
+            id2label=dict(enumerate(self.class_names)),
+            label2id={name: index for index, name in enumerate(self.class_names)},
+        )
+        folded: Any = SiglipClassifier(config)
+        folded.to(self.logit_scale.device)
+        folded.vision_model.load_state_dict(self.vision_model.state_dict())
+        was_training = self.training
+        self.eval()
+        folded.classifier.weight.copy_(self.logit_scale.exp() * self.embed_classes())
+        folded.classifier.bias.copy_(self.logit_bias.expand(len(self.class_names)))
+        self.train(was_training)
+        return folded.eval()
+
+
+def load_contrastive(
+    checkpoint: str,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    image_size: int | None = None,
+    train_text_tower: bool = True,
+    attn_implementation: str | None = None,
+) -> ContrastiveSiglip:
+    """Load both towers of a checkpoint for contrastive fine-tuning.
+
+    Raises:
+        InputError: The checkpoint has no text tower or lacks weights, or a class has no prompt.
+        RunError: It cannot be reached or read.
+    """
+    prompts = build_prompts(class_names, templates)
+    config = check_text_tower(checkpoint)
+    options: dict[str, Any] = (
+        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    )
+    try:
+        loaded: Any = ContrastiveSiglip.from_pretrained(
+            checkpoint,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        raise RunError(
+            f"The two towers of {checkpoint!r} could not be read ({str(error).splitlines()[0]}); "
+            "a whole model.safetensors and a tokenizer are needed."
+        ) from error
+    model, report = loaded
+    check_complete(report, checkpoint, "weights")
+    if image_size not in (None, config.vision_config.image_size):
+        model = _resize(model, image_size)
+    flat = [prompt for of_class in prompts for prompt in of_class]
+    length = config.text_config.max_position_embeddings
+    ids = tokenize_prompts(tokenizer, flat, length)
+    model.set_prompts(class_names, ids.reshape(len(prompts), len(templates), length))
+    model.text_model.requires_grad_(train_text_tower)
+    return model
+
+
+def _resize(model: ContrastiveSiglip, image_size: int) -> ContrastiveSiglip:
+    """Return the model rebuilt for another picture size, position embeddings interpolated."""
+    config: Any = SiglipConfig.from_dict(model.config.to_dict())
+    config.vision_config.image_size = image_size
+    config._attn_implementation = model.config._attn_implementation
+    resized = ContrastiveSiglip(config)
+    state = model.state_dict()
+    name = "vision_model.embeddings.position_embedding.weight"
+    patch_size = config.vision_config.patch_size
+    state[name] = interpolate_position_embedding(state[name], image_size // patch_size)
+    resized.load_state_dict(state)
+    return resized

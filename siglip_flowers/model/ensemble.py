@@ -1,0 +1,87 @@
+"""Average a model's weights: along its own training, or with where it started."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Exponential moving average of a model's trained parameters, kept in float32.
+
+    The decay is warmed up, as min(decay, (1 + n) / (10 + n)) after n updates, so that the average
+    of a short run is not dominated by its start.
+
+    Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ``ExponentialMovingAverage``.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.weights = {
+            name: parameter.detach().float().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's weights by one step."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        parameters = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            average.lerp_(parameters[name].detach().float(), 1 - decay)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the model's trained parameters with the average."""
+        parameters = dict(model.named_parameters())
+        for name, average in self.weights.items():
+            parameters[name].copy_(average)
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Let the model have the averaged weights inside the block, and its own after it."""
+        parameters = dict(model.named_parameters())
+        own = {name: parameters[name].detach().clone() for name in self.weights}
+        self.copy_to(model)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in own.items():
+                    parameters[name].copy_(value)
+
+    def save(self, path: Path) -> None:
+        """Write the average and its count of updates as safetensors."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
+        save_file(tensors, path, metadata={"updates": str(self.updates)})
+
+    def load(self, path: Path) -> None:
+        """Read what :meth:`save` wrote, for the same model."""
+        with safe_open(path, framework="pt") as file:
+            self.updates = int(file.metadata()["updates"])
+        for name, tensor in load_file(path).items():
+            self.weights[name].copy_(tensor)
+
+
+def interpolate_weights(
+    start: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
+    """Return (1 - alpha) * start + alpha * tuned, tensor by tensor.
+
+    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT), equation 1.
+
+    Raises:
+        ValueError: alpha outside 0..1, or two models of different parts.
+    """
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1.")
+    if start.keys() != tuned.keys():
+        raise ValueError("The two models have different parts and cannot be interpolated.")
+    return {name: torch.lerp(start[name].float(), tuned[name].float(), alpha) for name in tuned}

@@ -1,0 +1,93 @@
+"""Ways to start a classifier's head: from the text tower, or from a fit on frozen features."""
+
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
+from siglip_flowers.model.text_head import ZeroShotHead
+
+# Inverse strengths of the L2 penalty that a probe chooses from.
+PROBE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+PROBE_ITERATIONS = 300
+
+
+@torch.no_grad()
+def set_calibration(
+    model: SiglipClassifier, logit_scale: torch.Tensor, logit_bias: torch.Tensor
+) -> None:
+    """Give a cosine head the checkpoint's own log-temperature and bias, one element each."""
+    head = model.classifier
+    assert isinstance(head, CosineHead)
+    head.logit_scale.copy_(logit_scale.reshape(()))
+    head.logit_bias.copy_(logit_bias.reshape(()))
+
+
+@torch.no_grad()
+def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
+    """Make the model the checkpoint's zero-shot classifier.
+
+    The head's weight (C, D) becomes the class embeddings of the text tower, with its temperature
+    and bias: kept apart in a cosine head, multiplied out in a linear one, whose model must
+    normalise its features.
+    """
+    head = model.classifier
+    if isinstance(head, CosineHead):
+        head.class_embeddings.copy_(text_head.weight)
+        set_calibration(model, text_head.logit_scale, text_head.logit_bias)
+        return
+    assert isinstance(head, nn.Linear)
+    assert model.config.normalize_features
+    head.weight.copy_(text_head.logit_scale.exp() * text_head.weight)
+    head.bias.copy_(text_head.logit_bias.expand(head.bias.shape))
+
+
+@torch.no_grad()
+def set_probe_head(
+    model: SiglipClassifier,
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray],
+    class_weight: str | None = None,
+) -> float:
+    """Fit the linear head on frozen features and return the chosen penalty strength.
+
+    L-BFGS logistic regression on standardised features, as the first stage of LP-FT; the L2
+    strength is chosen by accuracy on the validation split. Every class needs a training row.
+
+    Args:
+        model: A classifier with a linear head on unnormalised features.
+        train: Features (N, D) float32 and labels (N,) int64.
+        validation: The same for the validation split.
+        class_weight: ``balanced`` weighs classes by inverse frequency.
+
+    Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
+    out-of-distribution".
+    """
+    head = model.classifier
+    assert isinstance(head, nn.Linear)
+    features, labels = train
+    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
+    scaled, scaled_validation = (features - mean) / std, (validation[0] - mean) / std
+    best_accuracy, best_strength, best = -1.0, PROBE_STRENGTHS[0], None
+    for strength in PROBE_STRENGTHS:
+        probe = LogisticRegression(C=strength, max_iter=PROBE_ITERATIONS, class_weight=class_weight)
+        with warnings.catch_warnings():
+            # A weak penalty needs more steps than it is worth; validation judges what came out.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            probe.fit(scaled, labels)
+        accuracy = float(probe.score(scaled_validation, validation[1]))
+        if accuracy > best_accuracy:
+            best_accuracy, best_strength, best = accuracy, strength, probe
+    assert best is not None
+    # scikit-learn keeps a single row for two classes: the logit of the second one.
+    weight, bias = best.coef_, best.intercept_
+    if len(weight) == 1:
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / std
+    head.weight.copy_(torch.from_numpy(weight))
+    head.bias.copy_(torch.from_numpy(bias - weight @ mean))
+    return best_strength

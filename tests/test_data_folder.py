@@ -1,0 +1,141 @@
+"""Image folders: classes by name, splits as given or cut."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import check_data_arguments, image_ids, load_flowers
+from siglip_flowers.data.names import normalize_name, order_names
+from siglip_flowers.data.splits import get_labels
+from siglip_flowers.errors import InputError
+from siglip_flowers.labels import FLOWER_NAMES
+
+
+def write_pictures(folder: Path, count: int, key: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        generator = np.random.default_rng([sum(map(ord, str(folder))), key, number])
+        pixels = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"{number:03d}.png")
+
+
+def load(folder: Path, **options: object):
+    return load_flowers(DataArguments(data_dir=str(folder), **options))
+
+
+def test_normalized_flower_names_stay_distinct() -> None:
+    assert len({normalize_name(name) for name in FLOWER_NAMES}) == 102
+
+
+def test_all_102_flowers_get_the_original_order_whatever_the_spelling() -> None:
+    spelled = [
+        name.replace(" ", "_").replace("-", "_").replace("'", "").replace("?", "").upper()
+        for name in sorted(FLOWER_NAMES)
+    ]
+    classes, numbers = order_names(spelled)
+    assert tuple(classes) == FLOWER_NAMES
+    assert numbers["PASSION_FLOWER"] == 76
+    assert numbers["COLTS_FOOT"] == 11
+    assert numbers["PINK_YELLOW_DAHLIA"] == 59
+
+
+def test_foreign_names_keep_their_own_natural_order() -> None:
+    assert order_names(["c10", "c9", "rose"])[0] == ["c9", "c10", "rose"]
+    assert order_names(str(n) for n in range(12))[0] == [str(n) for n in range(12)]
+
+
+def test_an_alphabetical_folder_is_mapped_by_name(tmp_path) -> None:
+    for split in ("train", "val", "test"):
+        for name in ("azalea", "Passion_Flower", "tiger-lily"):
+            write_pictures(tmp_path / split / name, 2)
+    data = load(tmp_path)
+    assert data.source == "folder"
+    assert data.split_protocol == "as given"
+    assert data.class_names == ["tiger lily", "azalea", "passion flower"]  # 6, 72, 77
+    for dataset in data.splits.values():
+        assert dataset.column_names == ["image", "label"]
+        for name, label in zip(image_ids(dataset), get_labels(dataset), strict=True):
+            assert normalize_name(name.split("/")[0]) == data.class_names[label]
+
+
+def test_one_folder_a_class_is_cut_by_seed_and_stratified(tmp_path) -> None:
+    for name in ("one", "two"):
+        write_pictures(tmp_path / name, 20)
+    data = load(tmp_path)
+    assert data.split_protocol == "as given, validation and test cut"
+    ids = {name: image_ids(dataset) for name, dataset in data.splits.items()}
+    assert sorted(name for part in ids.values() for name in part) == [
+        f"{c}/{n:03d}" for c in ("one", "two") for n in range(20)
+    ]
+    assert [np.bincount(get_labels(d)).tolist() for d in data.splits.values()] == [
+        [14, 14],
+        [3, 3],
+        [3, 3],
+    ]
+    assert {name: image_ids(d) for name, d in load(tmp_path).splits.items()} == ids
+    assert image_ids(load(tmp_path, split_seed=1).splits["test"]) != ids["test"]
+
+
+def test_hidden_files_and_other_files_are_left_out_and_links_followed(tmp_path) -> None:
+    write_pictures(tmp_path / "elsewhere", 3)
+    root = tmp_path / "data"
+    for split in ("train", "validation", "test"):
+        write_pictures(root / split / "a", 2)
+    (root / "train" / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / ".git").mkdir()
+    (root / "train" / "a" / ".hidden.png").write_bytes(b"")
+    (root / "train" / "a" / "notes.txt").write_text("x")
+    os.rename(root / "train" / "a" / "001.png", root / "train" / "a" / "001.PNG")
+    data = load(root)
+    assert image_ids(data.splits["train"]) == ["a/000", "a/001", "b/000", "b/001", "b/002"]
+
+
+def test_same_stem_with_two_extensions_gives_two_ids(tmp_path) -> None:
+    for split in ("train", "valid", "test"):
+        write_pictures(tmp_path / split / "a", 2)
+    PIL.Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "train" / "a" / "000.jpg")
+    assert image_ids(load(tmp_path).splits["train"]) == ["a/000.jpg", "a/000.png", "a/001"]
+
+
+def test_an_empty_class_is_named(tmp_path) -> None:
+    write_pictures(tmp_path / "train" / "rose", 2)
+    (tmp_path / "train" / "lotus").mkdir()
+    with pytest.raises(InputError, match=r"a class with no training image \(lotus\)"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+
+
+def test_a_class_that_only_the_test_folder_has_is_named(tmp_path) -> None:
+    write_pictures(tmp_path / "train" / "x", 2)
+    write_pictures(tmp_path / "test" / "y", 2)
+    with pytest.raises(InputError, match=r"no training image \(y\)"):
+        load(tmp_path)
+
+
+def test_folders_that_are_no_image_folder(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="has no class folders"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+    write_pictures(tmp_path / "test" / "x", 1)
+    with pytest.raises(InputError, match="no train folder"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="train has no class folders"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+    (tmp_path / "train" / "x").mkdir()
+    with pytest.raises(InputError, match="holds no pictures"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+    (tmp_path / "valid").mkdir()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(InputError, match="two validation folders"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+
+
+def test_too_few_pictures_to_cut(tmp_path) -> None:
+    write_pictures(tmp_path / "a", 1)
+    write_pictures(tmp_path / "b", 1)
+    with pytest.raises(InputError, match="validation split is missing and cannot be cut"):
+        load(tmp_path)

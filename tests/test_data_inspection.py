@@ -1,0 +1,124 @@
+"""Every picture is looked at once: broken ones and shared ones are found."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import image_ids, load_flowers
+from siglip_flowers.errors import InputError, RunError
+
+
+def draw_noise(*key: int, size: int = 48) -> PIL.Image.Image:
+    pixels = np.random.default_rng(key).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for number, split in enumerate(("train", "validation", "test")):
+        for label, name in enumerate(("a", "b")):
+            path = tmp_path / split / name
+            path.mkdir(parents=True)
+            for picture in range(4):
+                draw_noise(number, label, picture).save(path / f"{picture}.png")
+    return tmp_path
+
+
+def load(folder: Path, **options: object):
+    return load_flowers(DataArguments(data_dir=str(folder), **options))
+
+
+def break_pictures(folder: Path) -> None:
+    (folder / "train" / "a" / "0.png").write_bytes(b"")
+    (folder / "train" / "b" / "1.png").write_text("<html>not found</html>")
+    path = folder / "test" / "a" / "2.png"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_unreadable_pictures_stop_with_the_list(folder, workers) -> None:
+    break_pictures(folder)
+    with pytest.raises(RunError, match="3 of 24 pictures cannot be read") as caught:
+        load(folder, image_workers=workers)
+    message = str(caught.value)
+    assert f"{folder / 'train' / 'a' / '0.png'} (empty file)" in message
+    assert f"{folder / 'train' / 'b' / '1.png'} (not an image)" in message
+    assert str(folder / "test" / "a" / "2.png") in message
+    assert "--skip_corrupt_images" in message
+
+
+def test_unreadable_pictures_are_dropped_and_counted_when_asked(folder, caplog) -> None:
+    break_pictures(folder)
+    with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
+        data = load(folder, skip_corrupt_images=True)
+    assert data.skipped == {"train": ["a/0", "b/1"], "validation": [], "test": ["a/2"]}
+    assert [len(dataset) for dataset in data.splits.values()] == [6, 8, 7]
+    assert not {"a/0", "b/1"} & set(image_ids(data.splits["train"]))
+    assert all(row["image"].size == (48, 48) for row in data.splits["train"])
+    assert ["Dropped 3 of 24" in message for message in caplog.messages] == [True]
+
+
+def test_a_long_list_is_cut_at_ten(folder) -> None:
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(RunError, match=r"24 of 24 .* and 14 more") as caught:
+        load(folder)
+    assert str(caught.value).count("empty file") == 10
+
+
+def test_a_class_whose_pictures_are_all_broken_has_no_training_image(folder) -> None:
+    for path in (folder / "train" / "b").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no training image \(b\)"):
+        load(folder, skip_corrupt_images=True)
+
+
+def test_a_decompression_bomb_is_unreadable(folder, monkeypatch) -> None:
+    draw_noise(9, size=200).save(folder / "train" / "a" / "big.png")
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10_000)
+    with pytest.raises(RunError, match=r"1 of 25 .*big\.png \(.*decompression bomb"):
+        load(folder)
+
+
+def test_the_same_pixels_in_two_splits_are_refused_across_file_formats(folder) -> None:
+    draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
+    draw_noise(1, 1, 3).convert("RGBA").save(folder / "test" / "a" / "copy.png")
+    with pytest.raises(InputError, match="2 pictures stand in two splits") as caught:
+        load(folder)
+    assert "train/a/1 = test/b/copy" in str(caught.value)
+    assert "validation/b/3 = test/a/copy" in str(caught.value)
+    assert "--allow_duplicates" in str(caught.value)
+
+
+def test_shared_pictures_are_reported_when_allowed(folder, caplog) -> None:
+    draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
+    with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
+        data = load(folder, allow_duplicates=True)
+    assert data.shared == [("train", "a/1", "test", "b/copy")]
+    assert len(data.splits["test"]) == 9
+    assert ["1 pictures stand in two splits" in message for message in caplog.messages] == [True]
+
+
+def test_the_same_pixels_twice_in_one_split_are_fine(folder) -> None:
+    draw_noise(0, 0, 1).save(folder / "train" / "a" / "again.bmp")
+    assert load(folder).shared == []
+
+
+def test_equal_bytes_of_another_shape_are_another_picture(folder) -> None:
+    PIL.Image.new("RGB", (2, 8)).save(folder / "train" / "a" / "tall.png")
+    PIL.Image.new("RGB", (8, 2)).save(folder / "test" / "a" / "wide.png")
+    assert load(folder).shared == []
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK", "1", "I;16"])
+def test_unusual_modes_pass(folder, mode) -> None:
+    image = draw_noise(7).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16) * 256)
+    image.save(folder / "train" / "a" / ("odd.tif" if mode == "CMYK" else "odd.png"))
+    PIL.Image.new("RGB", (1, 1)).save(folder / "train" / "b" / "dot.png")
+    assert len(load(folder).splits["train"]) == 10

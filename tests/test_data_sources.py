@@ -1,0 +1,98 @@
+"""One function, four sources: which one is meant, and what all have in common."""
+
+import logging
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import ClassLabel, Image
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import check_data_arguments, image_ids, load_flowers, resolve_source
+from siglip_flowers.data.splits import get_labels
+from siglip_flowers.errors import InputError
+
+SMALL = {
+    "data_source": "procedural",
+    "procedural_images_per_class": 5,
+    "procedural_image_size": 16,
+}
+
+
+def load(**options: object):
+    return load_flowers(DataArguments(**SMALL, **options))
+
+
+@pytest.fixture(scope="module")
+def procedural():
+    return load()
+
+
+def test_the_source_follows_from_the_other_options(tmp_path) -> None:
+    folder = str(tmp_path)
+    assert resolve_source(DataArguments()) == "oxford"
+    assert resolve_source(DataArguments(dataset_name="a/b")) == "hub"
+    assert resolve_source(DataArguments(data_dir=folder)) == "folder"
+    assert resolve_source(DataArguments(data_dir=folder, data_source="oxford")) == "oxford"
+    (tmp_path / "setid.mat").write_bytes(b"")
+    assert resolve_source(DataArguments(data_dir=folder)) == "oxford"
+    assert resolve_source(DataArguments(data_source="procedural")) == "procedural"
+
+
+def test_the_procedural_source_says_so_and_has_the_common_shape(procedural) -> None:
+    assert procedural.source == procedural.split_protocol == "procedural"
+    assert "procedural" in procedural.description
+    assert [len(dataset) for dataset in procedural.splits.values()] == [306, 102, 102]
+    assert list(procedural.splits) == ["train", "validation", "test"]
+    for dataset in procedural.splits.values():
+        assert dataset.column_names == ["image", "label"]
+        assert isinstance(dataset.features["image"], Image)
+        assert isinstance(dataset.features["label"], ClassLabel)
+        assert set(get_labels(dataset)) == set(range(102))
+        assert len(set(image_ids(dataset))) == len(dataset)
+    assert len(set(procedural.class_names)) == 102
+
+
+def test_shots_and_limits_thin_the_splits_by_seed(procedural) -> None:
+    thin = load(shots=2, max_eval_samples=30)
+    assert [len(dataset) for dataset in thin.splits.values()] == [204, 30, 30]
+    assert np.bincount(get_labels(thin.splits["train"])).tolist() == [2] * 102
+    assert "2 a class" in thin.description
+    for name, dataset in thin.splits.items():
+        assert set(image_ids(dataset)) < set(image_ids(procedural.splits[name]))
+    again, other = (
+        load(shots=2, max_eval_samples=30),
+        load(shots=2, max_eval_samples=30, split_seed=1),
+    )
+    for name, dataset in thin.splits.items():
+        assert image_ids(again.splits[name]) == image_ids(dataset)
+        assert image_ids(other.splits[name]) != image_ids(dataset)
+
+
+def test_a_training_limit_that_empties_classes_warns(caplog) -> None:
+    with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
+        thin = load(max_train_samples=20)
+    assert len(thin.splits["train"]) == 20
+    [message] = caplog.messages
+    assert "no training picture among those that --max_train_samples 20 drew" in message
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"data_dir": "/nowhere/at/all"}, "--data_dir /nowhere/at/all does not exist"),
+        ({"data_dir": __file__}, "is not a directory"),
+        ({"data_dir": ".", "data_source": "procedural"}, "not used by --data_source procedural"),
+        ({"data_dir": ".", "dataset_name": "a/b"}, "not used by --data_source hub"),
+        ({"oxford_url": "/data/flowers"}, "must start with http"),
+    ],
+)
+def test_contradicting_options_are_refused(options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        check_data_arguments(DataArguments(**options))
+
+
+def test_loading_checks_the_options_too(tmp_path) -> None:
+    PIL.Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="no class folders"):
+        load_flowers(DataArguments(data_dir=str(tmp_path)))
