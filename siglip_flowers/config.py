@@ -101,6 +101,13 @@ class DataArguments:
         default=0,
         metadata={"help": "Seed of every cut: missing splits, --shots, --max_*_samples."},
     )
+    shots_seed: int | None = field(
+        default=None,
+        metadata={
+            "help": "Seed of --shots and --max_train_samples alone, which leaves the evaluated "
+            "pictures as they are; default: --split_seed."
+        },
+    )
     shots: int | None = field(
         default=None, metadata={"help": "Train on this many pictures a class only."}
     )

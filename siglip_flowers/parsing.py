@@ -5,9 +5,10 @@ import dataclasses
 import difflib
 import enum
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -21,6 +22,8 @@ SECRETS = ("hub_token", "push_to_hub_token")
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print a usage of 150 options before the one sentence that matters.
+        # It names the spelling with dashes as well.
+        message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
         raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
 
 
@@ -49,9 +52,10 @@ def parse_arguments(
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
     known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     namespace = argparse.Namespace()
     if defaults:
-        _apply(parser, defaults, namespace, "the defaults")
+        _apply(parser, hints, defaults, namespace, "the defaults")
     config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     config_only.add_argument("--config")
     try:
@@ -62,8 +66,9 @@ def parse_arguments(
         values = read_yaml(Path(config_file))
         for key in values:
             if key not in known:
-                raise InputError(f"Unknown key {key!r} in {config_file}{_nearest(str(key), known)}")
-        _apply(parser, values, namespace, config_file)
+                nearest = suggest_nearest(str(key), known)
+                raise InputError(f"Unknown key {key!r} in {config_file}{nearest}")
+        _apply(parser, hints, values, namespace, config_file)
     namespace, rest = parser.parse_known_args(argv, namespace)
     if rest:
         _refuse(rest[0], known)
@@ -138,14 +143,29 @@ def _plain(value: Any) -> Any:
 
 
 def _apply(
-    parser: _Parser, values: dict[str, Any], namespace: argparse.Namespace, origin: str
+    parser: _Parser,
+    hints: dict[str, Any],
+    values: dict[str, Any],
+    namespace: argparse.Namespace,
+    origin: str,
 ) -> None:
     """Set values on the namespace through the parser, so that their types are checked."""
     argv: list[str] = []
-    unset: list[str] = []
+    # What has no spelling on the command line.
+    direct: dict[str, Any] = {}
     for key, value in values.items():
+        kinds = (hints[key], *get_args(hints[key]))
         if value is None:
-            unset.append(key)
+            if type(None) not in kinds:
+                raise InputError(
+                    f"In {origin}: {key} is null, which it cannot be; give a value or leave it out."
+                )
+            direct[key] = None
+        elif value == [] and any(list in (kind, get_origin(kind)) for kind in kinds):
+            direct[key] = []
+        elif value is False and bool not in kinds and str in kinds:
+            # YAML 1.1 reads the word no as false.
+            argv.append(f"--{key}=no")
         elif isinstance(value, dict):
             argv.append(f"--{key}={json.dumps(value)}")
         elif isinstance(value, list):
@@ -158,18 +178,19 @@ def _apply(
         raise InputError(f"In {origin}: {str(error).removesuffix('; see --help.')}.") from error
     if rest:
         raise InputError(f"In {origin}: {rest[0]!r} is one value too many.")
-    for key in unset:
-        setattr(namespace, key, None)
+    for key, value in direct.items():
+        setattr(namespace, key, value)
 
 
 def _refuse(argument: str, known: set[str]) -> NoReturn:
     if argument.startswith("-"):
         name = argument.split("=")[0]
-        nearest = _nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")
+        nearest = suggest_nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")
         raise InputError(f"Unknown option {name}{nearest}")
     raise InputError(f"Unexpected argument {argument!r}; options start with --, see --help.")
 
 
-def _nearest(name: str, known: set[str], prefix: str = "") -> str:
+def suggest_nearest(name: str, known: set[str], prefix: str = "") -> str:
+    """Return the end of an error about an unknown name: the known one nearest to it, or --help."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."

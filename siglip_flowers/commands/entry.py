@@ -3,15 +3,18 @@
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
 import datasets
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.errors import EXIT_RUN_FAILED, InputError, RunError
 
 EXIT_INTERRUPTED = 130
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def run_command(prog: str, command: Callable[[], None]) -> int:
@@ -25,15 +28,17 @@ def run_command(prog: str, command: Callable[[], None]) -> int:
     except (InputError, RunError) as error:
         # Bad usage is found alike by every process of a launch; one of them says so.
         if isinstance(error, RunError) or os.environ.get("RANK", "0") == "0":
-            print(f"{prog}: error: {error}", file=sys.stderr)
+            message = str(error)
+            end = "" if message.endswith((".", "?")) else "."
+            print(f"{prog}: error: {message}{end}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = _explain_write_failure(error)
+        if reason is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
         print(
-            f"{prog}: error: A file could not be written{where}: {error.strerror}; make room or "
-            "choose another --output_dir. What was written before is whole.",
+            f"{prog}: error: A file could not be written ({reason}); make room or choose another "
+            "--output_dir, since what was written before is whole.",
             file=sys.stderr,
         )
         return EXIT_RUN_FAILED
@@ -41,3 +46,21 @@ def run_command(prog: str, command: Callable[[], None]) -> int:
         print(f"{prog}: stopped; the same command goes on where it was.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _explain_write_failure(error: OSError | SafetensorError | RuntimeError) -> str | None:
+    """Return why a file could not be written, or None if the error is another one."""
+    if isinstance(error, OSError):
+        if error.errno not in WRITE_ERRORS:
+            return None
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    # The writers of safetensors and of torch.save pass the system's error on as text only.
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", text)
+        if number is None or int(number[1]) not in WRITE_ERRORS:
+            return None
+        return os.strerror(int(number[1]))
+    if "inline_container" in text or "PytorchStreamWriter" in text:
+        return "the disk may be full"
+    return None

@@ -25,6 +25,8 @@ from siglip_flowers.training.report import describe_device
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
+# Together they name the source of the data.
+SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
 
 
 @dataclass
@@ -60,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(argv: list[str]) -> None:
     options, data_arguments = _parse(argv)
-    model_path = find_model(options.model)
+    model_path = options.model
+    assert model_path is not None
     check_data_arguments(data_arguments)
     model = load_saved_classifier(model_path)
     processor = load_image_processor(model_path)
@@ -105,13 +108,17 @@ def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:
     """Read the options; the data options default to those that the model was trained with."""
     kinds = (EvaluationArguments, DataArguments)
     description = "Evaluate a classifier on a split and print its metrics."
-    options, _ = parse_arguments(kinds, argv, prog="eval.py", description=description)
+    options, given = parse_arguments(kinds, argv, prog="eval.py", description=description)
+    options.model = find_model(options.model)
     defaults: dict[str, Any] = {}
-    run_config = Path(find_model(options.model)).parent / CONFIG_FILE
+    run_config = Path(options.model).parent / CONFIG_FILE
     if run_config.is_file():
         known = {item.name for item in dataclasses.fields(DataArguments)}
+        if any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3]):
+            # Another source was named: the run's own must not contradict it.
+            known -= set(SOURCE_OPTIONS)
         defaults = {k: v for k, v in read_yaml(run_config).items() if k in known}
-    options, data_arguments = parse_arguments(
+    _, data_arguments = parse_arguments(
         kinds, argv, prog="eval.py", description=description, defaults=defaults
     )
     return options, data_arguments

@@ -88,9 +88,9 @@ class BatchAugmenter:
     def _crop_and_flip(self, pixels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
         """Cut a random box out of each picture and resize it, by one resampling of the batch."""
         area = self.arguments.crop_min_scale + (1 - self.arguments.crop_min_scale) * u[:, 0]
-        log_ratio = math.log(CROP_ASPECT_RATIO)
+        # A large box has room for small changes of the ratio only: no side outgrows the picture.
+        log_ratio = (-area.log()).clamp(max=math.log(CROP_ASPECT_RATIO))
         ratio = torch.exp(log_ratio * (2 * u[:, 1] - 1))
-        # A box that would be longer than the picture is cut to it, keeping its place inside.
         width = (area * ratio).sqrt().clamp(max=1.0)
         height = (area / ratio).sqrt().clamp(max=1.0)
         center_x = (1 - width) * (2 * u[:, 2] - 1)

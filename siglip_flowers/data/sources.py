@@ -123,10 +123,11 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
 
 def _thin_splits(splits: DatasetDict, arguments: DataArguments) -> DatasetDict:
     seed = arguments.split_seed
+    train_seed = seed if arguments.shots_seed is None else arguments.shots_seed
     train = splits["train"]
     if arguments.shots is not None:
-        train = take_shots(train, arguments.shots, seed)
-    thinned = DatasetDict(train=draw_rows(train, arguments.max_train_samples, seed, "train"))
+        train = take_shots(train, arguments.shots, train_seed)
+    thinned = DatasetDict(train=draw_rows(train, arguments.max_train_samples, train_seed, "train"))
     for name in ("validation", "test"):
         thinned[name] = draw_rows(splits[name], arguments.max_eval_samples, seed, name)
     return thinned

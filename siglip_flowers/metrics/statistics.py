@@ -200,6 +200,26 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
+def is_shown(
+    difference: PairedDifference,
+    corrected_p: float | None = None,
+    significance: float = 0.05,
+    over_seeds: Interval | None = None,
+) -> bool:
+    """Say whether a difference may be claimed.
+
+    The bootstrap's interval has to exclude 0 and p, corrected where that is given, to be below the
+    significance; and ``over_seeds``, where given, to exclude 0 on the same side. That third test
+    holds back what few seeds let the bootstrap claim too easily; one seed never passes it.
+    """
+    p = difference.p_value if corrected_p is None else corrected_p
+    if difference.low <= 0 <= difference.high or p >= significance:
+        return False
+    if over_seeds is None:
+        return True
+    return over_seeds.low > 0 if difference.low > 0 else over_seeds.high < 0
+
+
 def conclude(
     difference: PairedDifference,
     name_a: str,
@@ -208,15 +228,17 @@ def conclude(
     setting: str = "",
     corrected_p: float | None = None,
     significance: float = 0.05,
+    over_seeds: Interval | None = None,
 ) -> str:
     """Say in one sentence what a paired difference shows, in percentage points.
 
     measure: "test accuracy"; setting: where it was measured ("at 16 a class"); corrected_p: the
     p-value after :func:`holm`, which then decides and is printed in place of the single one.
-    A difference is claimed only if the interval excludes 0 and p is below the significance.
+    over_seeds: ``mean_interval(difference.seed_differences)``, where it has to agree.
+    A difference is claimed only if :func:`is_shown` says so.
     """
     p = difference.p_value if corrected_p is None else corrected_p
-    shown = not difference.low <= 0 <= difference.high and p < significance
+    shown = is_shown(difference, corrected_p, significance, over_seeds)
     sign = -1 if shown and difference.high < 0 else 1
     ends = sorted((sign * difference.low, sign * difference.high))
     size, low, high = _format_points((sign * difference.difference, *ends))
@@ -224,6 +246,9 @@ def conclude(
         f"{difference.confidence * 100:g} % interval {low} to {high}",
         ("" if corrected_p is None else "Holm-corrected ") + _format_p(p, significance),
     ]
+    if over_seeds is not None and over_seeds.n > 1:
+        ends = sorted((sign * over_seeds.low, sign * over_seeds.high))
+        notes.insert(1, "over seeds {} to {}".format(*_format_points(ends)))
     if difference.seeds == 1:
         notes.append("one seed, so the spread between seeds is not counted")
     tail = f"({', '.join(notes)}) on {measure}{' ' + setting if setting else ''}."

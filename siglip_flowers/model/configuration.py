@@ -1,5 +1,6 @@
 """The configuration of :class:`~siglip_flowers.model.classifier.SiglipClassifier`."""
 
+import copy
 from typing import Any
 
 from transformers import PreTrainedConfig, SiglipVisionConfig
@@ -50,6 +51,9 @@ class SiglipClassifierConfig(PreTrainedConfig):
             vision_config = SiglipVisionConfig()
         elif isinstance(vision_config, dict):
             vision_config = SiglipVisionConfig(**vision_config)
+        else:
+            # The next lines change it, and it may be the configuration of a tower in use.
+            vision_config = copy.deepcopy(vision_config)
         # An attention-pooling head that takes no part in the loss breaks DDP with gradient
         # checkpointing, so the tower is built without it where it is not used.
         vision_config.vision_use_head = pooling == "map"

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, SiglipConfig, SiglipModel
+from transformers import SiglipConfig, SiglipModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.errors import RunError
@@ -19,7 +19,7 @@ from siglip_flowers.model.loading import (
     interpolate_position_embedding,
 )
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
-from siglip_flowers.model.text_head import check_text_tower, tokenize_prompts
+from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
 from siglip_flowers.prompts import build_prompts
 
 
@@ -53,9 +53,8 @@ class ContrastiveSiglip(SiglipModel):
         return self._prompt_ids.shape[1]
 
     def train(self, mode: bool = True) -> "ContrastiveSiglip":
-        """Switch modes; the class embeddings of an evaluation are computed anew after training."""
-        if mode:
-            self._evaluation_embeddings = None
+        """Switch modes; every evaluation starts by computing its class embeddings anew."""
+        self._evaluation_embeddings = None
         return super().train(mode)
 
     def forward(  # type: ignore[override]
@@ -130,6 +129,7 @@ def load_contrastive(
     """
     prompts = build_prompts(class_names, templates)
     config = check_text_tower(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     options: dict[str, Any] = (
         {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     )
@@ -142,11 +142,10 @@ def load_contrastive(
             dtype=torch.float32,
             **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, HfHubHTTPError, SafetensorError) as error:
         raise RunError(
             f"The two towers of {checkpoint!r} could not be read ({str(error).splitlines()[0]}); "
-            "a whole model.safetensors and a tokenizer are needed."
+            "a whole model.safetensors is needed, pickled weights are not loaded."
         ) from error
     model, report = loaded
     check_complete(report, checkpoint, "weights")

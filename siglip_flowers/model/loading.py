@@ -48,6 +48,11 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(checkpoint)
     except (OSError, HfHubHTTPError) as error:
+        if path.is_dir():
+            raise InputError(
+                f"The config.json in {checkpoint} cannot be read ({_first_line(error)}); copy the "
+                "checkpoint again."
+            ) from error
         raise RunError(
             f"The model {checkpoint!r} is not a local directory and could not be read from the "
             f"Hugging Face Hub ({_first_line(error)}); check the name and the network, or give "
@@ -88,9 +93,10 @@ def check_image_size(image_size: int, vision_config: SiglipVisionConfig) -> None
     assert isinstance(patch_size, int)
     if image_size % patch_size:
         below = image_size - image_size % patch_size
+        nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
         raise InputError(
             f"--image_size is {image_size}, which is not a multiple of the checkpoint's patch size "
-            f"{patch_size}; use {below or patch_size} or {below + patch_size}."
+            f"{patch_size}; use {nearest}."
         )
 
 
@@ -139,9 +145,15 @@ def load_classifier(
         attn_implementation: ``sdpa``, ``eager``, ...; transformers chooses when left out.
 
     Raises:
-        InputError: No SigLIP checkpoint, missing vision weights, or a size that does not fit.
+        InputError: No SigLIP checkpoint, missing vision weights, a size that does not fit, or
+            fewer than two classes.
         RunError: The checkpoint cannot be reached or read.
     """
+    if len(class_names) < 2:
+        raise InputError(
+            f"There is nothing to tell apart: the classes are {', '.join(class_names) or 'none'}; "
+            "give at least two."
+        )
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     own_size, patch_size = vision_config.image_size, vision_config.patch_size
     assert isinstance(own_size, int)
@@ -154,6 +166,8 @@ def load_classifier(
         vision_config = tower.config
     target_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
     target_config.image_size = image_size or own_size
+    # A checkpoint saved in half precision would have a tower from scratch built in it.
+    target_config.dtype = torch.float32
     config = SiglipClassifierConfig(
         vision_config=target_config,
         pooling=pooling,
@@ -266,6 +280,17 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
     return model.eval()
 
 
+def check_trainable(trainable: str, layers: int) -> int | None:
+    """Return N of ``last:N``, else None; InputError if the encoder has fewer than N layers."""
+    last = parse_trainable(trainable)
+    if last is not None and last > layers:
+        raise InputError(
+            f"--trainable is {trainable!r} but the encoder has {layers} layers; use "
+            f"last:{layers} or all."
+        )
+    return last
+
+
 def freeze(encoder: SiglipVisionModel, trainable: str) -> None:
     """Set which parameters of the vision tower train; the classification head always does.
 
@@ -276,12 +301,7 @@ def freeze(encoder: SiglipVisionModel, trainable: str) -> None:
         InputError: Another word, or more layers than the encoder has.
     """
     layers = encoder.encoder.layers
-    last = parse_trainable(trainable)
-    if last is not None and last > len(layers):
-        raise InputError(
-            f"--trainable is {trainable!r} but the encoder has {len(layers)} layers; use "
-            f"last:{len(layers)} or all."
-        )
+    last = check_trainable(trainable, len(layers))
     encoder.requires_grad_(trainable == "all")
     if last is not None:
         encoder.post_layernorm.requires_grad_(True)

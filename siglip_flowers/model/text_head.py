@@ -63,7 +63,7 @@ def load_text_tower(checkpoint: str) -> TextTower:
     fetched or is damaged.
     """
     config = check_text_tower(checkpoint)
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     weights = _read_text_weights(checkpoint)
     # Given from memory, the vision weights are neither loaded nor reported as left over.
     loaded: Any = SiglipTextModel.from_pretrained(
@@ -167,7 +167,8 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
     return (found["logit_scale"], found["logit_bias"]) if len(found) == 2 else None
 
 
-def _load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
+    """Load the checkpoint's own tokenizer; InputError if it has none that works."""
     try:
         return AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError, ImportError) as error:

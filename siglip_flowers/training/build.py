@@ -31,6 +31,7 @@ from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
+    check_trainable,
     freeze,
     load_checkpoint_config,
     load_classifier,
@@ -48,7 +49,7 @@ from siglip_flowers.training.objectives import (
 )
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
-from siglip_flowers.training.trackers import build_tracker_callbacks
+from siglip_flowers.training.trackers import build_tracker_callbacks, check_trackers
 from siglip_flowers.training.trainer import FlowersTrainer
 
 logger = logging.getLogger(__name__)
@@ -78,12 +79,14 @@ def check_arguments(arguments: RunArguments) -> None:
     """Check everything that can be checked before data, weights or training: see the errors."""
     training = arguments.training
     if not training.overwrite_output_dir:
-        check_output_dir(Path(str(training.output_dir)))
+        check_output_dir(Path(str(training.output_dir)), arguments.dump())
+    check_trackers(training.report_to)
     check_data_arguments(arguments.data)
     checkpoint = arguments.model.model_name_or_path
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if arguments.model.image_size is not None:
         check_image_size(arguments.model.image_size, vision_config)
+    check_trainable(arguments.model.trainable, vision_config.num_hidden_layers)
     _check_combinations(arguments)
     if needs_text_tower(arguments):
         check_text_tower(checkpoint)
@@ -298,9 +301,9 @@ def check_free_disk(model: PreTrainedModel, training: FlowersTrainingArguments) 
     # The best and the newest ones, one being written, and the final weights.
     kept = (training.save_total_limit or 10) + 2
     needed = parameters * (CHECKPOINT_BYTES_PER_PARAMETER * kept + 4)
-    directory = Path(str(training.output_dir))
-    directory.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory).free
+    directory = Path(str(training.output_dir)).absolute()
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise RunError(
             f"The disk of {directory} has {free / 1e9:.1f} GB free, but this run's checkpoints "

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import yaml
-from transformers.trainer_utils import get_last_checkpoint
 
 from siglip_flowers.errors import InputError
 from siglip_flowers.parsing import read_yaml
@@ -40,13 +39,14 @@ def is_finished(directory: Path) -> bool:
 def find_checkpoint(directory: Path) -> str | None:
     """Return the newest whole checkpoint of an unfinished run, or None."""
     checkpoints = directory / CHECKPOINT_DIR
-    if not checkpoints.is_dir():
-        return None
-    for broken in checkpoints.glob("checkpoint-*"):
-        # The Trainer writes this file last; a killed run may leave a directory without it.
-        if not (broken / "trainer_state.json").is_file():
-            shutil.rmtree(broken)
-    return get_last_checkpoint(str(checkpoints))
+    whole = [path for path in checkpoints.glob("checkpoint-*") if _is_whole(path)]
+    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    # The Trainer writes this file last; a killed run may leave a directory without it.
+    return (checkpoint / "trainer_state.json").is_file()
 
 
 def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) -> str | None:
@@ -67,16 +67,16 @@ def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) ->
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    check_output_dir(directory)
-    checkpoint = find_checkpoint(directory)
-    if checkpoint is not None:
-        _check_same_settings(directory, configuration)
+    check_output_dir(directory, configuration)
+    for path in (directory / CHECKPOINT_DIR).glob("checkpoint-*"):
+        if not _is_whole(path):
+            shutil.rmtree(path)
     write_text(directory / CONFIG_FILE, configuration)
-    return checkpoint
+    return find_checkpoint(directory)
 
 
-def check_output_dir(directory: Path) -> None:
-    """Raise InputError if the directory is a file or holds a finished run."""
+def check_output_dir(directory: Path, configuration: str) -> None:
+    """Raise InputError if a run with this configuration can neither start nor go on there."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir {directory} is a file; name a directory.")
     if is_finished(directory):
@@ -84,6 +84,8 @@ def check_output_dir(directory: Path) -> None:
             f"The directory {directory} already holds a finished run; choose another --output_dir "
             "or add --overwrite_output_dir."
         )
+    if find_checkpoint(directory) is not None:
+        _check_same_settings(directory, configuration)
 
 
 def _check_same_settings(directory: Path, configuration: str) -> None:

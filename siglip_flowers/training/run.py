@@ -51,18 +51,19 @@ def run_training(arguments: RunArguments) -> RunResult:
     output_dir = Path(training.output_dir)
     eval_batch_size = training.per_device_eval_batch_size
     check_arguments(arguments)
-    with training.main_process_first(desc="claiming the output directory"):
-        checkpoint = claim_output_dir(
-            output_dir,
-            arguments.dump(),
-            overwrite=training.overwrite_output_dir and PartialState().is_main_process,
-        )
     with training.main_process_first(desc="loading the data"):
         data = load_flowers(arguments.data)
     set_seed(training.seed)
     processor = load_image_processor(arguments.model.model_name_or_path, arguments.model.image_size)
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)
+    # Only now is anything written or an earlier run deleted: the data and the weights are good.
+    with training.main_process_first(desc="claiming the output directory"):
+        checkpoint = claim_output_dir(
+            output_dir,
+            arguments.dump(),
+            overwrite=training.overwrite_output_dir and PartialState().is_main_process,
+        )
     start: dict[str, float] | None = None
     if has_measured_start(arguments):
         start = measure_start(

@@ -13,20 +13,21 @@ from siglip_flowers.errors import InputError
 PACKAGES = {"aim": "aim", "wandb": "wandb", "tensorboard": "tensorboard", "trackio": "trackio"}
 
 
-def build_tracker_callbacks(names: list[str]) -> list[Any]:
-    """Check that the trackers are installed and return the callbacks that must be added by hand.
-
-    Only the main process logs to Aim: two writers meet in its lock.
-
-    Raises:
-        InputError: A tracker's package is missing.
-    """
+def check_trackers(names: list[str]) -> None:
+    """Raise InputError if a tracker's package is missing."""
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise InputError(
                 f"--report_to {name} needs the package {PACKAGES[name]}, which is not installed; "
                 f"run 'pip install {PACKAGES[name]}' or drop it."
             )
+
+
+def build_tracker_callbacks(names: list[str]) -> list[Any]:
+    """Prepare the trackers and return the callbacks that must be added by hand.
+
+    Only the main process logs to Aim: two writers meet in its lock.
+    """
     if "wandb" in names and not _is_logged_in_to_wandb():
         # Its login prompt would block a job that nobody watches.
         os.environ.setdefault("WANDB_MODE", "offline")

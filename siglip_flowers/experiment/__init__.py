@@ -1,0 +1,1 @@
+"""Arms times regimes times seeds, tuned alike, and what their differences show."""

@@ -1,0 +1,80 @@
+"""Compare arms over regimes and seeds.
+
+python -m siglip_flowers.experiment --config configs/experiment_siglip_vs_baseline.yaml
+
+trains every arm in every regime with every seed and writes table, plots and conclusion to
+results/experiments/NAME/. A stopped experiment goes on with the same command.
+"""
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from filelock import FileLock, Timeout
+
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.errors import InputError
+from siglip_flowers.experiment.analysis import analyse
+from siglip_flowers.experiment.plan import check_runs
+from siglip_flowers.experiment.report import write_report
+from siglip_flowers.experiment.runner import execute_runs
+from siglip_flowers.experiment.settings import claim_directory, read_settings
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do the runs that are missing, then analyse all of them; return the exit code."""
+    return run_command("experiment", lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: list[str]) -> None:
+    parser = _Parser(prog="python -m siglip_flowers.experiment", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="FILE", help="The experiment, in YAML.")
+    parser.add_argument("--output_dir", help="In place of the file's output_dir.")
+    parser.add_argument("--workers", type=int, help="In place of the file's workers.")
+    options = parser.parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "The experiment starts its own processes; call it with python, not accelerate launch."
+        )
+    settings = read_settings(Path(options.config))
+    changes: dict[str, Any] = {}
+    if options.output_dir is not None:
+        changes["output_dir"] = options.output_dir
+    if options.workers is not None:
+        if options.workers < 0:
+            raise InputError(f"--workers is {options.workers}; use a whole number from 0.")
+        changes["workers"] = options.workers
+    settings = dataclasses.replace(settings, **changes)
+    check_runs(settings)
+    settings.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.directory / ".lock", timeout=0):
+            claim_directory(settings)
+            execute_runs(settings)
+            cells, comparisons = analyse(settings)
+            command = f"python -m siglip_flowers.experiment --config {options.config}"
+            sentences = write_report(settings, cells, comparisons, command)
+    except Timeout as error:
+        raise InputError(
+            f"Another command is at work on the experiment in {settings.directory}; wait for it."
+        ) from error
+    print("\n".join(sentences))
+    print(f"Everything is in {settings.directory}; begin with {settings.directory / 'table.md'}.")
+
+
+def _stop(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
+    sys.exit(main())

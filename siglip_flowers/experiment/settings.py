@@ -1,0 +1,223 @@
+"""What an experiment consists of: arms, regimes, seeds, and the trials each arm gets."""
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    FlowersTrainingArguments,
+    ModelArguments,
+)
+from siglip_flowers.errors import InputError
+from siglip_flowers.parsing import read_yaml, suggest_nearest
+from siglip_flowers.records import write_text
+
+SETTINGS_FILE = "experiment.yaml"
+RUN_KINDS = (DataArguments, AugmentationArguments, ModelArguments, FlowersTrainingArguments)
+# The experiment decides these, so that arms differ in nothing that they do not name.
+RESERVED = {
+    "output_dir": "output_dir of the experiment",
+    "overwrite_output_dir": "a new output_dir of the experiment",
+    "seed": "seeds",
+    "shots_seed": "seeds",
+    "data_seed": "seeds",
+    "learning_rate": "learning_rates",
+    "head_learning_rate": "head_learning_rate_factor",
+}
+# May differ between an experiment and its continuation; of these, only additions.
+FREE, GROWING = ("workers", "output_dir"), ("arms", "regimes", "seeds")
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExperimentSettings:
+    """An experiment; each field is a key of its YAML file.
+
+    Attributes:
+        name: Names the output directory and the titles.
+        arms: Arm name to the options of ``train.py`` in which it differs.
+        regimes: Label to options, in the order of the plots; ``shots`` and the budget, say.
+        baseline: The arm that the others are compared to.
+        siglip_arm: The arm that stands for the method in the loss plots and the conclusion.
+        learning_rates: The trials that each arm gets on ``tuning_regime`` with the first seed.
+        tuning_regime: A regime's label.
+        claim_regime: The regime in which the claim is judged and curves are drawn.
+        seeds: Each decides the few-shot pictures, the initial weights and the order of a run.
+        base: Options of ``train.py`` that all runs share.
+        head_learning_rate_factor: A head learns at this multiple of the learning rate.
+        output_dir: Default: results/experiments/NAME.
+        workers: Runs at a time; default: one a CUDA device, else 1. With 0 they run one by one in
+            the command's own process.
+    """
+
+    name: str
+    arms: dict[str, Options]
+    regimes: dict[str, Options]
+    baseline: str
+    siglip_arm: str
+    learning_rates: list[float]
+    tuning_regime: str
+    claim_regime: str
+    seeds: list[int]
+    base: Options = field(default_factory=dict)
+    head_learning_rate_factor: float = 1.0
+    output_dir: str = ""
+    workers: int | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is written."""
+        return Path(self.output_dir or f"results/experiments/{self.name}")
+
+
+def read_settings(path: Path) -> ExperimentSettings:
+    """Read and check an experiment's YAML file.
+
+    Raises:
+        InputError: Unreadable file, unknown or missing key, or a value that cannot be meant.
+    """
+    values = read_yaml(path)
+    fields = {item.name: item for item in dataclasses.fields(ExperimentSettings)}
+    for key in values:
+        if key not in fields:
+            nearest = suggest_nearest(str(key), set(fields))
+            raise InputError(f"Unknown key {key!r} in {path}{nearest}")
+    for key, item in fields.items():
+        optional = (
+            item.default is not dataclasses.MISSING
+            or item.default_factory is not dataclasses.MISSING
+        )
+        if key not in values and not optional:
+            raise InputError(f"The experiment {path} has no {key!r}; add it.")
+    try:
+        return _check(values)
+    except InputError as error:
+        raise InputError(f"In {path}: {error}") from error
+
+
+def _check(values: dict[str, Any]) -> ExperimentSettings:
+    values = dict(values)
+    name = str(values["name"])
+    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+        raise InputError(f"name is {name!r}; use letters, digits, '-', '_' and '.' only.")
+    values["name"] = name
+    values["base"] = _check_options(values.get("base") or {}, "base")
+    for key in ("arms", "regimes"):
+        values[key] = _check_groups(values[key], key)
+    for key, group in (
+        ("baseline", "arms"),
+        ("siglip_arm", "arms"),
+        ("tuning_regime", "regimes"),
+        ("claim_regime", "regimes"),
+    ):
+        values[key] = str(values[key])
+        if values[key] not in values[group]:
+            raise InputError(
+                f"{key} is {values[key]!r}; choose one of the {group}: {', '.join(values[group])}."
+            )
+    if values["siglip_arm"] == values["baseline"]:
+        raise InputError(f"siglip_arm and baseline are both {values['baseline']!r}; compare two.")
+    values["learning_rates"] = sorted(
+        _check_rate(rate, "learning_rates") for rate in _check_list(values, "learning_rates")
+    )
+    values["head_learning_rate_factor"] = _check_rate(
+        values.get("head_learning_rate_factor", 1.0), "head_learning_rate_factor"
+    )
+    for seed in _check_list(values, "seeds"):
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"seeds holds {seed!r}; use whole numbers from 0.")
+    values["output_dir"] = str(values.get("output_dir") or "")
+    workers = values.get("workers")
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise InputError(f"workers is {workers!r}; use a whole number from 0, or leave it out.")
+    return ExperimentSettings(**values)
+
+
+def _check_groups(groups: Any, key: str) -> dict[str, Options]:
+    if not isinstance(groups, dict) or not groups:
+        raise InputError(f"{key} must be a mapping of names to options, with at least one name.")
+    checked = {
+        str(name): _check_options(options or {}, f"{key}, {name!r}")
+        for name, options in groups.items()
+    }
+    folders: dict[str, str] = {}
+    for name in checked:
+        other = folders.setdefault(to_folder(name), name)
+        if other != name:
+            raise InputError(f"{key} {other!r} and {name!r} would share one folder; rename one.")
+    return checked
+
+
+def _check_options(options: Any, where: str) -> Options:
+    if not isinstance(options, dict):
+        raise InputError(f"{where} must be a mapping of train.py's options, not {options!r}.")
+    known = {item.name for kind in RUN_KINDS for item in dataclasses.fields(kind)}
+    for key in options:
+        if key in RESERVED:
+            raise InputError(f"{where} sets {key!r}, which comes from {RESERVED[key]}; drop it.")
+        if key not in known:
+            raise InputError(
+                f"{where} has the unknown key {key!r}{suggest_nearest(str(key), known)}"
+            )
+    return dict(options)
+
+
+def _check_list(values: dict[str, Any], key: str) -> list[Any]:
+    items = values[key]
+    if not isinstance(items, list) or not items:
+        raise InputError(f"{key} is {items!r}; give a list with at least one value.")
+    if len(set(map(str, items))) < len(items):
+        raise InputError(f"{key} holds a value twice: {', '.join(map(str, items))}.")
+    return items
+
+
+def _check_rate(value: Any, key: str) -> float:
+    try:
+        # YAML reads 1e-3, which has no dot, as text.
+        rate = float(value)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise InputError(f"{key} holds {value!r}; use numbers greater than 0.")
+    return rate
+
+
+def to_folder(name: str) -> str:
+    """Return a name that any file system takes."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "-"
+
+
+def claim_directory(settings: ExperimentSettings) -> None:
+    """Make the output directory this experiment's, or go on with it where that is the same one.
+
+    Raises:
+        InputError: It holds an experiment of which more changed than additions.
+    """
+    path = settings.directory / SETTINGS_FILE
+    now = dataclasses.asdict(settings)
+    if path.is_file():
+        before = read_yaml(path)
+        for key, value in now.items():
+            if key not in FREE and not _continues(key, before.get(key), value):
+                raise InputError(
+                    f"The experiment in {settings.directory} has other {key} ({before.get(key)}, "
+                    f"now {value}); name another output_dir, or restore them (arms, regimes and "
+                    "seeds may be added at the end)."
+                )
+    write_text(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+
+
+def _continues(key: str, before: Any, now: Any) -> bool:
+    if key not in GROWING or type(before) is not type(now):
+        return bool(before == now)
+    if isinstance(now, list):
+        return bool(now[: len(before)] == before)
+    return list(now.items())[: len(before)] == list(before.items())

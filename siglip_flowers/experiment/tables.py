@@ -1,0 +1,189 @@
+"""An experiment's figures as tables: Markdown for people, CSV and JSON for programs."""
+
+import csv
+import dataclasses
+import io
+import math
+from typing import Any
+
+from siglip_flowers.experiment.analysis import (
+    MEASURES,
+    Cell,
+    Cells,
+    Comparison,
+    Comparisons,
+)
+from siglip_flowers.experiment.conclusion import describe_regime
+from siglip_flowers.experiment.settings import ExperimentSettings
+from siglip_flowers.metrics.statistics import Interval
+
+CELL_COLUMNS = [
+    "arm",
+    "learning rate",
+    "test accuracy, %",
+    "95 % interval",
+    "F1, %",
+    "gap, points",
+    "loss rise",
+    "steadiness",
+]
+COMPARISON_COLUMNS = [
+    "arm",
+    "points",
+    "bootstrap 95 %",
+    "over seeds 95 %",
+    "p (Holm)",
+    "McNemar p a seed",
+    "difference shown",
+]
+
+DEFINITIONS = """\
+Accuracy, F1 (macro over the classes) and the gap are of the weights with the best validation
+accuracy. Mean ± standard deviation over seeds; intervals are 95 %, Student's t over seeds.
+
+- **Over-fitting gap**, points: accuracy on training pictures (unaugmented) minus accuracy on the
+  validation split.
+- **Loss rise**, nats: the last validation loss minus the lowest of the run; 0 if it never turns
+  up.
+- **Steadiness**, nats, smaller is steadier: root mean square distance of the validation-loss
+  curve from its trend, the nearest curve that first falls and then rises; 0 for a curve without a
+  wobble.
+
+The validation loss is the softmax negative log-likelihood whatever the arm was trained with, at
+each evaluation after the first step. Differences are the arm minus the baseline on test accuracy,
+in points: the bootstrap draws test pictures and seeds, both paired; the t interval is over the
+seeds' differences; p is the bootstrap's, after Holm over all comparisons; McNemar's test is one a
+seed.
+"""
+
+
+def format_markdown(settings: ExperimentSettings, cells: Cells, comparisons: Comparisons) -> str:
+    """Return the arms of every regime, then their differences to the baseline, as Markdown."""
+    lines = [f"# {settings.name}", ""]
+    for regime, row in cells.items():
+        lines += [f"## {_capitalise(describe_regime(settings, regime))}", ""]
+        lines += _format_rows(
+            [
+                CELL_COLUMNS,
+                *(_format_cell(arm, cell) for arm, cell in row.items()),
+            ]
+        )
+        lines += ["", f"Minus {settings.baseline}:", ""]
+        lines += _format_rows(
+            [
+                COMPARISON_COLUMNS,
+                *(_format_comparison(arm, item) for arm, item in comparisons[regime].items()),
+            ]
+        )
+        lines.append("")
+    return "\n".join([*lines, "## Definitions", "", DEFINITIONS])
+
+
+def _format_cell(arm: str, cell: Cell) -> list[str]:
+    values = cell.over_seeds
+    return [
+        arm,
+        f"{cell.learning_rate:g}",
+        _format_spread(values["test_accuracy"], 100, 1),
+        _format_ends(values["test_accuracy"], 100, 1),
+        _format_spread(values["test_f1"], 100, 1),
+        _format_spread(values["overfitting_gap"], 100, 1),
+        _format_spread(values["loss_rise"], 1, 3),
+        _format_spread(values["steadiness"], 1, 4),
+    ]
+
+
+def _format_comparison(arm: str, comparison: Comparison) -> list[str]:
+    accuracy, seeds = comparison.accuracy, comparison.over_seeds
+    p_values = (test.p_value for test in comparison.mcnemar)
+    return [
+        arm,
+        f"{100 * accuracy.difference:+.1f}",
+        f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f}",
+        f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}" if seeds.n > 1 else "one seed",
+        _format_p(comparison.corrected_p),
+        ", ".join(_format_p(p) for p in p_values),
+        "yes" if comparison.shown else "no",
+    ]
+
+
+def _format_rows(rows: list[list[str]]) -> list[str]:
+    # A bar in a name would end its cell.
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]
+
+
+def _format_spread(interval: Interval, factor: float, decimals: int) -> str:
+    if math.isnan(interval.mean):
+        return "-"
+    mean = f"{factor * interval.mean:.{decimals}f}"
+    return mean if interval.n == 1 else f"{mean} ± {factor * interval.std:.{decimals}f}"
+
+
+def _format_ends(interval: Interval, factor: float, decimals: int) -> str:
+    if math.isnan(interval.low):
+        return "-"
+    return f"{factor * interval.low:.{decimals}f} to {factor * interval.high:.{decimals}f}"
+
+
+def _format_p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _capitalise(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def format_csv(cells: Cells, comparisons: Comparisons) -> str:
+    """Return one row a regime and arm; fractions and nats, not points; empty where undefined."""
+    rows = []
+    for regime, row in cells.items():
+        for arm, cell in row.items():
+            values: dict[str, Any] = {
+                "regime": regime,
+                "arm": arm,
+                "seeds": len(cell.runs),
+                "learning_rate": cell.learning_rate,
+            }
+            for name in MEASURES:
+                interval = cell.over_seeds[name]
+                for part in ("mean", "std", "low", "high"):
+                    values[f"{name}_{part}"] = getattr(interval, part)
+            values |= _flatten(comparisons[regime].get(arm))
+            rows.append(values)
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: to_plain(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _flatten(comparison: Comparison | None) -> dict[str, Any]:
+    if comparison is None:
+        return {}
+    accuracy, seeds = comparison.accuracy, comparison.over_seeds
+    return {
+        "difference": accuracy.difference,
+        "bootstrap_low": accuracy.low,
+        "bootstrap_high": accuracy.high,
+        "over_seeds_low": seeds.low,
+        "over_seeds_high": seeds.high,
+        "p": accuracy.p_value,
+        "p_holm": comparison.corrected_p,
+        "mcnemar_p": " ".join(f"{test.p_value:.6g}" for test in comparison.mcnemar),
+        "shown": comparison.shown,
+    }
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses and tuples into what JSON has; a number that is not finite becomes None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,148 @@
+"""Processes that do one run after another, since starting one costs more than a short run."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.experiment.plan import LOG_FILE, build_run_arguments, prune
+from siglip_flowers.training.run import run_training
+
+STOP_SECONDS = 10
+
+
+def count_workers(workers: int | None) -> int:
+    """Return how many runs go on at a time: as asked, or one a CUDA device, or 1."""
+    return max(1, torch.cuda.device_count()) if workers is None else workers
+
+
+def execute_run(options: dict[str, Any]) -> str | None:
+    """Do a run and prune its folder; return None, or why it could not be done."""
+    try:
+        run_training(build_run_arguments(options))
+    except (InputError, RunError) as error:
+        return str(error)
+    prune(Path(options["output_dir"]))
+    return None
+
+
+class Worker:
+    """A process that takes runs and answers each with None or a message.
+
+    Args:
+        index: Number of the worker.
+        workers: How many there are; they share cores and devices.
+    """
+
+    def __init__(self, index: int, workers: int) -> None:
+        self.index = index
+        self.workers = workers
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=_work, args=(other_end,), daemon=True)
+        # Both are read when the libraries load, hence set for the child from its first moment.
+        with _environment(
+            {
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
+                or str(max(1, count_cores() // self.workers)),
+                "CUDA_VISIBLE_DEVICES": _choose_device(self.index),
+            }
+        ):
+            self.process.start()
+        other_end.close()
+
+    def send(self, options: dict[str, Any]) -> None:
+        """Start a run; ``connection`` becomes readable when it ended, or the process with it."""
+        if not self.process.is_alive():
+            self._start()
+        self.connection.send(options)
+
+    def receive(self) -> str | None:
+        """Return None for a run that succeeded, else why it did not."""
+        try:
+            message: str | None = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            message = f"its process ended with exit code {self.process.exitcode}"
+        return message
+
+    def stop(self) -> None:
+        """End the process; a run on the way can be resumed."""
+        self.process.terminate()
+        self.process.join(STOP_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.connection.close()
+
+
+def _work(connection: Connection) -> None:
+    # Ctrl-C reaches every process of the terminal; the main process ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    while True:
+        try:
+            options = connection.recv()
+        except EOFError:
+            return
+        directory = Path(options["output_dir"])
+        directory.mkdir(parents=True, exist_ok=True)
+        # At the level of the file descriptors: a crash in native code is logged as well.
+        log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log, stream.fileno())
+        os.close(log)
+        connection.send(execute_run(options))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _choose_device(index: int) -> str | None:
+    """Return the value of CUDA_VISIBLE_DEVICES for a worker; None leaves it as it is."""
+    count = torch.cuda.device_count()
+    if count == 0:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(number) for number in range(count)]
+    return names[index % count].strip()
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def _environment(values: dict[str, str | None]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update({key: value for key, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

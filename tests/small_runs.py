@@ -1,0 +1,87 @@
+"""Whole runs made small: a tiny untrained SigLIP, a tiny image folder, and both commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+
+from tests.conftest import REPOSITORY
+
+CLASSES = ("aster", "borage", "clover")
+COLOURS = {"aster": (200, 40, 40), "borage": (40, 60, 210), "clover": (40, 190, 60)}
+
+
+def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) -> Path:
+    """Save a vision tower of a few thousand parameters with its processor."""
+    config = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=image_size,
+        patch_size=patch_size,
+    )
+    SiglipVisionModel(config).save_pretrained(directory)
+    size = {"height": image_size, "width": image_size}
+    processor = SiglipImageProcessorPil(
+        size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
+    )
+    processor.save_pretrained(directory)
+    return directory
+
+
+def draw_picture(path: Path, name: str, seed: int, size: int = 16) -> None:
+    noise = np.random.default_rng(seed).integers(-30, 31, (size, size, 3))
+    pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def make_folder(directory: Path, train: int = 8, held_out: int = 4) -> Path:
+    """Draw an image folder of three classes that their colour tells apart."""
+    for split, count in (("train", train), ("validation", held_out), ("test", held_out)):
+        for number, name in enumerate(CLASSES):
+            folder = directory / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                seed = 1000 * len(split) + 100 * number + index
+                draw_picture(folder / f"{index}.png", name, seed)
+    return directory
+
+
+def small_options(checkpoint: Path, folder: Path, output_dir: Path, *more: str) -> list[str]:
+    """Options of a run that takes a second or two; later ones win."""
+    return [
+        *("--model_name_or_path", str(checkpoint), "--data_dir", str(folder)),
+        *("--output_dir", str(output_dir), "--num_train_epochs", "2"),
+        *("--per_device_train_batch_size", "8", "--learning_rate", "1e-3", "--bf16", "false"),
+        *("--train_resize_scale", "1", "--disable_tqdm", "true", "--logging_steps", "2"),
+        *more,
+    ]
+
+
+def start_script(*arguments: str, launch: bool = False, cwd: Path = REPOSITORY) -> subprocess.Popen:
+    """Start a command as a user does, on one thread and without network."""
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    return subprocess.Popen(
+        [sys.executable, *(launcher if launch else []), *arguments],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def list_files(directory: Path) -> list[str]:
+    """Return what lies below a directory, hidden files too."""
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))

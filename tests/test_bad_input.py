@@ -1,0 +1,410 @@
+"""Bad input: one sentence on stderr, the right exit code, and nothing half-written."""
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from transformers import BertConfig
+
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.training import trackers
+from tests.small_runs import (
+    draw_picture,
+    list_files,
+    make_checkpoint,
+    make_folder,
+    small_options,
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def trained(checkpoint, folder, tmp_path_factory):
+    """A finished small run."""
+    output_dir = tmp_path_factory.mktemp("trained") / "run"
+    assert train_command.main(small_options(checkpoint, folder, output_dir)) == 0
+    return output_dir
+
+
+@pytest.fixture
+def refuse(capsys, tmp_path):
+    """Run a command that must fail; return its sentence."""
+
+    def run(main, argv, code, written=None):
+        capsys.readouterr()
+        assert main(argv) == code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        lines = [line for line in captured.err.splitlines() if ": error: " in line]
+        assert len(lines) == 1, captured.err
+        assert captured.err.splitlines()[-1] == lines[0]
+        message = lines[0].partition(": error: ")[2]
+        # One sentence: nothing but its end looks like the end of a sentence.
+        assert message.endswith((".", "?"))
+        if written is not None:
+            assert not written.exists() or list_files(written) == []
+        return message
+
+    return run
+
+
+@pytest.fixture
+def refuse_train(refuse, checkpoint, folder, tmp_path):
+    def run(*more, code=2):
+        output_dir = tmp_path / "out"
+        argv = small_options(checkpoint, folder, output_dir, *more)
+        return refuse(train_command.main, argv, code, written=output_dir)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            ["--learning_rat", "1"],
+            r"^Unknown option --learning_rat; did you mean --learning_rate",
+        ),
+        (["--num-train-epoch=3"], r"Unknown option --num-train-epoch; did you mean --num_train_ep"),
+        (["extra"], r"^Unexpected argument 'extra'"),
+        (["--shots", "many"], r"--shots: invalid int value: 'many'"),
+        (["--shots", "0"], r"--shots is 0; it must be greater than 0"),
+        (["--learning_rate", "fast"], r"--learning_rate: invalid float value: 'fast'"),
+        (["--learning_rate", "-1"], r"--learning_rate is -1.0; it must be greater than 0"),
+        (["--augment", "maybe"], r"--augment: .*'?maybe'?"),
+        (["--pooling", "max"], r"--pooling is 'max'; choose one of map, mean"),
+        (["--horizontal_flip", "1.5"], r"--horizontal_flip is 1.5; .* between 0 and 1"),
+        (["--label_smoothing_factor", "1"], r"--label_smoothing_factor is 1.0; .* between 0"),
+        (["--ema", "1.5"], r"--ema is 1.5"),
+        (["--trainable", "first:2"], r"--trainable is 'first:2'; use all, head or last:N"),
+        (["--trainable", "last:0"], r"--trainable is 'last:0'"),
+        (["--trainable", "last:99"], r"last:99.* has 2 layers; use last:2 or all"),
+        (["--image_size", "20"], r"--image_size is 20, .* patch size 8; use 16 or 24"),
+        (["--image_size", "4"], r"--image_size is 4, .* patch size 8; use 8\."),
+        (["--report_to", "mlflow"], r"--report_to is 'mlflow'; choose one of aim, wandb"),
+        (["--wise_ft", "1.5", "--head_init", "probe"], r"--wise_ft is '1.5'; use a number from 0"),
+        (["--wise_ft", "0.5"], r"--wise_ft 0.5 needs a start that classifies; add --head_init"),
+        (["--head_init", "text"], r"text tower"),
+        (["--objective", "contrastive"], r"text tower"),
+        (["--head_init", "text", "--pooling", "mean"], r"--pooling mean .*; use --pooling map"),
+        (["--head_init", "text", "--from_scratch"], r"--from_scratch leaves no text tower"),
+        (
+            ["--head_init", "probe", "--objective", "sigmoid"],
+            r"--head_init probe goes with --objective cross_entropy, not sigmoid",
+        ),
+        (
+            ["--objective", "sigmoid", "--label_smoothing_factor", "0.1"],
+            r"--label_smoothing_factor 0.1 goes with --objective cross_entropy, not sigmoid",
+        ),
+        (
+            ["--objective", "sigmoid", "--class_weights", "balanced"],
+            r"--class_weights balanced goes with --objective cross_entropy",
+        ),
+        (["--config", "no/such.yaml"], r"configuration file no/such.yaml cannot be read: No such"),
+        (["--config"], r"--config"),
+        (["--data_source", "procedural"], r"--data_dir .* is not used by --data_source procedural"),
+        (["--dataset_name", "x/y", "--data_source", "folder"], r"--dataset_name goes with"),
+        (["--data_dir", "/no/such/dir"], r"--data_dir /no/such/dir does not exist"),
+        (["--model_name_or_path", "./no/such"], r"model directory ./no/such does not exist"),
+        (["--eval_strategy", "no"], r"--?load_best_model_at_end|save.*eval"),
+        (["--lr_scheduler_type", "sawtooth"], r"sawtooth"),
+        (["--optim", "sgdd"], r"sgdd"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
+)
+def test_impossible_options_are_refused_before_anything_is_written(refuse_train, options, message):
+    answer = refuse_train(*options)
+    assert re.search(message, answer), answer
+
+
+def test_mixing_is_refused_with_the_contrastive_objective(refuse, nano_dir, folder, tmp_path):
+    output_dir = tmp_path / "out"
+    argv = small_options(
+        nano_dir, folder, output_dir, "--objective", "contrastive", "--cutmix_alpha", "1"
+    )
+    message = refuse(train_command.main, argv, 2, written=output_dir)
+    assert "--mixup_alpha and --cutmix_alpha mix classes" in message
+
+
+def test_a_prompt_file_without_a_slot_is_refused(refuse, nano_dir, folder, tmp_path):
+    templates = tmp_path / "prompts.txt"
+    templates.write_text("a photo of a {}.\na photo of a flower.\n")
+    output_dir = tmp_path / "out"
+    argv = small_options(
+        nano_dir, folder, output_dir, "--head_init", "text", "--prompt_templates", str(templates)
+    )
+    message = refuse(train_command.main, argv, 2, written=output_dir)
+    assert str(templates) in message
+    assert "{}" in message
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "learning_rat: 1\n",
+            r"Unknown key 'learning_rat' in .*c.yaml; did you mean learning_r",
+        ),
+        ("shots: many\n", r"In .*c.yaml: .*--shots: invalid int value: 'many'"),
+        ("shots: 2.5\n", r"In .*c.yaml: .*--shots: invalid int value: '2.5'"),
+        ("shots: [1, 2]\n", r"In .*c.yaml: '2' is one value too many"),
+        ("augment: 3\n", r"In .*c.yaml: .*--augment"),
+        ("learning_rate: {a: 1}\n", r"In .*c.yaml: .*--learning_rate"),
+        ("learning_rate: null\n", r"In .*c.yaml: .*learning_rate"),
+        ("augment: null\n", r"In .*c.yaml: .*augment"),
+        ("trainable: null\n", r"In .*c.yaml: .*trainable"),
+        ("- shots\n", r"c.yaml holds a list; it must hold lines 'option: value'"),
+        ("shots: [1\n", r"c.yaml is not valid YAML"),
+        ("1: 2\n", r"Unknown key 1 in"),
+    ],
+)
+def test_a_wrong_yaml_file_is_refused_by_name(refuse_train, tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    answer = refuse_train("--config", str(path))
+    assert re.search(message, answer), answer
+
+
+def test_a_missing_tracker_package_is_refused_before_training(refuse_train, monkeypatch):
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    message = refuse_train("--report_to", "wandb")
+    assert message.startswith("--report_to wandb needs the package wandb")
+
+
+def test_an_unreachable_model_names_what_was_asked_for(refuse_train):
+    message = refuse_train("--model_name_or_path", "google/siglip-unheard-of", code=1)
+    assert "'google/siglip-unheard-of'" in message
+    assert "--model_name_or_path a local directory" in message
+
+
+def test_an_unreachable_data_set_names_the_offline_sources(refuse, checkpoint, tmp_path):
+    output_dir = tmp_path / "out"
+    argv = ["--model_name_or_path", str(checkpoint), "--output_dir", str(output_dir)]
+    argv += ["--dataset_name", "someone/flowers-unheard-of"]
+    message = refuse(train_command.main, argv, 1, written=output_dir)
+    assert "someone/flowers-unheard-of" in message
+    assert "--data_dir" in message
+    assert "procedural" in message
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(refuse_train, tmp_path):
+    BertConfig(hidden_size=8).save_pretrained(tmp_path / "bert")
+    message = refuse_train("--model_name_or_path", str(tmp_path / "bert"))
+    assert "is not a SigLIP model: its model_type is 'bert'" in message
+
+
+def test_a_checkpoint_that_lost_weights_is_refused(refuse_train, checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    weights = load_file(broken / "model.safetensors")
+    dropped = next(name for name in weights if "layers.1" in name)
+    del weights[dropped]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    message = refuse_train("--model_name_or_path", str(broken))
+    assert "lacks 1 vision weights" in message
+    assert "layers.1" in message
+
+
+def test_a_truncated_checkpoint_is_refused(refuse_train, checkpoint, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(checkpoint, broken)
+    with (broken / "model.safetensors").open("r+b") as file:
+        file.truncate(2000)
+    message = refuse_train("--model_name_or_path", str(broken), code=1)
+    assert "could not be read" in message
+
+
+def make_oxford(directory: Path, flowers_dir: Path) -> Path:
+    directory.mkdir()
+    for name in ("imagelabels.mat", "setid.mat"):
+        shutil.copyfile(flowers_dir / name, directory / name)
+    return directory
+
+
+def test_a_missing_archive_is_refused(refuse_train, flowers_dir, tmp_path):
+    data_dir = make_oxford(tmp_path / "data", flowers_dir)
+    message = refuse_train("--data_dir", str(data_dir))
+    assert "lacks 102flowers.tgz" in message
+
+
+def test_a_truncated_archive_is_refused(refuse_train, flowers_dir, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data_dir = make_oxford(tmp_path / "data", flowers_dir)
+    with (flowers_dir / "102flowers.tgz").open("rb") as file:
+        (data_dir / "102flowers.tgz").write_bytes(file.read(500_000))
+    message = refuse_train("--data_dir", str(data_dir), code=1)
+    assert "102flowers.tgz" in message
+    assert list((tmp_path / "cache").rglob("*.jpg")) == []
+
+
+def test_an_archive_without_the_pictures_is_refused(
+    refuse_train, flowers_dir, tmp_path, monkeypatch
+):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    data_dir = make_oxford(tmp_path / "data", flowers_dir)
+    with tarfile.open(data_dir / "102flowers.tgz", "w:gz") as archive:
+        entry = tarfile.TarInfo("jpg/image_00001.jpg")
+        entry.size = 3
+        archive.addfile(entry, io.BytesIO(b"abc"))
+    message = refuse_train("--data_dir", str(data_dir), code=1)
+    assert "102flowers.tgz" in message
+
+
+@pytest.mark.parametrize("labels", [np.zeros((1, 8189)), np.ones((1, 7)), np.ones((1, 8189)) * 103])
+def test_a_wrong_mat_file_is_refused(refuse_train, flowers_dir, tmp_path, labels):
+    data_dir = make_oxford(tmp_path / "data", flowers_dir)
+    scipy.io.savemat(data_dir / "imagelabels.mat", {"labels": labels})
+    assert "imagelabels.mat" in refuse_train("--data_dir", str(data_dir))
+
+
+def test_a_class_without_training_pictures_is_refused(refuse, checkpoint, tmp_path):
+    folder = make_folder(tmp_path / "pictures", train=2, held_out=1)
+    for path in (folder / "train" / "borage").iterdir():
+        path.unlink()
+    argv = small_options(checkpoint, folder, tmp_path / "out")
+    assert "borage" in refuse(train_command.main, argv, 2, written=tmp_path / "out")
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Good pictures with a zero-byte and a corrupt one among them."""
+    folder = make_folder(tmp_path / "pictures")
+    (folder / "train" / "aster" / "empty.png").touch()
+    good = (folder / "test" / "clover" / "0.png").read_bytes()
+    (folder / "test" / "clover" / "cut.png").write_bytes(good[: len(good) // 2])
+    return folder
+
+
+def test_unreadable_pictures_stop_the_run_with_their_list(refuse, checkpoint, damaged, tmp_path):
+    argv = small_options(checkpoint, damaged, tmp_path / "out")
+    message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
+    assert "empty.png" in message
+    assert "cut.png" in message
+    assert "--skip_corrupt_images" in message
+
+
+def test_unreadable_pictures_are_dropped_and_counted_when_asked(checkpoint, damaged, tmp_path):
+    out = tmp_path / "out"
+    argv = small_options(checkpoint, damaged, out, "--skip_corrupt_images", "--max_steps", "2")
+    assert train_command.main(argv) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    skipped = metrics["data"]["skipped_images"]
+    assert {name: count for name, count in skipped.items() if count} == {"train": 1, "test": 1}
+    assert metrics["splits"]["test"]["n"] == 12
+    assert not any("cut" in name for name in json.loads((out / "splits.json").read_text())["test"])
+
+
+def test_a_finished_run_is_not_overwritten_unasked(refuse, checkpoint, folder, trained):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    message = refuse(train_command.main, small_options(checkpoint, folder, trained), 2)
+    assert "already holds a finished run" in message
+    assert "--overwrite_output_dir" in message
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_failed_overwrite_leaves_the_old_results(refuse, checkpoint, damaged, trained):
+    before = list_files(trained)
+    argv = small_options(checkpoint, damaged, trained, "--overwrite_output_dir")
+    refuse(train_command.main, argv, 1)
+    assert list_files(trained) == before
+
+
+def test_an_output_directory_that_is_a_file_is_refused(refuse, checkpoint, folder, tmp_path):
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    message = refuse(train_command.main, small_options(checkpoint, folder, path), 2)
+    assert f"--output_dir {path} is a file" in message
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only directories")
+def test_a_read_only_output_directory_fails_with_one_sentence(refuse, checkpoint, folder, tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    message = refuse(train_command.main, small_options(checkpoint, folder, closed / "run"), 1)
+    assert str(closed) in message
+
+
+def test_too_little_free_disk_is_told_before_training(
+    refuse, checkpoint, folder, tmp_path, monkeypatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
+    argv = small_options(checkpoint, folder, tmp_path / "out")
+    message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
+    assert "0.0 GB free" in message
+    assert "--save_total_limit" in message
+
+
+def test_a_disk_that_fills_up_on_the_way_ends_with_one_sentence(
+    refuse, checkpoint, folder, tmp_path, monkeypatch
+):
+    from transformers import Trainer
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+
+    monkeypatch.setattr(Trainer, "_save", fail)
+    out = tmp_path / "out"
+    message = refuse(train_command.main, small_options(checkpoint, folder, out), 1)
+    assert "No space left on device" in message
+    assert not (out / "model").exists()
+    assert not (out / "metrics.json").exists()
+
+
+def test_eval_without_any_model_is_refused(refuse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = refuse(eval_command.main, ["--split", "test"], 2)
+    assert message.startswith("There is no model under results/; train one")
+
+
+def test_eval_of_an_unknown_split_is_refused(refuse, trained):
+    message = refuse(eval_command.main, ["--model", str(trained), "--split", "dev"], 2)
+    assert "--split is 'dev'; choose one of train, validation, test" in message
+
+
+def test_eval_of_an_untrained_checkpoint_is_refused(refuse, checkpoint, folder):
+    argv = ["--model", str(checkpoint), "--data_dir", str(folder)]
+    assert "not a trained classifier" in refuse(eval_command.main, argv, 2)
+
+
+def test_eval_on_other_classes_is_refused(refuse, trained, tmp_path):
+    other = tmp_path / "pictures"
+    for name, colour in (("aster", "aster"), ("dahlia", "clover")):
+        (other / "train" / name).mkdir(parents=True)
+        for index in range(8):
+            draw_picture(other / "train" / name / f"{index}.png", colour, 77 * index + len(name))
+    message = refuse(eval_command.main, ["--model", str(trained), "--data_dir", str(other)], 2)
+    assert "knows 3 classes and the data have 2, 'dahlia' for one" in message
+
+
+def test_eval_can_be_pointed_at_another_source_than_the_models_own(refuse, trained):
+    # The run's --data_dir must not contradict a source that is named on the command line.
+    argv = ["--model", str(trained), "--data_source", "procedural"]
+    argv += ["--procedural_images_per_class", "5", "--procedural_image_size", "16"]
+    assert "the data have 102" in refuse(eval_command.main, argv, 2)

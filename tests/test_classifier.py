@@ -1,0 +1,307 @@
+"""The classifier against transformers' own SigLIP models, on the real small checkpoint."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipVisionModel,
+    pipeline,
+)
+
+from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.classifier import CosineHead
+from siglip_flowers.model.heads import set_calibration
+from siglip_flowers.model.loading import (
+    freeze,
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+)
+from tests.small_flowers import draw_pixel_values, read_pictures
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+NAMES = ["pink primrose", "colt's foot", "sword lily", "rose", "tulip", "wallflower"]
+
+
+@pytest.fixture(scope="module")
+def pixel_values():
+    return draw_pixel_values(3)
+
+
+@pytest.fixture
+def build(nano_dir):
+    def build(**options):
+        torch.manual_seed(0)
+        return load_classifier(str(nano_dir), NAMES, **options).eval()
+
+    return build
+
+
+def randomize_head(model):
+    """Give every parameter of the head a value that a mistake would show in."""
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def test_map_pooling_is_the_checkpoints_own_pooler_and_a_linear_layer(
+    build, nano_dir, pixel_values
+):
+    model = randomize_head(build(pooling="map"))
+    tower = SiglipVisionModel.from_pretrained(nano_dir).eval()
+    pooled = tower(pixel_values=pixel_values).pooler_output
+    both_towers = SiglipModel.from_pretrained(nano_dir).eval()
+    expected = pooled @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(pooled, both_towers.vision_model(pixel_values).pooler_output)
+    torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_mean_pooling_averages_the_normalised_patch_tokens(build, nano_dir, pixel_values):
+    model = build(pooling="mean")
+    tokens = SiglipVisionModel.from_pretrained(nano_dir).eval()(pixel_values).last_hidden_state
+    torch.testing.assert_close(model.extract_features(pixel_values), tokens.mean(1), **CLOSE)
+    assert tokens.shape[1] == 64
+
+
+@torch.no_grad()
+def test_normalize_features_divides_by_the_length_before_the_head(build, nano_dir, pixel_values):
+    model = randomize_head(build(normalize_features=True))
+    pooled = SiglipVisionModel.from_pretrained(nano_dir).eval()(pixel_values).pooler_output
+    unit = pooled / pooled.pow(2).sum(1, keepdim=True).sqrt()
+    expected = unit @ model.classifier.weight.T + model.classifier.bias
+    torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_mean_model_as_native_siglip_gives_equal_logits_also_after_saving_both(
+    build, tmp_path, pixel_values
+):
+    model = randomize_head(build(pooling="mean"))
+    native = model.to_native()
+    expected = native(pixel_values=pixel_values).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
+    model.save_pretrained(tmp_path / "ours")
+    native.save_pretrained(tmp_path / "native")
+    reloaded, report = SiglipForImageClassification.from_pretrained(
+        tmp_path / "native", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(reloaded(pixel_values=pixel_values).logits, expected, **CLOSE)
+    assert reloaded.config.id2label == dict(enumerate(NAMES))
+    ours = SiglipClassifier.from_pretrained(tmp_path / "ours")
+    torch.testing.assert_close(ours(pixel_values).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("options", [{"pooling": "map"}, {"normalize_features": True}])
+def test_native_export_is_refused_where_it_would_be_another_model(build, options):
+    with pytest.raises(ValueError, match="train with --pooling mean"):
+        build(**options).to_native()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trainable", ["all", "head", "last:1", "last:3"])
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_every_trained_parameter_gets_a_gradient(
+    build, pixel_values, pooling, trainable, checkpointing
+):
+    model = build(pooling=pooling, head="cosine", activation="sigmoid").train()
+    freeze(model.vision_model, trainable)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    model(pixel_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == trained
+    assert {n for n in trained if n.startswith("classifier.")} == {
+        "classifier.class_embeddings",
+        "classifier.logit_scale",
+        "classifier.logit_bias",
+    }
+    # A key bias shifts all of a query's scores alike: its gradient is zero but for rounding.
+    dead = [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is not None and not p.grad.any() and "k_proj.bias" not in name
+    ]
+    assert dead == []
+
+
+def test_gradient_checkpointing_does_not_change_the_gradients(build, pixel_values):
+    gradients = []
+    for checkpointing in (False, True):
+        model = build().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+            assert model.is_gradient_checkpointing
+        model(pixel_values, labels=torch.tensor([0, 1, 2])).loss.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@torch.no_grad()
+def test_cosine_head_scores_by_scaled_cosine(build, pixel_values):
+    model = build(head="cosine")
+    set_calibration(model, torch.tensor([1.5]), torch.tensor([-3.0]))
+    features = model.extract_features(pixel_values)
+    cosine = torch.nn.functional.cosine_similarity(
+        features[:, None], model.classifier.class_embeddings[None], dim=-1
+    )
+    expected = torch.tensor(1.5).exp() * cosine - 3.0
+    torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_folded_cosine_head_gives_equal_logits(build, pixel_values, pooling):
+    model = randomize_head(build(pooling=pooling, head="cosine", activation="sigmoid"))
+    folded = model.fold()
+    torch.testing.assert_close(folded(pixel_values).logits, model(pixel_values).logits, **CLOSE)
+    assert isinstance(folded.classifier, torch.nn.Linear)
+    assert (folded.config.head, folded.config.activation) == ("linear", "sigmoid")
+    assert folded.config.id2label == dict(enumerate(NAMES))
+    assert model.config.head == "cosine"
+    assert not folded.training
+    assert model.train().fold().training
+
+
+def test_linear_head_is_its_own_fold(build):
+    model = build()
+    assert model.fold() is model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pooling": "map"},
+        {"pooling": "mean"},
+        {"head": "cosine", "activation": "sigmoid"},
+        {"normalize_features": True, "activation": "sigmoid", "image_size": 96},
+    ],
+)
+def test_saving_restores_weights_and_configuration_bit_for_bit(build, tmp_path, options):
+    model = randomize_head(build(**options))
+    model.save_pretrained(tmp_path)
+    reloaded = load_saved_classifier(str(tmp_path))
+    ours, theirs = model.state_dict(), reloaded.state_dict()
+    assert ours.keys() == theirs.keys() == load_file(tmp_path / "model.safetensors").keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    config = reloaded.config
+    assert config.id2label == dict(enumerate(NAMES))
+    assert config.label2id == {name: index for index, name in enumerate(NAMES)}
+    assert reloaded.class_names == NAMES
+    for key in ("pooling", "head", "normalize_features", "activation", "problem_type"):
+        assert getattr(config, key) == getattr(model.config, key)
+    assert config.vision_config.image_size == options.get("image_size", 64)
+    assert config.vision_config.vision_use_head == (model.config.pooling == "map")
+    pixels = draw_pixel_values(2, options.get("image_size", 64))
+    assert torch.equal(reloaded(pixels).logits, model(pixels).logits)
+    assert not reloaded.training
+
+
+def test_auto_class_loads_a_saved_classifier(build, tmp_path):
+    build().save_pretrained(tmp_path)
+    assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path), SiglipClassifier)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "activation, problem_type",
+    [("softmax", "single_label_classification"), ("sigmoid", "multi_label_classification")],
+)
+def test_pipeline_scores_with_the_stored_activation_and_names(
+    build, nano_dir, flowers_dir, tmp_path, activation, problem_type
+):
+    model = randomize_head(build(activation=activation))
+    processor = load_image_processor(str(nano_dir))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == problem_type
+    pictures = read_pictures(flowers_dir, 3)
+    classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
+    answers = classify(pictures, top_k=len(NAMES))
+    logits = model(**processor(pictures, return_tensors="pt")).logits
+    probabilities = model.to_probabilities(logits)
+    by_hand = logits.exp() / logits.exp().sum(1, keepdim=True)
+    if activation == "sigmoid":
+        by_hand = 1 / (1 + (-logits).exp())
+    torch.testing.assert_close(probabilities, by_hand)
+    for answer, row in zip(answers, probabilities, strict=True):
+        scores = {entry["label"]: entry["score"] for entry in answer}
+        assert scores == pytest.approx(dict(zip(NAMES, row.tolist(), strict=True)), abs=1e-5)
+        assert answer[0]["label"] == NAMES[int(row.argmax())]
+
+
+def test_saved_processor_gives_bit_identical_pixels(nano_dir, flowers_dir, tmp_path):
+    processor = load_image_processor(str(nano_dir), image_size=96)
+    processor.save_pretrained(tmp_path)
+    pictures = read_pictures(flowers_dir, 4)
+    expected = processor(pictures, return_tensors="pt")["pixel_values"]
+    for restored in (
+        load_image_processor(str(tmp_path)),
+        AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
+    ):
+        assert torch.equal(restored(pictures, return_tensors="pt")["pixel_values"], expected)
+    assert expected.shape == (4, 3, 96, 96)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"pooling": "cls"}, "pooling is 'cls'; choose one of map, mean"),
+        ({"head": "mlp"}, "head is 'mlp'; choose one of linear, cosine"),
+        ({"activation": "relu"}, "activation is 'relu'; choose one of softmax, sigmoid"),
+    ],
+)
+def test_unknown_choices_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SiglipClassifierConfig(**options)
+
+
+def test_configuration_leaves_the_given_vision_configuration_alone(nano_dir):
+    tower = SiglipVisionModel.from_pretrained(nano_dir)
+    SiglipClassifierConfig(vision_config=tower.config, pooling="mean")
+    assert tower.config.vision_use_head
+
+
+def test_cosine_head_starts_at_the_papers_temperature_and_bias():
+    config = SiglipClassifierConfig(
+        vision_config={
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+        head="cosine",
+        id2label=dict(enumerate(NAMES)),
+    )
+    head = SiglipClassifier(config).classifier
+    assert isinstance(head, CosineHead)
+    assert head.logit_scale.exp().item() == pytest.approx(10.0)
+    assert head.logit_bias.item() == -10.0
+
+
+def test_loss_with_labels_is_the_activations(build, pixel_values):
+    labels = torch.tensor([5, 0, 3])
+    softmax, sigmoid = build(), build(activation="sigmoid")
+    outputs = softmax(pixel_values, labels=labels)
+    expected = -outputs.logits.log_softmax(1)[torch.arange(3), labels].mean()
+    torch.testing.assert_close(outputs.loss, expected)
+    outputs = sigmoid(pixel_values, labels=labels)
+    signs = 2 * torch.nn.functional.one_hot(labels, len(NAMES)) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * outputs.logits).sum(1).mean()
+    torch.testing.assert_close(outputs.loss, expected)

@@ -1,0 +1,215 @@
+"""Contrastive fine-tuning against SiglipModel's own towers."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoTokenizer, SiglipModel
+
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
+from siglip_flowers.model.loading import freeze, load_saved_classifier
+from siglip_flowers.model.losses import contrastive_sigmoid_loss
+from siglip_flowers.prompts import canonicalize
+from tests.small_flowers import draw_pixel_values
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+NAMES = ["hard-leaved pocket orchid", "colt's foot", "rose", "bird of paradise", "tulip"]
+TEMPLATES = ["a photo of a {}.", "{}, a type of flower", "{}"]
+
+
+@pytest.fixture(scope="module")
+def pixel_values():
+    return draw_pixel_values(6)
+
+
+@pytest.fixture
+def model(nano_dir):
+    return load_contrastive(str(nano_dir), NAMES, TEMPLATES)
+
+
+@pytest.fixture(scope="module")
+def siglip(nano_dir):
+    return SiglipModel.from_pretrained(nano_dir).eval()
+
+
+def tokenize(nano_dir, name, template):
+    return AutoTokenizer.from_pretrained(nano_dir)(
+        [canonicalize(template.format(name.replace("-", " ")))],
+        padding="max_length",
+        max_length=16,
+        truncation=True,
+        return_tensors="pt",
+    )["input_ids"][0]
+
+
+@torch.no_grad()
+def score_by_hand(siglip, nano_dir, pixel_values):
+    """Score pictures against averaged prompts with SiglipModel's towers."""
+    classes = []
+    for name in NAMES:
+        ids = torch.stack([tokenize(nano_dir, name, template) for template in TEMPLATES])
+        texts = siglip.text_model(input_ids=ids).pooler_output
+        mean = (texts / texts.norm(dim=1, keepdim=True)).mean(0)
+        classes.append(mean / mean.norm())
+    images = siglip.vision_model(pixel_values=pixel_values).pooler_output
+    cosine = images / images.norm(dim=1, keepdim=True) @ torch.stack(classes).T
+    return siglip.logit_scale.exp() * cosine + siglip.logit_bias
+
+
+def take_step(model, pixel_values, rate=1e-3):
+    model.train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate)
+    labels, templates = torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss = model(pixel_values, labels=labels, templates=templates).loss
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+@torch.no_grad()
+def test_evaluation_logits_are_siglips_scores_of_averaged_prompts(
+    model, siglip, nano_dir, pixel_values
+):
+    expected = score_by_hand(siglip, nano_dir, pixel_values)
+    torch.testing.assert_close(model.eval()(pixel_values).logits, expected, **CLOSE)
+    # Labels without templates, as an evaluation has them, change nothing.
+    again = model(pixel_values, labels=torch.zeros(6, dtype=torch.int64)).logits
+    torch.testing.assert_close(again, expected, **CLOSE)
+    assert expected.std() > 0.1
+
+
+@torch.no_grad()
+def test_single_template_gives_siglip_models_own_logits(nano_dir, siglip, pixel_values):
+    model = load_contrastive(str(nano_dir), NAMES, TEMPLATES[:1]).eval()
+    ids = torch.stack([tokenize(nano_dir, name, TEMPLATES[0]) for name in NAMES])
+    expected = siglip(input_ids=ids, pixel_values=pixel_values).logits_per_image
+    torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_folded_classifier_gives_equal_logits_before_and_after_training(
+    model, pixel_values, tmp_path, trained
+):
+    if trained:
+        take_step(model, pixel_values)
+        assert model.fold() is not None
+        assert model.training
+    folded = model.fold()
+    with torch.no_grad():
+        expected = model.eval()(pixel_values).logits
+        torch.testing.assert_close(folded(pixel_values).logits, expected, **CLOSE)
+        folded.save_pretrained(tmp_path)
+        saved = load_saved_classifier(str(tmp_path))
+        torch.testing.assert_close(saved(pixel_values).logits, expected, **CLOSE)
+    assert saved.class_names == NAMES
+    assert saved.config.activation == "sigmoid"
+
+
+def test_class_embeddings_are_computed_anew_after_every_change(
+    model, siglip, nano_dir, pixel_values
+):
+    with torch.no_grad():
+        before = model.eval()(pixel_values).logits
+    start = copy.deepcopy(model.state_dict())
+    take_step(model, pixel_values)
+    trained = copy.deepcopy(siglip)
+    trained.load_state_dict(model.state_dict())
+    expected = score_by_hand(trained, nano_dir, pixel_values)
+    with torch.no_grad():
+        after = model.eval()(pixel_values).logits
+        torch.testing.assert_close(after, expected, **CLOSE)
+        assert (after - before).abs().max() > 0.01
+        # Weights that are put back between two evaluations, as those of the best checkpoint are.
+        model.load_state_dict(start)
+        torch.testing.assert_close(model.eval()(pixel_values).logits, before, **CLOSE)
+
+
+def test_locked_text_tower_does_not_move_and_the_rest_does(nano_dir, pixel_values):
+    model = load_contrastive(str(nano_dir), NAMES, TEMPLATES, train_text_tower=False)
+    before = copy.deepcopy(model.state_dict())
+    take_step(model, pixel_values)
+    after = model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if name.startswith("text_model.")]
+    assert changed == {name for name in before if not name.startswith("text_model.")}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("trainable", ["all", "head", "last:2"])
+def test_every_trained_parameter_gets_a_gradient(model, pixel_values, trainable, checkpointing):
+    freeze(model.vision_model, trainable)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    take_step(model, pixel_values)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == trained
+    assert {"logit_scale", "logit_bias"} <= trained
+
+
+def test_training_loss_is_the_sigmoid_loss_of_siglips_features(
+    model, siglip, nano_dir, pixel_values
+):
+    labels, templates = torch.tensor([0, 1, 2, 0, 4, 0]), torch.tensor([0, 1, 2, 0, 1, 2])
+    loss = model.train()(pixel_values, labels=labels, templates=templates).loss
+    ids = torch.stack(
+        [
+            tokenize(nano_dir, NAMES[label], TEMPLATES[template])
+            for label, template in zip(labels.tolist(), templates.tolist(), strict=True)
+        ]
+    )
+    with torch.no_grad():
+        images = siglip.vision_model(pixel_values=pixel_values).pooler_output
+        texts = siglip.text_model(input_ids=ids).pooler_output
+        through_loss = contrastive_sigmoid_loss(
+            images, texts, labels, siglip.logit_scale, siglip.logit_bias
+        )
+        logits = siglip(input_ids=ids, pixel_values=pixel_values).logits_per_image
+        # Pairs of the same class are positives: pictures 0, 3 and 5.
+        signs = torch.where(labels[:, None] == labels[None, :], 1.0, -1.0)
+        by_hand = -torch.nn.functional.logsigmoid(signs * logits).sum(1).mean()
+    torch.testing.assert_close(loss, through_loss, **CLOSE)
+    torch.testing.assert_close(loss, by_hand, **CLOSE)
+    assert (signs == 1).sum() == 12
+
+
+@torch.no_grad()
+def test_other_picture_size_interpolates_as_transformers_does(nano_dir, siglip):
+    model = load_contrastive(str(nano_dir), NAMES, TEMPLATES, image_size=96).eval()
+    pixels = draw_pixel_values(2, 96)
+    images = siglip.vision_model(pixels, interpolate_pos_encoding=True).pooler_output
+    cosine = torch.nn.functional.normalize(images) @ model.embed_classes().T
+    expected = siglip.logit_scale.exp() * cosine + siglip.logit_bias
+    torch.testing.assert_close(model(pixels).logits, expected, **CLOSE)
+    assert isinstance(model, ContrastiveSiglip)
+    assert model.num_templates == 3
+    folded = model.fold()
+    assert folded.config.vision_config.image_size == 96
+    torch.testing.assert_close(folded(pixels).logits, expected, **CLOSE)
+
+
+def test_checkpoint_without_text_tower_is_refused(nano_dir, tmp_path):
+    SiglipModel.from_pretrained(nano_dir).vision_model.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="has no text tower"):
+        load_contrastive(str(tmp_path), NAMES, TEMPLATES)
+
+
+def test_checkpoint_without_tokenizer_is_told(nano_dir, tmp_path):
+    SiglipModel.from_pretrained(nano_dir).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="the tokenizer of .* cannot be loaded"):
+        load_contrastive(str(tmp_path), NAMES, TEMPLATES)
+
+
+def test_truncated_weights_are_told(nano_dir, tmp_path):
+    for file in nano_dir.iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[:100_000] if "safetensors" in file.name else data)
+    with pytest.raises(RunError, match="could not be read.*a whole model.safetensors is needed"):
+        load_contrastive(str(tmp_path), NAMES, TEMPLATES)
+
+
+def test_template_without_a_slot_is_refused_before_the_weights_are_read(nano_dir, tmp_path):
+    with pytest.raises(InputError, match="template"):
+        load_contrastive(str(tmp_path / "nowhere"), NAMES, ["no slot"])

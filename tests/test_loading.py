@@ -1,0 +1,343 @@
+"""Where the vision tower comes from: every kind of checkpoint, and every kind of bad one."""
+
+import json
+import pickle
+import shutil
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    CLIPConfig,
+    Siglip2Config,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipModel,
+    SiglipVisionModel,
+    ViTConfig,
+)
+
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.loading import (
+    freeze,
+    interpolate_position_embedding,
+    load_checkpoint_config,
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+    vision_config_of,
+)
+from tests.small_flowers import draw_pixel_values
+
+NAMES = ["rose", "tulip", "daisy"]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def pixel_values():
+    return draw_pixel_values(2)
+
+
+@pytest.fixture(scope="module")
+def tower(nano_dir):
+    return SiglipVisionModel.from_pretrained(nano_dir).eval()
+
+
+@pytest.fixture
+def copy(nano_dir, tmp_path):
+    """A copy of the checkpoint to be spoilt."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
+        shutil.copyfile(nano_dir / name, folder / name)
+    return folder
+
+
+def check_features(model, tower, pixel_values):
+    """The model has the checkpoint's own features, so every vision weight is in its place."""
+    with torch.no_grad():
+        outputs = tower(pixel_values)
+        expected = outputs.last_hidden_state.mean(1)
+        if model.config.pooling == "map":
+            expected = outputs.pooler_output
+        torch.testing.assert_close(
+            model.eval().extract_features(pixel_values), expected, **CLOSE
+        )
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("kind", ["two towers", "vision only", "classifier", "sharded", "half"])
+def test_every_kind_of_checkpoint_gives_its_own_features(
+    kind, pooling, nano_dir, tower, pixel_values, tmp_path
+):
+    source = nano_dir if kind == "two towers" else tmp_path
+    if kind == "vision only":
+        tower.save_pretrained(source)
+    elif kind == "classifier":
+        load_classifier(str(nano_dir), ["a", "b"], head="cosine").save_pretrained(source)
+    elif kind == "sharded":
+        SiglipModel.from_pretrained(nano_dir).save_pretrained(source, max_shard_size="5MB")
+        assert len(list(source.glob("model-*.safetensors"))) > 2
+    elif kind == "half":
+        SiglipModel.from_pretrained(nano_dir, dtype=torch.float16).save_pretrained(source)
+        tower = SiglipVisionModel.from_pretrained(source, dtype=torch.float32).eval()
+    model = load_classifier(str(source), NAMES, pooling=pooling)
+    check_features(model, tower, pixel_values)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.class_names == NAMES
+    assert model.classifier.weight.shape == (3, 192)
+
+
+def test_native_classifier_gives_its_tower(nano_dir, tower, pixel_values, tmp_path):
+    """SiglipForImageClassification carries the attention pooling that it never uses."""
+    SiglipForImageClassification.from_pretrained(nano_dir).save_pretrained(tmp_path)
+    for pooling in ("mean", "map"):
+        check_features(load_classifier(str(tmp_path), NAMES, pooling=pooling), tower, pixel_values)
+
+
+def test_native_classifier_without_pooling_head_serves_mean_but_not_map(
+    nano_dir, tower, pixel_values, tmp_path
+):
+    exported = load_classifier(str(nano_dir), NAMES, pooling="mean").to_native()
+    exported.save_pretrained(tmp_path)
+    model = load_classifier(str(tmp_path), NAMES, pooling="mean")
+    check_features(model, tower, pixel_values)
+    with pytest.raises(InputError, match="no attention-pooling head.*use --pooling mean"):
+        load_classifier(str(tmp_path), NAMES, pooling="map")
+
+
+@pytest.mark.parametrize("spoil", ["missing", "shape", "head", "position"])
+def test_incomplete_vision_weights_are_an_error(copy, spoil):
+    weights = load_file(copy / "model.safetensors")
+    names = {
+        "missing": "vision_model.encoder.layers.3.mlp.fc1.weight",
+        "shape": "vision_model.post_layernorm.weight",
+        "head": "vision_model.head.probe",
+        "position": "vision_model.embeddings.position_embedding.weight",
+    }
+    name = names[spoil]
+    weights[name] = weights[name][..., :100].clone()
+    if spoil in ("missing", "head"):
+        del weights[name]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    short = name.removeprefix("vision_model.").replace(".", r"\.")
+    with pytest.raises(InputError, match=f"lacks 1 vision weights.*{short}"):
+        load_classifier(str(copy), NAMES)
+    if spoil == "head":
+        load_classifier(str(copy), NAMES, pooling="mean")
+
+
+@pytest.mark.parametrize("config", [CLIPConfig(), ViTConfig()])
+def test_another_model_is_refused_by_name(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"not a SigLIP model.*{config.model_type}"):
+        load_classifier(str(tmp_path), NAMES)
+
+
+def test_naflex_checkpoint_is_refused(tmp_path):
+    Siglip2Config().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="NaFlex SigLIP 2.*use a fixed-resolution one"):
+        load_classifier(str(tmp_path), NAMES)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{}", "not a SigLIP model"),
+        ('{"model_type": "no such thing"}', "not a SigLIP model"),
+        ('{"model_type": "siglip"', "The config.json in .* cannot be read .*; copy the checkpoint again"),
+    ],
+)
+def test_broken_configuration_is_refused(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_checkpoint_config(str(tmp_path))
+
+
+class _Trap:
+    """Leaves a trace if it is ever unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_pickled_weights_are_not_loaded(copy, tmp_path):
+    (copy / "model.safetensors").unlink()
+    trace = tmp_path / "unpickled"
+    with (copy / "pytorch_model.bin").open("wb") as file:
+        pickle.dump(_Trap(trace), file)
+    with pytest.raises(RunError, match="pickled weights are not loaded"):
+        load_classifier(str(copy), NAMES)
+    assert not trace.exists()
+
+
+def test_truncated_weights_are_told(copy):
+    path = copy / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100_000])
+    with pytest.raises(RunError, match="could not be read .*a whole model.safetensors is needed"):
+        load_classifier(str(copy), NAMES)
+
+
+def test_missing_directory_is_told(tmp_path):
+    with pytest.raises(InputError, match="nowhere does not exist; check the path"):
+        load_classifier(str(tmp_path / "nowhere"), NAMES)
+    with pytest.raises(InputError, match="holds no config.json"):
+        load_classifier(str(tmp_path), NAMES)
+
+
+def test_hub_checkpoint_is_told_quickly_when_offline():
+    start = time.monotonic()
+    with pytest.raises(RunError, match="could not be read from the Hugging Face Hub .*network"):
+        load_classifier("google/siglip-nowhere", NAMES)
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("names, shown", [(["rose"], "are rose;"), ([], "are none;")])
+def test_fewer_than_two_classes_are_refused(nano_dir, names, shown):
+    with pytest.raises(InputError, match=f"{shown} give at least two"):
+        load_classifier(str(nano_dir), names)
+
+
+def test_missing_processor_is_told(copy):
+    (copy / "preprocessor_config.json").unlink()
+    with pytest.raises(RunError, match="needs a preprocessor_config.json"):
+        load_image_processor(str(copy))
+
+
+def test_only_a_trained_classifier_is_loaded_as_one(nano_dir, tmp_path):
+    with pytest.raises(InputError, match="'siglip' checkpoint, not a trained classifier"):
+        load_saved_classifier(str(nano_dir))
+    load_classifier(str(nano_dir), NAMES).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["classifier.bias"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="lacks 1 weights.*classifier.bias"):
+        load_saved_classifier(str(tmp_path))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("size", [96, 32])
+def test_other_picture_size_interpolates_as_transformers_does(nano_dir, tower, pooling, size):
+    model = load_classifier(str(nano_dir), NAMES, pooling=pooling, image_size=size).eval()
+    pixels = draw_pixel_values(2, size)
+    outputs = tower(pixels, interpolate_pos_encoding=True)
+    expected = outputs.last_hidden_state.mean(1)
+    if pooling == "map":
+        expected = outputs.pooler_output
+    torch.testing.assert_close(model.extract_features(pixels), expected, **CLOSE)
+    assert model.config.vision_config.image_size == size
+
+
+def test_own_picture_size_leaves_the_position_embeddings_as_they_are(nano_dir, tower):
+    model = load_classifier(str(nano_dir), NAMES, image_size=64)
+    own = tower.embeddings.position_embedding.weight
+    assert torch.equal(model.vision_model.embeddings.position_embedding.weight, own)
+    resampled = interpolate_position_embedding(own.detach(), 8)
+    torch.testing.assert_close(resampled, own.detach(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "size, remedy", [(100, "use 96 or 104"), (4, r"use 8\.$"), (65, "use 64 or 72")]
+)
+def test_indivisible_picture_size_is_refused(nano_dir, size, remedy):
+    with pytest.raises(InputError, match=f"--image_size is {size}.*patch size 8; {remedy}"):
+        load_classifier(str(nano_dir), NAMES, image_size=size)
+
+
+def test_from_scratch_takes_no_weight_and_follows_the_seed(nano_dir, tower):
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(load_classifier(str(nano_dir), NAMES, from_scratch=True))
+    first, same, other = (model.state_dict() for model in models)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    pretrained = tower.state_dict()
+    for name in pretrained:
+        ours = first[f"vision_model.{name}"]
+        assert ours.isfinite().all()
+        # Biases and norms start at constants whatever the seed.
+        if ours.ndim > 1:
+            assert not torch.equal(ours, pretrained[name]), name
+            assert not torch.equal(ours, other[f"vision_model.{name}"]), name
+            assert ours.std() > 1e-3, name
+    assert torch.equal(first["vision_model.post_layernorm.weight"], torch.ones(192))
+
+
+def test_from_scratch_needs_no_weights_and_is_float32_whatever_the_checkpoint_says(
+    copy, pixel_values
+):
+    (copy / "model.safetensors").unlink()
+    config = json.loads((copy / "config.json").read_text())
+    config["dtype"] = config["vision_config"]["dtype"] = "bfloat16"
+    (copy / "config.json").write_text(json.dumps(config))
+    model = load_classifier(str(copy), NAMES, from_scratch=True, image_size=96)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model(draw_pixel_values(2, 96)).logits.dtype == torch.float32
+
+
+def test_attention_implementation_reaches_the_tower(nano_dir, pixel_values):
+    models = [
+        load_classifier(str(nano_dir), NAMES, attn_implementation=name).eval()
+        for name in ("eager", "sdpa")
+    ]
+    for model, name in zip(models, ("eager", "sdpa"), strict=True):
+        assert model.vision_model.config._attn_implementation == name
+        assert model.vision_model.encoder.layers[0].self_attn.config._attn_implementation == name
+    with torch.no_grad():
+        features = [model.extract_features(pixel_values) for model in models]
+    torch.testing.assert_close(*features, **CLOSE)
+
+
+def trained_names(encoder):
+    return {name for name, p in encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("before", ["all", "head"])
+def test_freezing_names_exactly_the_parameters_that_train(nano_dir, pooling, before):
+    model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
+    encoder = model.vision_model
+    every = {name for name, _ in encoder.named_parameters()}
+    freeze(encoder, before)
+    freeze(encoder, "all")
+    assert trained_names(encoder) == every
+    freeze(encoder, before)
+    freeze(encoder, "last:2")
+    parts = ("encoder.layers.6.", "encoder.layers.7.", "post_layernorm.", "head.")
+    assert trained_names(encoder) == {name for name in every if name.startswith(parts)}
+    assert any(name.startswith("head.") for name in every) == (pooling == "map")
+    freeze(encoder, "last:8")
+    assert every - trained_names(encoder) == {
+        name for name in every if name.startswith("embeddings.")
+    }
+    freeze(encoder, "head")
+    assert trained_names(encoder) == set()
+    assert all(p.requires_grad for p in model.classifier.parameters())
+
+
+@pytest.mark.parametrize(
+    "trainable, message",
+    [
+        ("last:99", "the encoder has 8 layers; use last:8 or all"),
+        ("last:0", "N >= 1"),
+        ("last", "use all, head or last:N"),
+        ("none", "use all, head or last:N"),
+    ],
+)
+def test_freezing_what_is_not_there_is_refused(nano_dir, trainable, message):
+    encoder = load_classifier(str(nano_dir), NAMES).vision_model
+    with pytest.raises(InputError, match=message):
+        freeze(encoder, trainable)
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+def test_vision_configuration_is_found_in_every_kind_of_configuration(nano_dir):
+    both = load_checkpoint_config(str(nano_dir))
+    assert isinstance(both, SiglipConfig)
+    assert vision_config_of(both) is both.vision_config
+    assert vision_config_of(both.vision_config) is both.vision_config

@@ -1,0 +1,115 @@
+"""Our input path against the image processor of transformers, to the last bit."""
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipImageProcessor
+
+from siglip_flowers.data.pixels import (
+    PixelDataset,
+    PixelNormalizer,
+    collate_pixels,
+    resize_picture,
+)
+from siglip_flowers.model.loading import load_image_processor
+from tests.small_flowers import build_flowers, read_pictures
+
+
+def to_pixel_values(processor, pictures):
+    """The way a picture takes in this package: file, decoded row, uint8 batch, normalised."""
+    rows = datasets.Dataset.from_dict(
+        {"image": pictures, "label": [0] * len(pictures)},
+        features=datasets.Features(
+            image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
+        ),
+    )
+    pixels = PixelDataset(rows, processor.size["height"], processor.resample)
+    batch = collate_pixels(pixels.__getitems__(range(len(pixels))))
+    assert batch["pixel_values"].dtype == torch.uint8
+    return PixelNormalizer(processor)(batch["pixel_values"])
+
+
+def by_processor(processor, pictures):
+    return torch.cat([processor(p, return_tensors="pt")["pixel_values"] for p in pictures])
+
+
+@pytest.fixture(scope="module")
+def pictures(flowers_dir):
+    """Real photographs, larger and smaller than the model's size and of other shapes."""
+    photographs = read_pictures(flowers_dir, 8)
+    sizes = [(64, 64), (500, 667), (31, 200), (64, 32), (1, 1), (3, 90), (65, 63), (128, 128)]
+    return [
+        photograph.resize(size) if photograph.size != size else photograph
+        for photograph, size in zip(photographs, sizes, strict=True)
+    ]
+
+
+def as_mode(picture, mode):
+    if mode == "RGBA":
+        picture = picture.convert("RGBA")
+        slope = np.linspace(0, 255, picture.width * picture.height)
+        alpha = slope.reshape(picture.height, picture.width).astype(np.uint8)
+        picture.putalpha(Image.fromarray(alpha))
+        return picture
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+def test_pixels_equal_the_checkpoints_processor_bit_for_bit(nano_dir, pictures, mode):
+    processor = load_image_processor(str(nano_dir))
+    pictures = [as_mode(picture, mode) for picture in pictures]
+    ours = to_pixel_values(processor, pictures)
+    assert ours.dtype == torch.float32
+    assert torch.equal(ours, by_processor(processor, pictures))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"resample": Image.Resampling.BILINEAR},
+        {"resample": Image.Resampling.LANCZOS, "size": {"height": 48, "width": 48}},
+        {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+        {"rescale_factor": 1 / 200, "image_mean": [0.3, 0.2, 0.1], "image_std": [1.0] * 3},
+        {"size": {"height": 224, "width": 224}},
+    ],
+)
+def test_pixels_follow_another_checkpoints_preprocessing(nano_dir, pictures, tmp_path, options):
+    SiglipImageProcessor.from_pretrained(nano_dir, **options).save_pretrained(tmp_path)
+    processor = load_image_processor(str(tmp_path))
+    ours = to_pixel_values(processor, pictures)
+    expected = by_processor(processor, pictures)
+    assert torch.equal(ours, expected)
+    default = load_image_processor(str(nano_dir))
+    plain = by_processor(default, pictures)
+    assert expected.shape != plain.shape or not torch.allclose(expected, plain, atol=1e-3)
+
+
+def test_float_pixels_are_normalised_like_integer_ones(nano_dir):
+    normalizer = PixelNormalizer(load_image_processor(str(nano_dir)))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    torch.testing.assert_close(normalizer(pixels.float()), normalizer(pixels))
+    assert normalizer(pixels).min() == -1
+    assert normalizer(pixels).max() == 1
+
+
+def test_items_carry_label_and_row_number_one_by_one_and_in_batches(flowers_dir):
+    rows = build_flowers(flowers_dir, train=3).splits["train"]
+    pixels = PixelDataset(rows, 64, Image.Resampling.BICUBIC)
+    chosen = [7, 0, 11]
+    batch = collate_pixels(pixels.__getitems__(chosen))
+    single = collate_pixels([pixels[index] for index in chosen])
+    assert batch["index"].tolist() == chosen
+    assert batch["labels"].tolist() == [rows[index]["label"] for index in chosen]
+    assert batch["labels"].dtype == batch["index"].dtype == torch.int64
+    for key in batch:
+        assert torch.equal(batch[key], single[key])
+    expected = np.asarray(rows[7]["image"].convert("RGB"))
+    assert np.array_equal(batch["pixel_values"][0].permute(1, 2, 0).numpy(), expected)
+
+
+def test_picture_of_the_right_size_is_not_resampled(flowers_dir):
+    picture = read_pictures(flowers_dir, 1)[0]
+    pixels = resize_picture(picture, 64, Image.Resampling.BICUBIC)
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(picture))

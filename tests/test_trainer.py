@@ -1,0 +1,333 @@
+"""The training loop: deterministic, resumable, and honest about what it logs."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from safetensors.torch import load_file
+from transformers import set_seed
+
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    FlowersTrainingArguments,
+    ModelArguments,
+)
+from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.model.loading import load_image_processor
+from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.trainer import AVERAGE_FILE
+from tests.small_flowers import build_flowers
+
+CROPS = {"train_resize_scale": 1.0, "crop_min_scale": 0.4}
+
+
+@pytest.fixture(scope="module")
+def data(flowers_dir):
+    """64 training, 20 validation and 12 test photographs of 4 classes."""
+    return build_flowers(flowers_dir)
+
+
+@pytest.fixture
+def start(nano_dir, data, tmp_path):
+    """Build a Trainer as a run does."""
+
+    def start(name="run", augmentation=None, model=None, **options):
+        options = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 16,
+            "per_device_eval_batch_size": 7,
+            "learning_rate": 1e-4,
+            "warmup_steps": 0,
+            "logging_steps": 1,
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+            "bf16": False,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **options,
+        }
+        arguments = RunArguments(
+            DataArguments(),
+            AugmentationArguments(**(augmentation or {"augment": False})),
+            ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
+            FlowersTrainingArguments(output_dir=str(tmp_path / name), **options),
+        )
+        set_seed(arguments.training.seed)
+        processor = load_image_processor(str(nano_dir))
+        return build_trainer(arguments, data, build_model(arguments, data, processor), processor)
+
+    return start
+
+
+def copy_weights(trainer):
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def are_equal(one, other):
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def list_logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+RECIPES = {
+    "cross_entropy": {
+        "augmentation": {**CROPS, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "random_erasing": 0.3},
+        "label_smoothing_factor": 0.1,
+        "ema": 0.9,
+    },
+    "sigmoid": {
+        "augmentation": CROPS,
+        "objective": "sigmoid",
+        "model": {"head_init": "text", "trainable": "last:2"},
+    },
+    "contrastive": {"augmentation": CROPS, "objective": "contrastive"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_same_seed_gives_bit_identical_weights_and_another_seed_others(start, recipe):
+    runs = []
+    for seed in (3, 3, 4):
+        trainer = start(**RECIPES[recipe], seed=seed, max_steps=3)
+        trainer.train()
+        trainer.finish()
+        runs.append((copy_weights(trainer), list_logged(trainer, "loss")))
+    (first, losses), (same, same_losses), (other, _) = runs
+    assert losses == same_losses
+    assert are_equal(first, same)
+    assert not are_equal(first, other)
+    assert np.isfinite(losses).all()
+
+
+@pytest.fixture
+def _unset_determinism():
+    """full_determinism sets environment variables and a switch of torch for good."""
+    before = dict(os.environ)
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("_unset_determinism")
+@pytest.mark.parametrize("recipe", ["cross_entropy", "contrastive"])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(start, tmp_path, recipe):
+    options = {
+        **RECIPES[recipe],
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 3,  # in the middle of an epoch of 4 steps
+        "save_total_limit": 3,
+        "full_determinism": True,
+        "ema": 0.9,
+    }
+    whole = start("whole", **options)
+    whole.train()
+    averages = {name: value.clone() for name, value in whole.average.weights.items()}
+    checkpoint = tmp_path / "resumed" / "checkpoints" / "checkpoint-3"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-3", checkpoint)
+    resumed = start("resumed", **options)
+    with torch.no_grad():
+        for parameter in resumed.model.parameters():
+            parameter.fill_(0.5)  # nothing may be left of where it started
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 6
+    assert are_equal(copy_weights(whole), copy_weights(resumed))
+    assert resumed.average.updates == whole.average.updates == 6
+    assert are_equal(averages, resumed.average.weights)
+    assert list_logged(whole, "loss") == list_logged(resumed, "loss")
+    assert list_logged(whole, "accuracy") == list_logged(resumed, "accuracy")
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "sigmoid"])
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+def test_accumulating_two_batches_of_16_trains_as_one_of_32(start, objective, optim):
+    """Crops are drawn by step and picture, so that they are the same, too."""
+    options = {"augmentation": CROPS, "objective": objective, "optim": optim, "max_steps": 4}
+    one = start(per_device_train_batch_size=32, **options)
+    two = start(gradient_accumulation_steps=2, **options)
+    for trainer in (one, two):
+        trainer.train()
+        assert trainer.state.global_step == 4
+    losses = [np.array(list_logged(trainer, "loss")) for trainer in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert np.ptp(losses[0]) > 1e-3
+    np.testing.assert_allclose(
+        *[list_logged(trainer, "grad_norm") for trainer in (one, two)], rtol=1e-4
+    )
+    assert list_logged(one, "accuracy") == pytest.approx(list_logged(two, "accuracy"))
+    ours, theirs = copy_weights(one), copy_weights(two)
+    for name in ours:
+        # A key bias has no gradient but rounding, which AdamW blows up to whole steps.
+        if optim == "sgd" or not name.endswith(("k_proj.bias", "in_proj_bias")):
+            torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("trainable", ["head", "last:2"])
+def test_frozen_parameters_do_not_move_and_trained_ones_do(start, trainable):
+    trainer = start(model={"trainable": trainable}, weight_decay=0.5)
+    before = copy_weights(trainer)
+    trainer.train()
+    after = copy_weights(trainer)
+    parts = ["classifier."]
+    if trainable == "last:2":
+        parts += [f"vision_model.encoder.layers.{layer}." for layer in (6, 7)]
+        parts += ["vision_model.head.", "vision_model.post_layernorm."]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith(tuple(parts))}
+
+
+def test_head_learns_at_its_own_rate_and_null_means_the_encoders(start):
+    trainer = start(learning_rate=1e-5, head_learning_rate=2e-3)
+    trainer.create_optimizer()
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert {name.split(",")[0]: rate for name, rate in rates.items()} == {
+        "encoder": 1e-5,
+        "head": 2e-3,
+    }
+    trainer = start(learning_rate=1e-5, head_learning_rate=None)
+    trainer.create_optimizer()
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-5}
+
+
+@pytest.mark.parametrize("mixing", [{}, {"cutmix_alpha": 1.0}])
+def test_logged_loss_and_accuracy_are_those_of_the_batches_since_the_last_row(start, mixing):
+    trainer = start(
+        augmentation={**CROPS, **mixing}, logging_steps=2, gradient_accumulation_steps=2
+    )
+    objective, seen = trainer.objective, []
+
+    def listen(model, batch):
+        loss, logits = objective(model, batch)
+        classes = batch.targets if not mixing else batch.targets.argmax(1)
+        seen.append((loss.item(), (logits.argmax(1) == classes).float().mean().item()))
+        return loss, logits
+
+    trainer.objective = listen
+    trainer.train()
+    rows = np.array(seen).reshape(2, 4, 2).mean(1)  # two rows, each of 2 steps of 2 batches
+    np.testing.assert_allclose(list_logged(trainer, "loss"), rows[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(list_logged(trainer, "accuracy"), rows[:, 1], rtol=1e-5)
+
+
+def measure_by_sklearn(logits, labels):
+    predicted = logits.argmax(1)
+    probabilities = torch.from_numpy(logits).double().softmax(1).numpy()
+    figures = {
+        "nll": sklearn.metrics.log_loss(labels, probabilities, labels=np.arange(4)),
+        "accuracy": sklearn.metrics.accuracy_score(labels, predicted),
+    }
+    for average in ("macro", "weighted"):
+        scores = sklearn.metrics.precision_recall_fscore_support(
+            labels, predicted, average=average, zero_division=0
+        )
+        names = (f"precision_{average}", f"recall_{average}", f"f1_{average}")
+        figures.update(zip(names, scores[:3], strict=True))
+    return figures
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "sigmoid", "contrastive"])
+def test_evaluation_figures_are_scikit_learns(start, data, nano_dir, objective):
+    trainer = start(objective=objective, augmentation=CROPS)
+    trainer.train()
+    figures = trainer.evaluate()
+    model = trainer.model.fold()
+    processor = load_image_processor(str(nano_dir))
+    for split in ("validation", "train"):
+        rows = data.splits[split]
+        # One picture at a time, through transformers' own processor.
+        with torch.no_grad():
+            logits = torch.cat(
+                [
+                    model.eval()(**processor(image, return_tensors="pt")).logits
+                    for image in rows["image"]
+                ]
+            ).numpy()
+        labels = np.array(rows["label"])
+        expected = measure_by_sklearn(logits, labels)
+        if objective == "cross_entropy":
+            expected["loss"] = expected["nll"]
+        else:
+            signs = 2 * np.eye(4)[labels] - 1
+            expected["loss"] = np.logaddexp(0, -signs * logits).sum(1).mean()
+        result = evaluate_split(model, processor, rows, split, batch_size=6)
+        np.testing.assert_allclose(result.logits, logits, atol=1e-4, rtol=1e-4)
+        for key, value in expected.items():
+            assert figures[f"eval_{split}_{key}"] == pytest.approx(value, rel=1e-4), key
+            assert result.metrics[key] == pytest.approx(value, rel=1e-4), key
+        assert result.labels.tolist() == labels.tolist()
+        np.testing.assert_allclose(
+            result.probabilities, model.to_probabilities(torch.from_numpy(logits)), atol=1e-4
+        )
+
+
+def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path):
+    trainer = start(
+        ema=0.8,
+        max_steps=6,
+        learning_rate=5e-4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=3,
+        load_best_model_at_end=True,
+    )
+    parameters = dict(trainer.model.named_parameters())
+    expected = {name: p.detach().clone() for name, p in parameters.items()}
+    own = []
+
+    class Listener(torch.nn.Module):
+        """Follows the optimiser with a moving average of its own."""
+
+        def __call__(self, optimizer, *_):
+            rate = min(0.8, (1 + len(own)) / (10 + len(own)))
+            for name, p in parameters.items():
+                expected[name] = rate * expected[name] + (1 - rate) * p.detach()
+            own.append({name: p.detach().clone() for name, p in parameters.items()})
+
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(Listener())
+    trainer.train()
+    assert len(own) == 6
+    for name, weight in trainer.average.weights.items():
+        torch.testing.assert_close(weight, expected[name], atol=1e-6, rtol=1e-5)
+    # Evaluations leave the weights that train as they are, and the checkpoints hold those.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    saved = load_file(checkpoints / "checkpoint-6" / "model.safetensors")
+    assert all(torch.equal(saved[name], own[5][name]) for name in own[5])
+    trainer.finish()
+    best = trainer.state.best_model_checkpoint
+    assert best is not None
+    average = load_file(f"{best}/{AVERAGE_FILE}")
+    assert are_equal(average, {name: p.detach() for name, p in trainer.model.named_parameters()})
+    history = list_logged(trainer, "eval_validation_accuracy")
+    assert trainer.state.best_metric == max(history)
+    trainer.average = None  # what is left is the model as it will be saved
+    again = trainer.evaluate()["eval_validation_accuracy"]
+    assert again == pytest.approx(max(history), abs=1e-12)
+
+
+def test_without_checkpoints_the_last_average_is_kept(start):
+    trainer = start(ema=0.5)
+    trainer.train()
+    last = {name: weight.clone() for name, weight in trainer.average.weights.items()}
+    trainer.finish()
+    assert are_equal(last, {name: p.detach() for name, p in trainer.model.named_parameters()})
+
+
+def test_contrastive_run_with_a_locked_text_tower_trains_the_other(start):
+    trainer = start(objective="contrastive", train_text_tower=False, weight_decay=0.5)
+    before = copy_weights(trainer)
+    trainer.train()
+    after = copy_weights(trainer)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if not name.startswith("text_model.")}
