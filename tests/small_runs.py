@@ -65,11 +65,12 @@ def small_options(checkpoint: Path, folder: Path, output_dir: Path, *more: str) 
 
 def start_script(*arguments: str, launch: bool = False, cwd: Path = REPOSITORY) -> subprocess.Popen:
     """Start a command as a user does, on one thread and without network."""
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    launcher = ["-m", "accelerate.commands.launch"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": str(REPOSITORY),
     }
     return subprocess.Popen(

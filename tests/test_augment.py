@@ -242,9 +242,7 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share(batch):
         other = plain.roll(1, 0)
         difference = plain - other
         share = ((pixels - other) * difference).sum() / difference.pow(2).sum()
-        torch.testing.assert_close(
-            pixels, share * plain + (1 - share) * other, atol=0.05, rtol=0
-        )
+        torch.testing.assert_close(pixels, share * plain + (1 - share) * other, atol=0.05, rtol=0)
         labels = torch.nn.functional.one_hot(batch["labels"], 4).float()
         expected = share * labels + (1 - share) * labels.roll(1, 0)
         torch.testing.assert_close(targets, expected, atol=1e-3, rtol=0)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from scipy import stats
 
@@ -27,6 +28,7 @@ from siglip_flowers.experiment.settings import (
     claim_directory,
     read_settings,
 )
+from siglip_flowers.experiment.workers import choose_device, count_workers
 from siglip_flowers.metrics.statistics import conclude, is_shown, mean_interval, paired_bootstrap
 
 PICTURES = 400
@@ -493,6 +495,22 @@ class TestReport:
             ]["over_seeds"]["low"]
             is None
         )
+
+
+class TestWorkers:
+    def test_devices_are_dealt_out(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        assert [choose_device(index) for index in range(3)] == ["0", "1", "0"]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+        assert [choose_device(index) for index in range(3)] == ["4", "7", "4"]
+        assert count_workers(None) == 2
+        assert count_workers(1) == 1
+
+    def test_without_devices_there_is_one_worker(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        assert choose_device(0) is None
+        assert count_workers(None) == 1
 
 
 def make_real(directory: Path, nano_dir: Path, flowers_dir: Path, **changes: Any) -> Path:

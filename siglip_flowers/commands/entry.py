@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 import datasets
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
@@ -17,11 +18,19 @@ EXIT_INTERRUPTED = 130
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
+def _quieten_progress_bars() -> None:
+    """Hide the bars of reading and writing weights, but not those of downloads."""
+    shown = not are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if shown:
+        enable_progress_bars()
+
+
 def run_command(prog: str, command: Callable[[], None]) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C)."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     transformers_logging.set_verbosity_warning()
-    transformers_logging.disable_progress_bar()
+    _quieten_progress_bars()
     datasets.utils.logging.set_verbosity_error()
     try:
         command()

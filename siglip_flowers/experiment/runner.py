@@ -4,6 +4,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
+from typing import cast
 
 from siglip_flowers.errors import RunError
 from siglip_flowers.experiment.plan import (
@@ -59,8 +60,7 @@ def _execute_parallel(settings: ExperimentSettings, workers: int, progress: "_Pr
             if not busy:
                 return
             for connection in wait(list(busy)):
-                assert isinstance(connection, Connection)
-                worker, run = busy.pop(connection)
+                worker, run = busy.pop(cast(Connection, connection))
                 progress.end(run, worker.receive())
                 queue.put_back(run)
                 idle.append(worker)

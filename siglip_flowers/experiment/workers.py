@@ -52,13 +52,14 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other_end = context.Pipe()
-        self.process = context.Process(target=_work, args=(other_end,), daemon=True)
+        # No daemon, which may not have the child processes that decode pictures.
+        self.process = context.Process(target=_work, args=(other_end,))
         # Both are read when the libraries load, hence set for the child from its first moment.
         with _environment(
             {
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
                 or str(max(1, count_cores() // self.workers)),
-                "CUDA_VISIBLE_DEVICES": _choose_device(self.index),
+                "CUDA_VISIBLE_DEVICES": choose_device(self.index),
             }
         ):
             self.process.start()
@@ -117,8 +118,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _choose_device(index: int) -> str | None:
-    """Return the value of CUDA_VISIBLE_DEVICES for a worker; None leaves it as it is."""
+def choose_device(index: int) -> str | None:
+    """Return the value of CUDA_VISIBLE_DEVICES for a worker; None leaves it as it is.
+
+    Devices that are visible already are dealt out in turn, one a worker.
+    """
     count = torch.cuda.device_count()
     if count == 0:
         return None

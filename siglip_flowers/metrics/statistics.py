@@ -208,9 +208,9 @@ def is_shown(
 ) -> bool:
     """Say whether a difference may be claimed.
 
-    The bootstrap's interval has to exclude 0 and p, corrected where that is given, to be below the
-    significance; and ``over_seeds``, where given, to exclude 0 on the same side. That third test
-    holds back what few seeds let the bootstrap claim too easily; one seed never passes it.
+    The bootstrap's interval has to exclude 0, p (corrected, where given) to be below the
+    significance, and ``over_seeds``, where given, to exclude 0 on the same side: with few seeds the
+    bootstrap claims too easily. One seed never passes that third test.
     """
     p = difference.p_value if corrected_p is None else corrected_p
     if difference.low <= 0 <= difference.high or p >= significance:

@@ -1,6 +1,7 @@
 """Ways to start a classifier's head: from the text tower, or from a fit on frozen features."""
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
-from siglip_flowers.model.text_head import ZeroShotHead
+from siglip_flowers.model.loading import load_classifier
+from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
 
 # Inverse strengths of the L2 penalty that a probe chooses from.
 PROBE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
@@ -44,6 +46,29 @@ def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
     assert model.config.normalize_features
     head.weight.copy_(text_head.logit_scale.exp() * text_head.weight)
     head.bias.copy_(text_head.logit_bias.expand(head.bias.shape))
+
+
+def load_zero_shot_classifier(
+    checkpoint: str,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    attn_implementation: str | None = None,
+) -> SiglipClassifier:
+    """Return the classifier that a two-tower checkpoint is before any training.
+
+    Raises as :func:`~siglip_flowers.model.text_head.zero_shot_head` and
+    :func:`~siglip_flowers.model.loading.load_classifier`.
+    """
+    text_head = zero_shot_head(checkpoint, class_names, templates)
+    model = load_classifier(
+        checkpoint,
+        class_names,
+        normalize_features=True,
+        activation="sigmoid",
+        attn_implementation=attn_implementation,
+    )
+    set_text_head(model, text_head)
+    return model.eval()
 
 
 @torch.no_grad()

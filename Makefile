@@ -1,0 +1,44 @@
+# make demo   trains, evaluates and draws on the embedded data: no network, no GPU
+# make test   ruff, mypy and pytest
+# Both make .venv first if it is missing. Variables:
+#   PYTHON       the interpreter that .venv is made from (3.11 or newer)
+#   TORCH_INDEX  a wheel index for torch, e.g. https://download.pytorch.org/whl/cu130
+#   EXTRAS       optional dependencies to install (see setup.cfg)
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+EXTRAS ?= aim,wandb,test
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: install demo test lint format clean
+
+install: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP_INSTALL) --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python train.py --config configs/demo.yaml --overwrite_output_dir
+	$(BIN)/python eval.py --model results/demo --split test
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) results/demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,323 @@
+"""Both commands from end to end: as a user types them, and killed half-way."""
+
+import csv
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
+
+import siglip_flowers  # noqa: F401  (makes the classifier known to pipelines)
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import load_flowers
+from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.training.output import RUN_FILES, find_checkpoint
+from siglip_flowers.training.trainer import FlowersTrainer
+from tests.conftest import REPOSITORY
+from tests.small_runs import (
+    list_files,
+    make_checkpoint,
+    make_folder,
+    small_options,
+    start_script,
+)
+
+CHANCE = 1 / 102
+
+
+def finish(process) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def real_command(flowers_dir, nano_dir, tmp_path_factory):
+    """A short training run on the photographs: 816 pictures, four epochs, half a minute."""
+    return [
+        *("train.py", "--config", str(REPOSITORY / "configs" / "nano_64px.yaml")),
+        *("--model_name_or_path", str(nano_dir), "--data_dir", str(flowers_dir)),
+        *("--output_dir", str(tmp_path_factory.mktemp("real") / "results" / "short")),
+        *("--shots", "8", "--num_train_epochs", "4", "--augment", "false"),
+        *("--mixup_alpha", "0", "--cutmix_alpha", "0", "--label_smoothing_factor", "0"),
+        *("--learning_rate", "1e-3", "--head_learning_rate", "3e-3"),
+        *("--eval_strategy", "steps", "--eval_steps", "26"),
+        *("--save_strategy", "steps", "--save_steps", "26"),
+        *("--train_eval_samples", "204", "--logging_steps", "13"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def real_run(real_command):
+    code, out, err = finish(start_script(*real_command, launch=True))
+    assert code == 0, err[-3000:]
+    directory = Path(real_command[real_command.index("--output_dir") + 1])
+    return directory, out, err
+
+
+@pytest.fixture(scope="module")
+def real_metrics(real_run):
+    return json.loads((real_run[0] / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_a_short_run_on_the_photographs_is_far_above_chance(real_run, real_metrics):
+    test = real_metrics["splits"]["test"]
+    assert test["n"] == 1020
+    assert test["accuracy"] > 8 * CHANCE
+    assert test["top5_accuracy"] > 16 * CHANCE
+    assert test["loss"] < np.log(102)
+    assert f"{100 * test['accuracy']:.2f} %" in real_run[1]
+    assert "loss=" in real_run[2]
+
+
+@pytest.mark.slow
+def test_the_metrics_of_a_real_run_name_everything(real_metrics):
+    assert real_metrics["data"]["source"] == "oxford"
+    assert real_metrics["data"]["split_protocol"] == "swapped"
+    assert real_metrics["data"]["shots"] == 8
+    assert real_metrics["model"]["model_id"].endswith("siglip-nano")
+    assert real_metrics["training"]["steps"] == 52
+    assert "swapped" in real_metrics["title"]
+    assert real_metrics["environment"]["device"].startswith("cpu")
+    sizes = {name: split["n"] for name, split in real_metrics["splits"].items()}
+    assert sizes == {"train": 204, "validation": 1020, "test": 1020}
+    names = [row["name"] for row in real_metrics["splits"]["test"]["per_class"]]
+    assert names == list(FLOWER_NAMES)
+
+
+@pytest.mark.slow
+def test_a_real_run_leaves_every_promised_file(real_run):
+    directory = real_run[0]
+    assert set(os.listdir(directory)) == set(RUN_FILES)
+    ids = json.loads((directory / "splits.json").read_text(encoding="utf-8"))
+    assert ids.pop("split_protocol") == "swapped"
+    assert [len(ids[name]) for name in ("train", "validation", "test")] == [816, 1020, 1020]
+    assert len({row for rows in ids.values() for row in rows}) == 816 + 1020 + 1020
+    table = pyarrow.parquet.read_table(directory / "predictions_test.parquet")
+    assert table.num_rows == 1020
+    rows = table.to_pylist()
+    assert [row["image_id"] for row in rows] == ids["test"]
+    for row in rows[::50]:
+        assert len(row["top_labels"]) == 5
+        assert row["top_probabilities"] == sorted(row["top_probabilities"], reverse=True)
+        assert 0 < sum(row["top_probabilities"]) <= 1 + 1e-6
+        assert row["top_names"][0] == FLOWER_NAMES[row["top_labels"][0]]
+    with (directory / "history.csv").open(newline="", encoding="utf-8") as file:
+        history = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in history] == [13, 26, 39, 52]
+    losses = [float(row["loss"]) for row in history]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.slow
+def test_eval_gives_exactly_the_figures_of_the_run(real_run, real_metrics):
+    # Started where results/ lies, it finds the model and the run's own data by itself.
+    script = str(REPOSITORY / "eval.py")
+    root = real_run[0].parents[1]
+    code, out, err = finish(
+        start_script(script, "--split", "test", "--output_dir", "again", cwd=root)
+    )
+    assert code == 0, err[-3000:]
+    again = json.loads((root / "again" / "metrics_test.json").read_text(encoding="utf-8"))
+    expected = real_metrics["splits"]["test"]
+    assert {key: again[key] for key in expected} == expected
+    assert f"{100 * expected['accuracy']:.2f} %" in out
+    tables = [
+        pyarrow.parquet.read_table(directory / "predictions_test.parquet")
+        for directory in (real_run[0], root / "again")
+    ]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.slow
+def test_a_pipeline_predicts_what_the_run_recorded(real_run, flowers_dir):
+    rows = pyarrow.parquet.read_table(real_run[0] / "predictions_test.parquet").to_pylist()
+    test = load_flowers(DataArguments(data_dir=str(flowers_dir))).splits["test"]
+    classify = pipeline("image-classification", model=str(real_run[0] / "model"))
+    for number in (0, 300, 700, 1019):
+        answer = classify(test[number]["image"].convert("RGB"), top_k=5)
+        assert [entry["label"] for entry in answer] == rows[number]["top_names"]
+        scores = [entry["score"] for entry in answer]
+        assert scores == pytest.approx(rows[number]["top_probabilities"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_same_command_does_not_run_twice(real_run, real_command, capsys):
+    assert train_command.main(real_command[1:]) == 2
+    message = capsys.readouterr().err
+    assert "already holds a finished run" in message
+    assert "--overwrite_output_dir" in message
+
+
+@pytest.fixture
+def one_thread():
+    """As many threads as the subprocesses have, since sums depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def read_figures(directory: Path) -> dict:
+    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["splits"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    tmp_path, monkeypatch, capsys, one_thread
+):
+    checkpoint, folder = make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data")
+    more = ("--num_train_epochs", "40", "--ema", "0.9", "--learning_rate", "2e-4")
+    killed = small_options(checkpoint, folder, tmp_path / "killed", *more)
+    process = start_script("train.py", *killed)
+    deadline = time.monotonic() + 120
+    while find_checkpoint(tmp_path / "killed") is None:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert finish(process)[0] == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "metrics.json").exists()
+    # One that the kill could have left: newer, without the file that is written last.
+    half = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+
+    assert train_command.main([*killed, "--weight_decay", "0.3"]) == 2
+    assert "unfinished run with --weight_decay 0.05, not 0.3" in capsys.readouterr().err
+
+    resumed = []
+    train = FlowersTrainer.train
+
+    def watch(self, resume_from_checkpoint=None, **kwargs):
+        resumed.append(resume_from_checkpoint)
+        return train(self, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    monkeypatch.setattr(FlowersTrainer, "train", watch)
+    assert train_command.main(killed) == 0
+    whole = small_options(checkpoint, folder, tmp_path / "whole", *more)
+    assert train_command.main(whole) == 0
+    assert resumed[0] is not None
+    assert "9999" not in resumed[0]
+    assert resumed[1] is None
+    assert not half.exists()
+    assert read_figures(tmp_path / "killed") == read_figures(tmp_path / "whole")
+    weights, expected = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("killed", "whole")
+    )
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    # Rows of before and after the kill.
+    histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
+    assert histories[0] == histories[1]
+
+
+def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(tmp_path, one_thread):
+    checkpoint, folder = make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data")
+    weights = []
+    for number, seed in enumerate(("3", "3", "4")):
+        out = tmp_path / str(number)
+        argv = small_options(checkpoint, folder, out, "--seed", seed, "--max_steps", "3")
+        assert train_command.main(argv) == 0
+        weights.append(load_file(out / "model" / "model.safetensors"))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+def test_everything_from_invented_flowers_says_procedural(tmp_path, capsys):
+    # An architecture without weights, as the demo has it.
+    config = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    config.save_pretrained(tmp_path / "architecture")
+    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(
+        tmp_path / "architecture"
+    )
+    out = tmp_path / "out"
+    argv = [
+        *("--data_source", "procedural", "--procedural_images_per_class", "5"),
+        *("--procedural_image_size", "16", "--from_scratch", "--max_steps", "2"),
+        *("--model_name_or_path", str(tmp_path / "architecture"), "--output_dir", str(out)),
+        *("--train_eval_samples", "102", "--train_resize_scale", "1", "--disable_tqdm", "true"),
+    ]
+    assert train_command.main(argv) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "procedural" in metrics["title"]
+    assert metrics["data"]["source"] == "procedural"
+    assert metrics["model"]["from_scratch"] is True
+    assert metrics["splits"]["test"]["n"] == 102
+    assert not set(row["name"] for row in metrics["splits"]["test"]["per_class"]) & set(
+        FLOWER_NAMES
+    )
+    capsys.readouterr()
+    assert eval_command.main(["--model", str(out), "--output_dir", str(tmp_path / "eval")]) == 0
+    again = json.loads((tmp_path / "eval" / "metrics_test.json").read_text())
+    assert "procedural" in again["title"]
+    assert "procedural" in capsys.readouterr().out
+    assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
+
+
+def test_eval_takes_the_newest_model_below_results(tmp_path, monkeypatch, caplog):
+    for age, name in ((200, "older"), (100, "newer")):
+        path = tmp_path / "results" / name / "model" / "config.json"
+        path.parent.mkdir(parents=True)
+        path.write_text("{}")
+        os.utime(path, (time.time() - age,) * 2)
+    monkeypatch.chdir(tmp_path)
+    assert Path(eval_command.find_model(None)) == Path("results/newer/model")
+    assert "2 models under results/" in caplog.text
+    assert eval_command.find_model("results/older") == "results/older/model"
+    assert eval_command.find_model("someone/on-the-hub") == "someone/on-the-hub"
+
+
+def test_eval_writes_nothing_unless_asked(tmp_path, capsys):
+    out = tmp_path / "run"
+    argv = small_options(
+        make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data"), out
+    )
+    assert train_command.main(argv) == 0
+    before = list_files(tmp_path)
+    capsys.readouterr()
+    assert eval_command.main(["--model", str(out), "--split", "validation"]) == 0
+    assert list_files(tmp_path) == before
+    shown = capsys.readouterr().out
+    assert "validation" in shown
+    assert "accuracy" in shown
+
+
+def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_command, "run_training", stop)
+    assert train_command.main(["--data_source", "procedural"]) == 130
+    assert "the same command goes on where it was" in capsys.readouterr().err
+
+
+def test_pictures_of_odd_modes_are_trained_on_and_evaluated(tmp_path):
+    folder = make_folder(tmp_path / "data")
+    for split in ("train", "validation", "test"):
+        for number, mode in enumerate(("L", "P", "RGBA", "CMYK", "1")):
+            picture = Image.new("RGB", (1 + number, 20), (40 * number, len(split), 90))
+            suffix = "jpg" if mode == "CMYK" else "png"
+            picture.convert(mode).save(folder / split / "aster" / f"{split}{mode}.{suffix}")
+        colour = (len(split), 99, 3)
+        Image.new("RGB", (1, 1), colour).save(folder / split / "aster" / f"{split}dot.png")
+    argv = small_options(make_checkpoint(tmp_path / "checkpoint"), folder, tmp_path / "out")
+    assert train_command.main([*argv, "--max_steps", "2", "--allow_duplicates"]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["splits"]["test"]["n"] == 12 + 6

@@ -1,0 +1,115 @@
+"""The arguments: which values are allowed, and what they become on this machine."""
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    FlowersTrainingArguments,
+    ModelArguments,
+    parse_trainable,
+    parse_wise_ft,
+)
+from siglip_flowers.errors import InputError
+
+
+@pytest.mark.parametrize(
+    "kind, values, message",
+    [
+        (DataArguments, {"data_source": "web"}, "--data_source is 'web'; choose one of oxford"),
+        (DataArguments, {"split_protocol": "mine"}, "choose one of swapped, official"),
+        (DataArguments, {"shots": 0}, "--shots is 0; it must be greater than 0"),
+        (DataArguments, {"max_train_samples": -4}, "--max_train_samples is -4"),
+        (DataArguments, {"validation_fraction": 0.5}, "--validation_fraction is 0.5"),
+        (DataArguments, {"validation_fraction": 0.0}, "--validation_fraction is 0.0"),
+        (DataArguments, {"procedural_images_per_class": 4}, "at least 5"),
+        (DataArguments, {"procedural_image_size": 15}, "at least 16"),
+        (DataArguments, {"data_source": "hub"}, "--data_source hub needs --dataset_name"),
+        (DataArguments, {"data_source": "folder"}, "--data_source folder needs --data_dir"),
+        (
+            DataArguments,
+            {"data_source": "procedural", "dataset_name": "a/b"},
+            "--dataset_name goes with --data_source hub, not procedural",
+        ),
+        (AugmentationArguments, {"random_erasing": 1.1}, "--random_erasing is 1.1"),
+        (AugmentationArguments, {"crop_min_scale": 0.0}, "--crop_min_scale is 0.0"),
+        (AugmentationArguments, {"train_resize_scale": 0.9}, "between 1 and 4"),
+        (AugmentationArguments, {"mixup_alpha": -0.1}, "--mixup_alpha is -0.1"),
+        (ModelArguments, {"image_size": 0}, "--image_size is 0"),
+        (ModelArguments, {"head_init": "zero"}, "choose one of random, text, probe"),
+        (FlowersTrainingArguments, {"head_learning_rate": 0.0}, "--head_learning_rate is 0.0"),
+        (FlowersTrainingArguments, {"per_device_train_batch_size": 0}, "batch_size is 0"),
+        (FlowersTrainingArguments, {"label_smoothing_factor": 1.0}, "between 0 and 0.99"),
+        (FlowersTrainingArguments, {"report_to": ["comet"]}, "--report_to is 'comet'"),
+        (FlowersTrainingArguments, {"wise_ft": "always"}, "--wise_ft is 'always'"),
+        (FlowersTrainingArguments, {"ema": -0.1}, "--ema is -0.1"),
+        (
+            FlowersTrainingArguments,
+            {"class_weights": "balanced", "objective": "contrastive"},
+            "--class_weights balanced goes with --objective cross_entropy, not contrastive",
+        ),
+    ],
+)
+def test_values_out_of_range_are_refused(kind, values, message):
+    with pytest.raises(InputError, match=message):
+        kind(**values)
+
+
+@pytest.mark.parametrize("value, expected", [("all", None), ("head", None), ("last:3", 3)])
+def test_trainable_parts_are_read(value, expected):
+    assert parse_trainable(value) == expected
+
+
+@pytest.mark.parametrize("value", ["", "last", "last:", "last:-1", "last:0", "last:1.5", "ALL"])
+def test_other_trainable_parts_are_refused(value):
+    with pytest.raises(InputError, match="use all, head or last:N with N >= 1"):
+        parse_trainable(value)
+
+
+def test_ensemble_alphas_are_read():
+    assert parse_wise_ft(None) == []
+    assert parse_wise_ft("0.3") == [0.3]
+    assert parse_wise_ft("1") == [1.0]
+    sweep = parse_wise_ft("sweep")
+    assert sweep[0] == 0.0
+    assert sweep[-1] == 1.0
+    assert len(sweep) == 11
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.01", "nan", "half", ""])
+def test_other_alphas_are_refused(value):
+    with pytest.raises(InputError, match=r"use a number from 0 to 1, or sweep"):
+        parse_wise_ft(value)
+
+
+def test_the_recipe_differs_from_the_parents_where_it_says_so(tmp_path):
+    ours, parent = FlowersTrainingArguments(), TrainingArguments(str(tmp_path))
+    assert ours.output_dir == "results"
+    assert parent.learning_rate == 5e-5
+    assert ours.learning_rate == 2e-5
+    assert ours.eval_strategy == ours.save_strategy == "epoch"
+    assert ours.load_best_model_at_end
+    assert ours.metric_for_best_model == "validation_accuracy"
+    assert ours.remove_unused_columns is False
+    assert ours.ddp_find_unused_parameters is False
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without a GPU")
+def test_a_machine_without_a_gpu_trains_on_its_processor():
+    arguments = FlowersTrainingArguments()
+    assert arguments.device == torch.device("cpu")
+    assert arguments.dataloader_num_workers == 0
+    assert arguments.dataloader_pin_memory is False
+    assert FlowersTrainingArguments(bf16=True).bf16 is True
+    assert FlowersTrainingArguments(bf16=False).bf16 is False
+
+
+def test_no_tracker_is_on_unless_named():
+    assert FlowersTrainingArguments().report_to == []
+    assert FlowersTrainingArguments(report_to=["none", "wandb"]).report_to == ["wandb"]
+
+
+def test_checkpoints_lie_below_the_output_directory():
+    assert FlowersTrainingArguments(output_dir="a b").checkpoint_dir == "a b/checkpoints"

@@ -1,0 +1,73 @@
+"""The curve: one row a step, whatever was logged when."""
+
+import csv
+
+from siglip_flowers.training.history import COLUMNS, build_history, write_history
+
+LOG = [
+    {
+        "loss": 4.0,
+        "accuracy": 0.1,
+        "grad_norm": 2.0,
+        "learning_rate": 1e-3,
+        "epoch": 0.5,
+        "step": 5,
+    },
+    {
+        "loss": 3.0,
+        "accuracy": 0.2,
+        "grad_norm": 1.0,
+        "learning_rate": 5e-4,
+        "epoch": 1.0,
+        "step": 10,
+    },
+    {"eval_train_loss": 2.9, "eval_train_accuracy": 0.4, "epoch": 1.0, "step": 10},
+    {
+        "eval_validation_loss": 3.2,
+        "eval_validation_accuracy": 0.3,
+        "eval_validation_f1_macro": 0.25,
+        "eval_validation_runtime": 1.5,
+        "epoch": 1.0,
+        "step": 10,
+    },
+    {"train_runtime": 9.0, "train_loss": 3.5, "total_flos": 1.0, "epoch": 1.0, "step": 10},
+]
+
+
+def test_entries_of_one_step_become_one_row():
+    rows = build_history(LOG)
+    assert [row["step"] for row in rows] == [5, 10]
+    assert all(tuple(row) == COLUMNS for row in rows)
+    last = rows[1]
+    assert last["loss"] == 3.0
+    assert last["train_accuracy"] == 0.4
+    assert last["validation_loss"] == 3.2
+    assert last["validation_f1_macro"] == 0.25
+    assert rows[0]["validation_loss"] is None
+
+
+def test_the_closing_summary_is_not_taken_for_the_training_loss():
+    assert build_history(LOG)[1]["train_loss"] == 2.9
+
+
+def test_a_measured_start_is_row_0():
+    rows = build_history(LOG, {"loss": 4.6, "accuracy": 0.02, "other": 1.0})
+    assert [row["step"] for row in rows] == [0, 5, 10]
+    assert rows[0]["validation_accuracy"] == 0.02
+    assert rows[0]["validation_loss"] == 4.6
+    assert rows[0]["epoch"] == 0.0
+    assert "other" not in rows[0]
+
+
+def test_a_zero_is_a_measurement():
+    rows = build_history([{"eval_validation_accuracy": 0.0, "epoch": 1.0, "step": 1}])
+    assert rows[0]["validation_accuracy"] == 0.0
+
+
+def test_the_file_has_empty_cells_where_nothing_was_measured(tmp_path):
+    write_history(tmp_path / "history.csv", build_history(LOG))
+    with (tmp_path / "history.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert rows[0]["validation_loss"] == ""
+    assert float(rows[1]["validation_loss"]) == 3.2

@@ -1,0 +1,276 @@
+"""The output directory: every promised file, and who may write there."""
+
+import csv
+import errno
+import json
+import os
+import re
+import resource
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import yaml
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import Trainer
+
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.errors import InputError
+from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.training.history import COLUMNS
+from siglip_flowers.training.output import (
+    RUN_FILES,
+    check_output_dir,
+    claim_output_dir,
+    find_checkpoint,
+    is_finished,
+)
+from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
+
+SETTINGS = "learning_rate: 0.1\nseed: 1\n"
+
+
+def make_checkpoint_dirs(directory: Path, *steps: int, broken: tuple[int, ...] = ()) -> None:
+    for step in (*steps, *broken):
+        path = directory / "checkpoints" / f"checkpoint-{step}"
+        path.mkdir(parents=True)
+        (path / "model.safetensors").write_bytes(b"weights")
+        if step in steps:
+            (path / "trainer_state.json").write_text("{}")
+
+
+def test_a_new_directory_starts_from_nothing(tmp_path):
+    directory = tmp_path / "deep" / "run"
+    assert claim_output_dir(directory, SETTINGS, overwrite=False) is None
+    assert list_files(directory) == ["config.yaml"]
+
+
+def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
+    make_checkpoint_dirs(tmp_path, 9, 10, 100, broken=(200,))
+    # Written last, but not furthest.
+    os.utime(tmp_path / "checkpoints" / "checkpoint-9")
+    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-100")
+    assert (tmp_path / "checkpoints" / "checkpoint-200").is_dir()
+
+
+def test_claiming_removes_half_written_checkpoints_only(tmp_path):
+    make_checkpoint_dirs(tmp_path, 10, broken=(20,))
+    (tmp_path / "checkpoints" / "start").mkdir()
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    found = claim_output_dir(tmp_path, SETTINGS, overwrite=False)
+    assert found == str(tmp_path / "checkpoints" / "checkpoint-10")
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["checkpoint-10", "start"]
+
+
+def test_other_settings_do_not_continue_a_run(tmp_path):
+    make_checkpoint_dirs(tmp_path, 10)
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    before = list_files(tmp_path)
+    for changed in ("learning_rate: 0.2\nseed: 1\n", "learning_rate: 0.2\nseed: 1\nshots: 3\n"):
+        with pytest.raises(InputError, match=r"unfinished run with --learning_rate 0.1, not 0.2"):
+            claim_output_dir(tmp_path, changed, overwrite=False)
+    with pytest.raises(InputError, match=r"--shots None, not 3"):
+        check_output_dir(tmp_path, SETTINGS + "shots: 3\n")
+    assert list_files(tmp_path) == before
+    assert (tmp_path / "config.yaml").read_text() == SETTINGS
+
+
+def test_settings_of_the_machine_may_differ(tmp_path):
+    make_checkpoint_dirs(tmp_path, 10)
+    (tmp_path / "config.yaml").write_text(SETTINGS + "dataloader_num_workers: 8\n")
+    assert claim_output_dir(tmp_path, SETTINGS + "disable_tqdm: true\n", overwrite=False)
+
+
+def test_without_a_checkpoint_other_settings_may_start(tmp_path):
+    (tmp_path / "config.yaml").write_text(SETTINGS)
+    assert claim_output_dir(tmp_path, "learning_rate: 0.2\n", overwrite=False) is None
+    assert (tmp_path / "config.yaml").read_text() == "learning_rate: 0.2\n"
+
+
+def finish(directory: Path) -> None:
+    (directory / "model").mkdir(parents=True)
+    (directory / "metrics.json").write_text("{}")
+
+
+def test_a_finished_run_is_kept_unless_overwritten(tmp_path):
+    finish(tmp_path)
+    make_checkpoint_dirs(tmp_path, 3)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert is_finished(tmp_path)
+    with pytest.raises(InputError, match="already holds a finished run.*--overwrite_output_dir"):
+        claim_output_dir(tmp_path, SETTINGS, overwrite=False)
+    assert claim_output_dir(tmp_path, SETTINGS, overwrite=True) is None
+    assert list_files(tmp_path) == ["config.yaml", "notes.txt"]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A finished run in a directory whose name has a space and letters of other scripts."""
+    root = tmp_path_factory.mktemp("small")
+    out = root / "мой run – 花"
+    argv = small_options(
+        make_checkpoint(root / "checkpoint"),
+        make_folder(root / "pictures"),
+        out,
+        *("--hub_token", "hf_secret", "--num_train_epochs", "3", "--seed", "7"),
+    )
+    assert train_command.main(argv) == 0
+    return out
+
+
+def test_a_run_leaves_every_promised_file_and_no_other(small_run):
+    assert set(os.listdir(small_run)) == set(RUN_FILES)
+    assert is_finished(small_run)
+    assert set(os.listdir(small_run / "model")) == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+
+
+def test_the_pictures_open(small_run):
+    for name in ("loss_plot", "accuracy_plot", "examples", *(f"example{n}" for n in range(1, 6))):
+        with Image.open(small_run / f"{name}.png") as picture:
+            picture.load()
+            assert picture.format == "PNG"
+            assert min(picture.size) > 100
+            assert len(set(picture.convert("L").getdata())) > 10
+
+
+def test_the_curve_covers_every_epoch(small_run):
+    with (small_run / "history.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert [int(row["step"]) for row in rows if row["validation_accuracy"]] == [3, 6, 9]
+    assert [int(row["step"]) for row in rows if row["loss"]] == [2, 4, 6, 8]
+    for row in rows:
+        if row["validation_accuracy"]:
+            assert 0 <= float(row["validation_accuracy"]) <= 1
+            assert 0 < float(row["train_loss"]) < 10
+
+
+def test_the_metrics_say_what_they_hold_for(small_run):
+    metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["data"]["source"] == "folder"
+    assert metrics["data"]["split_protocol"]
+    assert metrics["data"]["description"] in metrics["title"]
+    assert metrics["model"]["model_id"].endswith("checkpoint")
+    assert metrics["training"]["seed"] == 7
+    assert metrics["training"]["steps"] == 9
+    assert "device" in metrics["environment"]
+    assert "torch" in metrics["environment"]["packages"]
+    assert {name: split["n"] for name, split in metrics["splits"].items()} == {
+        "train": 24,
+        "validation": 12,
+        "test": 12,
+    }
+    assert [row["name"] for row in metrics["splits"]["test"]["per_class"]] == list(CLASSES)
+
+
+def test_the_metrics_are_those_of_the_best_epoch(small_run):
+    metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
+    with (small_run / "history.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["validation_accuracy"]]
+    accuracies = [float(row["validation_accuracy"]) for row in rows]
+    best = rows[accuracies.index(max(accuracies))]
+    assert metrics["training"]["best_step"] == int(best["step"])
+    validation = metrics["splits"]["validation"]
+    assert validation["accuracy"] == pytest.approx(float(best["validation_accuracy"]), abs=1e-12)
+    assert validation["loss"] == pytest.approx(float(best["validation_loss"]), abs=1e-5)
+
+
+def test_predictions_agree_with_the_metrics(small_run):
+    metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
+    rows = pyarrow.parquet.read_table(small_run / "predictions_test.parquet").to_pylist()
+    ids = json.loads((small_run / "splits.json").read_text(encoding="utf-8"))
+    assert [row["image_id"] for row in rows] == ids["test"]
+    right = sum(row["label"] == row["top_labels"][0] for row in rows) / len(rows)
+    assert right == pytest.approx(metrics["splits"]["test"]["accuracy"], abs=1e-12)
+
+
+def test_the_rows_of_every_split_are_kept(small_run):
+    ids = json.loads((small_run / "splits.json").read_text(encoding="utf-8"))
+    assert ids.pop("split_protocol")
+    assert {name: len(set(rows)) for name, rows in ids.items()} == {
+        "train": 24,
+        "validation": 12,
+        "test": 12,
+    }
+
+
+def test_the_configuration_is_the_resolved_one(small_run):
+    values = yaml.safe_load((small_run / "config.yaml").read_text(encoding="utf-8"))
+    assert values["seed"] == 7
+    assert values["learning_rate"] == 1e-3
+    assert values["output_dir"] == str(small_run)
+    assert values["bf16"] is False
+    assert values["warmup_steps"] == 0.1
+
+
+def test_no_file_of_a_run_holds_the_token(small_run):
+    holders = [
+        path for path in small_run.rglob("*") if path.is_file() and b"hf_s" in path.read_bytes()
+    ]
+    assert holders == []
+
+
+def test_the_saved_model_loads_with_its_names(small_run):
+    model = load_saved_classifier(str(small_run / "model"))
+    assert model.class_names == list(CLASSES)
+    assert load_image_processor(str(small_run / "model")).size == {"height": 16, "width": 16}
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """Options of a run whose weights take 270 kB, and the file size at which they do not fit."""
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", image_size=64, patch_size=8)
+    return small_options(
+        checkpoint, make_folder(tmp_path / "pictures"), tmp_path / "out", "--max_steps", "3"
+    )
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["weights", "optimizer"])
+def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, share):
+    weights = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A limit on the size of a file fails at the same place, in the same way, as a full disk.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(weights * share), hard))
+    try:
+        assert train_command.main(wide) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(r"train.py: error: A file could not be written \(.*\); make room", message)
+    assert not (tmp_path / "out" / "model").exists()
+    assert not (tmp_path / "out" / "metrics.json").exists()
+    if share > 1:
+        # The half-written checkpoint must not stand in the way of the same command.
+        assert train_command.main(wide) == 0
+        assert is_finished(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"),
+        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+    ],
+)
+def test_no_space_is_told_apart_from_other_failures(wide, monkeypatch, capsys, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save", fail)
+    assert train_command.main(wide) == 1
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [SafetensorError("invalid header"), RuntimeError("a bug")])
+def test_a_defect_of_ours_keeps_its_traceback(wide, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(Trainer, "_save", fail)
+    with pytest.raises(type(error), match=str(error)):
+        train_command.main(wide)

@@ -1,0 +1,104 @@
+"""Files are whole or absent, and readable by others."""
+
+import json
+import os
+import stat
+
+import pytest
+
+from siglip_flowers.records import (
+    atomic_directory,
+    atomic_path,
+    describe_environment,
+    write_json,
+    write_text,
+)
+from tests.small_runs import list_files
+
+
+@pytest.fixture
+def umask():
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_a_file_is_written_with_missing_folders_and_usual_rights(tmp_path, umask):
+    path = tmp_path / "a" / "b.txt"
+    write_text(path, "ü\n")
+    assert path.read_bytes() == "ü\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert list_files(tmp_path) == ["a", "a/b.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"n": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"n": float("nan")})
+
+    def stop_half_way():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_half_way()
+    assert json.loads(path.read_text()) == {"n": 1}
+    assert list_files(tmp_path) == ["x.json"]
+
+
+def test_the_temporary_name_keeps_the_suffix(tmp_path):
+    with atomic_path(tmp_path / "plot.png") as temporary:
+        assert temporary.suffix == ".png"
+        assert temporary.parent == tmp_path
+
+
+def test_a_directory_replaces_the_old_one_whole(tmp_path, umask):
+    path = tmp_path / "model"
+    for content in ("old", "new"):
+        with atomic_directory(path) as directory:
+            (directory / content).write_text(content)
+            (directory / content).chmod(0o600)
+    assert list_files(tmp_path) == ["model", "model/new"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert stat.S_IMODE((path / "new").stat().st_mode) == 0o644
+
+
+def test_a_failed_directory_keeps_the_old_one(tmp_path):
+    path = tmp_path / "model"
+    with atomic_directory(path) as directory:
+        (directory / "old").touch()
+
+    def fail_half_way():
+        with atomic_directory(path) as directory:
+            (directory / "new").touch()
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert list_files(tmp_path) == ["model", "model/old"]
+
+
+def test_json_is_readable_text(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "цветок", "values": [1, 0.5]})
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    assert "цветок" in text
+    assert text.endswith("}\n")
+
+
+def test_the_environment_names_versions_and_device():
+    facts = describe_environment("a device")
+    assert facts["device"] == "a device"
+    import torch
+    import transformers
+
+    assert facts["packages"]["transformers"] == transformers.__version__
+    assert facts["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert facts["commit"] is None or len(facts["commit"]) == 40
+    json.dumps(facts)
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert describe_environment("cpu")["commit"] is None
