@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 from transformers import SiglipForImageClassification
 
-from siglip_flowers.commands.train import main as train
+from siglip_flowers.commands.eval import main as evaluate_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_flowers
 from siglip_flowers.evaluation.predict import evaluate_split
@@ -53,23 +54,33 @@ def step_twice(model: torch.nn.Module) -> str:
     return "no error"
 
 
-def main() -> None:
-    """Run each command line of the plan, evaluate its model, and try transformers' own model.
+def run_script(script: str, options: list[str]) -> int:
+    """Run train.py as the launcher would, in a process that is running already."""
+    sys.argv = [script, *options]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return -1
 
-    The plan is a JSON file with ``runs`` (name to options), ``data_dir``, ``limits``, ``nano`` and
-    ``out``, the folder that every process writes its findings to.
+
+def main() -> None:
+    """Evaluate a model, run each command line of the plan, and try transformers' own model.
+
+    The plan is a JSON file with ``evaluation`` (options of eval.py), ``runs`` (name to options of
+    train.py), ``data_dir``, ``limits``, ``nano`` and ``out``, the folder that every process writes
+    its findings to.
     """
     plan = json.loads(Path(sys.argv[1]).read_text())
     out = Path(plan["out"])
-    findings: dict = {"world_size": PartialState().num_processes, "codes": {}, "evaluations": {}}
+    codes = {"eval": evaluate_command(plan["evaluation"])}
+    findings: dict = {"world_size": PartialState().num_processes, "evaluations": {}}
     for name, options in plan["runs"].items():
-        findings["codes"][name] = train(options)
-        findings["evaluations"][name] = evaluate(
-            Path(options[options.index("--output_dir") + 1]) / "model",
-            plan["data_dir"],
-            plan["limits"],
-        )
+        codes[name] = run_script("train.py", options)
+        model_dir = Path(options[options.index("--output_dir") + 1]) / "model"
+        findings["evaluations"][name] = evaluate(model_dir, plan["data_dir"], plan["limits"])
     names = [str(label) for label in np.arange(4)]
+    findings["codes"] = codes
     findings["map"] = step_twice(load_classifier(plan["nano"], names))
     findings["mean"] = step_twice(load_classifier(plan["nano"], names, pooling="mean"))
     findings["native"] = step_twice(

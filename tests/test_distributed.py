@@ -20,11 +20,11 @@ from tests.distributed_worker import evaluate
 from tests.small_flowers import build_flowers
 
 LIMITS = [65, 1]
-CLASSES, HELD_OUT = 5, 14
-# 160 training pictures make 5 steps of 2 x 16 or 1 x 32: consecutive runs of the same shuffled
+CLASSES, HELD_OUT = 8, 9
+# 96 training pictures make 3 steps of 2 x 16 or 1 x 32: consecutive runs of the same shuffled
 # order, so that both see the same pictures in every step. (A last batch that is not full is
 # another matter: of several processes, each fills its own up from the start of the order.)
-TRAIN = 32
+TRAIN, STEPS = 12, 3
 
 
 def write_folder(flowers_dir: Path, directory: Path) -> Path:
@@ -90,16 +90,13 @@ def runs(nano_dir, flowers_dir, tmp_path_factory):
     for name, more in VARIANTS.items():
         assert train(write_options(nano_dir, data_dir, folder / f"one-{name}", 32, *more)) == 0
     torch.set_num_threads(threads)
-    # The first variant is the plain command that a user types.
-    first = launch(
-        "train.py", *write_options(nano_dir, data_dir, folder / "two-map", 16, *VARIANTS["map"])
-    )
-    assert first.returncode == 0, first.stderr
+    model = folder / "one-map" / "model"
+    evaluation = ["--model", str(model), "--split", "test", "--output_dir", str(folder / "eval")]
     plan = {
+        "evaluation": evaluation,
         "runs": {
             name: write_options(nano_dir, data_dir, folder / f"two-{name}", 16, *more)
             for name, more in VARIANTS.items()
-            if name != "map"
         },
         "data_dir": str(data_dir),
         "limits": LIMITS,
@@ -107,10 +104,10 @@ def runs(nano_dir, flowers_dir, tmp_path_factory):
         "out": str(folder),
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    second = launch("-m", "tests.distributed_worker", str(folder / "plan.json"))
-    assert second.returncode == 0, second.stderr
+    outcome = launch("-m", "tests.distributed_worker", str(folder / "plan.json"))
+    assert outcome.returncode == 0, outcome.stderr
     findings = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
-    return {"folder": folder, "data_dir": data_dir, "findings": findings, "first": first}
+    return {"folder": folder, "data_dir": data_dir, "findings": findings, "outcome": outcome}
 
 
 def read_curve(directory, column):
@@ -130,7 +127,7 @@ def test_two_processes_train_along_the_curve_of_one(runs, variant):
     assert read_metrics(two)["training"]["processes"] == 2
     assert read_metrics(one)["training"]["processes"] == 1
     losses = [read_curve(directory, "loss") for directory in (one, two)]
-    assert len(losses[0]) == 5
+    assert len(losses[0]) == STEPS
     assert np.ptp(losses[0]) > 0.01
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     # Before any step the only difference is the order of summation.
@@ -164,10 +161,10 @@ def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant)
         "validation": 65,
         "test": 65,
     }
-    # One evaluation at the end, by the Trainer; the other by evaluate_split of what was saved.
+    # The last evaluation is the Trainer's, the other evaluate_split's of what was saved.
     for split in ("train", "validation"):
         for figure in ("loss", "accuracy", "nll"):
-            (logged,) = read_curve(directory, f"{split}_{figure}")
+            logged = read_curve(directory, f"{split}_{figure}")[-1]
             assert logged == pytest.approx(splits[split][figure], rel=1e-4), (split, figure)
     predictions = pd.read_parquet(directory / "predictions_test.parquet")
     assert len(predictions) == 65
@@ -175,7 +172,7 @@ def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["mean", "contrastive"])
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("limit", LIMITS)
 def test_evaluate_split_gives_every_process_the_whole_result(runs, variant, limit):
     """One picture for two processes leaves one of them without work."""
@@ -194,6 +191,17 @@ def test_evaluate_split_gives_every_process_the_whole_result(runs, variant, limi
 
 
 @pytest.mark.slow
+def test_eval_command_on_two_processes_gives_the_figures_of_one(runs):
+    shared = json.loads((runs["folder"] / "eval" / "metrics_test.json").read_text())
+    alone = read_metrics(runs["folder"] / "one-map")["splits"]["test"]
+    assert shared["n"] == alone["n"] == 65
+    for key in ("accuracy", "top5_accuracy", "f1_macro", "recall_weighted"):
+        assert shared[key] == pytest.approx(alone[key], abs=1e-12)
+    assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)
+    assert shared["per_class"] == alone["per_class"]
+
+
+@pytest.mark.slow
 def test_every_file_is_written_once_and_only_one_process_speaks(runs):
     one, two = (
         {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
@@ -203,14 +211,15 @@ def test_every_file_is_written_once_and_only_one_process_speaks(runs):
     assert {Path(name).name for name in states} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert {name for name in one if "rng_state" not in name} == two - states
     assert not [name for name in two if Path(name).name.startswith(".")]
-    assert runs["first"].stdout.count("Everything is in") == 1
-    assert "Traceback" not in runs["first"].stderr
+    assert runs["outcome"].stdout.count("Everything is in") == len(VARIANTS)
+    assert runs["outcome"].stdout.count("one-map/model on image folder") == 1
+    assert "Traceback" not in runs["outcome"].stderr
 
 
 @pytest.mark.slow
 def test_no_parameter_of_ours_is_unused_where_transformers_own_model_crashes(runs):
     for findings in runs["findings"]:
-        assert findings["codes"] == {"mean": 0, "contrastive": 0}
+        assert findings["codes"] == dict.fromkeys(("eval", *VARIANTS), 0)
         assert findings["map"] == "no error"
         assert findings["mean"] == "no error"
         assert "Expected to have finished reduction in the prior iteration" in findings["native"]

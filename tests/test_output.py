@@ -47,7 +47,9 @@ def test_a_new_directory_starts_from_nothing(tmp_path):
 
 
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
-    make_checkpoint_dirs(tmp_path, 9, 10, 100, broken=(200,))
+    make_checkpoint_dirs(tmp_path, 9, 10, 100, broken=(200, 300, 400))
+    (tmp_path / "checkpoints" / "checkpoint-300" / "trainer_state.json").touch()
+    (tmp_path / "checkpoints" / "checkpoint-400" / "trainer_state.json").write_text('{"epoch": ')
     # Written last, but not furthest.
     os.utime(tmp_path / "checkpoints" / "checkpoint-9")
     assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-100")

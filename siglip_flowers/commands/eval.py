@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from accelerate import PartialState
 
 from siglip_flowers.commands.entry import run_command
@@ -88,6 +89,8 @@ def _evaluate(argv: list[str]) -> None:
     options, data_arguments = _parse(argv)
     model_path = options.model_name_or_path or options.model
     assert model_path is not None
+    # Without an accelerator the processes of a launch join only if they are told to use the CPU.
+    PartialState(cpu=not torch.accelerator.is_available())
     check_data_arguments(data_arguments)
     if options.zero_shot:
         check_text_tower(model_path)

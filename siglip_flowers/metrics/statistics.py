@@ -233,9 +233,8 @@ def conclude(
     """Say in one sentence what a paired difference shows, in percentage points.
 
     measure: "test accuracy"; setting: where it was measured ("at 16 a class"); corrected_p: the
-    p-value after :func:`holm`, which then decides and is printed in place of the single one.
-    over_seeds: ``mean_interval(difference.seed_differences)``, where it has to agree.
-    A difference is claimed only if :func:`is_shown` says so.
+    p-value after :func:`holm`, which then decides and is printed in place of the single one;
+    over_seeds: ``mean_interval(seed_differences)``. What :func:`is_shown` refuses is not claimed.
     """
     p = difference.p_value if corrected_p is None else corrected_p
     shown = is_shown(difference, corrected_p, significance, over_seeds)

@@ -1,5 +1,6 @@
 """The output directory of a run: what lies in it, and whether a run may start there."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -45,8 +46,12 @@ def find_checkpoint(directory: Path) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # The Trainer writes this file last; a killed run may leave a directory without it.
-    return (checkpoint / "trainer_state.json").is_file()
+    # The Trainer writes this file last; a killed run leaves a directory without it, or half of it.
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) -> str | None:
