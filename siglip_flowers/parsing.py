@@ -17,6 +17,9 @@ from siglip_flowers.errors import InputError
 
 # Never written to a file, whatever a user passes.
 SECRETS = ("hub_token", "push_to_hub_token")
+# A saved configuration read again must neither overwrite unasked nor carry the processor of one
+# machine to another.
+UNSAVED = (*SECRETS, "overwrite_output_dir", "use_cpu")
 
 
 class _Parser(HfArgumentParser):
@@ -122,7 +125,7 @@ def dump_configuration(*instances: Any) -> str:
         for field in dataclasses.fields(instance):
             value = _plain(getattr(instance, field.name))
             unset = value is None and field.default is None
-            if field.name in SECRETS or not field.init or unset or value in ([], {}, ""):
+            if field.name in UNSAVED or not field.init or unset or value in ([], {}, ""):
                 continue
             values[field.name] = value
         lines.append(f"# {type(instance).__name__}\n")

@@ -400,11 +400,11 @@ def test_eval_on_other_classes_is_refused(refuse, trained, tmp_path):
         for index in range(8):
             draw_picture(other / "train" / name / f"{index}.png", colour, 77 * index + len(name))
     message = refuse(eval_command.main, ["--model", str(trained), "--data_dir", str(other)], 2)
-    assert "knows 3 classes and the data have 2, 'dahlia' for one" in message
+    assert "does not know 1 of the data's 2 classes ('dahlia' for one)" in message
 
 
 def test_eval_can_be_pointed_at_another_source_than_the_models_own(refuse, trained):
     # The run's --data_dir must not contradict a source that is named on the command line.
     argv = ["--model", str(trained), "--data_source", "procedural"]
     argv += ["--procedural_images_per_class", "5", "--procedural_image_size", "16"]
-    assert "the data have 102" in refuse(eval_command.main, argv, 2)
+    assert "102 of the data's 102 classes" in refuse(eval_command.main, argv, 2)

@@ -75,7 +75,7 @@ def launch(*command):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 

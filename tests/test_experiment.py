@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -588,4 +589,5 @@ class TestRealRuns:
         assert str(broken / "log.txt") in captured.err
         assert "config.yaml" in (broken / "log.txt").read_text()
         assert is_finished(tmp_path / "out/runs/1/sig/lr0.001_seed0")
+        assert not multiprocessing.active_children()
         assert os.environ["OMP_NUM_THREADS"] == "1"

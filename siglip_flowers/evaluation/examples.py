@@ -19,6 +19,8 @@ WRONG_COLOUR = "#B2182B"
 
 # One panel in pixels at _DPI; a point of text is _DPI / 72 pixels.
 _DPI = 100
+# The sheet is looked at as a whole, and photographs make large PNG files.
+_SHEET_DPI = 64
 _PICTURE = 384
 _MARGIN = 28
 _PANEL_WIDTH = _PICTURE + 2 * _MARGIN
@@ -98,7 +100,7 @@ def save_examples(
     for number in range(len(paths) + 1, count + 1):
         (output_dir / f"example{number}.png").unlink(missing_ok=True)
     paths.append(output_dir / "examples.png")
-    save_figure(_draw_panels(examples, title), paths[-1], _DPI)
+    save_figure(_draw_panels(examples, title), paths[-1], _SHEET_DPI)
     return paths
 
 

@@ -124,7 +124,8 @@ def _run_over(
     description: str,
 ) -> np.ndarray:
     """Apply a function of the model to every picture, each process to its share of the rows."""
-    state = PartialState()
+    # Said before the first use: left to itself, it takes processes of a CPU launch for unrelated.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
     pixels = PixelDataset(rows.select(share), processor.size["height"], processor.resample)

@@ -47,6 +47,7 @@ class Worker:
     def __init__(self, index: int, workers: int) -> None:
         self.index = index
         self.workers = workers
+        self.busy = False
         self._start()
 
     def _start(self) -> None:
@@ -70,9 +71,11 @@ class Worker:
         if not self.process.is_alive():
             self._start()
         self.connection.send(options)
+        self.busy = True
 
     def receive(self) -> str | None:
         """Return None for a run that succeeded, else why it did not."""
+        self.busy = False
         try:
             message: str | None = self.connection.recv()
         except (EOFError, ConnectionResetError):
@@ -82,12 +85,15 @@ class Worker:
 
     def stop(self) -> None:
         """End the process; a run on the way can be resumed."""
+        # An idle process sees the closed connection and ends by itself, tidily.
+        self.connection.close()
+        if not self.busy:
+            self.process.join(STOP_SECONDS)
         self.process.terminate()
         self.process.join(STOP_SECONDS)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        self.connection.close()
 
 
 def _work(connection: Connection) -> None:
