@@ -123,7 +123,10 @@ def _evaluate(argv: list[str]) -> None:
     if options.output_dir is not None:
         output_dir = Path(options.output_dir)
         write_predictions(
-            output_dir / f"predictions_{options.split}.parquet", result, model.class_names
+            output_dir / f"predictions_{options.split}.parquet",
+            result,
+            model.class_names,
+            data.description,
         )
         write_json(
             output_dir / f"metrics_{options.split}.json",

@@ -31,6 +31,7 @@ def _train(argv: list[str]) -> None:
     )
     result = run_training(RunArguments(*parsed))
     if PartialState().is_main_process:
+        print(result.description)
         print(format_metrics(result.metrics))
         print(
             f"Everything is in {result.output_dir}; evaluate again with: "

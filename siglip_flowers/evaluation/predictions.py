@@ -13,8 +13,12 @@ from siglip_flowers.records import atomic_path
 TOP_K = 5
 
 
-def write_predictions(path: Path, result: SplitResult, class_names: Sequence[str]) -> None:
+def write_predictions(
+    path: Path, result: SplitResult, class_names: Sequence[str], description: str
+) -> None:
     """Write image id, true label and the five likeliest classes with their probabilities.
+
+    ``description`` says which data and split protocol these are, in the file's metadata.
 
     Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
     ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.
@@ -31,5 +35,6 @@ def write_predictions(path: Path, result: SplitResult, class_names: Sequence[str
             "top_probabilities": np.take_along_axis(result.probabilities, top, 1).tolist(),
         }
     )
+    table = table.replace_schema_metadata({"data": description, "split": result.split})
     with atomic_path(path) as temporary:
         pyarrow.parquet.write_table(table, temporary)

@@ -115,6 +115,11 @@ def has_measured_start(arguments: RunArguments) -> bool:
     return needs_text_tower(arguments) or arguments.model.head_init == "probe"
 
 
+def name_start(arguments: RunArguments) -> str:
+    """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
+    return "zero-shot" if needs_text_tower(arguments) else "linear-probe"
+
+
 def _check_combinations(arguments: RunArguments) -> None:
     """Raise InputError for options that exclude each other."""
     model, training, augmentation = arguments.model, arguments.training, arguments.augmentation

@@ -97,7 +97,7 @@ def write_results(
         output_dir,
         title,
     )
-    write_predictions(output_dir / "predictions_test.parquet", test, names)
+    write_predictions(output_dir / "predictions_test.parquet", test, names, data.description)
     splits = {
         name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}
         for name, result in results.items()

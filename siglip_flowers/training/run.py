@@ -21,6 +21,7 @@ from siglip_flowers.training.build import (
     check_free_disk,
     draw_train_sample,
     has_measured_start,
+    name_start,
 )
 from siglip_flowers.training.history import build_history
 from siglip_flowers.training.output import MODEL_DIR, claim_output_dir
@@ -32,11 +33,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves besides its files: metrics by split, and the curve."""
+    """What a run leaves besides its files: metrics by split, the curve, and the data in a line."""
 
     metrics: dict[str, dict[str, float]]
     history: list[dict[str, float | None]]
     output_dir: Path
+    description: str
 
 
 def run_training(arguments: RunArguments) -> RunResult:
@@ -69,7 +71,9 @@ def run_training(arguments: RunArguments) -> RunResult:
         start = measure_start(
             model.fold(), processor, data.splits["validation"], output_dir, eval_batch_size
         )
-        logger.info("validation accuracy before the first step: %.2f %%", 100 * start["accuracy"])
+        if PartialState().is_main_process:
+            kind = name_start(arguments)
+            print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
     trainer = build_trainer(arguments, data, model, processor)
     if trainer.is_world_process_zero():
         ids = {name: image_ids(rows) for name, rows in data.splits.items()}
@@ -118,7 +122,7 @@ def run_training(arguments: RunArguments) -> RunResult:
             data=data,
             facts={
                 **describe_run(arguments, data, final, trainer, outcome.metrics),
-                "start": start,
+                "start": start and {"kind": name_start(arguments), "split": "validation", **start},
                 "wise_ft": ensemble,
             },
         )
@@ -126,4 +130,6 @@ def run_training(arguments: RunArguments) -> RunResult:
     metrics = {
         name: {"n": len(result.labels), **result.metrics} for name, result in results.items()
     }
-    return RunResult(metrics=metrics, history=history, output_dir=output_dir)
+    return RunResult(
+        metrics=metrics, history=history, output_dir=output_dir, description=data.description
+    )

@@ -1,0 +1,152 @@
+"""Runs that classify before their first step, and what is kept of them at the end."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import AutoTokenizer, SiglipModel
+
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import load_flowers
+from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
+
+EVALUATED = 204
+STEPS = 4
+
+
+def score_by_hand(nano_dir: Path, flowers_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return SiglipModel's own logits for averaged prompts, and the labels, of a split."""
+    data = load_flowers(DataArguments(data_dir=str(flowers_dir), max_eval_samples=EVALUATED))
+    model = SiglipModel.from_pretrained(nano_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(nano_dir)
+    processor = load_image_processor(str(nano_dir))
+    rows = PixelDataset(data.splits[split], 64, processor.resample)
+    batch = collate_pixels([rows[index] for index in range(len(rows))])
+    with torch.no_grad():
+        texts = []
+        for prompts in build_prompts(data.class_names, load_templates()):
+            tokens = tokenizer(
+                [canonicalize(prompt) for prompt in prompts],
+                padding="max_length",
+                max_length=16,
+                truncation=True,
+                return_tensors="pt",
+            )
+            features = model.get_text_features(input_ids=tokens["input_ids"]).pooler_output
+            texts.append(functional.normalize(features, dim=-1).mean(0))
+        pixels = PixelNormalizer(processor)(batch["pixel_values"])
+        images = model.get_image_features(pixel_values=pixels).pooler_output
+        cosine = (
+            functional.normalize(images, dim=-1)
+            @ functional.normalize(torch.stack(texts), dim=-1).T
+        )
+        logits = model.logit_scale.exp() * cosine + model.logit_bias
+    return logits.numpy(), batch["labels"].numpy()
+
+
+@pytest.fixture(scope="module")
+def options(nano_dir, flowers_dir):
+    return [
+        *("--model_name_or_path", str(nano_dir), "--data_dir", str(flowers_dir)),
+        *("--shots", "2", "--max_eval_samples", str(EVALUATED), "--train_eval_samples", "64"),
+        *("--max_steps", str(STEPS), "--per_device_train_batch_size", "16"),
+        *("--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"),
+        *("--save_steps", "2", "--bf16", "false", "--disable_tqdm", "true"),
+        *("--learning_rate", "1e-3", "--train_resize_scale", "1"),
+    ]
+
+
+def train(*argv: str) -> dict:
+    assert train_command.main(list(argv)) == 0
+    directory = Path(argv[argv.index("--output_dir") + 1])
+    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_text_head_starts_as_the_zero_shot_classifier_and_wise_ft_returns_to_it(
+    options, nano_dir, flowers_dir, tmp_path, capsys
+):
+    output_dir = tmp_path / "run"
+    recipe = ["--objective", "sigmoid", "--head_init", "text", "--wise_ft", "sweep"]
+    metrics = train(*options, *recipe, "--output_dir", str(output_dir))
+    logits, labels = score_by_hand(nano_dir, flowers_dir, "validation")
+    zero_shot = float((logits.argmax(1) == labels).mean())
+    start = metrics["start"]
+    assert (start["kind"], start["split"]) == ("zero-shot", "validation")
+    assert start["accuracy"] == pytest.approx(zero_shot, abs=1e-12)
+    assert start["loss"] == pytest.approx(
+        np.logaddexp(0, np.where(np.arange(102) == labels[:, None], -logits, logits)).sum(1).mean(),
+        rel=1e-5,
+    )
+    printed = capsys.readouterr().out
+    assert f"before the first step: zero-shot validation accuracy {zero_shot:.2%}" in printed
+
+    rows = metrics["wise_ft"]
+    assert [row["alpha"] for row in rows] == pytest.approx([tenth / 10 for tenth in range(11)])
+    assert rows[0]["validation_accuracy"] == pytest.approx(zero_shot, abs=1e-12)
+    best = max(row["validation_accuracy"] for row in rows)
+    assert metrics["splits"]["validation"]["accuracy"] == pytest.approx(best, abs=1e-12)
+    # The row before the first step opens the curve.
+    first = (output_dir / "history.csv").read_text(encoding="utf-8").splitlines()[1]
+    assert first.startswith("0,0.0,")
+
+
+@pytest.mark.slow
+def test_zero_shot_evaluation_equals_the_two_tower_model(nano_dir, flowers_dir, tmp_path, capsys):
+    code = eval_command.main(
+        [
+            *("--zero_shot", "--model_name_or_path", str(nano_dir), "--data_dir", str(flowers_dir)),
+            *("--max_eval_samples", str(EVALUATED), "--output_dir", str(tmp_path)),
+        ]
+    )
+    assert code == 0
+    logits, labels = score_by_hand(nano_dir, flowers_dir, "test")
+    metrics = json.loads((tmp_path / "metrics_test.json").read_text(encoding="utf-8"))
+    assert metrics["zero_shot"] is True
+    assert metrics["n"] == EVALUATED
+    assert metrics["accuracy"] == pytest.approx((logits.argmax(1) == labels).mean(), abs=1e-12)
+    assert "(zero-shot)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_probe_head_starts_above_chance(options, tmp_path):
+    metrics = train(*options, "--head_init", "probe", "--output_dir", str(tmp_path / "run"))
+    assert metrics["start"]["kind"] == "linear-probe"
+    assert metrics["start"]["accuracy"] > 5 / 102
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sigmoid", "contrastive"])
+def test_the_moving_average_is_what_is_saved(options, objective, tmp_path):
+    output_dir = tmp_path / "run"
+    recipe = ["--objective", objective, "--head_init", "text", "--ema", "0.9"]
+    metrics = train(*options, *recipe, "--output_dir", str(output_dir))
+    best = metrics["training"]["best_step"]
+    average = load_file(output_dir / "checkpoints" / f"checkpoint-{best}" / "ema.safetensors")
+    saved = load_saved_classifier(str(output_dir / "model"))
+    for name, value in saved.vision_model.state_dict().items():
+        torch.testing.assert_close(value, average[f"vision_model.{name}"], rtol=0, atol=0)
+    # One ordinary classifier, whatever the objective: scale and bias are folded into its head.
+    assert isinstance(saved.classifier, torch.nn.Linear)
+    assert saved.config.activation == "sigmoid"
+    prefix = "" if objective == "contrastive" else "classifier."
+    torch.testing.assert_close(
+        saved.classifier.bias, average[f"{prefix}logit_bias"].expand(102), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_uses_the_gpu(options, tmp_path):
+    on_gpu = [option for option in options if option not in ("--bf16", "false")]
+    metrics = train(*on_gpu, "--output_dir", str(tmp_path / "run"))
+    assert metrics["environment"]["device"] == torch.cuda.get_device_name()
+    assert metrics["training"]["precision"] == "bf16"
