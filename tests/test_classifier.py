@@ -16,9 +16,9 @@ from transformers import (
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.classifier import CosineHead
+from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.heads import set_calibration
 from siglip_flowers.model.loading import (
-    freeze,
     load_classifier,
     load_image_processor,
     load_saved_classifier,

@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, SiglipModel
 
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
-from siglip_flowers.model.loading import freeze, load_saved_classifier
+from siglip_flowers.model.freezing import freeze
+from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.prompts import canonicalize
 from tests.small_flowers import draw_pixel_values

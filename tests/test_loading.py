@@ -19,15 +19,15 @@ from transformers import (
 )
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import (
-    freeze,
-    interpolate_position_embedding,
     load_checkpoint_config,
     load_classifier,
     load_image_processor,
     load_saved_classifier,
     vision_config_of,
 )
+from siglip_flowers.model.weights import interpolate_position_embedding
 from tests.small_flowers import draw_pixel_values
 
 NAMES = ["rose", "tulip", "daisy"]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from siglip_flowers.model.loading import freeze, load_classifier
+from siglip_flowers.model.freezing import freeze
+from siglip_flowers.model.loading import load_classifier
 from siglip_flowers.training.optimizer import build_parameter_groups
 
 

@@ -4,22 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import SiglipConfig, SiglipModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from siglip_flowers.errors import RunError
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
-from siglip_flowers.model.loading import (
-    check_complete,
-    interpolate_position_embedding,
-)
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
+from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
 from siglip_flowers.prompts import build_prompts
 
 
@@ -133,22 +127,7 @@ def load_contrastive(
     options: dict[str, Any] = (
         {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     )
-    try:
-        loaded: Any = ContrastiveSiglip.from_pretrained(
-            checkpoint,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-            **options,
-        )
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
-        raise RunError(
-            f"The two towers of {checkpoint!r} could not be read ({str(error).splitlines()[0]}); "
-            "a whole model.safetensors is needed, pickled weights are not loaded."
-        ) from error
-    model, report = loaded
-    check_complete(report, checkpoint, "weights")
+    model = load_weights(ContrastiveSiglip, checkpoint, "weights", **options)
     if image_size not in (None, config.vision_config.image_size):
         model = _resize(model, image_size)
     flat = [prompt for of_class in prompts for prompt in of_class]

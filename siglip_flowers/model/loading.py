@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -20,12 +18,11 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.utils import logging as transformers_logging
 
-from siglip_flowers.config import parse_trainable
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.weights import first_line, interpolate_position_embedding, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +47,17 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     except (OSError, HfHubHTTPError) as error:
         if path.is_dir():
             raise InputError(
-                f"The config.json in {checkpoint} cannot be read ({_first_line(error)}); copy the "
+                f"The config.json in {checkpoint} cannot be read ({first_line(error)}); copy the "
                 "checkpoint again."
             ) from error
         raise RunError(
             f"The model {checkpoint!r} is not a local directory and could not be read from the "
-            f"Hugging Face Hub ({_first_line(error)}); check the name and the network, or give "
+            f"Hugging Face Hub ({first_line(error)}); check the name and the network, or give "
             "--model_name_or_path a local directory."
         ) from error
     except (ValueError, KeyError) as error:
         raise InputError(
-            f"The checkpoint {checkpoint!r} is not a SigLIP model ({_first_line(error)}); use a "
+            f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}); use a "
             "SigLIP or fixed-resolution SigLIP 2 checkpoint."
         ) from error
     if config.model_type in ("siglip2", "siglip2_vision_model"):
@@ -109,7 +106,7 @@ def load_image_processor(checkpoint: str, image_size: int | None = None) -> Any:
         processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise RunError(
-            f"The image processor of {checkpoint!r} could not be loaded ({_first_line(error)}); "
+            f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}); "
             "the checkpoint needs a preprocessor_config.json."
         ) from error
     if image_size is not None:
@@ -191,18 +188,6 @@ def load_classifier(
     return model
 
 
-def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resample a square grid of position embeddings (N*N, D) to (grid*grid, D), bicubically.
-
-    Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at another resolution).
-    """
-    side = round(embedding.shape[0] ** 0.5)
-    assert side * side == embedding.shape[0]
-    maps = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    maps = nn.functional.interpolate(maps, size=(grid, grid), mode="bicubic", align_corners=False)
-    return maps.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(embedding.dtype)
-
-
 def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
     config = load_checkpoint_config(checkpoint)
     vision_config = vision_config_of(config)
@@ -213,40 +198,7 @@ def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
         )
     vision_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
     vision_config.vision_use_head = use_head
-    # The text tower's weights are left over by design; the report that lists them is noise.
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        loaded: Any = SiglipVisionModel.from_pretrained(
-            checkpoint,
-            config=vision_config,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
-        raise RunError(
-            f"The weights of {checkpoint!r} could not be read ({_first_line(error)}); a whole "
-            "model.safetensors is needed, pickled weights are not loaded."
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    tower, report = loaded
-    check_complete(report, checkpoint, "vision weights")
-    return tower
-
-
-def check_complete(report: dict[str, Any], checkpoint: str, what: str) -> None:
-    """Raise InputError if a loading report of transformers has missing or misshapen weights."""
-    # Mismatched entries are (name, shape in the file, shape in the model).
-    bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
-    if bad:
-        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise InputError(
-            f"The checkpoint {checkpoint!r} lacks {len(bad)} {what} or has them in another shape "
-            f"than its config.json says ({shown}); use a complete SigLIP checkpoint."
-        )
+    return load_weights(SiglipVisionModel, checkpoint, "vision weights", config=vision_config)
 
 
 def load_saved_classifier(directory: str) -> SiglipClassifier:
@@ -262,54 +214,4 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
             f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier; "
             "train one on it with train.py --model_name_or_path."
         )
-    try:
-        loaded: Any = SiglipClassifier.from_pretrained(
-            directory,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
-        raise RunError(
-            f"The weights of {directory!r} could not be read ({_first_line(error)}); a whole "
-            "model.safetensors is needed, pickled weights are not loaded."
-        ) from error
-    model, report = loaded
-    check_complete(report, directory, "weights")
-    return model.eval()
-
-
-def check_trainable(trainable: str, layers: int) -> int | None:
-    """Return N of ``last:N``, else None; InputError if the encoder has fewer than N layers."""
-    last = parse_trainable(trainable)
-    if last is not None and last > layers:
-        raise InputError(
-            f"--trainable is {trainable!r} but the encoder has {layers} layers; use "
-            f"last:{layers} or all."
-        )
-    return last
-
-
-def freeze(encoder: SiglipVisionModel, trainable: str) -> None:
-    """Set which parameters of the vision tower train; the classification head always does.
-
-    ``all``: every one; ``head``: none; ``last:N``: the attention pooling, the last layer norm and
-    the last N encoder layers.
-
-    Raises:
-        InputError: Another word, or more layers than the encoder has.
-    """
-    layers = encoder.encoder.layers
-    last = check_trainable(trainable, len(layers))
-    encoder.requires_grad_(trainable == "all")
-    if last is not None:
-        encoder.post_layernorm.requires_grad_(True)
-        if encoder.use_head:
-            encoder.head.requires_grad_(True)
-        for layer in layers[len(layers) - last :]:
-            layer.requires_grad_(True)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return load_weights(SiglipClassifier, directory, "weights").eval()

@@ -28,11 +28,10 @@ from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
+from siglip_flowers.model.freezing import check_trainable, freeze
 from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
-    check_trainable,
-    freeze,
     load_checkpoint_config,
     load_classifier,
     vision_config_of,

@@ -1,0 +1,76 @@
+"""Read a checkpoint's weights, all of them or none."""
+
+from typing import Any, TypeVar
+
+import torch
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from siglip_flowers.errors import InputError, RunError
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def load_weights(model_class: type[Model], checkpoint: str, what: str, **options: Any) -> Model:
+    """Load a model in float32 from a directory or Hub id, from safetensors only.
+
+    Args:
+        model_class: The class to load; weights of the checkpoint that it has no place for, such
+            as the other tower's, are left out.
+        checkpoint: A directory or a Hub id.
+        what: Names the weights in messages.
+        **options: Passed on to ``from_pretrained``.
+
+    Raises:
+        InputError: A weight of the model is missing or of another shape.
+        RunError: The file cannot be reached or read.
+    """
+    # What is left over by design would be reported as a warning of thirty lines.
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        loaded: Any = model_class.from_pretrained(
+            checkpoint,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **options,
+        )
+    except (OSError, HfHubHTTPError, SafetensorError) as error:
+        raise RunError(
+            f"The {what} of {checkpoint!r} could not be read ({first_line(error)}); a whole "
+            "model.safetensors is needed, pickled weights are not loaded."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    model, report = loaded
+    # Mismatched entries are (name, shape in the file, shape in the model).
+    bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
+    if bad:
+        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise InputError(
+            f"The checkpoint {checkpoint!r} lacks {len(bad)} {what} or has them in another shape "
+            f"than its config.json says ({shown}); use a complete SigLIP checkpoint."
+        )
+    return model
+
+
+def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.Tensor:
+    """Resample a square grid of position embeddings (N*N, D) to (grid*grid, D), bicubically.
+
+    Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at another resolution).
+    """
+    side = round(embedding.shape[0] ** 0.5)
+    assert side * side == embedding.shape[0]
+    maps = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    maps = nn.functional.interpolate(maps, size=(grid, grid), mode="bicubic", align_corners=False)
+    return maps.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(embedding.dtype)
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without the explanations that follow the first line."""
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
