@@ -13,8 +13,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     PreTrainedConfig,
+    SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -100,10 +100,11 @@ def check_image_size(image_size: int, vision_config: SiglipVisionConfig) -> None
 def load_image_processor(checkpoint: str, image_size: int | None = None) -> Any:
     """Load the checkpoint's image processor, set to another picture size if asked.
 
-    The PIL backend is asked for so that pixels do not depend on whether torchvision is installed.
+    The PIL class is named, so that pixels do not depend on whether torchvision is installed: the
+    Auto class asks for it in some versions of transformers.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+        processor = SiglipImageProcessorPil.from_pretrained(checkpoint)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise RunError(
             f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}); "
