@@ -1,6 +1,5 @@
 """The four plots of an experiment, drawn on own figures (no pyplot) and written whole or not."""
 
-import contextlib
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from siglip_flowers.errors import RunError
 from siglip_flowers.metrics.statistics import mean_interval
+from siglip_flowers.records import atomic_path
 
 # Okabe and Ito's colours, told apart with any of the common colour-vision deficiencies.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -278,18 +278,12 @@ def _check_accuracies(values: NDArray[np.float64], name: str) -> None:
 
 def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # No software version in the file: equal data then give equal bytes.
-        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-        os.replace(temporary, target)
+        with atomic_path(target) as temporary:
+            # No software version in the file: equal data then give equal bytes.
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     except OSError as error:
         raise RunError(
             f"Cannot write the plot {target} ({error.strerror or error}); "
             "choose another output folder or free some space."
         ) from error
-    finally:
-        # Gone after success; after a failure its folder may be what is missing.
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -1,9 +1,7 @@
 """Loss and accuracy curves of a training run, drawn without pyplot's global state."""
 
 import math
-import os
 import textwrap
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from siglip_flowers.errors import RunError
+from siglip_flowers.records import atomic_path
 
 HistoryRow = dict[str, Any]
 
@@ -79,15 +78,10 @@ def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
 
     Raises RunError where the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(path) as temporary:
             # No software entry: equal figures give equal files.
             figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(
             f"The picture {path} cannot be written ({error.strerror or error}); free some space "

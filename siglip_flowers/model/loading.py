@@ -4,7 +4,6 @@ Every weight of the vision tower must come from the checkpoint: one that is miss
 shape is an error, since a silently random tower trains to a silently bad model.
 """
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 from siglip_flowers.model.weights import first_line, interpolate_position_embedding, load_weights
-
-logger = logging.getLogger(__name__)
 
 
 def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:

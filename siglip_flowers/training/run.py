@@ -1,6 +1,5 @@
 """One training run from start to finish: data, model, Trainer, test figures, pictures."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from siglip_flowers.training.history import build_history
 from siglip_flowers.training.output import MODEL_DIR, claim_output_dir
 from siglip_flowers.training.report import describe_run, write_results
 from siglip_flowers.training.start import ensemble_with_start, measure_start
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
