@@ -1,16 +1,35 @@
 """Fine-tune SigLIP and SigLIP 2 vision encoders into image classifiers.
 
-Importing the package makes its classifier known to the Auto classes of transformers, and with
-them to ``pipeline("image-classification")``.
+Importing ``siglip_flowers.model``, or one of the names below, makes the classifier known to the
+Auto classes of transformers, and with them to ``pipeline("image-classification")``.
 """
 
-from transformers import AutoConfig, AutoModelForImageClassification
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+if TYPE_CHECKING:
+    from siglip_flowers.inference.classifier import FlowerClassifier
+    from siglip_flowers.model.classifier import SiglipClassifier
+    from siglip_flowers.model.configuration import SiglipClassifierConfig
 
 __version__ = "0.1.0"
-__all__ = ["SiglipClassifier", "SiglipClassifierConfig"]
+__all__ = ["FlowerClassifier", "SiglipClassifier", "SiglipClassifierConfig"]
 
-AutoConfig.register(SiglipClassifierConfig.model_type, SiglipClassifierConfig)
-AutoModelForImageClassification.register(SiglipClassifierConfig, SiglipClassifier)
+# Imported when they are first asked for: torch takes a second, which --help must not cost.
+_MODULES = {
+    "FlowerClassifier": "siglip_flowers.inference.classifier",
+    "SiglipClassifier": "siglip_flowers.model.classifier",
+    "SiglipClassifierConfig": "siglip_flowers.model.configuration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

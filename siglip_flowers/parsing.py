@@ -5,10 +5,11 @@ import dataclasses
 import difflib
 import enum
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import IO, Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -28,6 +29,38 @@ class _Parser(HfArgumentParser):
         # It names the spelling with dashes as well.
         message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
         raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        # Every process of a launch is asked; one of them answers.
+        if is_first_process():
+            super().print_help(file)
+
+
+def is_first_process() -> bool:
+    """Say whether this is the only process of a launch, or the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_command_line(
+    dataclass_types: Sequence[type | None],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Answer ``--help`` and refuse bad usage before a command imports what its work needs.
+
+    For the arguments see :func:`parse_arguments`. A dataclass that needs torch is given as one with
+    the same fields that does not, such as ``make_training_options`` makes, or as None: then
+    nothing is checked here. What passes is parsed by the command itself, with its own dataclasses.
+
+    Raises:
+        InputError: As :func:`parse_arguments`.
+    """
+    kinds = [kind for kind in dataclass_types if kind is not None]
+    if len(kinds) == len(dataclass_types):
+        parse_arguments(kinds, argv, prog=prog, description=description, defaults=defaults)
 
 
 def parse_arguments(

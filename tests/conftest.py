@@ -1,12 +1,17 @@
 """Fixtures shared by all tests: where the real photographs and the real small SigLIP lie."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+# Decoded pixels of tests stay out of the user's cache; commands that tests start inherit this.
+_CACHE = tempfile.TemporaryDirectory(prefix="siglip_flowers_tests_")
+os.environ["SIGLIP_FLOWERS_CACHE"] = _CACHE.name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -9,7 +9,9 @@ import torch
 
 from siglip_flowers.config import AugmentationArguments
 from siglip_flowers.data.augment import BatchAugmenter, uniform_numbers
+from siglip_flowers.data.auto_augment import apply_operations, draw_operations
 from siglip_flowers.data.pixels import PixelDataset, collate_pixels
+from siglip_flowers.errors import InputError
 from tests.small_flowers import build_flowers
 
 OFF = {
@@ -112,7 +114,77 @@ def test_same_seed_step_and_row_give_the_same_pixels_in_any_batch(batch):
     shuffled, _ = vary(make_augmenter(seed=5, **ALL), batch, order, step=9)
     assert torch.equal(shuffled, pixels[order])
     single, _ = vary(augmenter, batch, order[:1], step=9)
-    torch.testing.assert_close(single, pixels[order[:1]], atol=1e-3, rtol=0)
+    assert torch.equal(single, pixels[order[:1]])
+
+
+@pytest.mark.parametrize("auto_augment", ["randaugment", "trivialaugment"])
+def test_automatic_augmentation_is_the_same_in_any_batch_too(batch, auto_augment):
+    augmenter = make_augmenter(seed=5, **ALL, auto_augment=auto_augment)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(10):
+        pixels, _ = vary(augmenter, batch, step=step)
+        # Bilinear weights sum to 1 up to rounding.
+        assert pixels.min() > -1e-3
+        assert pixels.max() < 255.001
+        order = torch.randperm(16, generator=generator)
+        assert torch.equal(vary(augmenter, batch, order, step)[0], pixels[order])
+        for part in (order[:5], order[:1]):
+            assert torch.equal(vary(augmenter, batch, part, step)[0], pixels[part])
+
+
+def test_rows_may_be_an_array_or_a_tensor_and_pixels_stay_as_they_are(batch):
+    augmenter = make_augmenter(seed=5, **ALL, cutmix_alpha=1.0, auto_augment="trivialaugment")
+    before = batch["pixel_values"].clone()
+    pixels, labels = vary(augmenter, batch)
+    again, same_labels = vary(augmenter, {**batch, "index": batch["index"].numpy()})
+    assert torch.equal(pixels, again)
+    assert torch.equal(labels, same_labels)
+    assert torch.equal(batch["pixel_values"], before)
+
+
+def test_channels_last_pictures_are_varied_alike(batch):
+    augmenter = make_augmenter(seed=5, **ALL)
+    pixels = batch["pixel_values"]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        other = {**batch, "pixel_values": pixels.contiguous(memory_format=layout)}
+        assert torch.equal(vary(augmenter, other)[0], vary(augmenter, batch)[0])
+
+
+@pytest.mark.parametrize("auto_augment", ["none", "randaugment", "trivialaugment"])
+@pytest.mark.parametrize("mixing", [{}, {"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}])
+def test_the_host_never_needs_a_value_from_the_device(auto_augment, mixing):
+    # The meta device has shapes but no values: whatever reads one raises.
+    augmenter = make_augmenter(**ALL, **mixing, auto_augment=auto_augment)
+    pixels = torch.empty(64, 3, 70, 70, dtype=torch.uint8, device="meta")
+    labels = torch.empty(64, dtype=torch.int64, device="meta")
+    varied, _ = augmenter(pixels, labels, np.arange(64), 0)
+    assert varied.shape == (64, 3, 64, 64)
+    assert varied.device.type == "meta"
+
+
+def test_automatic_augmentation_follows_crop_and_flip_and_replaces_jitter(batch):
+    crops = {"crop_min_scale": 0.3, "color_jitter": 0.4}
+    cropped, _ = vary(make_augmenter(**{**crops, "color_jitter": 0.0}), batch)
+    options = {"randaugment_num_ops": 3, "randaugment_magnitude": 14}
+    augmenter = make_augmenter(**crops, auto_augment="randaugment", **options)
+    numbers = uniform_numbers(0, 0, batch["index"].numpy(), 25)[:, 16:].reshape(16, 3, 3)
+    operations, magnitudes = draw_operations("randaugment", numbers, level=14, size=64)
+    for place in range(3):
+        apply_operations(cropped, operations[:, place], magnitudes[:, place])
+    assert torch.equal(vary(augmenter, batch)[0], cropped)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("auto_augment", "autoaugment", "choose one of none, randaugment, trivialaugment"),
+        ("randaugment_num_ops", 0, "--randaugment_num_ops is 0"),
+        ("randaugment_magnitude", 31, "--randaugment_magnitude is 31; .* between 0 and 30"),
+    ],
+)
+def test_impossible_automatic_augmentation_is_refused(option, value, message):
+    with pytest.raises(InputError, match=message):
+        AugmentationArguments(**{option: value})
 
 
 def test_another_step_seed_or_row_varies_otherwise(batch):
@@ -149,6 +221,49 @@ def test_crops_keep_a_uniform_share_of_the_area_and_lie_inside(crop_min_scale):
         room = 1 - side
         place = (center - side / 2)[room > 0.05] / room[room > 0.05]
         assert scipy.stats.kstest(place, "uniform").pvalue > 1e-4
+
+
+def draw_reference_boxes(count, crop_min_scale):
+    """Draw boxes as the definition says: try ratios until one fits the area that was drawn."""
+    generator = np.random.default_rng(0)
+    area = generator.uniform(crop_min_scale, 1, count)
+    ratio = np.ones(count)
+    left = np.arange(count)
+    while len(left):
+        ratio[left] = np.exp(generator.uniform(-np.log(4 / 3), np.log(4 / 3), len(left)))
+        left = left[np.maximum(area[left] * ratio[left], area[left] / ratio[left]) > 1]
+    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    left, top = generator.uniform(0, 1 - width), generator.uniform(0, 1 - height)
+    return {"width": width, "height": height, "left": left, "top": top}
+
+
+@pytest.mark.parametrize("crop_min_scale", [0.1, 0.35, 0.9])
+def test_boxes_are_spread_as_by_drawing_until_they_fit(crop_min_scale):
+    width, height, x, y = measure_boxes(crop_min_scale=crop_min_scale, horizontal_flip=0.0)
+    boxes = {"width": width, "height": height, "left": x - width / 2, "top": y - height / 2}
+    for name, expected in draw_reference_boxes(5000, crop_min_scale).items():
+        assert scipy.stats.ks_2samp(boxes[name], expected, method="asymp").pvalue > 1e-4, name
+
+
+def test_area_ratio_place_and_mirror_of_a_box_are_unrelated():
+    width, height, x, y = measure_boxes(crop_min_scale=0.35)
+    mirrored, width = width < 0, abs(width)
+    area, log_ratio = width * height, np.log(width / height)
+    room = np.minimum(-np.log(area), np.log(4 / 3))
+    roomy = (1 - width > 0.02) & (1 - height > 0.02)
+    parts = np.stack(
+        [
+            area,
+            log_ratio / room,
+            (x - width / 2) / (1 - width),
+            (y - height / 2) / (1 - height),
+            mirrored,
+        ]
+    )[:, roomy]
+    # A large box has less room, but fills what it has as evenly as a small one.
+    assert scipy.stats.kstest(parts[1], scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-4
+    correlation = np.corrcoef(parts) - np.eye(5)
+    assert abs(correlation).max() < 5 / np.sqrt(parts.shape[1])
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
 
-import siglip_flowers  # noqa: F401  (makes the classifier known to pipelines)
+import siglip_flowers.model  # noqa: F401  (makes the classifier known to pipelines)
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
@@ -303,7 +303,7 @@ def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_command, "run_training", stop)
+    monkeypatch.setattr("siglip_flowers.training.run.run_training", stop)
     assert train_command.main(["--data_source", "procedural"]) == 130
     assert "the same command goes on where it was" in capsys.readouterr().err
 

@@ -10,13 +10,12 @@ from transformers import AutoTokenizer, SiglipModel
 from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.labels import FLOWER_NAMES
 from siglip_flowers.model.heads import (
-    PROBE_ITERATIONS,
-    PROBE_STRENGTHS,
     set_calibration,
     set_probe_head,
     set_text_head,
 )
 from siglip_flowers.model.loading import load_classifier, load_image_processor
+from siglip_flowers.model.probe_solvers import PROBE_ITERATIONS, PROBE_STRENGTHS
 from siglip_flowers.model.text_head import load_calibration, zero_shot_head
 from siglip_flowers.prompts import canonicalize
 from tests.small_flowers import build_flowers, draw_pixel_values, read_pictures

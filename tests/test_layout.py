@@ -20,10 +20,12 @@ FLOORS = (
     {"parsing"},
     {"data"},
     {"model"},
+    {"inference"},
     {"evaluation"},
     {"training"},
     {"commands"},
     {"experiment"},
+    {"__main__"},
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
-    Siglip2Config,
     SiglipConfig,
     SiglipForImageClassification,
     SiglipModel,
@@ -130,12 +129,6 @@ def test_incomplete_vision_weights_are_an_error(copy, spoil):
 def test_another_model_is_refused_by_name(config, tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=f"not a SigLIP model.*{config.model_type}"):
-        load_classifier(str(tmp_path), NAMES)
-
-
-def test_naflex_checkpoint_is_refused(tmp_path):
-    Siglip2Config().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="NaFlex SigLIP 2.*use a fixed-resolution one"):
         load_classifier(str(tmp_path), NAMES)
 
 

@@ -13,13 +13,20 @@ from siglip_flowers.config import (
     DataArguments,
     FlowersTrainingArguments,
     ModelArguments,
+    ProbeArguments,
 )
 from siglip_flowers.errors import InputError
 from siglip_flowers.parsing import dump_configuration, parse_arguments
 from siglip_flowers.training.build import RunArguments
 from tests.conftest import REPOSITORY
 
-KINDS = (DataArguments, AugmentationArguments, ModelArguments, FlowersTrainingArguments)
+KINDS = (
+    DataArguments,
+    AugmentationArguments,
+    ModelArguments,
+    FlowersTrainingArguments,
+    ProbeArguments,
+)
 CONFIGS = sorted(
     path
     for path in (REPOSITORY / "configs").glob("*.yaml")

@@ -249,7 +249,7 @@ def test_a_missing_tokenizer_is_reported(copy):
 @pytest.mark.parametrize("model_type", ["clip", "siglip2", "unheard_of"])
 def test_a_checkpoint_of_another_family_is_refused(copy, model_type):
     spoil_config(copy, lambda config: config.update(model_type=model_type))
-    with pytest.raises(InputError, match=r"checkpoint .* is (not|a NaFlex)"):
+    with pytest.raises(InputError, match=r"checkpoint .* is not|contradicts itself"):
         load_text_tower(str(copy))
 
 

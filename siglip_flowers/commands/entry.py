@@ -7,36 +7,49 @@ import re
 import sys
 from collections.abc import Callable
 
-import datasets
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.errors import EXIT_RUN_FAILED, InputError, RunError
+from siglip_flowers.parsing import is_first_process
 
 EXIT_INTERRUPTED = 130
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
-def _quieten_progress_bars() -> None:
-    """Hide the bars of reading and writing weights, but not those of downloads."""
+def _quieten_libraries() -> None:
+    # Not at the top, since importing them takes a second, which --help does not need.
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_warning()
+    datasets.utils.logging.set_verbosity_error()
+    # Hides the bars of reading and writing weights, but not those of downloads.
     shown = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if shown:
         enable_progress_bars()
 
 
-def run_command(prog: str, command: Callable[[], None]) -> int:
-    """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C)."""
+def run_command(
+    prog: str, command: Callable[[], None], *, check: Callable[[], None] | None = None
+) -> int:
+    """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C).
+
+    Args:
+        prog: The command's name, for messages.
+        command: The work. What it needs of torch and datasets it should import itself.
+        check: Looks at the command line before anything slow is imported.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    transformers_logging.set_verbosity_warning()
-    _quieten_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
     try:
+        if check is not None:
+            check()
+        _quieten_libraries()
         command()
     except (InputError, RunError) as error:
         # Bad usage is found alike by every process of a launch; one of them says so.
-        if isinstance(error, RunError) or os.environ.get("RANK", "0") == "0":
+        if isinstance(error, RunError) or is_first_process():
             message = str(error)
             end = "" if message.endswith((".", "?")) else "."
             print(f"{prog}: error: {message}{end}", file=sys.stderr)

@@ -1,91 +1,53 @@
 """Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers-eval``."""
 
 import dataclasses
-import logging
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import datasets
-import torch
-from accelerate import PartialState
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.config import DataArguments, check_choice, check_positive
-from siglip_flowers.data import check_data_arguments, load_flowers
+from siglip_flowers.commands.models import find_model
+from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.errors import InputError
-from siglip_flowers.evaluation.predict import evaluate_split
-from siglip_flowers.evaluation.predictions import write_predictions
-from siglip_flowers.evaluation.tables import format_metrics
-from siglip_flowers.model.heads import load_zero_shot_classifier
-from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.model.text_head import check_text_tower
-from siglip_flowers.parsing import parse_arguments, read_yaml
+from siglip_flowers.parsing import check_command_line, parse_arguments, read_yaml
 from siglip_flowers.prompts import load_templates
 from siglip_flowers.records import describe_environment, write_json
-from siglip_flowers.training.output import CONFIG_FILE, MODEL_DIR
-from siglip_flowers.training.report import describe_device
+from siglip_flowers.training.output import CONFIG_FILE
 
-logger = logging.getLogger(__name__)
-SPLITS = ("train", "validation", "test")
+if TYPE_CHECKING:
+    import datasets
+
+PROG = "eval.py"
+DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
+KINDS = (EvaluationArguments, DataArguments)
 # Together they name the source of the data.
 SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
 
 
-@dataclass
-class EvaluationArguments:
-    """What to evaluate, and on which split."""
-
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
-            "id; left out, the newest model under results/."
-        },
-    )
-    split: str = field(default="test", metadata={"help": "train, validation or test."})
-    zero_shot: bool = field(
-        default=False,
-        metadata={"help": "Evaluate --model_name_or_path by its text tower, without training."},
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The two-tower SigLIP checkpoint of --zero_shot."}
-    )
-    prompt_templates: str | None = field(
-        default=None,
-        metadata={"help": "--zero_shot: a file with one prompt a line, {} for the class name."},
-    )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "Write metrics_SPLIT.json and predictions_SPLIT.parquet here."},
-    )
-    per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Pictures per device and step."}
-    )
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Decoding processes."})
-
-    def __post_init__(self) -> None:
-        check_choice("split", self.split, SPLITS)
-        check_positive("per_device_eval_batch_size", self.per_device_eval_batch_size)
-        if self.zero_shot != (self.model_name_or_path is not None):
-            raise InputError(
-                "--zero_shot and --model_name_or_path go together; a trained model is named with "
-                "--model."
-            )
-        if self.zero_shot and self.model is not None:
-            raise InputError(
-                f"--model {self.model} is a trained model and --zero_shot evaluates a checkpoint; "
-                "give one of the two."
-            )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, evaluate, and print the metrics table."""
-    return run_command("eval.py", lambda: _evaluate(sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
+    return run_command(PROG, lambda: _evaluate(given), check=lambda: _check(given))
+
+
+def _check(argv: list[str]) -> None:
+    check_command_line(KINDS, argv, prog=PROG, description=DESCRIPTION)
 
 
 def _evaluate(argv: list[str]) -> None:
+    # Seconds of imports, which --help and bad usage do not need.
+    import torch
+    from accelerate import PartialState
+
+    from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.evaluation.predict import evaluate_split
+    from siglip_flowers.evaluation.predictions import write_predictions
+    from siglip_flowers.evaluation.tables import format_metrics
+    from siglip_flowers.model.heads import load_zero_shot_classifier
+    from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+    from siglip_flowers.model.text_head import check_text_tower
+    from siglip_flowers.training.report import describe_device
+
     options, data_arguments = _parse(argv)
     model_path = options.model_name_or_path or options.model
     assert model_path is not None
@@ -112,6 +74,8 @@ def _evaluate(argv: list[str]) -> None:
         options.split,
         batch_size=options.per_device_eval_batch_size,
         num_workers=options.dataloader_num_workers,
+        dtype=options.dtype,
+        compile=options.compile,
     )
     state = PartialState()
     if not state.is_main_process:
@@ -137,6 +101,7 @@ def _evaluate(argv: list[str]) -> None:
                 "split": options.split,
                 "source": data.source,
                 "split_protocol": data.split_protocol,
+                "dtype": options.dtype,
                 **metrics,
                 "per_class": result.per_class,
                 "environment": describe_environment(describe_device(state.device)),
@@ -146,9 +111,7 @@ def _evaluate(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:
     """Read the options; the data options default to those that the model was trained with."""
-    kinds = (EvaluationArguments, DataArguments)
-    description = "Evaluate a classifier on a split and print its metrics."
-    options, given = parse_arguments(kinds, argv, prog="eval.py", description=description)
+    options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     if options.zero_shot:
         return options, given
     options.model = find_model(options.model)
@@ -161,43 +124,18 @@ def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:
             known -= set(SOURCE_OPTIONS)
         defaults = {k: v for k, v in read_yaml(run_config).items() if k in known}
     _, data_arguments = parse_arguments(
-        kinds, argv, prog="eval.py", description=description, defaults=defaults
+        KINDS, argv, prog=PROG, description=DESCRIPTION, defaults=defaults
     )
     return options, data_arguments
 
 
-def find_model(model: str | None, results: Path = Path("results")) -> str:
-    """Return the model directory or Hub id to use.
-
-    Raises:
-        InputError: No model was named and none lies under ``results``.
-    """
-    if model is not None:
-        inner = Path(model) / MODEL_DIR
-        return str(inner) if (inner / "config.json").is_file() else model
-    found = [
-        path.parent
-        for path in (
-            results / MODEL_DIR / "config.json",
-            *results.glob(f"*/{MODEL_DIR}/config.json"),
-        )
-        if path.is_file()
-    ]
-    if not found:
-        raise InputError(
-            f"There is no model under {results}/; train one with 'accelerate launch train.py', or "
-            "name one with --model."
-        )
-    newest = max(found, key=lambda path: (path / "config.json").stat().st_mtime)
-    if len(found) > 1:
-        logger.warning("%d models under %s/; taking the newest, %s.", len(found), results, newest)
-    return str(newest)
-
-
 def _follow_model_classes(
-    rows: datasets.Dataset, model_names: list[str], model_path: str
-) -> datasets.Dataset:
+    rows: "datasets.Dataset", model_names: list[str], model_path: str
+) -> "datasets.Dataset":
     """Give the rows the model's class numbers, by name; the data may lack some of its classes."""
+    # See _evaluate.
+    import datasets
+
     names: list[str] = rows.features["label"].names
     if names == model_names:
         return rows

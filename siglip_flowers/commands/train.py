@@ -2,33 +2,43 @@
 
 import sys
 
-from accelerate import PartialState
-
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
+    ProbeArguments,
+    make_training_options,
 )
-from siglip_flowers.evaluation.tables import format_metrics
-from siglip_flowers.parsing import parse_arguments
-from siglip_flowers.training.build import RunArguments
-from siglip_flowers.training.run import run_training
+from siglip_flowers.parsing import check_command_line, parse_arguments
+
+PROG = "train.py"
+DESCRIPTION = "Fine-tune a SigLIP vision encoder into an image classifier."
+OTHER_KINDS = (DataArguments, AugmentationArguments, ModelArguments)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
-    return run_command("train.py", lambda: _train(sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
+    return run_command(PROG, lambda: _train(given), check=lambda: _check(given))
+
+
+def _check(argv: list[str]) -> None:
+    kinds = (*OTHER_KINDS, make_training_options(), ProbeArguments)
+    check_command_line(kinds, argv, prog=PROG, description=DESCRIPTION)
 
 
 def _train(argv: list[str]) -> None:
-    parsed = parse_arguments(
-        (DataArguments, AugmentationArguments, ModelArguments, FlowersTrainingArguments),
-        argv,
-        prog="train.py",
-        description="Fine-tune a SigLIP vision encoder into an image classifier.",
-    )
+    # Seconds of imports, which --help and bad usage do not need.
+    from accelerate import PartialState
+
+    from siglip_flowers.config.training import FlowersTrainingArguments
+    from siglip_flowers.evaluation.tables import format_metrics
+    from siglip_flowers.training.build import RunArguments
+    from siglip_flowers.training.run import run_training
+
+    kinds = (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments)
+    parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
     result = run_training(RunArguments(*parsed))
     if PartialState().is_main_process:
         print(result.description)

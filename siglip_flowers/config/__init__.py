@@ -1,19 +1,29 @@
-"""What can be configured, in four dataclasses: data, augmentation, model and training.
+"""What can be configured, in dataclasses: data, augmentation, model, training and evaluation.
 
 The help text of a field is its only documentation. Values are validated in ``__post_init__``
 because argparse checks neither defaults nor values that came from a YAML file.
+
+``FlowersTrainingArguments`` imports torch and is therefore imported when it is first asked for.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.config.augmentation import AugmentationArguments
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
 from siglip_flowers.config.data import DATA_SOURCES, SPLIT_PROTOCOLS, DataArguments
+from siglip_flowers.config.evaluation import EvaluationArguments
+from siglip_flowers.config.inherited import make_training_options
 from siglip_flowers.config.model import HEAD_INITS, ModelArguments, parse_trainable
-from siglip_flowers.config.training import (
+from siglip_flowers.config.options import (
     OBJECTIVES,
     TRACKERS,
-    FlowersTrainingArguments,
+    FlowersTrainingOptions,
     parse_wise_ft,
 )
+from siglip_flowers.config.probe import ProbeArguments, check_probe, find_probe_obstacle
+
+if TYPE_CHECKING:
+    from siglip_flowers.config.training import FlowersTrainingArguments
 
 __all__ = [
     "DATA_SOURCES",
@@ -23,11 +33,25 @@ __all__ = [
     "TRACKERS",
     "AugmentationArguments",
     "DataArguments",
+    "EvaluationArguments",
     "FlowersTrainingArguments",
+    "FlowersTrainingOptions",
     "ModelArguments",
+    "ProbeArguments",
     "check_choice",
     "check_positive",
+    "check_probe",
     "check_range",
+    "find_probe_obstacle",
+    "make_training_options",
     "parse_trainable",
     "parse_wise_ft",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FlowersTrainingArguments":
+        from siglip_flowers.config.training import FlowersTrainingArguments
+
+        return FlowersTrainingArguments
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

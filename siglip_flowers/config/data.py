@@ -108,7 +108,21 @@ class DataArguments:
     )
     image_workers: int | None = field(
         default=None,
-        metadata={"help": "Threads that check pictures before training; default: one a core."},
+        metadata={"help": "Threads that check and decode pictures; default: one a core."},
+    )
+    pixel_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Decode every picture once and keep its pixels on disk; false decodes it again "
+            "in every epoch."
+        },
+    )
+    cache_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where decoded pixels and features are kept; default: $SIGLIP_FLOWERS_CACHE, "
+            "or a folder in the cache of datasets. It may be deleted at any time."
+        },
     )
 
     def __post_init__(self) -> None:

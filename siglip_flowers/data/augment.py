@@ -11,6 +11,14 @@ import torch
 from torch.nn import functional
 
 from siglip_flowers.config import AugmentationArguments
+from siglip_flowers.data.auto_augment import (
+    FILL,
+    GREY_WEIGHTS,
+    NUMBERS_PER_OPERATION,
+    apply_operations,
+    draw_operations,
+    send,
+)
 
 # Random crops change the aspect ratio by up to this factor (Szegedy et al. 2015, section 6).
 CROP_ASPECT_RATIO = 4 / 3
@@ -41,7 +49,10 @@ def _mix(value: np.ndarray) -> np.ndarray:
 
 
 class BatchAugmenter:
-    """Random resized crop, flip, colour jitter, erasing, and mixup or CutMix, for whole batches.
+    """Random resized crop, flip, colour changes, erasing, and mixup or CutMix, for whole batches.
+
+    Everything that is drawn is worked out on the host, in float64, and sent as a few numbers a
+    picture; the device is never waited for.
 
     Args:
         arguments: Strength of each variation.
@@ -57,96 +68,138 @@ class BatchAugmenter:
         self.size = size
         self.num_labels = num_labels
         self.seed = seed
+        # TrivialAugment is one operation by definition.
+        random = arguments.auto_augment == "randaugment"
+        self.num_operations = arguments.randaugment_num_ops if random else 1
 
     def __call__(
-        self, pixels: torch.Tensor, labels: torch.Tensor, rows: torch.Tensor, step: int
+        self,
+        pixels: torch.Tensor,
+        labels: torch.Tensor,
+        rows: np.ndarray | torch.Tensor,
+        step: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vary one batch.
 
         Args:
-            pixels: (B, 3, H, W) uint8.
+            pixels: (B, 3, H, W) uint8; left as they are.
             labels: (B,) int64.
-            rows: (B,) int64, each picture's row in the data set.
+            rows: (B,) int64, each picture's row in the data set. An array or a tensor of the
+                host costs no wait for the device.
             step: Number of the optimiser step.
 
         Returns:
             Pixels (B, 3, S, S) float32 on the 0..255 scale; labels (B,) int64, or (B, C) float32
             where pictures were mixed.
         """
-        numbers = uniform_numbers(self.seed, step, rows.cpu().numpy(), NUMBERS_PER_PICTURE)
-        u = torch.from_numpy(numbers).to(pixels.device, torch.float32)
+        rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         arguments = self.arguments
-        pixels = self._crop_and_flip(pixels.float(), u[:, 0:5])
-        if arguments.color_jitter:
+        count = NUMBERS_PER_PICTURE
+        if arguments.auto_augment != "none":
+            count += NUMBERS_PER_OPERATION * self.num_operations
+        u = uniform_numbers(self.seed, step, rows, count)
+        pixels = self._crop_and_flip(pixels, u[:, 0:5])
+        # All that follows may write into these pixels: nobody else holds them.
+        if arguments.auto_augment != "none":
+            self._auto_augment(pixels, u[:, NUMBERS_PER_PICTURE:])
+        elif arguments.color_jitter:
             pixels = self._jitter(pixels, u[:, 5:8])
         if arguments.random_erasing:
-            pixels = self._erase(pixels, u[:, 8:13])
+            self._erase(pixels, u[:, 8:13])
         if arguments.mixup_alpha or arguments.cutmix_alpha:
             return self._mix_pictures(pixels, labels, step)
         return pixels, labels
 
-    def _crop_and_flip(self, pixels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        """Cut a random box out of each picture and resize it, by one resampling of the batch."""
+    def draw_boxes(self, u: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Draw the box that is cut out of each picture, and whether it is mirrored.
+
+        Args:
+            u: (B, 5) uniform numbers.
+
+        Returns:
+            Width and height as shares of the picture, the centre's x and y in -1..1, and 1, or
+            -1 where the picture is mirrored: each (B,) float64.
+        """
         area = self.arguments.crop_min_scale + (1 - self.arguments.crop_min_scale) * u[:, 0]
         # A large box has room for small changes of the ratio only: no side outgrows the picture.
-        log_ratio = (-area.log()).clamp(max=math.log(CROP_ASPECT_RATIO))
-        ratio = torch.exp(log_ratio * (2 * u[:, 1] - 1))
-        width = (area * ratio).sqrt().clamp(max=1.0)
-        height = (area / ratio).sqrt().clamp(max=1.0)
+        log_ratio = np.minimum(-np.log(area), math.log(CROP_ASPECT_RATIO))
+        ratio = np.exp(log_ratio * (2 * u[:, 1] - 1))
+        width = np.minimum(np.sqrt(area * ratio), 1.0)
+        height = np.minimum(np.sqrt(area / ratio), 1.0)
         center_x = (1 - width) * (2 * u[:, 2] - 1)
         center_y = (1 - height) * (2 * u[:, 3] - 1)
-        mirror = torch.where(u[:, 4] < self.arguments.horizontal_flip, -1.0, 1.0)
-        theta = torch.zeros(len(pixels), 2, 3, device=pixels.device)
-        theta[:, 0, 0] = width * mirror
-        theta[:, 0, 2] = center_x
-        theta[:, 1, 1] = height
-        theta[:, 1, 2] = center_y
-        shape = [len(pixels), 3, self.size, self.size]
-        grid = functional.affine_grid(theta, shape, align_corners=False)
+        mirror = np.where(u[:, 4] < self.arguments.horizontal_flip, -1.0, 1.0)
+        return width, height, center_x, center_y, mirror
+
+    def _crop_and_flip(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+        """Cut a random box out of each picture and resize it, by one resampling of the batch."""
+        width, height, center_x, center_y, mirror = self.draw_boxes(u)
+        # Output pixels in -1..1, and from there the places in the input: x by column, y by row.
+        axis = (2 * np.arange(self.size) + 1) / self.size - 1
+        x = (width * mirror)[:, None] * axis + center_x[:, None]
+        y = height[:, None] * axis + center_y[:, None]
+        places = send(np.stack([x, y], axis=1).astype(np.float32), pixels.device)
+        # Planes of x and y instead of pairs: quicker to fill, and to sample from.
+        grid = places.new_empty(len(pixels), 2, self.size, self.size)
+        grid[:, 0] = places[:, 0, None, :]
+        grid[:, 1] = places[:, 1, :, None]
         return functional.grid_sample(
-            pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+            pixels.to(torch.float32, memory_format=torch.contiguous_format),
+            grid.permute(0, 2, 3, 1),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
         )
 
-    def _jitter(self, pixels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-        strength = self.arguments.color_jitter
-        brightness, contrast, saturation = (
-            1 + strength * (2 * u - 1).view(len(pixels), 3, 1, 1, 1)
-        ).unbind(1)
-        pixels = pixels * brightness
-        weights = torch.tensor([0.299, 0.587, 0.114], device=pixels.device).view(1, 3, 1, 1)
-        grey = (pixels * weights).sum(1, keepdim=True)
-        mean = grey.mean((2, 3), keepdim=True)
-        pixels = grey + (pixels - grey) * saturation
-        return (mean + (pixels - mean) * contrast).clamp(0, 255)
+    def _auto_augment(self, pixels: torch.Tensor, u: np.ndarray) -> None:
+        numbers = u.reshape(len(u), self.num_operations, NUMBERS_PER_OPERATION)
+        operations, magnitudes = draw_operations(
+            self.arguments.auto_augment, numbers, self.arguments.randaugment_magnitude, self.size
+        )
+        for place in range(self.num_operations):
+            apply_operations(pixels, operations[:, place], magnitudes[:, place])
 
-    def _erase(self, pixels: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    def draw_color_maps(self, u: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Draw a change of brightness, saturation and contrast, in this order, for each picture.
+
+        One affine map of the colours: with brightness b, saturation s, contrast k and the grey
+        weights w, p becomes k (s b p + (1 - s) b w.p) + (1 - k) b w.mean(p).
+
+        Args:
+            u: (B, 3) uniform numbers.
+            device: Where the maps go.
+
+        Returns:
+            (2, B, 3, 3) float32: what a pixel's colour is multiplied by, and the mean colour.
+        """
+        strength = self.arguments.color_jitter
+        brightness, contrast, saturation = (1 + strength * (2 * u - 1)).T[:, :, None, None]
+        weights = np.array(GREY_WEIGHTS)
+        color = contrast * brightness * (saturation * np.eye(3) + (1 - saturation) * weights)
+        shift = (1 - contrast) * brightness * np.tile(weights, (3, 1))
+        return send(np.stack([color, shift]).astype(np.float32), device)
+
+    def _jitter(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+        maps = self.draw_color_maps(u, pixels.device)
+        flat = pixels.flatten(2)
+        offset = maps[1] @ flat.mean(2, keepdim=True)
+        return torch.baddbmm(offset, maps[0], flat).clamp_(0, 255).view_as(pixels)
+
+    def _erase(self, pixels: torch.Tensor, u: np.ndarray) -> None:
         side = pixels.shape[-1]
         low, high = ERASED_AREA
         area = low + (high - low) * u[:, 1]
-        ratio = torch.exp(math.log(10 / 3) * (2 * u[:, 2] - 1))
-        height = (area / ratio).sqrt().clamp(max=1) * side
-        width = (area * ratio).sqrt().clamp(max=1) * side
-        inside = self._inside_box(
-            pixels, u[:, 3] * (side - width), u[:, 4] * (side - height), width, height
-        )
-        erased = inside & (u[:, 0] < self.arguments.random_erasing).view(-1, 1, 1, 1)
-        # Half grey is zero after SigLIP's normalisation.
-        return torch.where(erased, 127.5, pixels)
-
-    @staticmethod
-    def _inside_box(
-        pixels: torch.Tensor,
-        left: torch.Tensor,
-        top: torch.Tensor,
-        width: torch.Tensor,
-        height: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return (B, 1, H, W) bool: which pixels lie in each picture's box."""
-        position = torch.arange(pixels.shape[-1], device=pixels.device) + 0.5
-        left, top = left.view(-1, 1), top.view(-1, 1)
-        in_x = (position >= left) & (position < left + width.view(-1, 1))
-        in_y = (position >= top) & (position < top + height.view(-1, 1))
-        return (in_y[:, :, None] & in_x[:, None, :]).unsqueeze(1)
+        ratio = np.exp(math.log(10 / 3) * (2 * u[:, 2] - 1))
+        # No box, but for those whose turn it is.
+        turn = u[:, 0] < self.arguments.random_erasing
+        width = np.minimum(np.sqrt(area * ratio), 1) * side * turn
+        height = np.minimum(np.sqrt(area / ratio), 1) * side * turn
+        left, top = u[:, 3] * (side - width), u[:, 4] * (side - height)
+        center = np.arange(side) + 0.5
+        in_x = (center >= left[:, None]) & (center < (left + width)[:, None])
+        in_y = (center >= top[:, None]) & (center < (top + height)[:, None])
+        inside = send(np.stack([in_x, in_y]), pixels.device)
+        pixels.masked_fill_(inside[0, :, None, None, :] & inside[1, :, None, :, None], FILL)
 
     def _mix_pictures(
         self, pixels: torch.Tensor, labels: torch.Tensor, step: int
@@ -163,16 +216,16 @@ class BatchAugmenter:
         )
         alpha = arguments.cutmix_alpha if use_cutmix else arguments.mixup_alpha
         share = float(generator.beta(alpha, alpha))
-        partner = pixels.roll(1, dims=0)
         if use_cutmix:
             side = pixels.shape[-1]
             cut = round(side * math.sqrt(1 - share))
             left, top = (int(generator.integers(0, side - cut + 1)) for _ in range(2))
-            pixels = pixels.clone()
             box = (..., slice(top, top + cut), slice(left, left + cut))
-            pixels[box] = partner[box]
+            pixels[box] = pixels[box].roll(1, dims=0)
             share = 1 - cut * cut / side**2
         else:
-            pixels = share * pixels + (1 - share) * partner
-        targets = functional.one_hot(labels, self.num_labels).float()
+            pixels = pixels.roll(1, dims=0).lerp_(pixels, share)
+        # Not one_hot, which looks at the labels' values on the host.
+        classes = torch.arange(self.num_labels, device=labels.device)
+        targets = (labels[:, None] == classes).float()
         return pixels, share * targets + (1 - share) * targets.roll(1, dims=0)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ import PIL
 from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
+from siglip_flowers.data.array_cache import ArrayEntry, open_array
 from siglip_flowers.data.decoding import DECODING_ERRORS, decode_rgb
+from siglip_flowers.data.fingerprint import fingerprint_images
 from siglip_flowers.data.identity import get_image_paths, image_ids
 from siglip_flowers.data.names import abbreviate
 from siglip_flowers.errors import InputError, RunError
 
 BATCH_ROWS = 64
+DIGEST_BYTES = 16
 SILENT_ROWS = 2000
 
 logger = logging.getLogger(__name__)
@@ -46,7 +50,7 @@ def examine_image(value: dict[str, Any] | None) -> Finding:
         pixels = image.tobytes()
     except DECODING_ERRORS as error:
         return Finding(problem=_explain_failure(value, error))
-    digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=16)
+    digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=DIGEST_BYTES)
     digest.update(pixels)
     return Finding(digest=digest.digest())
 
@@ -86,19 +90,60 @@ def _examine_batches(undecoded: Dataset, workers: int) -> Iterator[list[Finding]
             pool.shutdown(cancel_futures=True)
 
 
-def examine_splits(splits: DatasetDict, workers: int) -> dict[str, list[Finding]]:
-    """Decode every row of every split, with a progress bar on a terminal if there are many."""
+def examine_splits(
+    splits: DatasetDict, workers: int, cache_dir: Path | None = None
+) -> dict[str, list[Finding]]:
+    """Decode every row of every split, with a progress bar on a terminal if there are many.
+
+    With a cache directory, splits in which nothing was wrong are not decoded a second time.
+    """
     total = sum(len(dataset) for dataset in splits.values())
     findings: dict[str, list[Finding]] = {}
     silent = True if total < SILENT_ROWS else None  # None: only where there is no terminal
     with tqdm(total=total, desc="Checking pictures", unit="img", disable=silent) as bar:
         for name, dataset in splits.items():
-            undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
-            findings[name] = []
-            for batch in _examine_batches(undecoded, workers):
-                findings[name].extend(batch)
-                bar.update(len(batch))
+            findings[name] = _examine_once(dataset, workers, cache_dir, bar)
     return findings
+
+
+def _examine_once(
+    dataset: Dataset, workers: int, cache_dir: Path | None, bar: tqdm
+) -> list[Finding]:
+    undecoded = dataset.select_columns("image").cast_column("image", Image(decode=False))
+    examined: list[Finding] = []
+
+    def examine(digests: np.ndarray | None) -> None:
+        for batch in _examine_batches(undecoded, workers):
+            examined.extend(batch)
+            bar.update(len(batch))
+        if digests is not None:
+            if any(finding.problem for finding in examined):
+                raise _ProblemsFound
+            digests[:] = [np.frombuffer(finding.digest, dtype=np.uint8) for finding in examined]
+
+    if cache_dir is None or not len(dataset):
+        examine(None)
+        return examined
+    entry = ArrayEntry(
+        kind="digests",
+        key={"images": fingerprint_images(dataset), "pillow": PIL.__version__},
+        shape=(len(dataset), DIGEST_BYTES),
+        dtype="uint8",
+    )
+    try:
+        digests = open_array(cache_dir, entry, examine)
+    except _ProblemsFound:
+        return examined
+    if digests is None:
+        examine(None)
+        return examined
+    if not examined:
+        bar.update(len(dataset))
+    return [Finding(digest=digest.tobytes()) for digest in digests]
+
+
+class _ProblemsFound(Exception):
+    """Some pictures cannot be read: nothing that should be remembered."""
 
 
 def _describe_unreadable(splits: DatasetDict, findings: dict[str, list[Finding]]) -> list[str]:
@@ -143,11 +188,13 @@ def inspect_images(
     skip_corrupt_images: bool,
     allow_duplicates: bool,
     known_shared: Collection[frozenset[str]] = (),
+    cache_dir: Path | None = None,
 ) -> tuple[DatasetDict, dict[str, list[str]], list[SharedImage]]:
     """Check that every picture decodes and that no picture stands in two splits.
 
     Args:
         known_shared: pairs of ids that the published data set itself has in two splits.
+        cache_dir: where it is remembered that pictures were examined.
 
     Returns:
         The splits without unreadable rows, the ids dropped from each, and the pictures that
@@ -157,7 +204,7 @@ def inspect_images(
         RunError: unreadable pictures, unless ``skip_corrupt_images``.
         InputError: shared pictures, unless known or ``allow_duplicates``.
     """
-    findings = examine_splits(splits, workers)
+    findings = examine_splits(splits, workers, cache_dir)
     skipped: dict[str, list[str]] = {name: [] for name in splits}
     total = sum(map(len, findings.values()))
     unreadable = _describe_unreadable(splits, findings)

@@ -5,7 +5,8 @@ float32 cross the bus. ``normalize_pixels`` then gives exactly what the checkpoi
 processor would have given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import datasets
@@ -14,21 +15,64 @@ import torch
 from PIL import Image
 
 from siglip_flowers.data.decoding import decode_rgb
+from siglip_flowers.data.naflex import PatchBudget, pack_picture, unpack_patches
+
+# Side in pixels of the squares that pictures are resized to, or the patches they are cut up into.
+PictureSize = int | PatchBudget
+
+
+class PixelBatch(dict[str, torch.Tensor]):
+    """A batch: ``pixel_values`` (B, 3, S, S) uint8, ``labels`` (B,) int64, ``index`` (B,) int64.
+
+    The pictures of a NaFlex checkpoint are packed, (B, 1 + P, K); see
+    :mod:`siglip_flowers.data.naflex`.
+
+    ``to`` copies pixels and labels to a GPU on a stream of its own, beside the computation of the
+    step before; ``wait`` makes the current stream wait for them. ``index`` stays in main memory:
+    random numbers are drawn from it there.
+    """
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
+        """Return the batch with pixels and labels on the device; call ``wait`` before use."""
+        device = torch.device(device)
+        names = ("pixel_values", "labels")
+        if device.type != "cuda":
+            return PixelBatch(self, **{name: self[name].to(device) for name in names})
+        with torch.cuda.stream(_copy_stream(device)):
+            return PixelBatch(
+                self, **{name: self[name].to(device, non_blocking=True) for name in names}
+            )
+
+    def wait(self) -> "PixelBatch":
+        """Make the current stream wait until the batch is on its device."""
+        device = self["pixel_values"].device
+        if device.type == "cuda":
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(_copy_stream(device))
+            for name in ("pixel_values", "labels"):
+                # Or the memory could be given to the next copy while this one is still read.
+                self[name].record_stream(current)
+        return self
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as uint8 pixels.
+    """Rows of a data set as uint8 pixels, decoded whenever they are asked for.
 
-    Each item is ``pixel_values`` (3, S, S) uint8, ``labels`` int and ``index`` int, the row's
-    number, which keys the random numbers of augmentation.
+    Each item is ``pixel_values`` (3, S, S) or (1 + P, K) uint8, ``labels`` int and ``index`` int,
+    the row's number, which keys the random numbers of augmentation.
 
     Args:
         rows: A data set with the columns ``image`` and ``label``.
-        size: S, the side in pixels that pictures are resized to.
+        size: S, the side in pixels that pictures are resized to, or a budget of patches.
         resample: PIL's resampling filter, from the checkpoint's image processor.
     """
 
-    def __init__(self, rows: datasets.Dataset, size: int, resample: int) -> None:
+    def __init__(self, rows: datasets.Dataset, size: PictureSize, resample: int) -> None:
         self.rows = rows.with_format(None)
         self.labels: list[int] = list(rows["label"])
         self.images = rows.select_columns(["image"])
@@ -51,21 +95,78 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
 
 
-def resize_picture(image: Image.Image, size: int, resample: int) -> torch.Tensor:
-    """Squash a picture to a square of ``size`` pixels: (3, S, S) uint8."""
+def get_picture_size(processor: Any) -> PictureSize:
+    """Return what an image processor makes of pictures."""
+    if hasattr(processor, "max_num_patches"):
+        return PatchBudget(processor.patch_size, processor.max_num_patches)
+    side: int = processor.size["height"]
+    return side
+
+
+def scale_size(size: PictureSize, factor: float) -> PictureSize:
+    """Return the size of pictures whose sides are ``factor`` times as long."""
+    return size.scale(factor) if isinstance(size, PatchBudget) else round(size * factor)
+
+
+def get_pixel_shape(size: PictureSize) -> tuple[int, ...]:
+    """Return the shape of a picture's pixels: (3, S, S), or (1 + P, K) of packed patches."""
+    return size.shape if isinstance(size, PatchBudget) else (3, size, size)
+
+
+def resize_picture(image: Image.Image, size: PictureSize, resample: int) -> torch.Tensor:
+    """Squash a picture to a square, (3, S, S) uint8, or cut it up into patches, (1 + P, K)."""
+    if isinstance(size, PatchBudget):
+        return pack_picture(image, size, resample)
     image = decode_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), resample=Image.Resampling(resample))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def collate_pixels(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Stack items to ``pixel_values`` (B, 3, S, S) uint8, ``labels`` and ``index`` (B,) int64."""
-    return {
-        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-        "labels": torch.tensor([item["labels"] for item in items]),
-        "index": torch.tensor([item["index"] for item in items]),
-    }
+class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a data set as uint8 pixels that were decoded before; items as ``PixelDataset``'s.
+
+    Args:
+        pixels: (N, 3, S, S) or (N, 1 + P, K) uint8, a memory map.
+        labels: N class numbers.
+    """
+
+    def __init__(self, pixels: np.memmap, labels: Sequence[int]) -> None:
+        self.pixels: np.ndarray = pixels
+        self.file = str(pixels.filename)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled map would travel as a copy of all pixels.
+        return {**self.__dict__, "pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.pixels = np.load(self.file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(self.pixels[index].copy())
+        return {"pixel_values": pixels, "labels": int(self.labels[index]), "index": index}
+
+    def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
+        # One gather, instead of a tensor a picture and a stack of them.
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        pixels = torch.from_numpy(self.pixels[index.numpy()])
+        return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
+
+
+def collate_pixels(items: Sequence[dict[str, Any]] | PixelBatch) -> PixelBatch:
+    """Stack items to a batch; a batch that was read as one is returned as it is."""
+    if isinstance(items, PixelBatch):
+        return items
+    return PixelBatch(
+        pixel_values=torch.stack([item["pixel_values"] for item in items]),
+        labels=torch.tensor([item["labels"] for item in items]),
+        index=torch.tensor([item["index"] for item in items]),
+    )
 
 
 class PixelNormalizer:
@@ -80,15 +181,49 @@ class PixelNormalizer:
         self.mean = tuple(processor.image_mean)
         self.std = tuple(processor.image_std)
 
+    def prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map pixels, uint8 or float on the 0..255 scale, to the arguments that the model takes.
+
+        (B, 3, H, W) become ``pixel_values``; packed pictures (B, 1 + P, K) ``pixel_values``
+        (B, P, K), ``pixel_attention_mask`` (B, P) and ``spatial_shapes`` (B, 2).
+        """
+        if pixels.ndim == 4:
+            return {"pixel_values": self(pixels)}
+        return prepare_patches(pixels, lambda colors: self._normalize(colors, 1, 1, 3))
+
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map (B, 3, H, W) uint8, or float on the 0..255 scale, to normalised float32."""
+        return self._normalize(pixels, 1, -1, 1, 1)
+
+    def _normalize(self, pixels: torch.Tensor, *shape: int) -> torch.Tensor:
+        """Normalise pixels whose colours lie along the axis of ``shape`` that is not 1."""
         # The processor rescales in float64 and rounds to float32 before it normalises; to be
-        # equal to the last bit, so does this, through a table of the 256 possible values.
-        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
-        if pixels.dtype == torch.uint8:
-            values = torch.arange(256, dtype=torch.float64) * self.rescale_factor
-            scaled = values.float().to(pixels.device)[pixels.int()]
+        # equal to the last bit, so does this (except where there is no float64).
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        if pixels.dtype == torch.uint8 and pixels.device.type != "mps":
+            scaled = (pixels.double() * self.rescale_factor).float()
         else:
             scaled = pixels * self.rescale_factor
         return (scaled - mean) / std
+
+
+def prepare_patches(
+    packed: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Turn packed pictures (B, 1 + P, K) into what a NaFlex image processor gives.
+
+    Args:
+        packed: uint8, or float on the 0..255 scale.
+        normalize: Maps colours (B, N, 3) to normalised ones.
+    """
+    patches = unpack_patches(packed)
+    colors = patches.values.reshape(len(packed), -1, 3)
+    values = normalize(colors).reshape(patches.values.shape)
+    # The image processor pads what is normalised already.
+    values = values.masked_fill(patches.mask[..., None] == 0, 0)
+    return {
+        "pixel_values": values,
+        "pixel_attention_mask": patches.mask,
+        "spatial_shapes": patches.spatial_shapes,
+    }

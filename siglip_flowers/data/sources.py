@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from siglip_flowers.config import DataArguments
+from siglip_flowers.data.array_cache import locate_cache
 from siglip_flowers.data.folder import list_folder, load_folder
 from siglip_flowers.data.hub import check_hub_arguments, load_hub
 from siglip_flowers.data.inspection import SharedImage, count_workers, inspect_images
@@ -165,6 +166,7 @@ def load_flowers(arguments: DataArguments) -> FlowerData:
         splits,
         workers=count_workers(arguments.image_workers),
         skip_corrupt_images=arguments.skip_corrupt_images,
+        cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
         allow_duplicates=arguments.allow_duplicates,
         known_shared=known,
     )

@@ -1,6 +1,6 @@
 """Run a classifier over a split, sharded over the processes of the launch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,16 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from siglip_flowers.data import image_ids
-from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.data.inspection import count_workers
+from siglip_flowers.data.pixels import PixelDataset, collate_pixels, get_picture_size
+from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
+
+# Each holds a batch of its own.
+MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -50,14 +56,34 @@ def evaluate_split(
     *,
     batch_size: int,
     num_workers: int = 0,
+    dtype: str = "float32",
+    compile: bool = False,
 ) -> SplitResult:
-    """Classify every picture of a split in float32 and measure how well.
+    """Classify every picture of a split and measure how well.
 
     With several processes each classifies its share; every process gets the whole result, each
     picture counted once.
+
+    Args:
+        model: The classifier.
+        processor: Its image processor.
+        rows: The split.
+        split: Its name.
+        batch_size: Pictures a process classifies at once.
+        num_workers: Decoding processes; 0 decodes in threads. The model works meanwhile.
+        dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
+            :func:`~siglip_flowers.inference.precision.resolve_dtype`.
+        compile: Compile the model first.
     """
     logits = predict_logits(
-        model, processor, rows, batch_size=batch_size, num_workers=num_workers, description=split
+        model,
+        processor,
+        rows,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        dtype=dtype,
+        compile=compile,
+        description=split,
     )
     labels = np.asarray(rows["label"], dtype=np.int64)
     return SplitResult(
@@ -78,12 +104,14 @@ def predict_logits(
     *,
     batch_size: int,
     num_workers: int = 0,
+    dtype: str = "float32",
+    compile: bool = False,
     description: str = "",
 ) -> np.ndarray:
     """Return the logits of every row, in row order: (N, C) float32."""
+    engine = _prepare(model, processor, dtype, compile)
     return _run_over(
-        model,
-        lambda pixels: model(pixel_values=pixels).logits,
+        engine.classify,
         processor,
         rows,
         batch_size=batch_size,
@@ -99,11 +127,13 @@ def extract_features(
     *,
     batch_size: int,
     num_workers: int = 0,
+    dtype: str = "float32",
+    compile: bool = False,
 ) -> np.ndarray:
     """Return the pooled, unnormalised features of every row, in row order: (N, D) float32."""
+    engine = _prepare(model, processor, dtype, compile)
     return _run_over(
-        model,
-        model.extract_features,
+        engine.extract_features,
         processor,
         rows,
         batch_size=batch_size,
@@ -112,9 +142,13 @@ def extract_features(
     )
 
 
-@torch.inference_mode()
+def _prepare(model: SiglipClassifier, processor: Any, dtype: str, compile: bool) -> InferenceEngine:
+    # Said before the first use: left to itself, it takes processes of a CPU launch for unrelated.
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    return InferenceEngine(model, processor, device=state.device, dtype=dtype, compile=compile)
+
+
 def _run_over(
-    model: Any,
     function: Callable[[torch.Tensor], torch.Tensor],
     processor: Any,
     rows: datasets.Dataset,
@@ -123,26 +157,38 @@ def _run_over(
     num_workers: int,
     description: str,
 ) -> np.ndarray:
-    """Apply a function of the model to every picture, each process to its share of the rows."""
-    # Said before the first use: left to itself, it takes processes of a CPU launch for unrelated.
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    """Apply a function of uint8 pixels to every picture, each process to its share of the rows."""
+    state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
-    pixels = PixelDataset(rows.select(share), processor.size["height"], processor.resample)
-    loader = DataLoader(
-        pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
-    )
-    normalizer = PixelNormalizer(processor)
-    model.to(state.device).eval()
-    parts: list[np.ndarray] = []
-    for batch in tqdm(
-        loader,
+    pixels = PixelDataset(rows.select(share), get_picture_size(processor), processor.resample)
+    batches = tqdm(
+        _read_batches(pixels, batch_size, num_workers),
+        total=-(-len(pixels) // batch_size),
         desc=description,
         unit="batch",
         leave=False,
         disable=not state.is_main_process or None,
-    ):
-        values = function(normalizer(batch["pixel_values"].to(state.device)))
-        parts.append(values.float().cpu().numpy())
+    )
+    parts = [function(batch["pixel_values"]).cpu().numpy() for batch in batches]
     # Shares differ by a row at most, and a process may have none.
     return np.concatenate(gather_object(parts))
+
+
+def _read_batches(
+    pixels: PixelDataset, batch_size: int, num_workers: int
+) -> Iterable[dict[str, torch.Tensor]]:
+    """Decode a data set ahead of the model: in processes, or with 0 of them in threads."""
+    if num_workers > 0:
+        return DataLoader(
+            pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
+        )
+    threads = min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
+    return map_ahead(
+        lambda start: collate_pixels(
+            pixels.__getitems__(range(start, min(start + batch_size, len(pixels))))
+        ),
+        range(0, len(pixels), batch_size),
+        workers=threads,
+        ahead=threads + 1,
+    )

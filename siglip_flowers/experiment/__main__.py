@@ -12,30 +12,40 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
-
-from filelock import FileLock, Timeout
+from typing import IO, Any, NoReturn
 
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.errors import InputError
-from siglip_flowers.experiment.analysis import analyse
-from siglip_flowers.experiment.plan import check_runs
-from siglip_flowers.experiment.report import write_report
-from siglip_flowers.experiment.runner import execute_runs
-from siglip_flowers.experiment.settings import claim_directory, read_settings
+from siglip_flowers.experiment.settings import (
+    ExperimentSettings,
+    check_arms,
+    claim_directory,
+    read_settings,
+)
+from siglip_flowers.parsing import is_first_process
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
 
+    def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
+        if is_first_process():
+            super().print_help(file)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Do the runs that are missing, then analyse all of them; return the exit code."""
-    return run_command("experiment", lambda: _run(sys.argv[1:] if argv is None else argv))
+    given = sys.argv[1:] if argv is None else argv
+    return run_command("experiment", lambda: _run(*_parse(given)), check=lambda: _check(given))
 
 
-def _run(argv: list[str]) -> None:
+def _check(argv: list[str]) -> None:
+    check_arms(_parse(argv)[0])
+
+
+def _parse(argv: list[str]) -> tuple[ExperimentSettings, str]:
+    """Return the experiment and the name of its file."""
     parser = _Parser(prog="python -m siglip_flowers.experiment", description=__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="The experiment, in YAML.")
     parser.add_argument("--output_dir", help="In place of the file's output_dir.")
@@ -53,7 +63,18 @@ def _run(argv: list[str]) -> None:
         if options.workers < 0:
             raise InputError(f"--workers is {options.workers}; use a whole number from 0.")
         changes["workers"] = options.workers
-    settings = dataclasses.replace(settings, **changes)
+    return dataclasses.replace(settings, **changes), options.config
+
+
+def _run(settings: ExperimentSettings, config_file: str) -> None:
+    # Seconds of imports, which --help and bad usage do not need.
+    from filelock import FileLock, Timeout
+
+    from siglip_flowers.experiment.analysis import analyse
+    from siglip_flowers.experiment.plan import check_runs
+    from siglip_flowers.experiment.report import write_report
+    from siglip_flowers.experiment.runner import execute_runs
+
     check_runs(settings)
     settings.directory.mkdir(parents=True, exist_ok=True)
     try:
@@ -61,7 +82,7 @@ def _run(argv: list[str]) -> None:
             claim_directory(settings)
             execute_runs(settings)
             cells, comparisons = analyse(settings)
-            command = f"python -m siglip_flowers.experiment --config {options.config}"
+            command = f"python -m siglip_flowers.experiment --config {config_file}"
             sentences = write_report(settings, cells, comparisons, command)
     except Timeout as error:
         raise InputError(

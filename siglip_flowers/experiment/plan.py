@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.errors import InputError
-from siglip_flowers.experiment.settings import RUN_KINDS, ExperimentSettings, to_folder
+from siglip_flowers.config import ProbeArguments
+from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.experiment.settings import (
+    LIGHT_KINDS,
+    ExperimentSettings,
+    name_run,
+    to_folder,
+)
 from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.training.build import RunArguments, check_arguments
 from siglip_flowers.training.output import CONFIG_FILE, METRICS_FILE, RUN_FILES
@@ -87,9 +93,8 @@ def run_options(settings: ExperimentSettings, run: Run) -> dict[str, Any]:
 
 def build_run_arguments(options: dict[str, Any]) -> RunArguments:
     """Turn options into what ``run_training`` takes."""
-    parsed = parse_arguments(
-        RUN_KINDS, [], prog="experiment", description="One run.", defaults=options
-    )
+    kinds = (*LIGHT_KINDS, FlowersTrainingArguments, ProbeArguments)
+    parsed = parse_arguments(kinds, [], prog="experiment", description="One run.", defaults=options)
     return RunArguments(*parsed)
 
 
@@ -102,11 +107,8 @@ def check_runs(settings: ExperimentSettings) -> None:
     for arm in settings.arms:
         for regime in settings.regimes:
             run = Run(regime, arm, settings.learning_rates[0], settings.seeds[0])
-            try:
+            with name_run(arm, regime):
                 check_arguments(build_run_arguments(run_options(settings, run)))
-            except InputError as error:
-                reason = str(error).removeprefix("In the defaults: ")
-                raise InputError(f"The arm {arm!r} in the regime {regime!r}: {reason}") from error
 
 
 def is_finished(directory: Path) -> bool:

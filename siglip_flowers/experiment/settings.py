@@ -1,26 +1,32 @@
 """What an experiment consists of: arms, regimes, seeds, and the trials each arm gets."""
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from siglip_flowers import config
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
+    ProbeArguments,
+    make_training_options,
 )
 from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import read_yaml, suggest_nearest
+from siglip_flowers.parsing import check_command_line, read_yaml, suggest_nearest
 from siglip_flowers.records import write_text
 
 SETTINGS_FILE = "experiment.yaml"
-RUN_KINDS = (DataArguments, AugmentationArguments, ModelArguments, FlowersTrainingArguments)
+# And the training arguments, which import torch.
+LIGHT_KINDS = (DataArguments, AugmentationArguments, ModelArguments)
 # The experiment decides these, so that arms differ in nothing that they do not name.
 RESERVED = {
     "output_dir": "output_dir of the experiment",
@@ -159,7 +165,7 @@ def _check_groups(groups: Any, key: str) -> dict[str, Options]:
 def _check_options(options: Any, where: str) -> Options:
     if not isinstance(options, dict):
         raise InputError(f"{where} must be a mapping of train.py's options, not {options!r}.")
-    known = {item.name for kind in RUN_KINDS for item in dataclasses.fields(kind)}
+    known = _known_options()
     for key in options:
         if key in RESERVED:
             raise InputError(f"{where} sets {key!r}, which comes from {RESERVED[key]}; drop it.")
@@ -168,6 +174,47 @@ def _check_options(options: Any, where: str) -> Options:
                 f"{where} has the unknown key {key!r}{suggest_nearest(str(key), known)}"
             )
     return dict(options)
+
+
+@functools.cache
+def _known_options() -> set[str]:
+    training: Any = make_training_options()
+    if training is None:
+        training = config.FlowersTrainingArguments
+    return {
+        item.name
+        for kind in (*LIGHT_KINDS, training, ProbeArguments)
+        for item in dataclasses.fields(kind)
+    }
+
+
+def check_arms(settings: ExperimentSettings) -> None:
+    """Check the options of every arm in every regime, as far as that needs no torch.
+
+    Raises:
+        InputError: A wrong type or a value out of range.
+    """
+    kinds = (*LIGHT_KINDS, make_training_options(), ProbeArguments)
+    for arm, arm_options in settings.arms.items():
+        for regime, regime_options in settings.regimes.items():
+            with name_run(arm, regime):
+                check_command_line(
+                    kinds,
+                    [],
+                    prog="experiment",
+                    description="One run.",
+                    defaults={**settings.base, **regime_options, **arm_options},
+                )
+
+
+@contextmanager
+def name_run(arm: str, regime: str) -> Iterator[None]:
+    """Name the arm and the regime in the InputError that the block raises."""
+    try:
+        yield
+    except InputError as error:
+        reason = str(error).removeprefix("In the defaults: ")
+        raise InputError(f"The arm {arm!r} in the regime {regime!r}: {reason}") from error
 
 
 def _check_list(values: dict[str, Any], key: str) -> list[Any]:

@@ -7,14 +7,21 @@ import torch
 from torch import nn
 from transformers import (
     PreTrainedModel,
+    Siglip2Config,
+    Siglip2ForImageClassification,
     SiglipConfig,
     SiglipForImageClassification,
-    SiglipVisionModel,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
+from siglip_flowers.model.naflex import (
+    VisionModel,
+    get_vision_class,
+    is_naflex,
+    run_vision_tower,
+)
 
 # Start values of the SigLIP paper (section 3.2) for checkpoints that do not carry their own.
 INITIAL_LOG_TEMPERATURE = math.log(10.0)
@@ -40,11 +47,13 @@ class CosineHead(nn.Module):
 
 
 class SiglipClassifier(PreTrainedModel):
-    """Image classifier on a fixed-resolution SigLIP or SigLIP 2 vision tower.
+    """Image classifier on the vision tower of a SigLIP or SigLIP 2, fixed-resolution or NaFlex.
 
-    ``forward`` takes ``pixel_values`` (B, 3, H, W), float, normalised as the checkpoint's image
-    processor does, and optional ``labels`` (B,), int64. It returns logits (B, C); with labels
-    also the loss of the model's activation: softmax cross-entropy, or the pairwise sigmoid loss.
+    ``forward`` takes what the checkpoint's image processor gives and optional ``labels`` (B,),
+    int64. For a fixed resolution that is ``pixel_values`` (B, 3, H, W), float; for NaFlex
+    ``pixel_values`` (B, P, K), patches, with ``pixel_attention_mask`` (B, P) and
+    ``spatial_shapes`` (B, 2). It returns logits (B, C); with labels also the loss of the model's
+    activation: softmax cross-entropy, or the pairwise sigmoid loss.
     """
 
     config_class = SiglipClassifierConfig
@@ -53,7 +62,12 @@ class SiglipClassifier(PreTrainedModel):
     input_modalities = ["image"]  # noqa: RUF012 - a contract of transformers, like the next ones
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["SiglipEncoderLayer", "SiglipMultiheadAttentionPoolingHead"]  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012
+        "SiglipEncoderLayer",
+        "SiglipMultiheadAttentionPoolingHead",
+        "Siglip2EncoderLayer",
+        "Siglip2MultiheadAttentionPoolingHead",
+    ]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
@@ -62,7 +76,8 @@ class SiglipClassifier(PreTrainedModel):
         super().__init__(config)
         hidden_size = config.vision_config.hidden_size
         num_labels = len(self.class_names)
-        self.vision_model = SiglipVisionModel._from_config(config.vision_config)
+        vision_class = get_vision_class(config.vision_config)
+        self.vision_model: VisionModel = vision_class._from_config(config.vision_config)
         self.classifier: CosineHead | nn.Linear
         if config.head == "cosine":
             self.classifier = CosineHead(hidden_size, num_labels)
@@ -90,12 +105,20 @@ class SiglipClassifier(PreTrainedModel):
         """Return the patch embedding, where gradient checkpointing hooks in."""
         return self.vision_model.embeddings.patch_embedding
 
-    def extract_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def extract_features(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the pooled features (B, D) that the head sees, before any normalisation."""
-        outputs = self.vision_model(pixel_values=pixel_values)
-        if self.config.pooling == "map":
-            return outputs.pooler_output
-        return outputs.last_hidden_state.mean(dim=1)
+        attended, mean = run_vision_tower(
+            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
+        )
+        if self.config.pooling == "mean":
+            return mean
+        assert attended is not None
+        return attended
 
     def classify_features(self, features: torch.Tensor) -> torch.Tensor:
         """Map pooled features (B, D) to logits (B, C)."""
@@ -104,10 +127,15 @@ class SiglipClassifier(PreTrainedModel):
         return self.classifier(features)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classify a batch; see the class for shapes."""
-        logits = self.classify_features(self.extract_features(pixel_values))
+        features = self.extract_features(pixel_values, pixel_attention_mask, spatial_shapes)
+        logits = self.classify_features(features)
         loss = None
         if labels is not None:
             loss_function = (
@@ -143,8 +171,10 @@ class SiglipClassifier(PreTrainedModel):
         return folded.train(self.training)
 
     @torch.no_grad()
-    def to_native(self) -> SiglipForImageClassification:
+    def to_native(self) -> SiglipForImageClassification | Siglip2ForImageClassification:
         """Return a plain ``SiglipForImageClassification`` with the same logits.
+
+        Of a NaFlex classifier it is a ``Siglip2ForImageClassification``.
 
         Raises:
             ValueError: The model cannot be one: it uses attention pooling or normalised features.
@@ -155,12 +185,15 @@ class SiglipClassifier(PreTrainedModel):
                 f"SiglipForImageClassification; this one has pooling {self.config.pooling!r} and "
                 f"normalize_features {self.config.normalize_features}: train with --pooling mean."
             )
-        config = SiglipConfig(
+        naflex = is_naflex(self.config.vision_config)
+        config_class = Siglip2Config if naflex else SiglipConfig
+        config: Any = config_class(
             vision_config=self.config.vision_config.to_dict(),
             id2label=self.config.id2label,
             label2id=self.config.label2id,
             problem_type=self.config.problem_type,
         )
-        native = SiglipForImageClassification(config)
+        native_class = Siglip2ForImageClassification if naflex else SiglipForImageClassification
+        native: Any = native_class(config)
         native.load_state_dict(self.state_dict())
         return native.eval()

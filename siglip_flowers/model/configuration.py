@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
-from transformers import PreTrainedConfig, SiglipVisionConfig
+from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
+
+from siglip_flowers.model.naflex import VISION_CONFIGS, VisionConfig
 
 POOLINGS = ("map", "mean")
 HEADS = ("linear", "cosine")
@@ -18,7 +20,8 @@ class SiglipClassifierConfig(PreTrainedConfig):
     """A SigLIP vision tower, a way to pool its patch tokens, and a head.
 
     Args:
-        vision_config: Configuration of the vision tower.
+        vision_config: Configuration of the vision tower; its ``model_type`` decides between a
+            fixed-resolution tower and a NaFlex one.
         pooling: ``map`` uses the tower's pretrained attention-pooling head, ``mean`` averages the
             patch tokens as ``SiglipForImageClassification`` does (the tower then has no head).
         head: ``linear``; or ``cosine``, the head of the sigmoid loss while it is being trained:
@@ -28,11 +31,11 @@ class SiglipClassifierConfig(PreTrainedConfig):
     """
 
     model_type = "siglip_classifier"
-    sub_configs = {"vision_config": SiglipVisionConfig}  # noqa: RUF012 - transformers' own contract
+    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012 - transformers' own contract
 
     def __init__(
         self,
-        vision_config: SiglipVisionConfig | dict[str, Any] | None = None,
+        vision_config: VisionConfig | dict[str, Any] | None = None,
         pooling: str = "map",
         head: str = "linear",
         normalize_features: bool = False,
@@ -50,14 +53,20 @@ class SiglipClassifierConfig(PreTrainedConfig):
         if vision_config is None:
             vision_config = SiglipVisionConfig()
         elif isinstance(vision_config, dict):
-            vision_config = SiglipVisionConfig(**vision_config)
+            kind = vision_config.get("model_type", SiglipVisionConfig.model_type)
+            if kind not in VISION_CONFIGS:
+                raise ValueError(
+                    f"vision_config has model_type {kind!r}; it must be one of "
+                    f"{', '.join(VISION_CONFIGS)}."
+                )
+            vision_config = VISION_CONFIGS[kind](**vision_config)
         else:
             # The next lines change it, and it may be the configuration of a tower in use.
             vision_config = copy.deepcopy(vision_config)
         # An attention-pooling head that takes no part in the loss breaks DDP with gradient
         # checkpointing, so the tower is built without it where it is not used.
         vision_config.vision_use_head = pooling == "map"
-        self.vision_config = vision_config
+        self.vision_config: VisionConfig = vision_config
         self.pooling = pooling
         self.head = head
         self.normalize_features = normalize_features

@@ -4,32 +4,47 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import SiglipConfig, SiglipModel
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Siglip2Model,
+    SiglipConfig,
+    SiglipModel,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
+from siglip_flowers.model.naflex import TextModel, VisionModel, is_naflex, run_vision_tower
 from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
 from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
 from siglip_flowers.prompts import build_prompts
 
 
-class ContrastiveSiglip(SiglipModel):
-    """A ``SiglipModel`` that trains on pictures with prompts and evaluates as a classifier.
+class ContrastiveSiglip(PreTrainedModel):
+    """Two towers that train on pictures with prompts and evaluate as a classifier.
+
+    Built as a ``SiglipModel`` or, for NaFlex, a ``Siglip2Model``; see :func:`load_contrastive`.
 
     Source: Goyal et al. 2023, "Finetune like you pretrain", with the sigmoid loss of the
     pretraining and with pairs of the same class as positives.
 
-    In training mode ``forward`` takes ``pixel_values`` (B, 3, H, W), ``labels`` (B,) and
+    In training mode ``forward`` takes pictures as ``SiglipClassifier`` does, ``labels`` (B,) and
     ``templates`` (B,), the number of the prompt template drawn for each picture, and returns the
-    loss of this rank. In evaluation mode it takes ``pixel_values`` and returns logits (B, C) to
-    the class embeddings, each the average of the class's prompts.
+    loss of this rank. In evaluation mode it takes pictures and returns logits (B, C) to the class
+    embeddings, each the average of the class's prompts.
     """
 
-    def __init__(self, config: SiglipConfig) -> None:
+    vision_model: VisionModel
+    text_model: TextModel
+    logit_scale: nn.Parameter
+    logit_bias: nn.Parameter
+
+    def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.class_names: list[str] = []
         self._prompt_ids: Tensor | None = None
@@ -51,14 +66,19 @@ class ContrastiveSiglip(SiglipModel):
         self._evaluation_embeddings = None
         return super().train(mode)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         pixel_values: Tensor,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
         labels: Tensor | None = None,
         templates: Tensor | None = None,
     ) -> Any:
         """See the class."""
-        images = self.vision_model(pixel_values=pixel_values).pooler_output
+        images, _ = run_vision_tower(
+            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
+        )
+        assert images is not None
         if labels is not None and templates is not None:
             assert self._prompt_ids is not None
             prompts = self._prompt_ids.to(labels.device)[labels, templates]  # (B, L)
@@ -106,6 +126,14 @@ class ContrastiveSiglip(SiglipModel):
         return folded.eval()
 
 
+class _FixedContrastive(ContrastiveSiglip, SiglipModel):
+    pass
+
+
+class _NaflexContrastive(ContrastiveSiglip, Siglip2Model):
+    pass
+
+
 def load_contrastive(
     checkpoint: str,
     class_names: Sequence[str],
@@ -127,8 +155,12 @@ def load_contrastive(
     options: dict[str, Any] = (
         {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     )
-    model = load_weights(ContrastiveSiglip, checkpoint, "weights", **options)
-    if image_size not in (None, config.vision_config.image_size):
+    naflex = is_naflex(config.vision_config)
+    model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
+    model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights", **options)
+    if image_size is not None:
+        check_image_size(image_size, config.vision_config)
+    if not naflex and image_size not in (None, config.vision_config.image_size):
         model = _resize(model, image_size)
     flat = [prompt for of_class in prompts for prompt in of_class]
     length = config.text_config.max_position_embeddings
@@ -143,7 +175,7 @@ def _resize(model: ContrastiveSiglip, image_size: int) -> ContrastiveSiglip:
     config: Any = SiglipConfig.from_dict(model.config.to_dict())
     config.vision_config.image_size = image_size
     config._attn_implementation = model.config._attn_implementation
-    resized = ContrastiveSiglip(config)
+    resized = _FixedContrastive(config)
     state = model.state_dict()
     name = "vision_model.embeddings.position_embedding.weight"
     patch_size = config.vision_config.patch_size

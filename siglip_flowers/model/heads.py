@@ -1,21 +1,15 @@
 """Ways to start a classifier's head: from the text tower, or from a fit on frozen features."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import load_classifier
+from siglip_flowers.model.probe_solvers import PROBE_STRENGTHS, fit_logistic_heads
 from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
-
-# Inverse strengths of the L2 penalty that a probe chooses from.
-PROBE_STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-PROBE_ITERATIONS = 300
 
 
 @torch.no_grad()
@@ -94,25 +88,14 @@ def set_probe_head(
     """
     head = model.classifier
     assert isinstance(head, nn.Linear)
-    features, labels = train
-    mean, std = features.mean(axis=0), features.std(axis=0) + 1e-6
-    scaled, scaled_validation = (features - mean) / std, (validation[0] - mean) / std
-    best_accuracy, best_strength, best = -1.0, PROBE_STRENGTHS[0], None
-    for strength in PROBE_STRENGTHS:
-        probe = LogisticRegression(C=strength, max_iter=PROBE_ITERATIONS, class_weight=class_weight)
-        with warnings.catch_warnings():
-            # A weak penalty needs more steps than it is worth; validation judges what came out.
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            probe.fit(scaled, labels)
-        accuracy = float(probe.score(scaled_validation, validation[1]))
-        if accuracy > best_accuracy:
-            best_accuracy, best_strength, best = accuracy, strength, probe
-    assert best is not None
-    # scikit-learn keeps a single row for two classes: the logit of the second one.
-    weight, bias = best.coef_, best.intercept_
-    if len(weight) == 1:
-        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / std
-    head.weight.copy_(torch.from_numpy(weight))
-    head.bias.copy_(torch.from_numpy(bias - weight @ mean))
-    return best_strength
+    class_count = len(head.bias)
+    heads = fit_logistic_heads(*train, class_count, PROBE_STRENGTHS, class_weight)
+    accuracies = [
+        float(np.mean((validation[0] @ weight.T + bias).argmax(axis=1) == validation[1]))
+        for weight, bias in heads
+    ]
+    # The strongest penalty of equals.
+    best = int(np.argmax(accuracies))
+    head.weight.copy_(torch.from_numpy(heads[best][0]))
+    head.bias.copy_(torch.from_numpy(heads[best][1]))
+    return PROBE_STRENGTHS[best]

@@ -4,6 +4,7 @@ Every weight of the vision tower must come from the checkpoint: one that is miss
 shape is an error, since a silently random tower trains to a silently bad model.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,33 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
+    Siglip2ImageProcessorPil,
     SiglipImageProcessorPil,
-    SiglipVisionConfig,
-    SiglipVisionModel,
 )
 
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.naflex import (
+    VISION_CONFIGS,
+    VISION_TYPES,
+    VisionConfig,
+    VisionModel,
+    check_max_num_patches,
+    get_vision_class,
+    is_naflex,
+    name_kind,
+)
 from siglip_flowers.model.weights import first_line, interpolate_position_embedding, load_weights
+
+MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
 
 
 def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
-    """Read the configuration of a checkpoint and check that it is a fixed-resolution SigLIP.
+    """Read the configuration of a checkpoint and check that it is a SigLIP.
 
     Raises:
-        InputError: The checkpoint is no SigLIP, or a NaFlex one.
+        InputError: The checkpoint is no SigLIP, or contradicts itself.
         RunError: It can be found neither here nor on the Hub.
     """
     path = Path(checkpoint)
@@ -41,6 +53,7 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
         raise InputError(f"The model directory {checkpoint} does not exist; check the path.")
     try:
         config = AutoConfig.from_pretrained(checkpoint)
+        declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except (OSError, HfHubHTTPError) as error:
         if path.is_dir():
             raise InputError(
@@ -55,37 +68,45 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     except (ValueError, KeyError) as error:
         raise InputError(
             f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}); use a "
-            "SigLIP or fixed-resolution SigLIP 2 checkpoint."
+            "SigLIP or SigLIP 2 checkpoint."
         ) from error
-    if config.model_type in ("siglip2", "siglip2_vision_model"):
-        raise InputError(
-            f"The checkpoint {checkpoint!r} is a NaFlex SigLIP 2 (model_type "
-            f"{config.model_type!r}), which needs other inputs than pictures of one size; use a "
-            "fixed-resolution one such as google/siglip2-base-patch16-224."
-        )
-    if config.model_type not in ("siglip", "siglip_vision_model", "siglip_classifier"):
+    if config.model_type not in MODEL_TYPES:
         raise InputError(
             f"The checkpoint {checkpoint!r} is not a SigLIP model: its model_type is "
-            f"{config.model_type!r}, expected 'siglip', 'siglip_vision_model' or "
-            "'siglip_classifier'."
+            f"{config.model_type!r}, expected one of {', '.join(MODEL_TYPES)}."
+        )
+    # transformers overlooks an inner model_type, or follows it, but never compares the two.
+    inner = (declared.get("vision_config") or {}).get("model_type")
+    expected = VISION_TYPES.get(config.model_type)
+    if expected is not None and inner not in (None, expected):
+        raise InputError(
+            f"The config.json of {checkpoint!r} contradicts itself: its model_type is "
+            f"{config.model_type!r}, but that of its vision_config is {inner!r} where "
+            f"{expected!r} belongs; give it the config.json that it was published with."
         )
     return config
 
 
-def vision_config_of(config: PreTrainedConfig) -> SiglipVisionConfig:
+def vision_config_of(config: PreTrainedConfig) -> VisionConfig:
     """Return the vision part of a two-tower, vision-only or classifier configuration."""
-    if isinstance(config, SiglipVisionConfig):
+    if isinstance(config, VisionConfig):
         return config
     vision_config = config.vision_config
-    assert isinstance(vision_config, SiglipVisionConfig)
+    assert isinstance(vision_config, VisionConfig)
     return vision_config
 
 
-def check_image_size(image_size: int, vision_config: SiglipVisionConfig) -> None:
-    """Raise InputError unless whole patches cover the picture."""
+def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
+    """Raise InputError unless the tower has one size and whole patches cover the picture."""
+    if is_naflex(vision_config):
+        raise InputError(
+            f"--image_size {image_size} is for fixed-resolution checkpoints, and this NaFlex one "
+            "keeps each picture's aspect ratio; use --max_num_patches."
+        )
     patch_size = vision_config.patch_size
     assert isinstance(patch_size, int)
-    if image_size % patch_size:
+    # The released patch-14 towers for 384 pixels leave the last six out, and were trained so.
+    if image_size % patch_size and image_size != vision_config.image_size:
         below = image_size - image_size % patch_size
         nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
         raise InputError(
@@ -94,22 +115,56 @@ def check_image_size(image_size: int, vision_config: SiglipVisionConfig) -> None
         )
 
 
-def load_image_processor(checkpoint: str, image_size: int | None = None) -> Any:
+def load_image_processor(
+    checkpoint: str, image_size: int | None = None, max_num_patches: int | None = None
+) -> Any:
     """Load the checkpoint's image processor, set to another picture size if asked.
 
     The PIL class is named, so that pixels do not depend on whether torchvision is installed: the
     Auto class asks for it in some versions of transformers.
+
+    Args:
+        checkpoint: A directory or a Hub id.
+        image_size: Side in pixels, for a fixed-resolution checkpoint.
+        max_num_patches: Most patches of a picture, for a NaFlex checkpoint.
+
+    Raises:
+        InputError: It is the processor of the other kind of checkpoint, or a size does not apply.
+        RunError: It cannot be reached or read.
     """
     try:
-        processor = SiglipImageProcessorPil.from_pretrained(checkpoint)
+        declared, _ = SiglipImageProcessorPil.get_image_processor_dict(checkpoint)
+        # The Hub's files carry the names with and without "Fast".
+        naflex = str(declared.get("image_processor_type")).startswith("Siglip2ImageProcessor")
+        processor_class = Siglip2ImageProcessorPil if naflex else SiglipImageProcessorPil
+        processor: Any = processor_class.from_pretrained(checkpoint)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise RunError(
             f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}); "
             "the checkpoint needs a preprocessor_config.json."
         ) from error
+    if not Path(checkpoint).is_dir() or (Path(checkpoint) / "config.json").is_file():
+        _check_processor(checkpoint, naflex, image_size, max_num_patches)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
+    if max_num_patches is not None:
+        processor.max_num_patches = max_num_patches
     return processor
+
+
+def _check_processor(
+    checkpoint: str, naflex: bool, image_size: int | None, max_num_patches: int | None
+) -> None:
+    """Raise InputError unless an image processor's kind and sizes are those of the model."""
+    vision_config = vision_config_of(load_checkpoint_config(checkpoint))
+    if is_naflex(vision_config) is not naflex:
+        raise InputError(
+            f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but the "
+            f"model is a {name_kind(not naflex)}; give it the one that it was published with."
+        )
+    if image_size is not None:
+        check_image_size(image_size, vision_config)
+    check_max_num_patches(max_num_patches, vision_config)
 
 
 def load_classifier(
@@ -127,15 +182,15 @@ def load_classifier(
     """Build a classifier with the vision tower of a checkpoint and a fresh head.
 
     Args:
-        checkpoint: Two-tower SigLIP, vision tower only, or a saved classifier; a directory or a
-            Hub id. Only safetensors weights are read.
+        checkpoint: Two-tower SigLIP, vision tower only, or a saved classifier, fixed-resolution or
+            NaFlex; a directory or a Hub id. Only safetensors weights are read.
         class_names: The C names, in label order.
         pooling: See :class:`SiglipClassifierConfig`, like the next three.
         head: See above.
         normalize_features: See above.
         activation: See above.
         image_size: Side in pixels; position embeddings are interpolated where it is not the
-            checkpoint's own.
+            checkpoint's own. Not for NaFlex, whose tower does so for every picture.
         from_scratch: Take the architecture only and initialise every weight at random.
         attn_implementation: ``sdpa``, ``eager``, ...; transformers chooses when left out.
 
@@ -149,18 +204,16 @@ def load_classifier(
             f"There is nothing to tell apart: the classes are {', '.join(class_names) or 'none'}; "
             "give at least two."
         )
-    vision_config = vision_config_of(load_checkpoint_config(checkpoint))
-    own_size, patch_size = vision_config.image_size, vision_config.patch_size
-    assert isinstance(own_size, int)
-    assert isinstance(patch_size, int)
+    vision_config: Any = vision_config_of(load_checkpoint_config(checkpoint))
     if image_size is not None:
         check_image_size(image_size, vision_config)
     tower = None
     if not from_scratch:
         tower = _load_vision_tower(checkpoint, use_head=pooling == "map")
         vision_config = tower.config
-    target_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
-    target_config.image_size = image_size or own_size
+    target_config = copy.deepcopy(vision_config)
+    if image_size is not None:
+        target_config.image_size = image_size
     # A checkpoint saved in half precision would have a tower from scratch built in it.
     target_config.dtype = torch.float32
     config = SiglipClassifierConfig(
@@ -174,29 +227,42 @@ def load_classifier(
     )
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    model = SiglipClassifier(config)
+    try:
+        model = SiglipClassifier(config)
+    except (ValueError, ImportError) as error:
+        if attn_implementation is None:
+            raise
+        raise InputError(
+            f"--attn_implementation {attn_implementation} cannot be used ({first_line(error)}); "
+            "choose sdpa or eager."
+        ) from error
     if tower is not None:
         state = tower.state_dict()
-        if target_config.image_size != own_size:
+        if image_size is not None and image_size != vision_config.image_size:
             name = "embeddings.position_embedding.weight"
             state[name] = interpolate_position_embedding(
-                state[name], target_config.image_size // patch_size
+                state[name], image_size // vision_config.patch_size
             )
         model.vision_model.load_state_dict(state)
     return model
 
 
-def _load_vision_tower(checkpoint: str, *, use_head: bool) -> SiglipVisionModel:
+def _load_vision_tower(checkpoint: str, *, use_head: bool) -> VisionModel:
     config = load_checkpoint_config(checkpoint)
     vision_config = vision_config_of(config)
-    if use_head and not vision_config.vision_use_head:
+    # Not every version of transformers gives the setting a default, and released files lack it.
+    if use_head and not getattr(vision_config, "vision_use_head", True):
         raise InputError(
             f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
             "false), which --pooling map needs; use --pooling mean."
         )
-    vision_config = SiglipVisionConfig.from_dict(vision_config.to_dict())
+    vision_config = copy.deepcopy(vision_config)
     vision_config.vision_use_head = use_head
-    return load_weights(SiglipVisionModel, checkpoint, "vision weights", config=vision_config)
+    vision_class: Any = get_vision_class(vision_config)
+    tower: VisionModel = load_weights(
+        vision_class, checkpoint, "vision weights", config=vision_config
+    )
+    return tower
 
 
 def load_saved_classifier(directory: str) -> SiglipClassifier:

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, SiglipTextModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.loading import load_checkpoint_config
+from siglip_flowers.model.naflex import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
 _WEIGHTS = "model.safetensors"
@@ -27,7 +28,7 @@ class TextTower(NamedTuple):
     ``logit_scale`` (a logarithm) and ``logit_bias`` are float32 of shape (1,), as saved.
     """
 
-    model: SiglipTextModel
+    model: TextModel
     tokenizer: PreTrainedTokenizerBase
     logit_scale: Tensor
     logit_bias: Tensor
@@ -44,7 +45,7 @@ class ZeroShotHead(NamedTuple):
 def check_text_tower(checkpoint: str) -> Any:
     """Return the checkpoint's configuration; InputError if it has no text tower."""
     config = load_checkpoint_config(checkpoint)
-    if config.model_type != "siglip":
+    if config.model_type not in VISION_TYPES:
         raise InputError(
             f"{checkpoint} has no text tower (its config.json says {config.model_type!r}): "
             f"{_REMEDY}"
@@ -53,7 +54,7 @@ def check_text_tower(checkpoint: str) -> Any:
 
 
 def load_text_tower(checkpoint: str) -> TextTower:
-    """Load the text half of a SigLIP or fixed-resolution SigLIP 2 checkpoint, in float32.
+    """Load the text half of a SigLIP or SigLIP 2 checkpoint, in float32.
 
     ``checkpoint`` is a local directory or a Hub id; only safetensors are read, and of these only
     the text weights.
@@ -66,7 +67,8 @@ def load_text_tower(checkpoint: str) -> TextTower:
     tokenizer = load_tokenizer(checkpoint)
     weights = _read_text_weights(checkpoint)
     # Given from memory, the vision weights are neither loaded nor reported as left over.
-    loaded: Any = SiglipTextModel.from_pretrained(
+    text_class: Any = get_text_class(config)
+    loaded: Any = text_class.from_pretrained(
         None,
         config=config.text_config,
         state_dict={k: v for k, v in weights.items() if k.startswith(_TEXT_PREFIX)},
@@ -86,7 +88,7 @@ def load_text_tower(checkpoint: str) -> TextTower:
 
 
 def encode_prompts(
-    text_model: SiglipTextModel,
+    text_model: TextModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     batch_size: int = 64,
@@ -118,7 +120,7 @@ def tokenize_prompts(
 
 
 def class_embeddings(
-    text_model: SiglipTextModel,
+    text_model: TextModel,
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
     templates: Sequence[str],
@@ -157,7 +159,7 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
 
     None for a checkpoint of a vision tower alone, which has neither.
     """
-    if load_checkpoint_config(checkpoint).model_type != "siglip":
+    if load_checkpoint_config(checkpoint).model_type not in VISION_TYPES:
         return None
     found: dict[str, Tensor] = {}
     for path in _find_weight_files(checkpoint):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.naflex import name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -49,6 +50,15 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
         transformers_logging.set_verbosity(verbosity)
     model, report = loaded
     # Mismatched entries are (name, shape in the file, shape in the model).
+    for name, found, expected in report["mismatched_keys"]:
+        if name.endswith("embeddings.patch_embedding.weight") and len(found) != len(expected):
+            # A convolution's weight has four axes, that of a linear map of patches two.
+            naflex = len(found) == 2
+            raise InputError(
+                f"The weights of {checkpoint!r} are those of a {name_kind(naflex)}, but its "
+                f"config.json describes a {name_kind(not naflex)}; give it the config.json that "
+                "it was published with."
+            )
     bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if bad:
         shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")

@@ -3,7 +3,7 @@
 import copy
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,23 @@ from siglip_flowers.config import (
     DataArguments,
     FlowersTrainingArguments,
     ModelArguments,
+    ProbeArguments,
+    check_probe,
 )
 from siglip_flowers.data import FlowerData, check_data_arguments
-from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.data.patch_augment import build_augmenter, check_patch_augmentation
+from siglip_flowers.data.pixel_cache import open_pixels
+from siglip_flowers.data.pixels import (
+    PixelNormalizer,
+    collate_pixels,
+    get_picture_size,
+    scale_size,
+)
 from siglip_flowers.data.splits import draw_rows, get_labels
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.freezing import check_trainable, freeze
@@ -36,6 +45,8 @@ from siglip_flowers.model.loading import (
     load_classifier,
     vision_config_of,
 )
+from siglip_flowers.model.naflex import check_max_num_patches, is_naflex
+from siglip_flowers.model.stochastic_depth import add_stochastic_depth
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
 from siglip_flowers.parsing import dump_configuration
 from siglip_flowers.prompts import load_templates
@@ -48,6 +59,7 @@ from siglip_flowers.training.objectives import (
 )
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
+from siglip_flowers.training.recipe import check_recipe
 from siglip_flowers.training.trackers import build_tracker_callbacks, check_trackers
 from siglip_flowers.training.trainer import FlowersTrainer
 
@@ -68,10 +80,13 @@ class RunArguments:
     augmentation: AugmentationArguments
     model: ModelArguments
     training: FlowersTrainingArguments
+    probe: ProbeArguments = field(default_factory=ProbeArguments)
 
     def dump(self) -> str:
         """Return the configuration as YAML text that ``--config`` reads back."""
-        return dump_configuration(self.data, self.augmentation, self.model, self.training)
+        return dump_configuration(
+            self.data, self.augmentation, self.model, self.training, self.probe
+        )
 
 
 def check_arguments(arguments: RunArguments) -> None:
@@ -85,8 +100,12 @@ def check_arguments(arguments: RunArguments) -> None:
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if arguments.model.image_size is not None:
         check_image_size(arguments.model.image_size, vision_config)
+    check_max_num_patches(arguments.model.max_num_patches, vision_config)
+    if is_naflex(vision_config):
+        check_patch_augmentation(arguments.augmentation)
     check_trainable(arguments.model.trainable, vision_config.num_hidden_layers)
     _check_combinations(arguments)
+    check_recipe(arguments.model, training)
     if needs_text_tower(arguments):
         check_text_tower(checkpoint)
         load_templates(arguments.model.prompt_templates)
@@ -94,6 +113,7 @@ def check_arguments(arguments: RunArguments) -> None:
     if (
         released
         and arguments.model.trainable != "head"
+        and arguments.model.lora_r is None
         and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE
     ):
         logger.warning(
@@ -158,6 +178,7 @@ def _check_combinations(arguments: RunArguments) -> None:
     for applies, message in excluded:
         if applies:
             raise InputError(f"{message}.")
+    check_probe(arguments.probe, augmentation, model, training)
 
 
 def build_model(
@@ -192,6 +213,10 @@ def build_model(
         )
         _start_head(model, arguments, data, processor, templates)
     freeze(model.vision_model, options.trainable)
+    if options.lora_r is not None:
+        add_adapters(model, options)
+    if training.drop_path:
+        add_stochastic_depth(model.vision_model.encoder.layers, training.drop_path)
     return model
 
 
@@ -258,11 +283,11 @@ def build_trainer(
 ) -> FlowersTrainer:
     """Put data, model, objective and callbacks together."""
     training = arguments.training
-    size, resample = processor.size["height"], processor.resample
+    size, resample = get_picture_size(processor), processor.resample
     augmenter, train_size = None, size
     if arguments.augmentation.augment:
-        train_size = round(size * arguments.augmentation.train_resize_scale)
-        augmenter = BatchAugmenter(
+        train_size = scale_size(size, arguments.augmentation.train_resize_scale)
+        augmenter = build_augmenter(
             arguments.augmentation, size, len(model.class_names), training.seed
         )
     activation = "softmax" if training.objective == "cross_entropy" else "sigmoid"
@@ -271,37 +296,58 @@ def build_trainer(
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         return compute_metrics(logits, labels, activation)
 
-    callbacks: list[Any] = build_tracker_callbacks(training.report_to)
-    if training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-    # Aim's callback is ours to add: the Trainer refuses the name.
-    trainer_arguments = copy.copy(training)
-    trainer_arguments.report_to = [name for name in training.report_to if name != "aim"]
     trainer = FlowersTrainer(
         objective=build_objective(arguments, data, model),
         normalizer=PixelNormalizer(processor),
         augmenter=augmenter,
         ema=training.ema,
         model=model,
-        args=trainer_arguments,
-        train_dataset=PixelDataset(data.splits["train"], train_size, resample),
+        args=copy_for_trainer(training),
+        train_dataset=open_pixels(data.splits["train"], train_size, resample, arguments.data),
         eval_dataset={
-            "train": PixelDataset(draw_train_sample(arguments, data), size, resample),
-            "validation": PixelDataset(data.splits["validation"], size, resample),
+            name: open_pixels(rows, size, resample, arguments.data)
+            for name, rows in (
+                ("train", draw_train_sample(arguments, data)),
+                ("validation", data.splits["validation"]),
+            )
         },
         data_collator=collate_pixels,
         compute_metrics=measure,
-        callbacks=callbacks,
+        callbacks=build_callbacks(training),
     )
-    if not training.disable_tqdm:
+    show_progress(trainer)
+    return trainer
+
+
+def copy_for_trainer(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
+    """Return the arguments as the Trainer may see them."""
+    # Aim's callback is ours to add: the Trainer refuses the name. Batches are shrunk by the caller,
+    # since the Trainer would go on with smaller steps, from weights that were already changed.
+    copied = copy.copy(training)
+    copied.auto_find_batch_size = False
+    copied.report_to = [name for name in training.report_to if name != "aim"]
+    return copied
+
+
+def build_callbacks(training: FlowersTrainingArguments) -> list[Any]:
+    """Return the callbacks that the arguments ask for, but that of the progress bar."""
+    callbacks: list[Any] = build_tracker_callbacks(training.report_to)
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
+    return callbacks
+
+
+def show_progress(trainer: FlowersTrainer) -> None:
+    """Put our progress bar in the place of the Trainer's, unless bars are off."""
+    if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossProgressCallback())
-    return trainer
 
 
 def check_free_disk(model: PreTrainedModel, training: FlowersTrainingArguments) -> None:
     """Raise RunError if the checkpoints of the run would not fit on the disk."""
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    kept_weights = select_trained(model).values() if has_adapters(model) else model.parameters()
+    parameters = sum(parameter.numel() for parameter in kept_weights)
     # The best and the newest ones, one being written, and the final weights.
     kept = (training.save_total_limit or 10) + 2
     needed = parameters * (CHECKPOINT_BYTES_PER_PARAMETER * kept + 4)

@@ -15,14 +15,15 @@ class TrainingBatch:
     """One batch as the objectives see it.
 
     Attributes:
-        pixel_values: (B, 3, S, S) float32, normalised.
+        inputs: The pictures as the model takes them: ``pixel_values`` (B, 3, S, S) float32,
+            normalised; or patches with their mask and grids, see ``PixelNormalizer.prepare``.
         labels: (B,) int64, the pictures' own classes.
         targets: The labels, or (B, C) float32 where pictures were mixed.
-        rows: (B,) int64, the pictures' rows in the training split.
+        rows: (B,) int64 in main memory, the pictures' rows in the training split.
         step: Number of the optimiser step.
     """
 
-    pixel_values: Tensor
+    inputs: dict[str, Tensor]
     labels: Tensor
     targets: Tensor
     rows: Tensor
@@ -37,7 +38,7 @@ def build_cross_entropy(label_smoothing: float, class_weights: Tensor | None) ->
     """Softmax cross-entropy over the classes; ``class_weights`` (C,) float32."""
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        logits = model(pixel_values=batch.pixel_values).logits
+        logits = model(**batch.inputs).logits
         loss = cross_entropy_loss(logits, batch.targets, label_smoothing, class_weights)
         return loss, logits
 
@@ -48,7 +49,7 @@ def build_sigmoid() -> Objective:
     """SigLIP's pairwise sigmoid loss between pictures and classes."""
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        logits = model(pixel_values=batch.pixel_values).logits
+        logits = model(**batch.inputs).logits
         return sigmoid_loss(logits, batch.targets), logits
 
     return objective
@@ -59,9 +60,9 @@ def build_contrastive(num_templates: int, seed: int) -> Objective:
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, None]:
         # Another stream than augmentation's, which starts from the same seed.
-        numbers = uniform_numbers(seed + 1, batch.step, batch.rows.cpu().numpy(), 1)[:, 0]
+        numbers = uniform_numbers(seed + 1, batch.step, batch.rows.numpy(), 1)[:, 0]
         templates = torch.from_numpy(numbers * num_templates).long().to(batch.labels.device)
-        outputs = model(pixel_values=batch.pixel_values, labels=batch.labels, templates=templates)
+        outputs = model(**batch.inputs, labels=batch.labels, templates=templates)
         return outputs.loss, None
 
     return objective

@@ -14,11 +14,13 @@ from siglip_flowers.records import write_text
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 MODEL_DIR = "model"
+ADAPTER_DIR = "adapter"
 CHECKPOINT_DIR = "checkpoints"
 RUN_FILES = (
     METRICS_FILE,
     CONFIG_FILE,
     MODEL_DIR,
+    ADAPTER_DIR,
     CHECKPOINT_DIR,
     "splits.json",
     "history.csv",
@@ -28,8 +30,19 @@ RUN_FILES = (
     "examples.png",
     *(f"example{number}.png" for number in range(1, 6)),
 )
+# Left by runs that fit heads on features, besides those.
+PROBE_GRID_FILE = "probe_grid.csv"
 # Settings that may differ between a run and its resumption.
-UNCOMPARED = ("overwrite_output_dir", "local_rank", "disable_tqdm", "dataloader_num_workers")
+UNCOMPARED = (
+    "overwrite_output_dir",
+    "local_rank",
+    "disable_tqdm",
+    "dataloader_num_workers",
+    "image_workers",
+    "pixel_cache",
+    "cache_dir",
+    "cpu_threads",
+)
 
 
 def is_finished(directory: Path) -> bool:
@@ -60,13 +73,13 @@ def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) ->
     Args:
         directory: The output directory.
         configuration: YAML text of the resolved configuration, kept beside the results.
-        overwrite: Delete what an earlier run left (the files of ``RUN_FILES`` and no others).
+        overwrite: Delete what an earlier run left (its own files and no others).
 
     Raises:
         InputError: The directory holds a finished run, or an unfinished one of other settings.
     """
     if overwrite:
-        for name in RUN_FILES:
+        for name in (*RUN_FILES, PROBE_GRID_FILE):
             path = directory / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -7,7 +7,7 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class LossProgressCallback(ProgressCallback):
-    """A progress bar with loss and accuracy, and one line for each evaluation."""
+    """A progress bar with loss, accuracy and speed, and one line for each evaluation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +28,9 @@ class LossProgressCallback(ProgressCallback):
             shown = {"loss": f"{logs['loss']:.3f}"}
             if "accuracy" in logs:
                 shown["accuracy"] = f"{logs['accuracy']:.1%}"
+            if "images_per_second" in logs:
+                shown["img/s"] = f"{logs['images_per_second']:.0f}"
+                shown["waiting for data"] = f"{logs['data_wait']:.1%}"
             self.training_bar.set_postfix(shown, refresh=False)
         self._evaluation.update({k: v for k, v in logs.items() if k.startswith("eval_")})
         if "eval_validation_accuracy" in logs:

@@ -46,7 +46,8 @@ def describe_run(
             "objective": arguments.training.objective,
             "pooling": model.config.pooling,
             "activation": model.config.activation,
-            "image_size": model.config.vision_config.image_size,
+            # A NaFlex tower has none.
+            "image_size": getattr(model.config.vision_config, "image_size", None),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
         "training": {

@@ -1,15 +1,21 @@
 """One training run from start to finish: data, model, Trainer, test figures, pictures."""
 
+import dataclasses
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.config import parse_wise_ft
-from siglip_flowers.data import image_ids, load_flowers
+from siglip_flowers.data import FlowerData, image_ids, load_flowers
 from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.records import atomic_directory, write_json
 from siglip_flowers.training.build import (
@@ -22,10 +28,15 @@ from siglip_flowers.training.build import (
     has_measured_start,
     name_start,
 )
+from siglip_flowers.training.compute import is_out_of_memory, set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history
-from siglip_flowers.training.output import MODEL_DIR, claim_output_dir
+from siglip_flowers.training.output import ADAPTER_DIR, MODEL_DIR, claim_output_dir, find_checkpoint
+from siglip_flowers.training.probe import encoder_arguments, fit_probe, fits_on_features
 from siglip_flowers.training.report import describe_run, write_results
 from siglip_flowers.training.start import ensemble_with_start, measure_start
+from siglip_flowers.training.trainer import FlowersTrainer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,11 +61,18 @@ def run_training(arguments: RunArguments) -> RunResult:
     output_dir = Path(training.output_dir)
     eval_batch_size = training.per_device_eval_batch_size
     check_arguments(arguments)
+    set_cpu_threads(training.cpu_threads)
     with training.main_process_first(desc="loading the data"):
         data = load_flowers(arguments.data)
     set_seed(training.seed)
-    processor = load_image_processor(arguments.model.model_name_or_path, arguments.model.image_size)
-    model = build_model(arguments, data, processor)
+    processor = load_image_processor(
+        arguments.model.model_name_or_path,
+        arguments.model.image_size,
+        arguments.model.max_num_patches,
+    )
+    on_features = fits_on_features(arguments)
+    model_arguments = encoder_arguments(arguments) if on_features else arguments
+    model = build_model(model_arguments, data, processor)
     check_free_disk(model, training)
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
     with training.main_process_first(desc="claiming the output directory"):
@@ -64,21 +82,28 @@ def run_training(arguments: RunArguments) -> RunResult:
             overwrite=training.overwrite_output_dir and PartialState().is_main_process,
         )
     start: dict[str, float] | None = None
-    if has_measured_start(arguments):
+    if has_measured_start(arguments) and not on_features:
         start = measure_start(
-            model.fold(), processor, data.splits["validation"], output_dir, eval_batch_size
+            fold_model(model), processor, data.splits["validation"], output_dir, eval_batch_size
         )
         if PartialState().is_main_process:
             kind = name_start(arguments)
             print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
-    trainer = build_trainer(arguments, data, model, processor)
-    if trainer.is_world_process_zero():
+    if PartialState().is_main_process:
         ids = {name: image_ids(rows) for name, rows in data.splits.items()}
         write_json(output_dir / "splits.json", {"split_protocol": data.split_protocol, **ids})
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.finish()
-    final: SiglipClassifier = trainer.accelerator.unwrap_model(trainer.model).fold()
-    ensemble = None
+    trainer: FlowersTrainer
+    ensemble, facts = None, {}
+    if on_features:
+        assert isinstance(model, SiglipClassifier)
+        probe = fit_probe(arguments, data, model, processor, checkpoint)
+        trainer, figures, trained = probe.trainer, probe.outcome, probe.model
+        start, facts = probe.start, probe.facts
+    else:
+        trainer, outcome = _train_within_memory(arguments, data, model, processor, checkpoint)
+        trainer.finish()
+        figures, trained = outcome.metrics, trainer.accelerator.unwrap_model(trainer.model)
+    final = fold_model(trained)
     if training.wise_ft is not None:
         ensemble = ensemble_with_start(
             final,
@@ -89,6 +114,9 @@ def run_training(arguments: RunArguments) -> RunResult:
             eval_batch_size,
         )
     if trainer.is_world_process_zero():
+        if has_adapters(trained):
+            with atomic_directory(output_dir / ADAPTER_DIR) as directory:
+                save_adapter(trained, final, directory)
         with atomic_directory(output_dir / MODEL_DIR) as directory:
             final.save_pretrained(directory)
             processor.save_pretrained(directory)
@@ -118,7 +146,8 @@ def run_training(arguments: RunArguments) -> RunResult:
             history=history,
             data=data,
             facts={
-                **describe_run(arguments, data, final, trainer, outcome.metrics),
+                **describe_run(arguments, data, final, trainer, figures),
+                **facts,
                 "start": start and {"kind": name_start(arguments), "split": "validation", **start},
                 "wise_ft": ensemble,
             },
@@ -130,3 +159,34 @@ def run_training(arguments: RunArguments) -> RunResult:
     return RunResult(
         metrics=metrics, history=history, output_dir=output_dir, description=data.description
     )
+
+
+def _train_within_memory(
+    arguments: RunArguments,
+    data: FlowerData,
+    model: SiglipClassifier | ContrastiveSiglip,
+    processor: Any,
+    checkpoint: str | None,
+) -> tuple[FlowersTrainer, TrainOutput]:
+    """Train, with smaller batches where memory runs out and the arguments allow it."""
+    while True:
+        trainer = build_trainer(arguments, data, model, processor)
+        try:
+            return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # The error is gone by here, and with it the frames that held the batch's memory.
+        del trainer
+        arguments = dataclasses.replace(arguments, training=shrink_batch(arguments.training))
+        training = arguments.training
+        logger.warning(
+            "Memory ran out; going on with --per_device_train_batch_size %d and "
+            "--gradient_accumulation_steps %d.",
+            training.per_device_train_batch_size,
+            training.gradient_accumulation_steps,
+        )
+        # From the beginning or the newest checkpoint: the step that failed left nothing behind.
+        set_seed(training.seed)
+        model = build_model(arguments, data, processor)
+        checkpoint = find_checkpoint(Path(str(training.output_dir)))

@@ -1,5 +1,7 @@
 """The Hugging Face Trainer with a picture input path and metrics that do not depend on sharding."""
 
+import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,17 @@ from transformers import Trainer, TrainerCallback
 
 from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.data.pixels import PixelNormalizer
+from siglip_flowers.data.pixels import PixelBatch, PixelNormalizer
+from siglip_flowers.errors import RunError
+from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.training.compute import is_out_of_memory
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
+from siglip_flowers.training.throughput import Throughput
+from siglip_flowers.training.unfreezing import GradualUnfreezing
+
+logger = logging.getLogger(__name__)
 
 AVERAGE_FILE = "ema.safetensors"
 
@@ -46,6 +55,9 @@ class FlowersTrainer(Trainer):
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
         self._running_hits: list[torch.Tensor] = []
+        self.throughput = Throughput()
+        share = self.args.gradual_unfreezing
+        self.unfreezing = None if share is None else GradualUnfreezing(self._trained_model, share)
         self.average = None if ema is None else WeightAverage(self._trained_model, ema)
         if self.average is not None:
             self.add_callback(_AverageCallback(self.average))
@@ -59,10 +71,36 @@ class FlowersTrainer(Trainer):
                 learning_rate=self.args.learning_rate,
                 head_learning_rate=self.args.head_learning_rate or self.args.learning_rate,
                 weight_decay=self.args.weight_decay,
+                layer_decay=self.args.layer_decay,
             )
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, with a watch on the throughput."""
+        self.throughput.start()
+        return super().train(*args, **kwargs)
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Fetch the batches of one step, and count the time that takes."""
+        with self.throughput.waiting():
+            samples, count = super().get_batch_samples(*args, **kwargs)
+        pictures = sum(len(batch["labels"]) for batch in samples)
+        self.throughput.count(pictures * self.accelerator.num_processes)
+        return samples, count
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the gradients of a micro-batch, and drop those of the blocks held still."""
+        loss = super().training_step(*args, **kwargs)
+        if self.unfreezing is not None:
+            step, steps = self.state.global_step, self.state.max_steps
+            self.unfreezing.drop_gradients(self._trained_model, step, steps)
+        return loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        # Accelerate has sent the batch to the device.
+        return inputs.wait() if isinstance(inputs, PixelBatch) else super()._prepare_inputs(inputs)
 
     def compute_loss(
         self,
@@ -77,7 +115,7 @@ class FlowersTrainer(Trainer):
         targets = labels
         if self.augmenter is not None:
             pixels, targets = self.augmenter(pixels, labels, rows, step)
-        batch = TrainingBatch(self.normalizer(pixels), labels, targets, rows, step)
+        batch = TrainingBatch(self.normalizer.prepare(pixels), labels, targets, rows, step)
         loss, logits = self.objective(model, batch)
         if logits is not None:
             hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
@@ -98,7 +136,7 @@ class FlowersTrainer(Trainer):
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(pixel_values=self.normalizer(inputs["pixel_values"]))
+            outputs = model(**self.normalizer.prepare(inputs["pixel_values"]))
         return None, outputs.logits.float(), inputs["labels"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -107,14 +145,28 @@ class FlowersTrainer(Trainer):
             hits = torch.stack(self._running_hits).mean()
             logs["accuracy"] = self.accelerator.gather(hits).mean().item()
             self._running_hits.clear()
+            logs.update(self.throughput.close_window())
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights where there are any, else the current ones."""
-        if self.average is None:
-            return super().evaluate(*args, **kwargs)
-        with self.average.applied_to(self._trained_model):
-            return super().evaluate(*args, **kwargs)
+        average = self.average
+        averaged = nullcontext() if average is None else average.applied_to(self._trained_model)
+        with self.throughput.paused(), averaged:
+            while True:
+                try:
+                    return super().evaluate(*args, **kwargs)
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        raise
+                self._shrink_eval_batch()
+
+    def _shrink_eval_batch(self) -> None:
+        size = self.args.per_device_eval_batch_size
+        if size == 1:
+            raise RunError("There is too little memory to evaluate a single picture.")
+        self.args.per_device_eval_batch_size = size // 2
+        logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights, and beside them in a checkpoint their moving average."""
@@ -140,12 +192,26 @@ class FlowersTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
+        # Of a model with adapters only what is trained: the rest is in the base checkpoint.
+        if has_adapters(self.model):
+            state_dict = select_trained(self._trained_model, state_dict)
         # The parent pickles its arguments into every checkpoint, which must hold no secret.
         token, self.args.hub_token = self.args.hub_token, None
         try:
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with self.throughput.paused():
+            super()._save_checkpoint(model, trial)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        missing = set(load_result.missing_keys)
+        if has_adapters(self.model):
+            missing &= select_trained(self._trained_model).keys()
+            load_result = load_result._replace(missing_keys=sorted(missing))
+        super()._issue_warnings_after_load(load_result)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

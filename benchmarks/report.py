@@ -1,0 +1,195 @@
+"""Write what a benchmark found: JSON, a Markdown table and a plot beside each other."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.harness import REPOSITORY, describe_machine, slug_device
+from siglip_flowers.evaluation.plots import save_figure
+from siglip_flowers.records import write_json, write_text
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+# Told apart in grey and with any colour vision (Okabe and Ito, 2008).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+TEXT_COLOUR = "#222222"
+
+
+def write_report(
+    name: str,
+    device: torch.device,
+    command: str,
+    settings: Mapping[str, Any],
+    results: Mapping[str, Any],
+    table: str,
+    figure: Figure,
+    directory: Path = RESULTS,
+) -> Path:
+    """Write ``<name>_<device>.json``, ``.md`` and ``.png``, each whole or not at all.
+
+    Args:
+        name: The benchmark.
+        device: Where it ran.
+        command: What a user types to run it again.
+        settings: The options it ran with.
+        results: The figures; no NaN.
+        table: Markdown.
+        figure: The plot.
+        directory: Where the files go.
+
+    Returns:
+        The path of the JSON file.
+    """
+    machine = describe_machine(device)
+    base = f"{name}_{slug_device(device)}"
+    path = directory / f"{base}.json"
+    write_json(
+        path,
+        {
+            "benchmark": name,
+            "command": command,
+            "settings": dict(settings),
+            "environment": machine,
+            "results": dict(results),
+        },
+    )
+    packages = machine["packages"]
+    versions = ", ".join(f"{key} {packages[key]}" for key in ("torch", "transformers"))
+    heading = f"`{command}` on {machine['device']} ({machine['cores']} cores; {versions})"
+    write_text(directory / f"{base}.md", f"{heading}\n\n{table}\n\n![{name}]({base}.png)\n")
+    save_figure(figure, directory / f"{base}.png")
+    return path
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Format a Markdown table: the first column to the left, figures to the right."""
+    lines = [
+        "| " + " | ".join(columns) + " |",
+        "|---|" + "---:|" * (len(columns) - 1),
+        *("| " + " | ".join(format_cell(cell) for cell in row) + " |" for row in rows),
+    ]
+    return "\n".join(lines)
+
+
+def format_cell(value: Any) -> str:
+    """Format a figure with three or four digits; None is an empty cell."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def format_bytes(count: int | None) -> str | None:
+    """Format a number of bytes in MB or GB."""
+    if count is None:
+        return None
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def draw_bars(
+    title: str, x_label: str, arms: Mapping[str, Mapping[str, Any]], notes: Mapping[str, str]
+) -> Figure:
+    """Draw a bar an arm: its median rate, whiskers from the lowest to the highest round.
+
+    Args:
+        title: What was measured, where.
+        x_label: The unit.
+        arms: By label, a dictionary as ``summarize`` returns it.
+        notes: By label, what is written beside the bar.
+    """
+    figure, axes = make_axes(title, 1.3 + 0.65 * len(arms))
+    for number, (label, result) in enumerate(arms.items()):
+        rate = result["images_per_second"]
+        low, high = result["images_per_second_min"], result["images_per_second_max"]
+        axes.barh(
+            label,
+            rate,
+            height=0.62,
+            color=COLOURS[number % len(COLOURS)],
+            xerr=[[rate - low], [high - rate]],
+            error_kw={"ecolor": TEXT_COLOUR, "capsize": 3, "elinewidth": 1},
+        )
+        axes.annotate(
+            f"{format_cell(float(rate))}  {notes.get(label, '')}".strip(),
+            (max(high, rate), number),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=TEXT_COLOUR,
+        )
+    axes.invert_yaxis()
+    highest = max(result["images_per_second_max"] for result in arms.values())
+    axes.set_xlim(0, 1.45 * highest)
+    axes.set_xlabel(x_label, color=TEXT_COLOUR)
+    axes.grid(True, axis="x", color="#E3E3E3", linewidth=0.8)
+    return figure
+
+
+def draw_lines(
+    axes: Axes, x_label: str, y_label: str, lines: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
+) -> None:
+    """Draw one line a label on logarithmic axes, with a tick at every measured x.
+
+    Args:
+        axes: Where to draw.
+        x_label: What grows.
+        y_label: What was measured, with its unit.
+        lines: By label, x and y of its points.
+    """
+    for number, (label, (x, y)) in enumerate(lines.items()):
+        axes.plot(
+            x,
+            y,
+            label=label,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=6,
+            linewidth=1.8,
+        )
+    axes.set_xscale("log", base=2)
+    ticks = sorted({value for x, _ in lines.values() for value in x})
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(0, 1.15 * max(value for _, y in lines.values() for value in y))
+    axes.set_xlabel(x_label, color=TEXT_COLOUR)
+    axes.set_ylabel(y_label, color=TEXT_COLOUR)
+    axes.grid(True, color="#E3E3E3", linewidth=0.8)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def make_axes(title: str, height: float = 4.6, width: float = 8.0) -> tuple[Figure, Axes]:
+    """Return an empty figure in the house style, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOUR, parse_math=False)
+    style_axes(axes)
+    return figure, axes
+
+
+def make_panels(title: str, count: int, columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """Return a figure of several panels, row by row."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    panels = [panel for row in grid for panel in row]
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    for panel in panels:
+        style_axes(panel)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=TEXT_COLOUR)
+    return figure, panels[:count]
+
+
+def style_axes(axes: Axes) -> None:
+    """Leave two thin spines and quiet ticks."""
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=TEXT_COLOUR, length=3)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#999999")

@@ -1,0 +1,264 @@
+"""Time and peak memory as the number and the size of the pictures grow, against the usual script.
+
+    python -m benchmarks.scaling
+
+A very small model, so that the input path shows. Every figure comes from a process of its own.
+Writes ``benchmarks/results/scaling_<device>.json``, ``.md`` and ``.png``.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import usual_script
+from benchmarks.harness import REPOSITORY, MemoryMeter, Stopwatch, name_device, select_device
+from benchmarks.pictures import tiny_config, write_checkpoint, write_random_pictures
+from benchmarks.report import (
+    RESULTS,
+    draw_lines,
+    format_bytes,
+    format_table,
+    make_panels,
+    write_report,
+)
+from benchmarks.training_arms import (
+    LABELS,
+    TrainingJob,
+    copy_arguments,
+    prepare_job,
+    time_trainer,
+)
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    check_positive,
+)
+from siglip_flowers.errors import RunError
+from siglip_flowers.parsing import parse_arguments
+from siglip_flowers.training.build import build_model, build_trainer
+
+MODULE = "benchmarks.scaling"
+ARMS = ("ours", "usual")
+MARK = "cell: "
+SKIPPED_STEPS = 2
+# Files are larger than what is trained on, as photographs are.
+FILE_SCALE = 4 / 3
+
+
+@dataclass
+class ScalingOptions:
+    """What grows, and how far."""
+
+    factors: list[int] = field(
+        default_factory=lambda: [1, 4, 16], metadata={"help": "Multiples of the pictures."}
+    )
+    image_sizes: list[int] = field(
+        default_factory=lambda: [64, 128, 224, 384],
+        metadata={"help": "Sides in pixels, multiples of 8; the first goes with --factors."},
+    )
+    per_class: int = field(
+        default=5, metadata={"help": "Training pictures in each of the 102 classes, times 1."}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Pictures a step."})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Of both Trainers; default: the package's own choice."}
+    )
+    output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
+    cell: str | None = field(
+        default=None, metadata={"help": "Measure one arm only, on --folder; prints JSON."}
+    )
+    folder: str | None = field(default=None, metadata={"help": "Pictures and model of --cell."})
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "batch_size"):
+            check_positive(name, getattr(self, name))
+
+
+def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, Any]:
+    """Load the pictures, read them all once, train an epoch; returns seconds and peak memory.
+
+    ``setup_seconds`` is loading and, for the package, building the cache; ``input_seconds`` one
+    pass over decoded, varied and normalised batches; ``epoch_seconds`` one epoch of training.
+    """
+    device = select_device()
+    with MemoryMeter(device) as meter:
+        start = time.perf_counter()
+        job = prepare_job(
+            ModelArguments(model_name_or_path=str(folder / "model"), attn_implementation="eager"),
+            DataArguments(data_dir=str(folder / "pictures"), cache_dir=str(folder / "cache")),
+            folder / "run",
+            batch_size=options.batch_size,
+            steps=1,
+            skip_steps=SKIPPED_STEPS,
+            augmentation=AugmentationArguments(train_resize_scale=1.0),
+            num_workers=options.num_workers,
+        )
+        count = len(job.data.splits["train"])
+        job.steps = max(1, count // options.batch_size - SKIPPED_STEPS)
+        job.arguments.training.max_steps = SKIPPED_STEPS + job.steps
+        trainer = build_ours(job) if arm == "ours" else build_usual(job)
+        setup = time.perf_counter() - start
+        with Stopwatch(device) as watch:
+            read_all(trainer, job, arm)
+        sample = time_trainer(trainer, job)
+        return {
+            "pictures": count,
+            "setup_seconds": setup,
+            "input_seconds": watch.seconds,
+            "epoch_seconds": count / sample.rate,
+            "peak_memory": meter.read(),
+        }
+
+
+def build_ours(job: TrainingJob) -> Any:
+    """Build the package's Trainer, and its cache if it is not there."""
+    model = build_model(job.arguments, job.data, job.processor)
+    return build_trainer(job.arguments, job.data, model, job.processor)
+
+
+def build_usual(job: TrainingJob) -> Any:
+    """Build the usual script's Trainer."""
+    return usual_script.build_trainer(
+        usual_script.build_model(job.load_vision_config(), len(job.data.class_names), "eager"),
+        job.data.splits["train"],
+        job.processor,
+        job.arguments.augmentation,
+        copy_arguments(job.arguments.training),
+    )
+
+
+def read_all(trainer: Any, job: TrainingJob, arm: str) -> None:
+    """Prepare every batch of an epoch as the model would get it, on the device."""
+    for number, batch in enumerate(trainer.get_train_dataloader()):
+        inputs = trainer._prepare_inputs(batch)
+        if arm == "ours":
+            pixels, _ = trainer.augmenter(
+                inputs["pixel_values"], inputs["labels"], inputs["index"], number
+            )
+            trainer.normalizer(pixels)
+
+
+def start_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, Any]:
+    """Measure one arm in a process of its own.
+
+    Raises:
+        RunError: The process failed.
+    """
+    argv = [f"--cell={arm}", f"--folder={folder}", f"--batch_size={options.batch_size}"]
+    if options.num_workers is not None:
+        argv.append(f"--num_workers={options.num_workers}")
+    done = subprocess.run(
+        [sys.executable, "-m", MODULE, *argv],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for line in done.stdout.splitlines():
+        if done.returncode == 0 and line.startswith(MARK):
+            cell: dict[str, Any] = json.loads(line.removeprefix(MARK))
+            return cell
+    raise RunError(
+        f"python -m {MODULE} {' '.join(argv)} ended with code {done.returncode}: "
+        f"{done.stderr.strip()[-2000:]}"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, measure, and write the results."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command(MODULE, lambda: _run(arguments))
+
+
+def _run(argv: list[str]) -> None:
+    (options,) = parse_arguments(
+        (ScalingOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
+    )
+    if options.cell is not None:
+        print(MARK + json.dumps(measure_cell(options.cell, Path(str(options.folder)), options)))
+        return
+    first = options.image_sizes[0]
+    grid = [(factor, first) for factor in options.factors]
+    grid += [(options.factors[0], size) for size in options.image_sizes[1:]]
+    cells = []
+    for factor, size in grid:
+        with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
+            place = Path(folder)
+            write_random_pictures(
+                place / "pictures", factor * options.per_class, round(size * FILE_SCALE)
+            )
+            write_checkpoint(place / "model", tiny_config(size))
+            for arm in ARMS:
+                cell = start_cell(arm, place, options)
+                cells.append({"arm": arm, "factor": factor, "image_size": size, **cell})
+                print(f"{LABELS[arm]}, {cell['pictures']} pictures of {size} px: done", flush=True)
+    write_scaling(cells, options, argv)
+
+
+def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: list[str]) -> None:
+    """Write JSON, table and plot."""
+    device = select_device()
+    table = format_table(
+        ["", "pictures", "pixels", "set-up, s", "input path, s", "epoch, s", "peak memory"],
+        [
+            [
+                LABELS[cell["arm"]],
+                cell["pictures"],
+                cell["image_size"],
+                cell["setup_seconds"],
+                cell["input_seconds"],
+                cell["epoch_seconds"],
+                format_bytes(cell["peak_memory"]["resident_bytes"]),
+            ]
+            for cell in cells
+        ],
+    )
+    figure, panels = make_panels(f"One epoch as data grows, {name_device(device)}", 6, columns=3)
+    first_size, first_factor = options.image_sizes[0], options.factors[0]
+    sweeps = (
+        ("pictures", f"pictures of {first_size} px", "image_size", first_size),
+        ("image_size", "side in pixels", "factor", first_factor),
+    )
+    measures = (
+        ("input_seconds", "input path, s"),
+        ("epoch_seconds", "epoch of training, s"),
+        ("memory", "peak memory, MB"),
+    )
+    for cell in cells:
+        cell["memory"] = cell["peak_memory"]["resident_bytes"] / 1e6
+    for row, (grows, x_label, fixed, value) in enumerate(sweeps):
+        for column, (key, y_label) in enumerate(measures):
+            lines = {}
+            for arm in ARMS:
+                shown = [c for c in cells if c["arm"] == arm and c[fixed] == value]
+                lines[LABELS[arm]] = ([c[grows] for c in shown], [c[key] for c in shown])
+            draw_lines(panels[3 * row + column], x_label, y_label, lines)
+    for cell in cells:
+        del cell["memory"]
+    path = write_report(
+        "scaling",
+        device,
+        " ".join(["python", "-m", MODULE, *argv]),
+        {
+            "factors": options.factors,
+            "image_sizes": options.image_sizes,
+            "per_class": options.per_class,
+            "batch_size": options.batch_size,
+        },
+        {"cells": cells},
+        table,
+        figure,
+        Path(options.output_dir),
+    )
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,296 @@
+"""Training speed: the package against the device's limit and the usual script.
+
+    python -m benchmarks.train_throughput --preset cpu
+    python -m benchmarks.train_throughput --preset gpu
+
+The arms run in turn in one process, then each by itself for its peak memory. Writes
+``benchmarks/results/train_throughput_<device>.json``, ``.md`` and ``.png``.
+"""
+
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.flops import compute_utilization, count_forward_flops
+from benchmarks.harness import (
+    REPOSITORY,
+    MemoryMeter,
+    alternate,
+    compare,
+    measure_memory,
+    name_device,
+    summarize,
+)
+from benchmarks.pictures import base_config, write_checkpoint, write_full_size
+from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    check_choice,
+    check_positive,
+)
+from siglip_flowers.parsing import parse_arguments
+
+MODULE = "benchmarks.train_throughput"
+SHARED = REPOSITORY.parent / "shared"
+TARGETS = {"cpu": 1.0, "gpu": 2.0}
+LIMIT_TARGET = 0.95
+
+
+@dataclass
+class ThroughputOptions:
+    """What is trained, and how long."""
+
+    preset: str = field(
+        default="cpu",
+        metadata={
+            "help": "cpu: the small SigLIP on the 64-pixel photographs; gpu: SigLIP B/16 at 224 "
+            "pixels with fresh weights, on full-size JPEG files that are written for the purpose."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Another checkpoint than the preset's."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Another data set than the preset's, used as it is."}
+    )
+    batch_size: int | None = field(default=None, metadata={"help": "Default: 64; gpu: 256."})
+    image_size: int | None = field(default=None, metadata={"help": "Default: the checkpoint's."})
+    steps: int | None = field(
+        default=None, metadata={"help": "Timed steps a round; default: 20; gpu: 40."}
+    )
+    rounds: int = field(default=5, metadata={"help": "Rounds of each arm after the warm-up."})
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Of both Trainers; default: the package's own choice."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "Default: where the device computes it natively."}
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Default: eager; gpu: sdpa."}
+    )
+    pooling: str = field(
+        default="map",
+        metadata={
+            "help": "Of the limit and the package: map, the default of train.py, trains the "
+            "attention-pooling head too; mean is what the usual script's model does."
+        },
+    )
+    train_resize_scale: float = field(
+        default=1.0, metadata={"help": "As the option of train.py; 1.15 is its default."}
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the model of the limit and of the package."}
+    )
+    per_class: int = field(default=40, metadata={"help": "gpu: pictures a class that are written."})
+    memory: bool = field(default=True, metadata={"help": "Measure peak memory too."})
+    memory_of: str | None = field(
+        default=None, metadata={"help": "Run one arm only and print its peak memory."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Of decoded pixels; default: a temporary one."}
+    )
+    output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, ("cpu", "gpu"))
+        check_choice("pooling", self.pooling, ("map", "mean"))
+        check_choice("memory_of", self.memory_of, ARMS)
+        for name in ("batch_size", "image_size", "steps", "rounds", "per_class"):
+            check_positive(name, getattr(self, name))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, measure, and write the results."""
+    arguments = sys.argv[1:] if argv is None else argv
+    return run_command(MODULE, lambda: _run(arguments))
+
+
+def _run(argv: list[str]) -> None:
+    (options,) = parse_arguments(
+        (ThroughputOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
+    )
+    with tempfile.TemporaryDirectory(prefix="train_throughput_") as work_dir:
+        fill_preset(options, Path(work_dir))
+        job = make_job(options, Path(work_dir))
+        if options.memory_of is not None:
+            with MemoryMeter(job.device) as meter:
+                build_arms(job)[options.memory_of]()
+                meter.report()
+            return
+        results = measure(job, options)
+    command = " ".join(["python", "-m", MODULE, *argv])
+    path = write_throughput(job, options, results, command)
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+
+
+def fill_preset(options: ThroughputOptions, work_dir: Path) -> None:
+    """Fill what was left out; writes the pictures and the checkpoint that the preset asks for."""
+    gpu = options.preset == "gpu"
+    options.cache_dir = options.cache_dir or str(work_dir / "cache")
+    options.batch_size = options.batch_size or (256 if gpu else 64)
+    options.steps = options.steps or (40 if gpu else 20)
+    options.attn_implementation = options.attn_implementation or ("sdpa" if gpu else "eager")
+    photographs = SHARED / "flowers102-64px"
+    if options.model_name_or_path is None:
+        options.model_name_or_path = str(
+            write_checkpoint(work_dir / "model", base_config()) if gpu else SHARED / "siglip-nano"
+        )
+    if options.data_dir is None and gpu:
+        source = photographs if photographs.is_dir() else None
+        options.data_dir = str(write_full_size(work_dir / "jpeg", source, options.per_class))
+    elif options.data_dir is None:
+        options.data_dir = str(photographs)
+
+
+def make_job(options: ThroughputOptions, work_dir: Path) -> TrainingJob:
+    """Resolve the options into a training job."""
+    assert options.model_name_or_path is not None
+    assert options.batch_size is not None
+    assert options.steps is not None
+    job = prepare_job(
+        ModelArguments(
+            model_name_or_path=options.model_name_or_path,
+            image_size=options.image_size,
+            pooling=options.pooling,
+            attn_implementation=options.attn_implementation,
+        ),
+        # Photographs scaled to few pixels, or drawn without noise, may be equal.
+        DataArguments(
+            data_dir=options.data_dir, cache_dir=options.cache_dir, allow_duplicates=True
+        ),
+        work_dir / "run",
+        batch_size=options.batch_size,
+        steps=options.steps,
+        skip_steps=2,
+        augmentation=AugmentationArguments(train_resize_scale=options.train_resize_scale),
+        num_workers=options.num_workers,
+        bf16=options.bf16,
+        torch_compile=options.torch_compile,
+    )
+    # Workers start a round with the batches that they fetched before anybody asked.
+    training = job.arguments.training
+    ahead = (training.dataloader_num_workers or 0) * (training.dataloader_prefetch_factor or 2)
+    job.skip_steps += ahead
+    training.max_steps = job.skip_steps + job.steps
+    return job
+
+
+def measure(job: TrainingJob, options: ThroughputOptions) -> dict[str, Any]:
+    """Run all arms in turn, then each alone; returns what is written as ``results``."""
+    samples = alternate(build_arms(job), options.rounds)
+    flops = count_forward_flops(
+        job.load_vision_config(), len(job.data.class_names), map_head=options.pooling == "map"
+    )
+    arms: dict[str, dict[str, Any]] = {}
+    for name in ARMS:
+        arms[name] = summarize(samples[name])
+        arms[name]["model_flop_utilization"] = compute_utilization(
+            arms[name]["images_per_second"], flops, name_device(job.device)
+        )
+        arms[name]["peak_memory"] = (
+            measure_memory(MODULE, memory_argv(options, name)) if (options.memory) else None
+        )
+    limit, usual = compare(samples, "ours", "limit"), compare(samples, "ours", "usual")
+    return {
+        "arms": arms,
+        "ours_over_limit": limit,
+        "ours_over_usual": usual,
+        "targets": {
+            "ours_over_limit": LIMIT_TARGET,
+            "ours_over_usual": TARGETS[options.preset],
+            "met": limit >= LIMIT_TARGET and usual >= TARGETS[options.preset],
+        },
+        "forward_flops_per_image": flops,
+    }
+
+
+def memory_argv(options: ThroughputOptions, arm: str) -> list[str]:
+    """Return the options of a process that runs one arm."""
+    values = {
+        **{key: value for key, value in asdict(options).items() if value is not None},
+        "memory_of": arm,
+        "memory": False,
+    }
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def write_throughput(
+    job: TrainingJob, options: ThroughputOptions, results: dict[str, Any], command: str
+) -> Path:
+    """Write JSON, table and plot."""
+    arms = results["arms"]
+    training = job.arguments.training
+    rows = []
+    for name in ARMS:
+        arm = arms[name]
+        memory = arm["peak_memory"] or {}
+        peak = memory.get("cuda_bytes") or memory.get("resident_bytes")
+        utilization, wait = arm["model_flop_utilization"], arm["data_wait_share"]
+        rows.append(
+            [
+                LABELS[name],
+                arm["images_per_second"],
+                f"{arm['images_per_second_min']:,.0f} to {arm['images_per_second_max']:,.0f}",
+                f"{wait:.1%}",
+                format_bytes(peak),
+                None if utilization is None else f"{utilization:.1%}",
+            ]
+        )
+    table = format_table(
+        ["arm", "images/s", "rounds", "waiting for data", "peak memory", "FLOP utilisation"], rows
+    )
+    table += (
+        f"\n\nsiglip_flowers reaches {results['ours_over_limit']:.3f} of the limit "
+        f"(target {LIMIT_TARGET}) and is {results['ours_over_usual']:.2f} times as fast as the "
+        f"usual script (target {TARGETS[options.preset]:g})."
+    )
+    precision = "bf16" if training.bf16 else "float32"
+    size = job.processor.size["height"]
+    figure = draw_bars(
+        f"Training, batch {options.batch_size} at {size} px, {precision}, "
+        f"{name_device(job.device)}",
+        "images/s (median; lowest to highest round)",
+        {LABELS[name]: arms[name] for name in ARMS},
+        {
+            LABELS[name]: f"waits {arms[name]['data_wait_share']:.0%} for data"
+            for name in ARMS
+            if name != "limit"
+        },
+    )
+    settings = {
+        "preset": options.preset,
+        "model": Path(str(options.model_name_or_path)).name,
+        "data": job.data.description,
+        "batch_size": options.batch_size,
+        "image_size": size,
+        "steps": options.steps,
+        "skipped_steps": job.skip_steps,
+        "rounds": options.rounds,
+        "num_workers": training.dataloader_num_workers,
+        "bf16": bool(training.bf16),
+        "attn_implementation": options.attn_implementation,
+        "pooling": options.pooling,
+        "train_resize_scale": options.train_resize_scale,
+        "torch_compile": options.torch_compile,
+        "optim": str(getattr(training.optim, "value", training.optim)),
+    }
+    return write_report(
+        "train_throughput",
+        job.device,
+        command,
+        settings,
+        results,
+        table,
+        figure,
+        Path(options.output_dir),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

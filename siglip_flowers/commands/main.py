@@ -1,0 +1,40 @@
+"""All commands under one name: ``siglip-flowers predict|train|eval``."""
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+
+from siglip_flowers.errors import EXIT_BAD_USAGE
+
+PROG = "siglip-flowers"
+# Modules are imported when they are asked for: each takes seconds.
+COMMANDS = {
+    "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
+    "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
+    "predict": ("siglip_flowers.commands.predict", "name what pictures show"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that the first word names and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help"):
+        print(_describe_commands(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else EXIT_BAD_USAGE
+    if words[0] == "--version":
+        print(PROG, importlib.metadata.version("siglip_flowers"))
+        return 0
+    if words[0] not in COMMANDS:
+        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose {', '.join(COMMANDS)}."
+        print(f"{PROG}: error: Unknown command {words[0]!r}; {hint}", file=sys.stderr)
+        return EXIT_BAD_USAGE
+    module = importlib.import_module(COMMANDS[words[0]][0])
+    code: int = module.main(words[1:])
+    return code
+
+
+def _describe_commands() -> str:
+    lines = [f"usage: {PROG} COMMAND [options]; '{PROG} COMMAND --help' lists its options", ""]
+    return "\n".join([*lines, *(f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items())])

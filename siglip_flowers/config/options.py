@@ -1,0 +1,211 @@
+"""How the model is trained: the options of this package, and the defaults it changes.
+
+Without torch, which ``transformers.TrainingArguments`` imports, so that ``--help`` and bad usage
+are answered at once; ``training.py`` joins the two.
+"""
+
+from dataclasses import dataclass, field
+
+from siglip_flowers.config.checks import check_choice, check_positive, check_range
+from siglip_flowers.errors import InputError
+
+OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
+TRACKERS = ("aim", "wandb", "tensorboard", "trackio")
+
+
+def parse_wise_ft(wise_ft: str | None) -> list[float]:
+    """Return the alphas to try: none, the one given, or 0, 0.1, ..., 1 for ``sweep``."""
+    if wise_ft is None:
+        return []
+    if wise_ft == "sweep":
+        return [tenth / 10 for tenth in range(11)]
+    try:
+        alpha = float(wise_ft)
+    except ValueError:
+        alpha = -1.0
+    if not 0.0 <= alpha <= 1.0:
+        raise InputError(f"--wise_ft is {wise_ft!r}; use a number from 0 to 1, or sweep.")
+    return [alpha]
+
+
+@dataclass
+class FlowersTrainingOptions:
+    """The recipe of fine-tuning SigLIP.
+
+    The fields up to the blank comment line restate one of ``transformers.TrainingArguments``, most
+    of them with another default; the others are new.
+    """
+
+    output_dir: str | None = field(
+        default="results",
+        metadata={"help": "Where model, checkpoints, metrics and pictures are written."},
+    )
+    per_device_train_batch_size: int = field(
+        default=64, metadata={"help": "Training pictures per device and step."}
+    )
+    per_device_eval_batch_size: int = field(
+        default=128, metadata={"help": "Evaluation pictures per device and step."}
+    )
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the train split."})
+    learning_rate: float = field(
+        default=2e-5,
+        metadata={
+            "help": "Peak learning rate of the encoder. Released SigLIP checkpoints want 1e-5 to "
+            "3e-5; small or untrained encoders want more."
+        },
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Not on biases, norms, probe."})
+    lr_scheduler_type: str = field(
+        default="cosine", metadata={"help": "Learning-rate schedule after the warm-up."}
+    )
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up: a number of steps, or below 1 a share of all."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "bfloat16 autocast; default: where the device computes it natively."},
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two log rows."})
+    eval_strategy: str = field(
+        default="epoch", metadata={"help": "When to evaluate: epoch, steps or no."}
+    )
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: epoch, steps, best or no."}
+    )
+    save_total_limit: int | None = field(
+        default=1, metadata={"help": "Checkpoints to keep besides the best one."}
+    )
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the weights of the best evaluation, not the last."}
+    )
+    metric_for_best_model: str | None = field(
+        default="validation_accuracy", metadata={"help": "What the best evaluation is best in."}
+    )
+    greater_is_better: bool | None = field(
+        default=True, metadata={"help": "Whether a larger --metric_for_best_model is better."}
+    )
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers: any of aim, wandb, tensorboard, trackio; or none."},
+    )
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={"help": "Processes that decode pictures; default: 0 on CPU, up to 8 a GPU."},
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Stays false: the input path needs every column."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Stays false: every trained parameter has a gradient."}
+    )
+    label_smoothing_factor: float = field(
+        default=0.0,
+        metadata={"help": "Share of the target that is spread evenly over all classes."},
+    )
+    auto_find_batch_size: bool = field(
+        default=False,
+        metadata={
+            "help": "Where memory runs out, halve the batch of a device, double "
+            "--gradient_accumulation_steps and go on; a step sees the same pictures."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Hide a loss that is not finite from the log; the check costs time."},
+    )
+    #
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace what an earlier run left in --output_dir."}
+    )
+    head_learning_rate: float | None = field(
+        default=1e-3,
+        metadata={"help": "Peak learning rate of a fresh head; null: --learning_rate."},
+    )
+    layer_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Layer-wise decay of the learning rate, e.g. 0.75: each encoder layer learns at "
+            "this multiple of the one above it, the embeddings slowest."
+        },
+    )
+    gradual_unfreezing: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training, up to 1, over which the encoder joins it block by "
+            "block, from the pooling head down to the embeddings; the head trains from the start."
+        },
+    )
+    drop_path: float = field(
+        default=0.0,
+        metadata={
+            "help": "Stochastic depth: probability that a picture skips a residual branch of the "
+            "last vision layer in training; linearly less in the layers below."
+        },
+    )
+    train_eval_samples: int = field(
+        default=1020,
+        metadata={"help": "Training pictures, unaugmented, evaluated beside the validation split."},
+    )
+    objective: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "cross_entropy: softmax over the classes; sigmoid: SigLIP's pairwise sigmoid "
+            "loss between pictures and classes; contrastive: the same between pictures and prompts "
+            "of their classes, training both towers."
+        },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={"help": "balanced: weigh classes by inverse frequency (cross_entropy only)."},
+    )
+    train_text_tower: bool = field(
+        default=True, metadata={"help": "contrastive: train the text tower too; false locks it."}
+    )
+    ema: float | None = field(
+        default=None,
+        metadata={"help": "Decay of a moving average of the weights, which is evaluated and kept."},
+    )
+    wise_ft: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weight-space ensemble of the start (text or probe head) and the fine-tuned "
+            "model: an alpha from 0 (start) to 1, or sweep to choose it on the validation split."
+        },
+    )
+    cpu_threads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Threads that compute on a CPU; default: what OMP_NUM_THREADS says, and under "
+            "accelerate launch, which sets that to 1, this process's share of the cores."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many evaluations without a new best."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "head_learning_rate", "num_train_epochs"):
+            check_positive(name, getattr(self, name))
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+            check_positive(name, getattr(self, name))
+        for name in ("train_eval_samples", "early_stopping_patience", "cpu_threads"):
+            check_positive(name, getattr(self, name))
+        check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("class_weights", self.class_weights, ("none", "balanced"))
+        if self.class_weights == "balanced" and self.objective != "cross_entropy":
+            raise InputError(
+                f"--class_weights balanced goes with --objective cross_entropy, not "
+                f"{self.objective}; drop it."
+            )
+        if self.layer_decay is not None:
+            check_range("layer_decay", self.layer_decay, 0.01, 1.0)
+        if self.gradual_unfreezing is not None:
+            check_range("gradual_unfreezing", self.gradual_unfreezing, 0.0, 1.0)
+        check_range("drop_path", self.drop_path, 0.0, 0.95)
+        if self.ema is not None:
+            check_range("ema", self.ema, 0.0, 0.999999)
+        parse_wise_ft(self.wise_ft)
+        self.report_to = [name for name in self.report_to if name != "none"]
+        for name in self.report_to:
+            check_choice("report_to", name, TRACKERS)

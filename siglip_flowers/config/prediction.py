@@ -1,0 +1,74 @@
+"""What is classified by ``siglip-flowers predict``, with what, and how it is printed."""
+
+from dataclasses import dataclass, field
+
+from siglip_flowers.config.checks import check_choice, check_positive
+from siglip_flowers.config.precision import DTYPES
+from siglip_flowers.errors import InputError
+
+
+@dataclass
+class PredictionArguments:
+    """Pictures to classify and how."""
+
+    paths: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Picture files, folders, quoted patterns ('**/*.jpg'), URLs with --allow_urls, "
+            "or - for a list on standard input, one a line."
+        },
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
+            "id; left out, the newest model under results/."
+        },
+    )
+    top_k: int = field(default=5, metadata={"help": "Classes named for each picture."})
+    json: bool = field(
+        default=False, metadata={"help": "Print JSON lines, a picture a line, not a table."}
+    )
+    csv: bool = field(default=False, metadata={"help": "Print CSV, a class a line, not a table."})
+    output: str | None = field(
+        default=None, metadata={"help": "Write the results to this file, not to standard output."}
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Pictures a batch; left out, 256 on an accelerator and 32 on a CPU."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Number format of the encoder: auto (bfloat16 where the device computes it "
+            "natively, else float32), float32, bfloat16, or float16 on CUDA."
+        },
+    )
+    device: str | None = field(
+        default=None,
+        metadata={"help": "cpu, cuda, cuda:1, ...; left out, the accelerator if there is one."},
+    )
+    compile: bool = field(
+        default=False,
+        metadata={"help": "Compile the model: faster after seconds to a minute at the start."},
+    )
+    num_workers: int | None = field(
+        default=None, metadata={"help": "Decoding threads; left out, one a usable core."}
+    )
+    allow_urls: bool = field(
+        default=False,
+        metadata={"help": "Fetch http and https URLs, of at most 64 MiB and 20 seconds."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise InputError(
+                "There is nothing to classify; name files, folders or quoted patterns, or - for a "
+                "list on standard input."
+            )
+        if self.json and self.csv:
+            raise InputError("--json and --csv are two formats; give one of the two.")
+        check_positive("top_k", self.top_k)
+        check_positive("batch_size", self.batch_size)
+        check_positive("num_workers", self.num_workers)
+        check_choice("dtype", self.dtype, DTYPES)

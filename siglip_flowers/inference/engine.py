@@ -1,0 +1,161 @@
+"""Run a classifier's forward pass at the speed of the device."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from siglip_flowers.data.naflex import PatchBudget
+from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, prepare_patches
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.inference.precision import choose_attention, resolve_dtype
+from siglip_flowers.model.classifier import SiglipClassifier
+
+COMPILERS = ("c++", "g++", "clang++")
+
+
+class InferenceEngine:
+    """A classifier ready to run on uint8 pixels.
+
+    In float32, with no attention named and without compilation, it computes to the last bit what
+    ``model(pixel_values=...)`` does. In another number format the encoder's weights are cast once
+    (autocast casts them for every batch); the head stays in float32, so that logits keep their
+    digits.
+
+    Args:
+        model: The classifier. It is moved to the device; where weights, attention or code have to
+            change, that is done to a copy.
+        processor: Its image processor.
+        device: Where to run.
+        dtype: See :func:`~siglip_flowers.inference.precision.resolve_dtype`.
+        compile: Compile the encoder; the first batch then takes seconds to a minute.
+        attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
+
+    Raises:
+        InputError: A number format the device has not, no C++ compiler, unknown attention.
+    """
+
+    def __init__(
+        self,
+        model: SiglipClassifier,
+        processor: Any,
+        *,
+        device: torch.device,
+        dtype: str | torch.dtype = "float32",
+        compile: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        self.device = device
+        self.dtype = resolve_dtype(dtype, device)
+        if compile and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+            raise InputError(
+                f"--compile needs a C++ compiler ({', '.join(COMPILERS)}), and none is installed; "
+                "install one or leave the option out."
+            )
+        attention = attn_implementation or choose_attention(
+            device, self.dtype, _count_tokens(model, processor), compiled=compile
+        )
+        if self.dtype != torch.float32 or attn_implementation is not None or compile:
+            model = copy.deepcopy(model)
+            _set_attention(model, attention)
+            tower: Any = model.vision_model
+            tower.to(self.dtype)
+        self.model: SiglipClassifier = model
+        self.model.eval().to(device)  # type: ignore[arg-type]
+        self._features: Callable[..., torch.Tensor] = self.model.extract_features
+        self.compiled = compile
+        if compile:
+            self._features = torch.compile(self._features, dynamic=False)
+        self._table = _tabulate_values(processor).to(device, self.dtype)
+        self._largest_batch: int | None = None
+        # What the compiled code was made for; the last, smaller batch is padded to it.
+        self._compiled_size = 0
+
+    def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map uint8 pixels to pooled features (B, D) float32 on the device.
+
+        They are (B, 3, S, S), or packed patches (B, 1 + P, K).
+        """
+        return self._run(pixels, lambda features: features)
+
+    def classify(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map the same to logits (B, C) float32 on the device."""
+        return self._run(pixels, self.model.classify_features)
+
+    @torch.inference_mode()
+    def _run(
+        self, pixels: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """Run a batch, in halves where it is too large for the memory, from then on at once."""
+        while True:
+            size = self._largest_batch or max(len(pixels), self._compiled_size)
+            if self.compiled:
+                self._compiled_size = size
+            try:
+                parts = [finish(self._encode(part, size)) for part in pixels.split(size)]
+                return torch.cat(parts) if len(parts) > 1 else parts[0]
+            except (RuntimeError, MemoryError) as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise RunError(
+                        f"One picture is too much for the memory of {self.device}; use --device "
+                        "cpu or a smaller model."
+                    ) from error
+                self._largest_batch = size // 2
+            # After the handler, whose traceback would keep the tensors alive.
+            clear_device_cache(garbage_collection=True)
+
+    def _encode(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+        count = len(pixels)
+        if self.compiled and count < size:
+            pixels = torch.cat([pixels, pixels[-1:].expand(size - count, *pixels.shape[1:])])
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        pixels = pixels.to(self.device, non_blocking=True)
+        # The encoder's features are of its number format; the head gets float32.
+        return self._features(**self._prepare(pixels))[:count].float()
+
+    def _prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map uint8 pixels to what the image processor gives, in ``dtype``."""
+        if pixels.ndim == 4:
+            return {"pixel_values": self._look_up(pixels, 1)}
+        return prepare_patches(pixels, lambda colors: self._look_up(colors, 2))
+
+    def _look_up(self, pixels: torch.Tensor, axis: int) -> torch.Tensor:
+        """Normalise uint8 pixels whose colours lie along an axis."""
+        channels = [
+            table[channel.int()]
+            for table, channel in zip(self._table, pixels.unbind(axis), strict=True)
+        ]
+        return torch.stack(channels, dim=axis)
+
+
+def _count_tokens(model: SiglipClassifier, processor: Any) -> int:
+    """Return the most patches that a picture has."""
+    size = get_picture_size(processor)
+    if isinstance(size, PatchBudget):
+        return size.max_num_patches
+    patch_size: Any = model.config.vision_config.patch_size
+    tokens: int = (size // patch_size) ** 2
+    return tokens
+
+
+def _tabulate_values(processor: Any) -> torch.Tensor:
+    """Return what normalisation makes of each byte in each channel: (3, 256) float32."""
+    every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
+    return PixelNormalizer(processor)(every_byte)[0, :, 0]
+
+
+def _set_attention(model: SiglipClassifier, attention: str) -> None:
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"The attention implementation {attention!r} cannot be used ({reason}); choose sdpa or "
+            "eager."
+        ) from error

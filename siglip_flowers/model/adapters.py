@@ -1,0 +1,182 @@
+"""Low-rank adapters (LoRA, DoRA) on a frozen model, through ``peft``.
+
+They are injected into the model, which keeps its class and the interface of a classifier.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from siglip_flowers.config import ModelArguments
+from siglip_flowers.errors import InputError
+from siglip_flowers.model.classifier import SiglipClassifier
+
+ADAPTER_NAME = "default"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+POOLING_ATTENTION = "attention"
+
+
+def check_peft() -> None:
+    """Raise InputError unless ``peft`` is installed."""
+    if find_spec("peft") is None:
+        raise InputError(
+            "--lora_r needs the package peft, which is not installed: pip install peft."
+        )
+
+
+def find_targets(model: nn.Module, words: Collection[str]) -> list[str]:
+    """Return the modules of both towers whose last name is one of the words.
+
+    The output projection of the pooling head's attention is never among them: it belongs to
+    ``attention``, whose forward pass reads its weight and would pass an adapter on it by.
+    """
+    found = []
+    for name, module in model.named_modules():
+        tower, _, rest = name.partition(".")
+        parent, _, word = rest.rpartition(".")
+        if tower not in ("vision_model", "text_model") or word not in words:
+            continue
+        fused = isinstance(module, nn.MultiheadAttention)
+        within_fused = parent.endswith(f"head.{POOLING_ATTENTION}")
+        if fused or (isinstance(module, nn.Linear) and not within_fused):
+            found.append(name)
+    return found
+
+
+def add_adapters(model: Any, options: ModelArguments) -> None:
+    """Freeze the model and put adapters on it; only they and the head train from here on.
+
+    The head is the classification head, or for both towers the temperature and bias of the loss. A
+    text tower that was frozen gets no adapters.
+
+    Raises:
+        InputError: No module of the model has one of ``lora_target_modules``' names.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    from siglip_flowers.model.pooling_adapter import PoolingAttention
+
+    assert options.lora_r is not None
+    words = options.adapted_modules
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    targets = [
+        target
+        for target in find_targets(model, words)
+        if any(name.startswith(f"{target}.") for name in trained)
+    ]
+    if not targets:
+        raise InputError(
+            f"--lora_target_modules {' '.join(words)} names no module of this model; leave it out "
+            "to adapt all of them."
+        )
+    config = LoraConfig(
+        r=options.lora_r,
+        lora_alpha=options.adapter_alpha,
+        lora_dropout=options.lora_dropout,
+        use_dora=options.use_dora,
+        target_modules=targets,
+        base_model_name_or_path=options.model_name_or_path,
+    )
+    config._register_custom_module({nn.MultiheadAttention: PoolingAttention})
+    inject_adapter_in_model(config, model, ADAPTER_NAME)
+    for name, parameter in model.named_parameters():
+        if name in trained and name.startswith(("classifier.", "logit_")):
+            parameter.requires_grad_(True)
+
+
+def has_adapters(model: Any) -> bool:
+    """Say whether :func:`add_adapters` was called on the model."""
+    return hasattr(model, "peft_config")
+
+
+def select_trained(
+    model: nn.Module, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the trained parameters by name: the adapters and the head.
+
+    Args:
+        model: A model with adapters.
+        state: Its state, where that was gathered elsewhere.
+    """
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return {
+        name: value.detach() if state is None else state[name] for name, value in trained.items()
+    }
+
+
+def merge_adapters(model: Any) -> Any:
+    """Return a copy of the model with the adapters added to its weights, and none left."""
+    from peft.tuners.lora.layer import LoraLayer, MultiheadAttention
+
+    merged = copy.deepcopy(model)
+    adapted = [name for name, part in merged.named_modules() if isinstance(part, LoraLayer)]
+    with torch.no_grad():
+        for name in adapted:
+            parent, _, attribute = name.rpartition(".")
+            module = merged.get_submodule(name) if _has_submodule(merged, name) else None
+            if isinstance(module, MultiheadAttention):
+                base = module.unload_and_optionally_merge_module(True, False, None)
+            elif isinstance(module, LoraLayer):
+                module.merge()
+                base = module.get_base_layer()
+            else:
+                # A part of the pooling attention, which was merged as a whole.
+                continue
+            setattr(merged.get_submodule(parent), attribute, base)
+    del merged.peft_config
+    return merged
+
+
+def _has_submodule(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def fold_model(model: Any) -> SiglipClassifier:
+    """Return an ordinary classifier with the same logits, adapters merged and head folded."""
+    folded: SiglipClassifier = (merge_adapters(model) if has_adapters(model) else model).fold()
+    return folded
+
+
+def save_adapter(model: Any, classifier: SiglipClassifier, directory: Path) -> None:
+    """Write adapter and head in peft's format, beside a merged model.
+
+    ``PeftModel.from_pretrained(base, directory)`` puts them on the classifier that the run started
+    from. Of a two-tower model only the vision tower's are written: the text tower's are in the
+    head.
+
+    Args:
+        model: The model with adapters.
+        classifier: What :func:`fold_model` made of it, for its head.
+        directory: An existing directory.
+    """
+    from peft import get_peft_model_state_dict
+
+    config = model.peft_config[ADAPTER_NAME]
+    adapter = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
+    state = {name: value for name, value in adapter.items() if name.startswith("vision_model.")}
+    state |= {
+        f"classifier.{name}": value for name, value in classifier.classifier.state_dict().items()
+    }
+    tensors = {
+        f"base_model.model.{name}": value.detach().cpu().contiguous()
+        for name, value in state.items()
+    }
+    save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    targets = [name for name in config.target_modules if not name.startswith("text_model.")]
+    dataclasses.replace(
+        config,
+        target_modules=targets,
+        modules_to_save=["classifier"],
+        inference_mode=True,
+    ).save_pretrained(str(directory))

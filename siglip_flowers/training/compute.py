@@ -1,0 +1,55 @@
+"""Fit a run to its machine: threads, and batches that fit into memory."""
+
+import copy
+import os
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.data.inspection import count_workers
+from siglip_flowers.errors import RunError
+
+
+def set_cpu_threads(cpu_threads: int | None) -> None:
+    """Compute with this many threads, or with this process's share of the cores.
+
+    ``accelerate launch`` sets ``OMP_NUM_THREADS`` to 1 unless told otherwise, which leaves all
+    cores but one idle; a number that the user set is kept.
+    """
+    if cpu_threads is None:
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+            return
+        cpu_threads = max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(cpu_threads)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an error means that device or main memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def shrink_batch(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
+    """Halve the batch of a device and double the accumulation: the optimiser sees the same batch.
+
+    Raises:
+        RunError: The batch cannot be halved, or ``--auto_find_batch_size`` was not given.
+    """
+    size = training.per_device_train_batch_size
+    if not training.auto_find_batch_size:
+        raise RunError(
+            f"There is too little memory for --per_device_train_batch_size {size}; add "
+            "--auto_find_batch_size true, which halves it and doubles "
+            "--gradient_accumulation_steps until it fits, or --gradient_checkpointing true."
+        )
+    if size % 2:
+        raise RunError(
+            f"There is too little memory even for --per_device_train_batch_size {size}, which "
+            "cannot be halved; add --gradient_checkpointing true, or choose a power of two."
+        )
+    clear_device_cache(garbage_collection=True)
+    smaller = copy.copy(training)
+    smaller.per_device_train_batch_size = size // 2
+    smaller.gradient_accumulation_steps = 2 * training.gradient_accumulation_steps
+    return smaller

@@ -1,0 +1,29 @@
+"""Check adapters, layer decay, unfreezing and stochastic depth against the other options."""
+
+from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
+from siglip_flowers.errors import InputError
+from siglip_flowers.model.adapters import check_peft
+
+
+def check_recipe(model: ModelArguments, training: FlowersTrainingArguments) -> None:
+    """Raise InputError for options of the recipe that have nothing to act on, or no means to."""
+    if model.lora_r is not None:
+        check_peft()
+        if training.wise_ft is not None:
+            raise InputError(
+                f"--wise_ft {training.wise_ft} averages whole models, after which the adapters of "
+                f"--lora_r {model.lora_r} would no longer be those of the saved model; drop one of "
+                "the two."
+            )
+    if model.trainable == "head":
+        for name in ("layer_decay", "gradual_unfreezing", "drop_path"):
+            if getattr(training, name):
+                raise InputError(
+                    f"--{name} {getattr(training, name)} acts on an encoder that trains, and "
+                    "--trainable head leaves it as it is; drop one of the two."
+                )
+    if training.gradual_unfreezing is not None and training.deepspeed:
+        raise InputError(
+            f"--gradual_unfreezing {training.gradual_unfreezing} drops gradients that DeepSpeed "
+            "keeps to itself; drop it or --deepspeed."
+        )

@@ -1,0 +1,212 @@
+"""Arrays on disk: built once, whole or absent, and never taken for something else."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data.array_cache import ArrayEntry, locate_cache, open_array
+
+ENTRY = ArrayEntry("pixels", {"images": "abc", "size": 4}, (10, 3, 4, 4), "uint8")
+
+
+def fill(array: np.ndarray) -> None:
+    array[:] = np.arange(array.size, dtype=array.dtype).reshape(array.shape)
+
+
+class Builder:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, array: np.ndarray) -> None:
+        self.calls += 1
+        fill(array)
+
+
+def expected() -> np.ndarray:
+    array = np.empty(ENTRY.shape, dtype=ENTRY.dtype)
+    fill(array)
+    return array
+
+
+def find_file(directory: Path, name: str) -> Path:
+    return directory / ENTRY.name / name
+
+
+def test_array_is_built_once_and_then_mapped(tmp_path):
+    build = Builder()
+    first = open_array(tmp_path, ENTRY, build)
+    second = open_array(tmp_path, ENTRY, build)
+    assert build.calls == 1
+    for array in (first, second):
+        assert isinstance(array, np.memmap)
+        assert not array.flags.writeable
+        assert np.array_equal(array, expected())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ArrayEntry("pixels", {"images": "abd", "size": 4}, (10, 3, 4, 4), "uint8"),
+        ArrayEntry("pixels", {"images": "abc", "size": 5}, (10, 3, 4, 4), "uint8"),
+        ArrayEntry("pixels", {"images": "abc", "size": 4}, (9, 3, 4, 4), "uint8"),
+        ArrayEntry("pixels", {"images": "abc", "size": 4}, (10, 3, 4, 4), "int8"),
+        ArrayEntry("features", {"images": "abc", "size": 4}, (10, 3, 4, 4), "uint8"),
+    ],
+)
+def test_whatever_the_content_depends_on_leads_to_another_entry(tmp_path, other):
+    open_array(tmp_path, ENTRY, fill)
+    build = Builder()
+    open_array(tmp_path, other, build)
+    assert build.calls == 1
+    assert np.array_equal(open_array(tmp_path, ENTRY, build), expected())
+    assert build.calls == 1
+
+
+def truncate(directory: Path) -> None:
+    file = find_file(directory, "array.npy")
+    os.truncate(file, file.stat().st_size - 7)
+
+
+def empty(directory: Path) -> None:
+    os.truncate(find_file(directory, "array.npy"), 0)
+
+
+def change_a_row(directory: Path) -> None:
+    file = find_file(directory, "array.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def put_another_array(directory: Path) -> None:
+    np.save(find_file(directory, "array.npy"), np.zeros(ENTRY.shape, dtype=ENTRY.dtype))
+
+
+def put_pickled_objects(directory: Path) -> None:
+    np.save(find_file(directory, "array.npy"), np.array([{}] * 10), allow_pickle=True)
+
+
+def name_another_key(directory: Path) -> None:
+    file = find_file(directory, "entry.json")
+    content = json.loads(file.read_text())
+    content["key"]["images"] = "another data set"
+    file.write_text(json.dumps(content))
+
+
+def break_description(directory: Path) -> None:
+    find_file(directory, "entry.json").write_text("{")
+
+
+def remove_description(directory: Path) -> None:
+    find_file(directory, "entry.json").unlink()
+
+
+def leave_a_file(directory: Path) -> None:
+    shutil.rmtree(directory / ENTRY.name)
+    (directory / ENTRY.name).write_text("not a directory")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        empty,
+        change_a_row,
+        put_another_array,
+        put_pickled_objects,
+        name_another_key,
+        break_description,
+        remove_description,
+        leave_a_file,
+    ],
+)
+def test_damaged_or_foreign_entry_is_rebuilt(tmp_path, damage):
+    open_array(tmp_path, ENTRY, fill)
+    damage(tmp_path)
+    build = Builder()
+    assert np.array_equal(open_array(tmp_path, ENTRY, build), expected())
+    assert build.calls == 1
+    assert np.array_equal(open_array(tmp_path, ENTRY, build), expected())
+    assert build.calls == 1
+
+
+def test_nothing_is_left_of_an_array_that_could_not_be_built(tmp_path):
+    def fail(array: np.ndarray) -> None:
+        array[0] = 1
+        raise ValueError("a broken picture")
+
+    with pytest.raises(ValueError, match="a broken picture"):
+        open_array(tmp_path, ENTRY, fail)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_too_little_disk_is_said_once_and_nothing_is_written(tmp_path, monkeypatch, caplog):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
+    build = Builder()
+    with caplog.at_level(logging.WARNING):
+        assert open_array(tmp_path, ENTRY, build) is None
+        assert open_array(tmp_path, ENTRY, build) is None
+    assert build.calls == 0
+    assert len(caplog.messages) == 1
+    assert "0.0 GB free" in caplog.messages[0]
+    assert not (tmp_path / ENTRY.name).exists()
+
+
+def test_a_disk_that_fills_up_on_the_way_is_survived(tmp_path, monkeypatch, caplog):
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert open_array(tmp_path, ENTRY, fill) is None
+    assert "No space left on device" in caplog.text
+    assert not (tmp_path / ENTRY.name).exists()
+
+
+def test_cache_below_a_file_is_survived(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        assert open_array(tmp_path / "file" / "cache", ENTRY, fill) is None
+    assert "cannot be written" in caplog.text
+
+
+def build_and_count(directory: Path, barrier, calls, sums) -> None:
+    def build(array: np.ndarray) -> None:
+        calls.put(os.getpid())
+        fill(array)
+
+    barrier.wait()
+    array = open_array(directory, ENTRY, build)
+    sums.put(int(array.sum()))
+
+
+def test_processes_that_start_together_build_once(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, calls, sums = context.Barrier(4), context.Queue(), context.Queue()
+    workers = [
+        context.Process(target=build_and_count, args=(tmp_path, barrier, calls, sums))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    found = [sums.get(timeout=30) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found == [int(expected().sum())] * 4
+    assert calls.qsize() == 1
+
+
+def test_cache_directory_is_the_option_the_variable_or_that_of_datasets(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIGLIP_FLOWERS_CACHE", str(tmp_path / "variable"))
+    assert locate_cache(DataArguments(cache_dir=str(tmp_path))) == tmp_path
+    assert locate_cache(DataArguments()) == tmp_path / "variable"
+    monkeypatch.delenv("SIGLIP_FLOWERS_CACHE")
+    assert locate_cache(DataArguments()).name == "siglip_flowers_arrays"

@@ -1,0 +1,250 @@
+"""The benchmarks: the harness's own logic against plain reference values, and tiny whole runs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import SiglipVisionConfig
+
+from benchmarks import scaling, stores, train_throughput, usual_script
+from benchmarks.flops import compute_utilization, count_forward_flops
+from benchmarks.harness import (
+    MEMORY_MARK,
+    Sample,
+    alternate,
+    compare,
+    measure_memory,
+    slug_gpu,
+    summarize,
+)
+from benchmarks.pictures import write_full_size, write_random_pictures
+from benchmarks.report import format_table, make_axes, write_report
+from siglip_flowers.data.folder import list_folder
+from siglip_flowers.errors import RunError
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.configuration import SiglipClassifierConfig
+from tests.conftest import REPOSITORY
+from tests.small_runs import make_checkpoint, make_folder
+
+
+def test_arms_alternate_and_each_round_starts_with_another_one():
+    order = []
+
+    def arm(name):
+        return lambda: order.append(name) or Sample(10, 1.0)
+
+    samples = alternate({name: arm(name) for name in "abc"}, rounds=3, warmup_rounds=1)
+    assert "".join(order) == "cab" + "abc" + "bca" + "cab"
+    assert {name: len(found) for name, found in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_the_warm_up_does_not_count():
+    seconds = iter([100.0, 1.0, 1.0])
+    samples = alternate({"a": lambda: Sample(10, next(seconds))}, rounds=2, warmup_rounds=1)
+    assert [sample.rate for sample in samples["a"]] == [10.0, 10.0]
+
+
+def test_summary_gives_median_and_range_of_rates_and_the_share_of_waiting():
+    summary = summarize([Sample(10, 1.0, 0.1), Sample(10, 2.0, 0.4), Sample(10, 10.0, 9.0)])
+    assert summary["images_per_second"] == 5.0
+    assert (summary["images_per_second_min"], summary["images_per_second_max"]) == (1.0, 10.0)
+    assert summary["data_wait_share"] == pytest.approx(0.2)
+    assert summary["rounds"] == 3
+
+
+def test_comparison_takes_ratios_within_rounds():
+    # The machine slows down threefold over the rounds; the ratio stays.
+    samples = {
+        "ours": [Sample(2, 1.0), Sample(2, 2.0), Sample(2, 3.0)],
+        "usual": [Sample(1, 1.0), Sample(1, 2.0), Sample(1, 3.0)],
+    }
+    assert compare(samples, "ours", "usual") == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100"),
+        ("NVIDIA A100-SXM4-80GB", "nvidia-a100"),
+        ("NVIDIA H100 PCIe", "nvidia-h100"),
+        ("NVIDIA H200", "nvidia-h200"),
+        ("NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090"),
+    ],
+)
+def test_gpu_names_become_file_names(name, slug):
+    assert slug_gpu(name) == slug
+
+
+def test_a_report_is_json_a_table_and_a_picture(tmp_path):
+    figure, axes = make_axes("title")
+    axes.plot([1, 2], [3, 4])
+    path = write_report(
+        "speed",
+        torch.device("cpu"),
+        "python -m benchmarks.speed",
+        {"steps": 2},
+        {"images_per_second": 3.5},
+        format_table(["arm", "images/s"], [["ours", 1234.5], ["none", None]]),
+        figure,
+        tmp_path,
+    )
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "speed_cpu.json",
+        "speed_cpu.md",
+        "speed_cpu.png",
+    ]
+    written = json.loads(path.read_text(encoding="utf-8"))
+    assert written["command"] == "python -m benchmarks.speed"
+    assert written["settings"] == {"steps": 2}
+    assert written["results"] == {"images_per_second": 3.5}
+    assert written["environment"]["packages"]["torch"] == torch.__version__
+    text = (tmp_path / "speed_cpu.md").read_text(encoding="utf-8")
+    assert "| ours | 1,234 |\n| none |  |" in text
+    with Image.open(tmp_path / "speed_cpu.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_nan_is_no_result(tmp_path):
+    with pytest.raises(ValueError, match="nan"):
+        write_report(
+            "speed", torch.device("cpu"), "", {}, {"x": float("nan")}, "", Figure(), tmp_path
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_peak_memory_is_the_childs_own_and_not_its_parents(tmp_path):
+    # The process that is measured allocates 64 MiB; the one that starts it holds far more.
+    held = bytearray(1 << 29)
+    held[:: 1 << 12] = b"x" * (1 << 17)
+    script = (
+        "import torch; from benchmarks.harness import MemoryMeter\n"
+        "with MemoryMeter(torch.device('cpu')) as meter:\n"
+        "    before = meter.read()['resident_bytes']\n"
+        "    block = torch.ones(1 << 24)\n"
+        "    print(meter.read()['resident_bytes'] - before)\n"
+        "    meter.report()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    grown, report = done.stdout.splitlines()
+    assert 0.9 * (1 << 26) < int(grown) < 1.5 * (1 << 26)
+    peaks = json.loads(report.removeprefix(MEMORY_MARK))
+    assert peaks["resident_bytes"] < len(held) + (1 << 27)
+    assert peaks["cuda_bytes"] is None
+
+
+def test_a_measured_process_that_fails_is_an_error():
+    with pytest.raises(RunError, match=r"no_such_module .*ended with code 1"):
+        measure_memory("benchmarks.no_such_module", ["--x"])
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_flops_agree_with_torchs_counter(pooling):
+    vision = SiglipVisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        vision_use_head=pooling == "map",
+    )
+    config = SiglipClassifierConfig(
+        vision_config=vision, pooling=pooling, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}
+    )
+    config._attn_implementation = "eager"
+    model = SiglipClassifier(config)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(2, 3, 32, 32))
+    ours = count_forward_flops(vision, 2, map_head=pooling == "map")
+    assert ours == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)
+
+
+def test_utilization_is_known_on_known_devices_only():
+    assert compute_utilization(100, 10**12, "NVIDIA H100 80GB HBM3") == pytest.approx(300 / 989.4)
+    assert compute_utilization(100, 10**12, "AMD EPYC, 2 threads") is None
+
+
+def test_the_usual_scripts_crop_keeps_its_size_and_stays_inside():
+    image = Image.new("RGB", (40, 20), (200, 10, 10))
+    for _ in range(20):
+        cropped = usual_script.random_resized_crop(image, 16, 0.3, Image.Resampling.BILINEAR)
+        # A box beyond the border would bring black in.
+        assert cropped.size == (16, 16)
+        assert cropped.getextrema() == ((200, 200), (10, 10), (10, 10))
+
+
+def test_full_size_pictures_are_jpeg_files_of_the_originals_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.pictures.SPECIES_COUNT", 3)
+    write_full_size(tmp_path, None, per_class=2)
+    listing = list_folder(tmp_path)
+    assert {split: len(paths) for split, paths in listing.paths.items()} == {
+        "train": 6,
+        "validation": 6,
+    }
+    with Image.open(listing.paths["train"][0]) as picture:
+        assert picture.format == "JPEG"
+        assert sorted(picture.size) == [500, 667]
+
+
+def test_random_pictures_are_all_different(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.pictures.SPECIES_COUNT", 2)
+    write_random_pictures(tmp_path, per_class=4, size=24)
+    contents = [path.read_bytes() for path in tmp_path.rglob("*.jpg")]
+    assert len(contents) == len(set(contents)) == 2 * (4 + 1 + 1)
+
+
+def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path):
+    argv = [
+        *("--model_name_or_path", str(make_checkpoint(tmp_path / "model"))),
+        *("--data_dir", str(make_folder(tmp_path / "data"))),
+        *("--batch_size", "4", "--steps", "2", "--rounds", "2", "--memory", "false"),
+        *("--num_workers", "0", "--bf16", "false", "--output_dir", str(tmp_path / "out")),
+        *("--cache_dir", str(tmp_path / "cache")),
+    ]
+    assert train_throughput.main(argv) == 0
+    (path,) = (tmp_path / "out").glob("train_throughput_*.json")
+    results = json.loads(path.read_text(encoding="utf-8"))["results"]
+    assert set(results["arms"]) == {"limit", "ours", "usual"}
+    for arm in results["arms"].values():
+        assert arm["images_per_second_min"] > 0
+        assert arm["rounds"] == 2
+    assert 0 < results["arms"]["usual"]["data_wait_share"] < 1
+    assert results["ours_over_limit"] > 0
+    assert results["ours_over_usual"] > 0
+
+
+def test_a_tiny_store_benchmark_measures_every_store(tmp_path):
+    argv = [
+        *("--sizes", "8", "--batch_sizes", "4", "--megabytes", "1", "--batches", "2"),
+        *("--rounds", "2", "--output_dir", str(tmp_path), "--work_dir", str(tmp_path)),
+    ]
+    assert stores.main(argv) == 0
+    written = json.loads((tmp_path / "stores_cpu.json").read_text(encoding="utf-8"))
+    rows = written["results"]["rows"]
+    assert [row["store"] for row in rows] == list(stores.STORES)
+    assert all(row["warm"]["images_per_second_min"] > 0 for row in rows)
+    assert all(row["cold_images_per_second"] > 0 for row in rows)
+    assert all(row["bytes_over_pixels"] >= 1 for row in rows)
+
+
+def test_a_store_that_returns_other_pixels_is_noticed(tmp_path):
+    pixels = torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2).numpy()
+    with pytest.raises(AssertionError, match="wrong store"):
+        stores.check_reader("wrong store", lambda rows: torch.from_numpy(pixels[rows] + 1), pixels)
+
+
+def test_one_cell_of_the_scaling_benchmark(tmp_path):
+    make_checkpoint(tmp_path / "model")
+    make_folder(tmp_path / "pictures", train=8)
+    options = scaling.ScalingOptions(batch_size=4, num_workers=0)
+    cell = scaling.measure_cell("ours", tmp_path, options)
+    assert cell["pictures"] == 24
+    assert min(cell["setup_seconds"], cell["input_seconds"], cell["epoch_seconds"]) > 0
+    assert cell["peak_memory"]["resident_bytes"] > 0

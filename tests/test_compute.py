@@ -1,0 +1,186 @@
+"""Runs fit their machine: threads, memory, and what they say about their speed."""
+
+import json
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from siglip_flowers.commands.train import main
+from siglip_flowers.data.pixels import PixelBatch
+from siglip_flowers.training.compute import set_cpu_threads
+from siglip_flowers.training.throughput import Throughput
+from siglip_flowers.training.trainer import FlowersTrainer
+from tests.small_runs import make_checkpoint, make_folder, small_options
+
+MORE_THAN_ANY_MACHINE_HAS = 10**15
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("small")
+    return make_checkpoint(directory / "checkpoint"), make_folder(directory / "data")
+
+
+@pytest.fixture
+def run(small, tmp_path):
+    def run(name, *more):
+        checkpoint, folder = small
+        code = main(small_options(checkpoint, folder, tmp_path / name, *more))
+        return code, tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Make batches of more than four pictures run out of memory, with torch's own error."""
+    calls = []
+    whole = FlowersTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *more, **options):
+        calls.append((len(inputs["labels"]), self.state.global_step))
+        if calls[-1][0] > 4 and calls[-1][1] >= 1:
+            torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.uint8)
+        return whole(self, model, inputs, *more, **options)
+
+    monkeypatch.setattr(FlowersTrainer, "compute_loss", compute_loss)
+    return calls
+
+
+def test_a_batch_that_is_too_large_is_halved_and_the_weights_are_those_of_small_ones(
+    run, little_memory
+):
+    expected_code, expected = run(
+        "small", "--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"
+    )
+    little_memory.clear()
+    code, found = run("found", "--auto_find_batch_size", "true")
+    assert (expected_code, code) == (0, 0)
+    assert [size for size, _ in little_memory[:3]] == [8, 8, 4]
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (found, expected))
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=0)
+
+
+def test_without_leave_to_shrink_the_error_names_the_remedy(run, little_memory, capsys):
+    code, _ = run("whole")
+    assert code == 1
+    message = capsys.readouterr().err
+    assert "--per_device_train_batch_size 8; add --auto_find_batch_size true" in message
+    assert "Traceback" not in message
+
+
+def test_a_batch_that_cannot_be_halved_is_an_error(run, little_memory, capsys):
+    code, _ = run("odd", "--auto_find_batch_size", "true", "--per_device_train_batch_size", "7")
+    assert code == 1
+    assert "--per_device_train_batch_size 7, which cannot be halved" in capsys.readouterr().err
+
+
+def test_evaluation_survives_too_large_a_batch(run, monkeypatch):
+    whole = FlowersTrainer.prediction_step
+    sizes = []
+
+    def prediction_step(self, model, inputs, *more, **options):
+        sizes.append(len(inputs["labels"]))
+        if sizes[-1] > 5:
+            torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.uint8)
+        return whole(self, model, inputs, *more, **options)
+
+    _, expected = run("plain")
+    monkeypatch.setattr(FlowersTrainer, "prediction_step", prediction_step)
+    code, found = run("shrunk", "--per_device_eval_batch_size", "16")
+    assert code == 0
+    assert max(sizes) == 16
+    assert sizes[-1] <= 4
+    ours, theirs = ((path / "history.csv").read_text() for path in (found, expected))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    "launched, omp, ranks, option, expected",
+    [
+        (True, "1", None, None, 6),
+        (True, "1", "2", None, 3),
+        (True, "1", "99", None, 1),
+        (True, "4", None, None, None),
+        (False, "1", None, None, None),
+        (True, "1", None, 5, 5),
+        (False, None, None, 2, 2),
+    ],
+)
+def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_idle(
+    monkeypatch, launched, omp, ranks, option, expected
+):
+    given = []
+    monkeypatch.setattr(torch, "set_num_threads", given.append)
+    monkeypatch.setattr("siglip_flowers.training.compute.count_workers", lambda workers: 6)
+    for name, value in (
+        ("ACCELERATE_MIXED_PRECISION", "no" if launched else None),
+        ("OMP_NUM_THREADS", omp),
+        ("LOCAL_WORLD_SIZE", ranks),
+    ):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    set_cpu_threads(option)
+    assert given == ([] if expected is None else [expected])
+
+
+def test_throughput_counts_pictures_waiting_and_no_pauses():
+    throughput = Throughput()
+    throughput.start()
+    throughput.count(30)
+    with throughput.waiting():
+        time.sleep(0.05)
+    time.sleep(0.15)
+    with throughput.paused(), throughput.paused():
+        time.sleep(0.5)
+    figures = throughput.close_window()
+    # A busy machine may oversleep, never undersleep.
+    assert 30 / 0.5 < figures["images_per_second"] <= 30 / 0.2
+    assert 0.1 < figures["data_wait"] < 0.5
+    assert throughput.pictures == 30
+    assert throughput.close_window() == {}
+
+
+def test_speed_and_waiting_are_logged_with_the_loss(run):
+    _, directory = run("logged", "--save_strategy", "epoch")
+    state = next((directory / "checkpoints").glob("*/trainer_state.json"))
+    rows = [row for row in json.loads(state.read_text())["log_history"] if "loss" in row]
+    assert rows
+    for row in rows:
+        assert row["images_per_second"] > 0
+        assert 0 <= row["data_wait"] <= 1
+
+
+def test_batch_keeps_row_numbers_in_main_memory():
+    batch = PixelBatch(
+        pixel_values=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        labels=torch.tensor([1, 0]),
+        index=torch.tensor([5, 7]),
+    )
+    moved = batch.to("meta")
+    assert isinstance(moved, PixelBatch)
+    assert moved["pixel_values"].device.type == moved["labels"].device.type == "meta"
+    assert moved["index"].tolist() == [5, 7]
+    assert moved.wait() is moved
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_copied_on_their_own_stream_arrive_whole():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        pixels = torch.randint(0, 256, (64, 3, 224, 224), generator=generator).to(torch.uint8)
+        batch = PixelBatch(
+            pixel_values=pixels.pin_memory(),
+            labels=torch.arange(64).pin_memory(),
+            index=torch.arange(64),
+        )
+        moved = batch.to("cuda").wait()
+        busy = torch.randn(2048, 2048, device="cuda")
+        for _ in range(5):
+            busy = busy @ busy
+        assert torch.equal(moved["pixel_values"].cpu(), pixels)

@@ -1,0 +1,467 @@
+"""Every published SigLIP and SigLIP 2: saved as the Hub has it, loaded by us, weight for weight.
+
+Towers are cut to two layers. One of each width keeps it, the others have an eighth of it; image
+size, patch size and number of heads are those published.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    Dinov2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2VisionModel,
+    SiglipForImageClassification,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionModel,
+)
+
+from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, resize_picture
+from siglip_flowers.errors import InputError
+from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.freezing import locate_parameters
+from siglip_flowers.model.loading import (
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+)
+from siglip_flowers.model.text_head import load_text_tower
+from tests.small_flowers import read_pictures
+
+NAMES = ["rose", "tulip", "daisy"]
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+# Width, layers, heads, width of the MLP.
+TOWERS = {
+    "base": (768, 12, 12, 3072),
+    "large": (1024, 24, 16, 4096),
+    "so400m": (1152, 27, 16, 4304),
+    "giant-opt": (1536, 40, 16, 6144),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A published checkpoint: ``size`` is the picture's side, or the patches of NaFlex."""
+
+    name: str
+    tower: str
+    patch: int
+    size: int
+    full: bool = False
+
+    @property
+    def naflex(self) -> bool:
+        return self.name.endswith("naflex")
+
+    @property
+    def generation(self) -> str:
+        return self.name.partition("-")[0]
+
+
+def list_shapes() -> list[Shape]:
+    published = {
+        ("siglip", "base", 16): (224, 256, 384, 512),
+        ("siglip", "large", 16): (256, 384),
+        ("siglip", "so400m", 14): (224, 384),
+        ("siglip2", "base", 32): (256,),
+        ("siglip2", "base", 16): (224, 256, 384, 512),
+        ("siglip2", "large", 16): (256, 384, 512),
+        ("siglip2", "so400m", 14): (224, 384),
+        ("siglip2", "so400m", 16): (256, 384, 512),
+        ("siglip2", "giant-opt", 16): (256, 384),
+    }
+    shapes = [
+        Shape(
+            f"{generation}-{tower}-patch{patch}-{size}",
+            tower,
+            patch,
+            size,
+            full=(generation, size) == ("siglip2", sizes[0]) and patch == 16,
+        )
+        for (generation, tower, patch), sizes in published.items()
+        for size in sizes
+    ]
+    shapes.append(Shape("siglip-base-patch16-256-multilingual", "base", 16, 256))
+    shapes.append(Shape("siglip-so400m-patch16-256-i18n", "so400m", 16, 256))
+    shapes.append(Shape("siglip2-base-patch16-naflex", "base", 16, 256, full=True))
+    shapes.append(Shape("siglip2-so400m-patch16-naflex", "so400m", 16, 256))
+    return shapes
+
+
+SHAPES = list_shapes()
+BY_NAME = {shape.name: shape for shape in SHAPES}
+
+
+def describe_vision(shape: Shape, *, divisor: int = 1, layers: int | None = None) -> dict:
+    """Return the vision_config of the Hub's config.json, of which defaults are left out."""
+    width, depth, heads, mlp = TOWERS[shape.tower]
+    kind = "siglip2_vision_model" if shape.naflex else "siglip_vision_model"
+    size = {"num_patches": shape.size} if shape.naflex else {"image_size": shape.size}
+    return {
+        "model_type": kind,
+        "hidden_size": width // divisor,
+        "intermediate_size": mlp // divisor,
+        "num_hidden_layers": layers or depth,
+        "num_attention_heads": heads,
+        "patch_size": shape.patch,
+        **size,
+    }
+
+
+def describe_config(shape: Shape) -> dict:
+    """Return the Hub's config.json, shrunk; the small text tower ends in the vision width."""
+    family = "siglip2" if shape.naflex else "siglip"
+    vision = describe_vision(shape, divisor=1 if shape.full else 8, layers=2)
+    text = {
+        "model_type": f"{family}_text_model",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "projection_size": vision["hidden_size"],
+    }
+    return {
+        "architectures": ["Siglip2Model" if shape.naflex else "SiglipModel"],
+        "initializer_factor": 1.0,
+        "model_type": family,
+        "text_config": text,
+        "torch_dtype": "float32",
+        "vision_config": vision,
+    }
+
+
+def describe_processor(shape: Shape, suffix: str) -> dict:
+    size = {"size": {"height": shape.size, "width": shape.size}}
+    if shape.naflex:
+        size = {"max_num_patches": shape.size, "patch_size": shape.patch}
+    return {
+        "do_convert_rgb": None,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": f"Siglip{'2' * shape.naflex}ImageProcessor{suffix}",
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": f"Siglip{'2' * shape.naflex}Processor",
+        "resample": 3 if shape.generation == "siglip" else 2,
+        "rescale_factor": 0.00392156862745098,
+        **size,
+    }
+
+
+def write_checkpoint(shape: Shape, folder: Path) -> dict[str, torch.Tensor]:
+    """Write random weights as the Hub has them, in shards for the larger ones; return them."""
+    (folder / "config.json").write_text(json.dumps(describe_config(shape)))
+    suffix = "Fast" if shape.size == 384 else ""
+    (folder / "preprocessor_config.json").write_text(json.dumps(describe_processor(shape, suffix)))
+    with torch.device("meta"):
+        model_class = Siglip2Model if shape.naflex else SiglipModel
+        model = model_class(AutoConfig.from_pretrained(folder))
+    generator = torch.Generator().manual_seed(len(shape.name) + shape.size)
+    weights = {}
+    for name, value in model.state_dict().items():
+        noise = torch.empty(value.shape).normal_(std=0.02, generator=generator)
+        weights[name] = noise + 1 if "norm" in name and name.endswith("weight") else noise
+    total = sum(4 * value.numel() for value in weights.values())
+    shards = shape.tower in ("so400m", "giant-opt")
+    save_torch_state_dict(weights, folder, max_shard_size=total // 2 if shards else "5GB")
+    assert (folder / "model.safetensors.index.json").exists() is shards
+    return weights
+
+
+@pytest.fixture(scope="module")
+def photograph(flowers_dir):
+    """A photograph that is wider than high."""
+    return read_pictures(flowers_dir, 1)[0].resize((96, 64))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_published_shape_loads_weight_for_weight(shape, photograph, tmp_path):
+    weights = write_checkpoint(shape, tmp_path)
+    # Names of the Hub's files, which a version of transformers might change.
+    assert {name.partition(".")[0] for name in weights} == {
+        *("vision_model", "text_model", "logit_scale", "logit_bias")
+    }
+    vision = {
+        name.removeprefix("vision_model."): value
+        for name, value in weights.items()
+        if name.startswith("vision_model.")
+    }
+    processor = load_image_processor(str(tmp_path))
+    own_class = Siglip2ImageProcessorPil if shape.naflex else SiglipImageProcessorPil
+    assert type(processor) is own_class
+    pixels = resize_picture(photograph, get_picture_size(processor), processor.resample)[None]
+    inputs = PixelNormalizer(processor).prepare(pixels)
+    expected_inputs = own_class.from_pretrained(tmp_path)(photograph, return_tensors="pt")
+    for name, value in expected_inputs.items():
+        assert torch.equal(inputs[name], value), name
+    tower_class = Siglip2VisionModel if shape.naflex else SiglipVisionModel
+    tower = tower_class.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        outputs = tower(**inputs)
+    tokens = outputs.last_hidden_state[0]
+    if shape.naflex:
+        tokens = tokens[: inputs["spatial_shapes"].prod()]
+    for pooling, features in (("map", outputs.pooler_output), ("mean", tokens.mean(0)[None])):
+        model = load_classifier(str(tmp_path), NAMES, pooling=pooling).eval()
+        assert type(model.vision_model) is tower_class
+        state = model.vision_model.state_dict()
+        wanted = {
+            name: value
+            for name, value in vision.items()
+            if pooling == "map" or not name.startswith("head.")
+        }
+        assert state.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(state[name], value), name
+        head = model.classifier
+        with torch.no_grad():
+            torch.testing.assert_close(
+                model(**inputs).logits, functional.linear(features, head.weight, head.bias), **CLOSE
+            )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_published_shape_at_full_size_has_the_weights_of_transformers(shape):
+    """All layers and widths, without memory: names and shapes, and every one has its place."""
+    vision = describe_vision(shape)
+    config = SiglipClassifierConfig(
+        vision_config=vision, id2label=dict(enumerate(NAMES)), label2id={}
+    )
+    tower_class = Siglip2VisionModel if shape.naflex else SiglipVisionModel
+    with torch.device("meta"):
+        model = SiglipClassifier(config)
+        tower = tower_class(type(config.vision_config)(**vision))
+    ours = {name: value.shape for name, value in model.vision_model.state_dict().items()}
+    assert ours == {name: value.shape for name, value in tower.state_dict().items()}
+    places = locate_parameters(model)
+    depth = TOWERS[shape.tower][1]
+    assert {place.height for place in places.values()} == set(range(depth + 2))
+    assert {place.part for place in places.values()} == {"vision", "head"}
+
+
+# Millions of parameters of the vision tower, from open_clip's docs/model_profile.csv.
+COUNTED = {
+    "siglip-base-patch16-224": 92.88,
+    "siglip-base-patch16-256": 92.93,
+    "siglip-base-patch16-384": 93.18,
+    "siglip-base-patch16-512": 93.52,
+    "siglip-large-patch16-256": 315.96,
+    "siglip-large-patch16-384": 316.28,
+    "siglip-so400m-patch14-224": 427.68,
+    "siglip-so400m-patch14-384": 428.23,
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_shapes_are_those_that_others_count(name):
+    config = SiglipClassifierConfig(vision_config=describe_vision(BY_NAME[name]))
+    with torch.device("meta"):
+        model = SiglipClassifier(config)
+    count = sum(value.numel() for value in model.vision_model.parameters())
+    assert count / 1e6 == pytest.approx(COUNTED[name], abs=0.005)
+
+
+def test_the_list_is_the_published_one():
+    assert len(SHAPES) == len(BY_NAME) == 27
+    kept = {(shape.tower, shape.naflex) for shape in SHAPES if shape.full}
+    assert kept == {(tower, False) for tower in TOWERS} | {("base", True)}
+
+
+SAMPLE = (
+    "siglip2-base-patch32-256",
+    "siglip2-giant-opt-patch16-384",
+    "siglip2-so400m-patch16-naflex",
+)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_saved_classifier_exports_and_runs_like_transformers_own(name, photograph, tmp_path):
+    write_checkpoint(BY_NAME[name], tmp_path)
+    model = load_classifier(str(tmp_path), NAMES, pooling="mean").eval()
+    processor = load_image_processor(str(tmp_path))
+    inputs = processor(photograph, return_tensors="pt")
+    saved, native = tmp_path / "saved", tmp_path / "native"
+    model.save_pretrained(saved)
+    processor.save_pretrained(saved)
+    model.to_native().save_pretrained(native)
+    naflex = BY_NAME[name].naflex
+    own_class = Siglip2ForImageClassification if naflex else SiglipForImageClassification
+    with torch.no_grad():
+        expected = own_class.from_pretrained(native).eval()(**inputs).logits
+        read_back = load_saved_classifier(str(saved))
+        torch.testing.assert_close(read_back(**inputs).logits, expected, **CLOSE)
+    again = load_image_processor(str(saved))
+    pixels = resize_picture(photograph, get_picture_size(again), again.resample)[None]
+    engine = InferenceEngine(read_back, again, device=torch.device("cpu"))
+    torch.testing.assert_close(engine.classify(pixels), expected, **CLOSE)
+
+
+def test_own_size_is_accepted_where_patches_do_not_divide_it(tmp_path):
+    """so400m/14 at 384 pixels has 27 x 27 patches, which cover 378."""
+    write_checkpoint(BY_NAME["siglip-so400m-patch14-384"], tmp_path)
+    model = load_classifier(str(tmp_path), NAMES, image_size=384)
+    assert model.vision_model.embeddings.position_embedding.weight.shape[0] == 27 * 27
+    with pytest.raises(InputError, match="--image_size is 400.*use 392 or 406"):
+        load_classifier(str(tmp_path), NAMES, image_size=400)
+
+
+@pytest.mark.parametrize("name", ["siglip2-base-patch32-256", "siglip2-so400m-patch16-naflex"])
+@pytest.mark.parametrize("attention", ["flash_attention_2", "no_such_thing"])
+def test_attention_that_cannot_be_used_is_refused(attention, name, tmp_path):
+    write_checkpoint(BY_NAME[name], tmp_path)
+    with pytest.raises(InputError, match=f"--attn_implementation {attention} cannot be used"):
+        load_classifier(str(tmp_path), NAMES, attn_implementation=attention)
+
+
+# The wrong class
+
+
+@pytest.fixture
+def fixed(tmp_path):
+    folder = tmp_path / "fixed"
+    folder.mkdir()
+    write_checkpoint(BY_NAME["siglip2-base-patch16-256"], folder)
+    return folder
+
+
+@pytest.fixture
+def naflex(tmp_path):
+    folder = tmp_path / "naflex"
+    folder.mkdir()
+    write_checkpoint(BY_NAME["siglip2-base-patch16-naflex"], folder)
+    return folder
+
+
+def change_config(folder, change):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+
+
+def relabel(folder, *, as_naflex):
+    """Give a checkpoint the labels of the other kind, throughout; shapes of positions agree."""
+
+    def change(config):
+        family = "siglip2" if as_naflex else "siglip"
+        size = {"num_patches": 256} if as_naflex else {"image_size": 256}
+        config["model_type"] = family
+        config["vision_config"] |= {"model_type": f"{family}_vision_model"} | size
+        config["text_config"]["model_type"] = f"{family}_text_model"
+
+    change_config(folder, change)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_fixed_resolution_weights_labelled_naflex_are_refused(fixed, pooling):
+    relabel(fixed, as_naflex=True)
+    with pytest.raises(
+        InputError,
+        match="weights of .* are those of a fixed-resolution SigLIP, but its config.json describes "
+        "a NaFlex SigLIP 2; give it the config.json",
+    ):
+        load_classifier(str(fixed), NAMES, pooling=pooling)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_naflex_weights_labelled_fixed_resolution_are_refused(naflex, pooling):
+    relabel(naflex, as_naflex=False)
+    with pytest.raises(
+        InputError,
+        match="weights of .* are those of a NaFlex SigLIP 2, but its config.json describes a "
+        "fixed-resolution SigLIP; give it the config.json",
+    ):
+        load_classifier(str(naflex), NAMES, pooling=pooling)
+
+
+def test_a_saved_classifier_relabelled_is_refused(naflex, tmp_path):
+    load_classifier(str(naflex), NAMES).save_pretrained(tmp_path / "saved")
+    change_config(
+        tmp_path / "saved",
+        lambda config: config["vision_config"].update(
+            model_type="siglip_vision_model", image_size=256
+        ),
+    )
+    with pytest.raises(InputError, match="weights of .* are those of a NaFlex SigLIP 2"):
+        load_saved_classifier(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("outer, inner", [("siglip", "siglip2"), ("siglip2", "siglip")])
+def test_a_config_that_contradicts_itself_is_refused(outer, inner, fixed):
+    def change(config):
+        config["model_type"] = outer
+        config["vision_config"]["model_type"] = f"{inner}_vision_model"
+
+    change_config(fixed, change)
+    with pytest.raises(InputError, match=f"contradicts itself.*'{outer}'.*'{inner}_vision_model'"):
+        load_classifier(str(fixed), NAMES)
+    with pytest.raises(InputError, match="contradicts itself"):
+        load_text_tower(str(fixed))
+
+
+def test_a_tower_of_another_family_makes_no_configuration():
+    with pytest.raises(ValueError, match="model_type 'clip_vision_model'; it must be one of"):
+        SiglipClassifierConfig(vision_config=CLIPVisionConfig().to_dict())
+
+
+def test_the_other_kinds_image_processor_is_refused(fixed, naflex):
+    name = "preprocessor_config.json"
+    mine, other = (fixed / name).read_text(), (naflex / name).read_text()
+    (fixed / name).write_text(other)
+    (naflex / name).write_text(mine)
+    with pytest.raises(
+        InputError, match="is for a NaFlex SigLIP 2, but the model is a fixed-resolution SigLIP"
+    ):
+        load_image_processor(str(fixed))
+    with pytest.raises(
+        InputError, match="is for a fixed-resolution SigLIP, but the model is a NaFlex SigLIP 2"
+    ):
+        load_image_processor(str(naflex))
+
+
+def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
+    pictures = {}
+    for folder in (fixed, naflex):
+        processor = load_image_processor(str(folder))
+        pictures[folder] = dict(processor(photograph, return_tensors="pt"))
+    with pytest.raises(InputError, match="The model is a fixed-resolution SigLIP, and its inputs"):
+        load_classifier(str(fixed), NAMES)(**pictures[naflex])
+    with pytest.raises(InputError, match="The model is a NaFlex SigLIP 2, and its inputs"):
+        load_classifier(str(naflex), NAMES)(**pictures[fixed])
+
+
+@pytest.mark.parametrize("config", [CLIPVisionConfig(), Dinov2Config()])
+def test_another_family_is_refused_by_its_name(config, fixed):
+    """The weights do not even matter."""
+    config.save_pretrained(fixed)
+    with pytest.raises(InputError, match=f"not a SigLIP model.*'{config.model_type}'"):
+        load_classifier(str(fixed), NAMES)
+    with pytest.raises(InputError, match=f"not a SigLIP model.*'{config.model_type}'"):
+        load_image_processor(str(fixed))
+
+
+def test_another_familys_weights_labelled_siglip_are_refused(fixed):
+    """A class token shows in the position embeddings, missing biases in their absence."""
+    path = fixed / "model.safetensors"
+    weights = load_file(path)
+    name = "vision_model.embeddings.position_embedding.weight"
+    clip = weights | {name: torch.zeros(257, 768)}
+    clip["vision_model.embeddings.class_embedding"] = torch.zeros(768)
+    del clip["vision_model.embeddings.patch_embedding.bias"]
+    save_file(clip, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="lacks 2 vision weights or has them in another shape"):
+        load_classifier(str(fixed), NAMES)

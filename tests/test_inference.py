@@ -1,0 +1,450 @@
+"""The Python interface: as the pipeline of transformers, whatever kind of picture is given."""
+
+import io
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import SiglipVisionConfig, SiglipVisionModel, pipeline
+
+from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.config.precision import computes_bfloat16
+from siglip_flowers.data.pixels import PixelNormalizer, resize_picture
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.evaluation.predict import extract_features, predict_logits
+from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.inference.precision import choose_attention, resolve_device, resolve_dtype
+from siglip_flowers.inference.prefetch import map_ahead
+from siglip_flowers.inference.reading import PictureReader
+from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.model.loading import (
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+)
+from tests.small_flowers import build_flowers, read_pictures
+from tests.small_runs import CLASSES, make_checkpoint
+
+CPU = torch.device("cpu")
+NATIVE_BFLOAT16 = pytest.mark.skipif(
+    not computes_bfloat16("cpu"), reason="this processor emulates bfloat16"
+)
+
+
+def save_classifier(checkpoint, directory, names, **options):
+    torch.manual_seed(3)
+    model = load_classifier(str(checkpoint), names, **options)
+    # Differences between classes that a tolerance of 1e-4 can see.
+    with torch.no_grad():
+        model.classifier.weight.mul_(5)
+    model.save_pretrained(directory)
+    load_image_processor(str(checkpoint)).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    """Three classes at 16 pixels, untrained."""
+    directory = tmp_path_factory.mktemp("small")
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    return save_classifier(checkpoint, directory / "model", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def small(small_model):
+    return FlowerClassifier.from_pretrained(small_model, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def nano_model(nano_dir, tmp_path_factory):
+    return save_classifier(nano_dir, tmp_path_factory.mktemp("nano") / "model", FLOWER_NAMES)
+
+
+@pytest.fixture(scope="module")
+def photograph_paths(flowers_dir, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("photographs")
+    paths = []
+    for number, picture in enumerate(read_pictures(flowers_dir, 40)):
+        paths.append(str(directory / f"{number:03d}.png"))
+        picture.save(paths[-1])
+    return paths
+
+
+def colour(value, size=(20, 12), mode="RGB"):
+    return Image.new(mode, size, value)
+
+
+def encode(image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def assert_same(ours, theirs, tolerance=1e-4):
+    assert len(ours) == len(theirs)
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert [entry["label"] for entry in our_row] == [entry["label"] for entry in their_row]
+        np.testing.assert_allclose(
+            [entry["score"] for entry in our_row],
+            [entry["score"] for entry in their_row],
+            atol=tolerance,
+        )
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_labels_and_scores_are_the_pipelines(nano_dir, photograph_paths, tmp_path, activation):
+    directory = save_classifier(nano_dir, tmp_path, FLOWER_NAMES, activation=activation)
+    classifier = FlowerClassifier.from_pretrained(directory, dtype="float32", device="cpu")
+    reference = pipeline("image-classification", model=str(directory), device="cpu")
+    assert_same(classifier(photograph_paths), reference(photograph_paths))
+    assert_same([classifier(photograph_paths[0], top_k=2)], [reference(photograph_paths[0])[:2]])
+
+
+def test_every_kind_of_source_gives_the_same(small, tmp_path):
+    image = read_gradient()
+    path = tmp_path / "picture.png"
+    image.save(path)
+    sources = [path, str(path), image, np.asarray(image), path.read_bytes(), Image.open(path)]
+    results = small(sources)
+    assert all(row == results[0] for row in results)
+    assert_same([small(path)], results[:1], 1e-6)
+    assert_same(small(np.stack([np.asarray(image)] * 2)), results[:2], 1e-6)
+    assert small(source for source in sources) == results
+    assert small([]) == []
+
+
+def read_gradient() -> Image.Image:
+    ramp = np.arange(40 * 30 * 3) * 7 % 256
+    return Image.fromarray(ramp.astype(np.uint8).reshape(40, 30, 3))
+
+
+def test_top_k_is_bounded_by_the_classes(small):
+    assert len(small(colour("red"), top_k=50)) == len(CLASSES)
+    assert len(small(colour("red"), top_k=1)) == 1
+    with pytest.raises(InputError, match="--top_k is 0"):
+        small(colour("red"), top_k=0)
+
+
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (5, 4), (9, 16), (64, 3)])
+def test_order_is_kept_with_many_threads(small_model, batch_size, num_workers):
+    classifier = FlowerClassifier.from_pretrained(
+        small_model, dtype="float32", device="cpu", batch_size=batch_size, num_workers=num_workers
+    )
+    generator = np.random.default_rng(0)
+    # Large and small pictures in turn, so that threads finish out of order.
+    arrays = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (400, 8) * 20]
+    expected = [classifier(array) for array in arrays]
+    assert_same(classifier(arrays), expected, tolerance=1e-6)
+    assert [p.source is a for p, a in zip(classifier.stream(arrays), arrays, strict=True)] == [
+        True
+    ] * len(arrays)
+
+
+def test_the_same_unread_picture_may_stand_in_a_list_many_times(small, tmp_path):
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    read_gradient().resize((600, 800)).save(path, exif=exif)
+    results = small([Image.open(path)] * 50)
+    assert_same(results, [small(path)] * 50, 1e-6)
+
+
+def test_odd_pictures_are_read_as_training_reads_them(small, small_model, tmp_path):
+    gradient = read_gradient()
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    deep = Image.fromarray((np.arange(900).reshape(30, 30) * 70).astype(np.uint16))
+    files = {
+        "cmyk.jpg": encode(gradient.convert("CMYK"), format="JPEG"),
+        "deep.png": encode(deep, format="PNG"),
+        "turned.jpg": encode(gradient, format="JPEG", exif=exif),
+        "clear.png": encode(colour((9, 9, 200, 40), mode="RGBA"), format="PNG"),
+        "palette.gif": encode(gradient.convert("P"), format="GIF"),
+        "moving.gif": encode(
+            colour("red"), format="GIF", save_all=True, append_images=[colour("blue")]
+        ),
+        "moving.webp": encode(
+            colour("red"),
+            format="WEBP",
+            lossless=True,
+            save_all=True,
+            append_images=[colour("blue")],
+        ),
+    }
+    processor = load_image_processor(str(small_model))
+    model = load_saved_classifier(str(small_model))
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with Image.open(tmp_path / name) as image:
+            pixels = resize_picture(image, 16, processor.resample)
+        with torch.no_grad():
+            logits = model(pixel_values=PixelNormalizer(processor)(pixels[None])).logits
+        expected = dict(zip(CLASSES, logits.softmax(1)[0].tolist(), strict=True))
+        found = {row["label"]: row["score"] for row in small(tmp_path / name)}
+        assert found == pytest.approx(expected, abs=1e-6), name
+    assert small(tmp_path / "moving.gif") == small(colour("red"))
+    assert small(tmp_path / "moving.webp") == small(colour("red"))
+
+
+def test_broken_pictures_are_reported_and_the_others_classified(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
+    good = encode(read_gradient(), format="JPEG")
+    whole = encode(read_gradient().resize((300, 300)), format="PNG")
+    sources = {
+        "empty.jpg": b"",
+        "text.jpg": b"not a picture",
+        "cut.png": whole[: len(whole) // 2],
+        "bomb.png": encode(colour("red", (1000, 1000)), format="PNG"),
+    }
+    for name, content in sources.items():
+        (tmp_path / name).write_bytes(content)
+    paths = [str(tmp_path / name) for name in sources] + [str(tmp_path / "absent.jpg")]
+    odd = [np.zeros((4, 4, 3)), "https://example.org/x.jpg"]
+    given = [good, *paths, *odd, good]
+    predictions = list(small.stream(given))
+    assert [p.source for p in predictions] == given
+    problems = [p.problem for p in predictions]
+    assert problems[0] == problems[-1] == ""
+    assert problems[1:3] == ["not a picture, or an empty file"] * 2
+    assert all(problems[1:-1])
+    assert "decompression bomb" in problems[4]
+    assert problems[5] == "No such file or directory"
+    assert "uint8" in problems[6]
+    assert "allow_urls" in problems[7]
+    assert predictions[0].results == predictions[-1].results
+    assert_same([predictions[0].results], [small(good)], 1e-6)
+    assert all(p.results == [] for p in predictions[1:-1])
+    with pytest.raises(RunError, match=r"7 of 9 pictures cannot be read: .*empty.jpg"):
+        small(given)
+    skipped = small(given, skip_corrupt_images=True)
+    assert [len(row) for row in skipped] == [3, *[0] * 7, 3]
+    # A batch of nothing but broken ones.
+    assert [p.results for p in small.stream(paths)] == [[]] * 5
+
+
+def test_a_stream_reads_no_further_ahead_than_a_few_batches(small):
+    drawn = 0
+
+    def sources():
+        nonlocal drawn
+        while True:
+            drawn += 1
+            yield np.zeros((16, 16, 3), dtype=np.uint8)
+
+    stream = small.stream(sources(), top_k=1)
+    for _ in range(1000):
+        next(stream)
+    assert drawn < 1000 + 8 * small.batch_size
+    stream.close()
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(small):
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        pictures = (np.full((64, 64, 3), number % 256, np.uint8) for number in range(count))
+        for _ in small.stream(pictures, top_k=1):
+            pass
+        result = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return result
+
+    peak(200)
+    assert peak(1600) < 1.3 * peak(400)
+
+
+def test_decoding_threads_end_with_the_stream(small):
+    before = threading.active_count()
+    stream = small.stream([np.zeros((16, 16, 3), dtype=np.uint8)] * 500)
+    next(stream)
+    stream.close()
+    assert threading.active_count() == before
+
+
+def test_map_ahead_keeps_order_and_passes_errors_on():
+    assert list(map_ahead(lambda x: x * x, range(50), workers=4, ahead=7)) == [
+        x * x for x in range(50)
+    ]
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda x: 1 // x, [1, 0, 1], workers=2, ahead=1))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (7, 3), (20, 10), (33, 16)])
+def test_batches_have_the_size_asked_for(count, batch_size):
+    reader = PictureReader(16, Image.Resampling.BICUBIC, num_workers=3)
+    images = [colour((n, n, n)) for n in range(count)]
+    batches = list(reader.read_batches(images, batch_size))
+    sizes = [len(batch.pixels) for batch in batches]
+    assert sizes == [min(batch_size, count - start) for start in range(0, count, batch_size)]
+    values = [int(row[0, 0, 0]) for batch in batches for row in batch.pixels]
+    assert values == list(range(count))
+
+
+@NATIVE_BFLOAT16
+def test_bfloat16_is_close_to_float32(nano_model, photograph_paths):
+    exact = FlowerClassifier.from_pretrained(nano_model, dtype="float32", device="cpu")
+    fast = FlowerClassifier.from_pretrained(nano_model, dtype="auto", device="cpu")
+    assert fast.dtype == torch.bfloat16
+    assert fast.engine.model.classifier.weight.dtype == torch.float32
+    pairs = [
+        ({row["label"]: row["score"] for row in a}, {row["label"]: row["score"] for row in b})
+        for a, b in zip(
+            exact(photograph_paths, top_k=102), fast(photograph_paths, top_k=102), strict=True
+        )
+    ]
+    differences = [abs(a[label] - b[label]) for a, b in pairs for label in a]
+    assert 0 < max(differences) < 0.02
+    same = [max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in pairs]
+    assert np.mean(same) >= 0.95
+
+
+def test_a_model_is_not_changed_by_inference_in_another_format(small_model):
+    model = load_saved_classifier(str(small_model))
+    processor = load_image_processor(str(small_model))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attention = model.config._attn_implementation
+    InferenceEngine(model, processor, device=CPU, dtype="bfloat16", attn_implementation="eager")
+    assert model.config._attn_implementation == attention
+    assert all(
+        value.dtype == torch.float32 and torch.equal(value, before[name])
+        for name, value in model.state_dict().items()
+    )
+
+
+def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_model, flowers_dir):
+    rows = build_flowers(flowers_dir).splits["train"]
+    model, processor = (
+        load_saved_classifier(str(nano_model)),
+        load_image_processor(str(nano_model)),
+    )
+    normalize = PixelNormalizer(processor)
+    logits, features = [], []
+    for start in range(0, len(rows), 24):
+        images = rows[start : start + 24]["image"]
+        pixels = torch.stack([resize_picture(image, 64, processor.resample) for image in images])
+        with torch.inference_mode():
+            logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
+            features.append(model.extract_features(normalize(pixels)).numpy())
+    for num_workers in (0, 1):
+        found = predict_logits(model, processor, rows, batch_size=24, num_workers=num_workers)
+        np.testing.assert_array_equal(found, np.concatenate(logits))
+    found = extract_features(model, processor, rows, batch_size=24)
+    np.testing.assert_array_equal(found, np.concatenate(features))
+    close = predict_logits(model, processor, rows, batch_size=24, dtype="bfloat16")
+    assert close.dtype == np.float32
+    np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)
+    assert (close != np.concatenate(logits)).any()
+
+
+def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
+    model = load_saved_classifier(str(small_model))
+    engine = InferenceEngine(model, load_image_processor(str(small_model)), device=CPU)
+    pixels = torch.randint(0, 256, (21, 3, 16, 16), dtype=torch.uint8)
+    expected = engine.classify(pixels)
+    sizes, encode_batch = [], engine._features
+
+    def encode_few(pixel_values):
+        sizes.append(len(pixel_values))
+        if len(pixel_values) > 6:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return encode_batch(pixel_values)
+
+    monkeypatch.setattr(engine, "_features", encode_few)
+    torch.testing.assert_close(engine.classify(pixels), expected)
+    assert sizes == [21, 10, 5, 5, 5, 5, 1]
+    engine.classify(pixels)
+    assert sizes[7:] == [5, 5, 5, 5, 1]
+
+    def fail(pixel_values):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(engine, "_features", fail)
+    with pytest.raises(RunError, match="too much for the memory of cpu"):
+        engine.classify(pixels)
+
+    def break_down(pixel_values):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(engine, "_features", break_down)
+    with pytest.raises(RuntimeError, match="shapes"):
+        engine.classify(pixels)
+
+
+@pytest.mark.slow
+def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 16}
+    plain = FlowerClassifier.from_pretrained(small_model, **options)
+    compiled = FlowerClassifier.from_pretrained(small_model, compile=True, **options)
+    # 40 pictures: the last batch is smaller than what was compiled.
+    assert_same(compiled(photograph_paths), plain(photograph_paths))
+
+
+def test_compilation_without_a_compiler_is_refused(small_model, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match=r"--compile needs a C\+\+ compiler"):
+        FlowerClassifier.from_pretrained(small_model, device="cpu", compile=True)
+
+
+def test_number_formats_and_devices_are_checked(small_model, monkeypatch):
+    assert resolve_dtype("float32", CPU) == torch.float32
+    assert resolve_dtype(torch.bfloat16, CPU) == torch.bfloat16
+    for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            "siglip_flowers.inference.precision.computes_bfloat16", lambda kind, found=native: found
+        )
+        assert resolve_dtype("auto", CPU) == expected
+    assert resolve_dtype("float16", torch.device("cuda")) == torch.float16
+    with pytest.raises(InputError, match="float16 needs a CUDA device, and the model runs on cpu"):
+        resolve_dtype("float16", CPU)
+    with pytest.raises(InputError, match="--dtype is 'int8'; choose one of auto, float32"):
+        resolve_dtype("int8", CPU)
+    with pytest.raises(InputError, match="The device 'nonsense' cannot be used"):
+        resolve_device("nonsense")
+    with pytest.raises(InputError, match="attention implementation 'nonsense'"):
+        FlowerClassifier.from_pretrained(small_model, attn_implementation="nonsense")
+    with pytest.raises(InputError, match="batch_size is 0"):
+        FlowerClassifier.from_pretrained(small_model, batch_size=0)
+
+
+def test_attention_is_the_faster_one():
+    cuda = torch.device("cuda")
+    assert choose_attention(CPU, torch.bfloat16, 64) == "eager"
+    assert choose_attention(CPU, torch.bfloat16, 196) == "eager"
+    assert choose_attention(CPU, torch.bfloat16, 576) == "sdpa"
+    assert choose_attention(CPU, torch.bfloat16, 64, compiled=True) == "sdpa"
+    assert choose_attention(CPU, torch.float32, 64) == "sdpa"
+    assert choose_attention(cuda, torch.bfloat16, 64) == "sdpa"
+
+
+def test_only_trained_classifiers_are_taken(nano_dir):
+    with pytest.raises(InputError, match="not a trained classifier"):
+        FlowerClassifier.from_pretrained(nano_dir)
+
+
+def test_mean_pooling_and_normalised_features_go_through_the_same_engine(tmp_path):
+    config = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    SiglipVisionModel(config)
+    model = SiglipClassifier(
+        SiglipClassifierConfig(
+            config,
+            pooling="mean",
+            normalize_features=True,
+            activation="sigmoid",
+            id2label=dict(enumerate(CLASSES)),
+        )
+    ).eval()
+    processor = load_image_processor(str(make_checkpoint(tmp_path)))
+    pixels = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    engine = InferenceEngine(model, processor, device=CPU)
+    with torch.inference_mode():
+        expected = model(pixel_values=PixelNormalizer(processor)(pixels)).logits
+    assert torch.equal(engine.classify(pixels), expected)

@@ -1,0 +1,547 @@
+"""NaFlex: patches of pictures at their own aspect ratio, against transformers' own classes."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForImageClassification,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    Siglip2ImageProcessorPil,
+    Siglip2Model,
+    Siglip2VisionModel,
+    pipeline,
+)
+
+from siglip_flowers.commands.eval import main as run_eval
+from siglip_flowers.commands.predict import main as run_predict
+from siglip_flowers.commands.train import main as run_train
+from siglip_flowers.config import AugmentationArguments, DataArguments
+from siglip_flowers.data.augment import BatchAugmenter
+from siglip_flowers.data.naflex import (
+    PatchBudget,
+    pack_patches,
+    pack_picture,
+    shrink_grids,
+    unpack_patches,
+)
+from siglip_flowers.data.patch_augment import PatchAugmenter, check_patch_augmentation
+from siglip_flowers.data.pixel_cache import open_pixels
+from siglip_flowers.data.pixels import (
+    CachedPixels,
+    PixelDataset,
+    PixelNormalizer,
+    collate_pixels,
+    get_picture_size,
+    scale_size,
+)
+from siglip_flowers.errors import InputError
+from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.model.contrastive import load_contrastive
+from siglip_flowers.model.freezing import freeze
+from siglip_flowers.model.heads import load_zero_shot_classifier
+from siglip_flowers.model.loading import (
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+)
+from siglip_flowers.model.text_head import load_tokenizer, tokenize_prompts, zero_shot_head
+from tests.small_flowers import read_pictures
+from tests.small_runs import CLASSES, make_folder, small_options
+
+NAMES = ["rose", "tulip", "daisy"]
+SIDE, PATCHES, WIDTH = 4, 20, 32
+CLOSE = {"atol": 2e-5, "rtol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(nano_dir, tmp_path_factory):
+    """A two-tower NaFlex checkpoint as the Hub has it, with the tokenizer of the small SigLIP."""
+    folder = tmp_path_factory.mktemp("naflex")
+    torch.manual_seed(0)
+    vision = {"patch_size": SIDE, "num_patches": 16}
+    text = {"vocab_size": 1024, "max_position_embeddings": 16, "projection_size": WIDTH}
+    shape = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2}
+    shape["num_attention_heads"] = 4
+    special = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    config = Siglip2Config(vision_config=vision | shape, text_config=text | shape | special)
+    model = Siglip2Model(config)
+    with torch.no_grad():
+        model.logit_scale.fill_(2.0)
+        model.logit_bias.fill_(-3.0)
+    model.save_pretrained(folder)
+    Siglip2ImageProcessorPil(patch_size=SIDE, max_num_patches=PATCHES).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((nano_dir / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(flowers_dir):
+    """Real photographs cut and stretched to many shapes."""
+    sizes = [(64, 64), (500, 333), (31, 200), (64, 32), (1, 1), (3, 300), (400, 2), (65, 63)]
+    photographs = read_pictures(flowers_dir, len(sizes))
+    return [one.resize(size) for one, size in zip(photographs, sizes, strict=True)]
+
+
+def build_rows(pictures):
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=["rose", "tulip"])
+    )
+    labels = [number % 2 for number in range(len(pictures))]
+    return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+
+def pack(pictures, budget=None):
+    budget = budget or PatchBudget(SIDE, PATCHES)
+    return torch.stack([pack_picture(one, budget, Image.Resampling.BILINEAR) for one in pictures])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_size": 16, "max_num_patches": 256},
+        {"patch_size": 4, "max_num_patches": 400},
+        {"patch_size": 14, "max_num_patches": 7, "resample": Image.Resampling.BICUBIC},
+        {"max_num_patches": 64, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
+    ],
+)
+def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, pictures, tmp_path):
+    Siglip2ImageProcessorPil(**options).save_pretrained(tmp_path)
+    processor = load_image_processor(str(tmp_path))
+    assert isinstance(processor, Siglip2ImageProcessorPil)
+    dataset = PixelDataset(build_rows(pictures), get_picture_size(processor), processor.resample)
+    batch = collate_pixels(dataset.__getitems__(range(len(pictures))))
+    assert batch["pixel_values"].dtype == torch.uint8
+    ours = PixelNormalizer(processor).prepare(batch["pixel_values"])
+    expected = processor(pictures, return_tensors="pt")
+    assert set(ours) == set(expected)
+    for name, value in expected.items():
+        assert ours[name].dtype == value.dtype
+        assert torch.equal(ours[name], value), name
+    assert len({tuple(grid) for grid in ours["spatial_shapes"].tolist()}) > 3
+
+
+def test_grids_beyond_a_byte_survive_packing():
+    picture = Image.new("RGB", (3000, 1), (200, 10, 30))
+    packed = pack([picture], PatchBudget(2, 700))
+    patches = unpack_patches(packed)
+    assert patches.spatial_shapes.tolist() == [[1, 700]]
+    assert patches.mask.all()
+    again = pack_patches(patches.values.float(), patches.spatial_shapes)
+    assert torch.equal(again, packed.float())
+
+
+def test_more_patches_than_the_header_counts_are_refused():
+    with pytest.raises(InputError, match="--max_num_patches 70000 .* is more than 65535"):
+        PatchBudget(16, 70000)
+
+
+def test_cached_patches_are_those_decoded_anew(pictures, tmp_path):
+    rows = build_rows(pictures)
+    arguments = DataArguments(cache_dir=str(tmp_path))
+    budget = PatchBudget(SIDE, PATCHES)
+    cached = open_pixels(rows, budget, Image.Resampling.BILINEAR, arguments)
+    assert isinstance(cached, CachedPixels)
+    assert cached.pixels.shape == (len(pictures), 1 + PATCHES, 3 * SIDE**2)
+    batch = cached.__getitems__([5, 0])
+    assert torch.equal(batch["pixel_values"], pack(pictures)[[5, 0]])
+    larger = open_pixels(rows, scale_size(budget, 1.5), Image.Resampling.BILINEAR, arguments)
+    assert larger.pixels.shape[1] == 1 + round(PATCHES * 1.5**2)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_features_are_those_of_transformers(pooling, checkpoint, pictures):
+    processor = Siglip2ImageProcessorPil.from_pretrained(checkpoint)
+    inputs = processor(pictures, return_tensors="pt")
+    tower = Siglip2VisionModel.from_pretrained(checkpoint).eval()
+    model = load_classifier(str(checkpoint), NAMES, pooling=pooling).eval()
+    assert isinstance(model.vision_model, Siglip2VisionModel)
+    with torch.no_grad():
+        outputs = tower(**inputs)
+        expected = outputs.pooler_output
+        if pooling == "mean":
+            tokens = zip(outputs.last_hidden_state, inputs["spatial_shapes"], strict=True)
+            expected = torch.stack([one[: grid.prod()].mean(0) for one, grid in tokens])
+        torch.testing.assert_close(model.extract_features(**inputs), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_logits_depend_neither_on_batch_mates_nor_on_padding(pooling, checkpoint, pictures):
+    model = load_classifier(str(checkpoint), NAMES, pooling=pooling).eval()
+    normalizer = PixelNormalizer(load_image_processor(str(checkpoint)))
+    with torch.no_grad():
+        together = model(**normalizer.prepare(pack(pictures))).logits
+        for number, picture in enumerate(pictures):
+            packed = pack([picture])
+            alone = model(**normalizer.prepare(packed)).logits
+            torch.testing.assert_close(alone, together[number : number + 1], **CLOSE)
+            # As of a larger budget, and with anything but zeros in the padding.
+            inputs = normalizer.prepare(torch.cat([packed, packed.new_zeros(1, 9, 48)], dim=1))
+            noise = torch.randn_like(inputs["pixel_values"])
+            padding = inputs["pixel_attention_mask"][..., None] == 0
+            inputs["pixel_values"] = torch.where(padding, noise, inputs["pixel_values"])
+            torch.testing.assert_close(
+                model(**inputs).logits, together[number : number + 1], **CLOSE
+            )
+
+
+def test_aspect_ratio_reaches_the_model(checkpoint, flowers_dir):
+    """A NaFlex model tells a picture from its squashed copy; padding alone would not."""
+    processor = load_image_processor(str(checkpoint))
+    picture = read_pictures(flowers_dir, 1)[0]
+    inputs = processor([picture, picture.resize((128, 32))], return_tensors="pt")
+    model = load_classifier(str(checkpoint), NAMES).eval()
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert inputs["spatial_shapes"].tolist() == [[4, 4], [2, 8]]
+    assert (logits[0] - logits[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_saved_and_folded_models_have_the_same_logits(head, checkpoint, pictures, tmp_path):
+    activation = "sigmoid" if head == "cosine" else "softmax"
+    model = load_classifier(str(checkpoint), NAMES, head=head, activation=activation).eval()
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    folded = model.fold()
+    folded.save_pretrained(tmp_path)
+    read_back = load_saved_classifier(str(tmp_path))
+    by_auto_class = AutoModelForImageClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        for other in (folded, read_back, by_auto_class):
+            torch.testing.assert_close(other(**inputs).logits, expected, **CLOSE)
+    assert read_back.config.vision_config.model_type == "siglip2_vision_model"
+    again = load_classifier(str(tmp_path), ["a", "b"], pooling="mean")
+    assert isinstance(again.vision_model, Siglip2VisionModel)
+
+
+def test_native_export_is_transformers_own_class(checkpoint, pictures, tmp_path):
+    model = load_classifier(str(checkpoint), NAMES, pooling="mean").eval()
+    model.to_native().save_pretrained(tmp_path)
+    native, report = Siglip2ForImageClassification.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(native(**inputs).logits, model(**inputs).logits, **CLOSE)
+    with pytest.raises(ValueError, match="train with --pooling mean"):
+        load_classifier(str(checkpoint), NAMES).to_native()
+
+
+def test_freezing_and_gradients_reach_the_same_parts(checkpoint, pictures):
+    model = load_classifier(str(checkpoint), NAMES)
+    freeze(model.vision_model, "last:1")
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    model(**inputs, labels=torch.arange(len(pictures)) % 3).loss.backward()
+    with_gradient = {name for name, value in model.named_parameters() if value.grad is not None}
+    assert with_gradient == {
+        name for name, value in model.named_parameters() if value.requires_grad
+    }
+    assert "vision_model.encoder.layers.1.mlp.fc1.weight" in with_gradient
+    assert "vision_model.head.probe" in with_gradient
+    assert not any("layers.0" in name or "embeddings" in name for name in with_gradient)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_gradient_checkpointing_does_not_change_the_gradients(pooling, checkpoint, pictures):
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    found = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = load_classifier(str(checkpoint), NAMES, pooling=pooling).train()
+        if enable:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model(**inputs, labels=torch.arange(len(pictures)) % 3).loss.backward()
+        gradients = {name: value.grad for name, value in model.named_parameters()}
+        assert all(value is not None for value in gradients.values())
+        found.append(gradients)
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+def test_half_precision_training_stays_finite(pooling, checkpoint, pictures):
+    """The mask's largest negative number must not become NaN in another number format."""
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    labels = torch.arange(len(pictures)) % 3
+    model = load_classifier(str(checkpoint), NAMES, pooling=pooling).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(**inputs, labels=labels)
+    outputs.loss.backward()
+    assert all(value.grad.isfinite().all() for value in model.parameters())
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    torch.testing.assert_close(outputs.logits.float(), expected, atol=0.05, rtol=0)
+
+
+def test_zero_shot_equals_the_two_tower_model(checkpoint, pictures):
+    """With one template, class embeddings are the text tower's and logits the whole model's."""
+    names = [name.lower() for name in NAMES]
+    model = load_zero_shot_classifier(str(checkpoint), names, ["a photo of a {}."])
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    whole = Siglip2Model.from_pretrained(checkpoint).eval()
+    prompts = [f"a photo of a {name}." for name in names]
+    ids = tokenize_prompts(load_tokenizer(str(checkpoint)), prompts, 16)
+    with torch.no_grad():
+        expected = whole(input_ids=ids, **inputs).logits_per_image
+        torch.testing.assert_close(model(**inputs).logits, expected, **CLOSE)
+    assert zero_shot_head(str(checkpoint), names).weight.shape == (3, WIDTH)
+
+
+def test_contrastive_training_folds_to_a_naflex_classifier(checkpoint, pictures):
+    model = load_contrastive(str(checkpoint), NAMES, ["a {}", "the {} flower"])
+    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    labels = torch.arange(len(pictures)) % 3
+    loss = model.train()(**inputs, labels=labels, templates=labels % 2).loss
+    loss.backward()
+    assert all(value.grad is not None for _, value in model.named_parameters())
+    with torch.no_grad():
+        expected = model.eval()(**inputs).logits
+        torch.testing.assert_close(model.fold()(**inputs).logits, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 0.0), ("bfloat16", 0.05)])
+def test_the_engine_computes_what_the_model_does(dtype, tolerance, checkpoint, pictures):
+    model = load_classifier(str(checkpoint), NAMES).eval()
+    processor = load_image_processor(str(checkpoint))
+    engine = InferenceEngine(model, processor, device=torch.device("cpu"), dtype=dtype)
+    with torch.no_grad():
+        expected = model(**processor(pictures, return_tensors="pt")).logits
+    ours = engine.classify(pack(pictures))
+    torch.testing.assert_close(ours, expected, atol=tolerance, rtol=0)
+
+
+# Augmentation
+
+
+def augment(packed, budget, seed=0, step=3, **options):
+    settings = {"crop_min_scale": 1.0, "horizontal_flip": 0.0, "color_jitter": 0.0} | options
+    augmenter = PatchAugmenter(AugmentationArguments(**settings), budget, 3, seed)
+    labels = torch.zeros(len(packed), dtype=torch.int64)
+    return augmenter(packed, labels, np.arange(len(packed)), step)[0]
+
+
+def put_together(patches, number):
+    """Return one picture (3, H, W) of a packed batch."""
+    taken = unpack_patches(patches)
+    rows, columns = taken.spatial_shapes[number].tolist()
+    side = round((taken.values.shape[-1] / 3) ** 0.5)
+    cut = taken.values[number, : rows * columns].reshape(rows, columns, side, side, 3)
+    return cut.permute(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
+
+
+def test_no_variation_leaves_patches_as_they_are(pictures):
+    packed = pack(pictures)
+    same = augment(packed, PatchBudget(SIDE, PATCHES))
+    assert same.dtype == torch.float32
+    torch.testing.assert_close(same, packed.float(), atol=2e-3, rtol=0)
+
+
+def test_a_flip_mirrors_each_picture_within_its_own_grid(pictures):
+    packed = pack(pictures)
+    flipped = augment(packed, PatchBudget(SIDE, PATCHES), horizontal_flip=1.0)
+    for number in range(len(pictures)):
+        expected = put_together(packed.float(), number).flip(-1)
+        torch.testing.assert_close(put_together(flipped, number), expected, atol=2e-3, rtol=0)
+    padding = unpack_patches(packed).mask == 0
+    assert not unpack_patches(flipped).values[padding].any()
+
+
+def test_crop_and_jitter_equal_those_of_a_square_picture(flowers_dir):
+    """A square picture of whole patches is varied as the augmenter of square pictures does."""
+    photographs = [one.resize((16, 16)) for one in read_pictures(flowers_dir, 6)]
+    budget = PatchBudget(SIDE, 16)
+    packed = pack(photographs, budget)
+    options = {"crop_min_scale": 0.3, "horizontal_flip": 0.5, "color_jitter": 0.4}
+    ours = augment(packed, budget, **options)
+    pixels = torch.stack([put_together(packed, number) for number in range(6)])
+    square = BatchAugmenter(AugmentationArguments(**options), 16, 3, 0)
+    expected, _ = square(pixels, torch.zeros(6, dtype=torch.int64), np.arange(6), 3)
+    for number in range(6):
+        torch.testing.assert_close(
+            put_together(ours, number), expected[number], atol=5e-3, rtol=1e-4
+        )
+
+
+def test_jitter_ignores_the_padding(pictures):
+    budget = PatchBudget(SIDE, PATCHES)
+    packed = pack(pictures, budget)
+    # More padding, the same pictures.
+    wide = torch.cat([packed, packed.new_zeros(len(packed), 12, packed.shape[2])], dim=1)
+    jittered = augment(packed, budget, color_jitter=0.5)
+    padded = augment(wide, PatchBudget(SIDE, PATCHES + 12), color_jitter=0.5)
+    assert (jittered - packed).abs().max() > 10
+    torch.testing.assert_close(padded[:, : 1 + PATCHES], jittered, atol=1e-3, rtol=0)
+
+
+def test_pictures_cut_up_finer_come_out_within_the_budget(pictures):
+    budget = PatchBudget(SIDE, PATCHES)
+    larger = scale_size(budget, 1.15)
+    packed = pack(pictures, larger)
+    out = augment(packed, budget, crop_min_scale=0.5, horizontal_flip=0.5)
+    assert out.shape[1:] == budget.shape
+    before, after = unpack_patches(packed).spatial_shapes, unpack_patches(out).spatial_shapes
+    assert (after.prod(dim=1) <= PATCHES).all()
+    assert (after >= 1).all()
+    ratios = (after[:, 0] / after[:, 1]) / (before[:, 0] / before[:, 1])
+    assert ratios.min() > 0.6
+    assert ratios.max() < 1.7
+
+
+def test_grids_shrink_to_what_fits():
+    grids = torch.tensor([[18, 18], [1, 338], [338, 1], [13, 26], [1, 1], [7, 48]])
+    shrunk = shrink_grids(grids, 338, 256)
+    assert shrunk[0].tolist() == [16, 16]
+    assert shrunk[1].tolist() == [1, 256]
+    assert shrunk[2].tolist() == [256, 1]
+    assert shrunk[4].tolist() == [1, 1]
+    assert (shrunk.prod(dim=1) <= 256).all()
+    assert shrink_grids(grids, 338, 338) is grids
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"auto_augment": "randaugment"},
+        {"random_erasing": 0.2},
+        {"mixup_alpha": 0.1},
+        {"cutmix_alpha": 1.0},
+    ],
+)
+def test_a_variation_of_square_pictures_is_refused(option):
+    name = next(iter(option))
+    with pytest.raises(InputError, match=f"--{name} .* needs pictures of one shape"):
+        check_patch_augmentation(AugmentationArguments(**option))
+    check_patch_augmentation(AugmentationArguments(augment=False, **option))
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The image folder, half of its pictures made wide or tall."""
+    root = make_folder(tmp_path_factory.mktemp("flowers"))
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        with Image.open(path) as image:
+            image.resize([(16, 16), (24, 8), (8, 30)][number % 3]).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(checkpoint, folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run") / "out"
+    options = small_options(
+        checkpoint, folder, output, "--max_num_patches", "12", "--num_train_epochs", "6"
+    )
+    options += ["--train_resize_scale", "1.3", "--crop_min_scale", "0.7"]
+    assert run_train(options) == 0
+    return output
+
+
+def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["splits"]["test"]["accuracy"] > 0.7
+    options = ["--model", str(run), "--data_dir", str(folder), "--split", "test"]
+    assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
+    again = json.loads((tmp_path / "metrics_test.json").read_text())
+    assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
+    processor = load_image_processor(str(run / "model"))
+    assert isinstance(processor, Siglip2ImageProcessorPil)
+    assert processor.max_num_patches == 12
+
+
+def test_predict_and_the_pipeline_agree(run, folder, capsys):
+    paths = sorted((folder / "test").rglob("*.png"))
+    classifier = FlowerClassifier.from_pretrained(run / "model", dtype="float32", batch_size=5)
+    ours = classifier(paths, top_k=1)
+    theirs = pipeline(
+        "image-classification",
+        model=load_saved_classifier(str(run / "model")),
+        image_processor=load_image_processor(str(run / "model")),
+    )([str(path) for path in paths], top_k=1)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one[0]["label"] == other[0]["label"]
+        assert one[0]["score"] == pytest.approx(other[0]["score"], abs=1e-5)
+    assert run_predict(["--model", str(run), str(paths[0])]) == 0
+    assert any(name in capsys.readouterr().out for name in CLASSES)
+
+
+def test_eval_measures_the_checkpoints_own_zero_shot_classifier(checkpoint, folder, tmp_path):
+    options = ["--zero_shot", "--model_name_or_path", str(checkpoint), "--data_dir", str(folder)]
+    assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "metrics_test.json").read_text())["n"] == 12
+
+
+def test_a_frozen_encoder_starts_from_its_text_tower(checkpoint, folder, tmp_path):
+    options = small_options(checkpoint, folder, tmp_path / "out", "--head_init", "text")
+    assert run_train([*options, "--trainable", "head"]) == 0
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
+def test_contrastive_run_ends_in_a_naflex_classifier(checkpoint, folder, tmp_path):
+    options = small_options(checkpoint, folder, tmp_path / "out", "--objective", "contrastive")
+    assert run_train([*options, "--num_train_epochs", "1"]) == 0
+    model = load_saved_classifier(str(tmp_path / "out" / "model"))
+    assert isinstance(model.vision_model, Siglip2VisionModel)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lora_r", "2", "--drop_path", "0.1"],
+        ["--pooling", "mean", "--layer_decay", "0.7", "--objective", "sigmoid"],
+        ["--trainable", "head", "--head_init", "probe"],
+    ],
+)
+def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, folder, tmp_path):
+    given = small_options(checkpoint, folder, tmp_path / "out", *options)
+    assert run_train([*given, "--num_train_epochs", "1"]) == 0
+    model = load_saved_classifier(str(tmp_path / "out" / "model"))
+    assert isinstance(model.vision_model, Siglip2VisionModel)
+
+
+@pytest.mark.slow
+def test_compiled_gives_what_eager_gives(run, folder):
+    paths = sorted((folder / "test").rglob("*.png"))
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 8}
+    plain = FlowerClassifier.from_pretrained(run / "model", **options)
+    # 12 pictures: the last batch is smaller than what was compiled.
+    compiled = FlowerClassifier.from_pretrained(run / "model", compile=True, **options)
+    for one, other in zip(compiled(paths), plain(paths), strict=True):
+        assert [row["label"] for row in one] == [row["label"] for row in other]
+        scores = [row["score"] for row in other]
+        assert [row["score"] for row in one] == pytest.approx(scores, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--image_size", "32"], "--image_size 32 is for fixed-resolution.*use --max_num_patches"),
+        (["--mixup_alpha", "0.2"], "--mixup_alpha 0.2 needs pictures of one shape"),
+        (["--auto_augment", "trivialaugment"], "--auto_augment trivialaugment needs pictures"),
+        (["--max_num_patches", "0"], "--max_num_patches is 0"),
+    ],
+)
+def test_an_option_that_cannot_apply_is_refused_first(
+    options, message, checkpoint, folder, tmp_path, capsys
+):
+    given = small_options(checkpoint, folder, tmp_path / "out", *options)
+    assert run_train(given) == 2
+    assert message.split(".*")[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_of_patches_is_refused_for_a_fixed_resolution(nano_dir, folder, tmp_path, capsys):
+    given = small_options(nano_dir, folder, tmp_path / "out", "--max_num_patches", "64")
+    assert run_train(given) == 2
+    assert "--max_num_patches 64 is for NaFlex" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--max_num_patches 64 is for NaFlex"):
+        load_image_processor(str(nano_dir), max_num_patches=64)

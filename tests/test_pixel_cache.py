@@ -1,0 +1,149 @@
+"""Pixels from the cache against pixels decoded on the spot and against the image processor."""
+
+import logging
+import os
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import load_flowers
+from siglip_flowers.data.fingerprint import fingerprint_images
+from siglip_flowers.data.inspection import examine_splits
+from siglip_flowers.data.pixel_cache import open_pixels
+from siglip_flowers.data.pixels import (
+    CachedPixels,
+    PixelDataset,
+    PixelNormalizer,
+    collate_pixels,
+)
+from siglip_flowers.model.loading import load_image_processor
+from tests.small_flowers import build_flowers
+from tests.small_runs import draw_picture, make_folder
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+@pytest.fixture(scope="module")
+def rows(flowers_dir):
+    return build_flowers(flowers_dir, train=40).splits["train"]
+
+
+def read(pixels, indices):
+    return collate_pixels(pixels.__getitems__(indices))
+
+
+@pytest.mark.parametrize("size", [64, 48, 80])
+def test_cached_pixels_equal_the_image_processors_bit_for_bit(rows, nano_dir, tmp_path, size):
+    processor = load_image_processor(str(nano_dir), image_size=size)
+    pixels = open_pixels(rows, size, processor.resample, DataArguments(cache_dir=str(tmp_path)))
+    assert isinstance(pixels, CachedPixels)
+    order = np.random.default_rng(0).permutation(len(rows)).tolist()
+    batch = read(pixels, order)
+    by_processor = processor([rows[index]["image"] for index in order], return_tensors="pt")
+    ours = PixelNormalizer(processor)(batch["pixel_values"])
+    assert torch.equal(ours, by_processor["pixel_values"])
+    assert batch["labels"].tolist() == [rows[index]["label"] for index in order]
+    assert batch["index"].tolist() == order
+
+
+def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_path):
+    cached = open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
+    decoded = PixelDataset(rows, 64, BICUBIC)
+    assert len(cached) == len(decoded)
+    ours, theirs = read(cached, [5, 0, 17]), read(decoded, [5, 0, 17])
+    single = collate_pixels([cached[index] for index in (5, 0, 17)])
+    for key in theirs:
+        assert torch.equal(ours[key], theirs[key])
+        assert torch.equal(single[key], theirs[key])
+    # Writing into a batch must not reach the shared pages.
+    ours["pixel_values"].zero_()
+    assert torch.equal(read(cached, [5, 0, 17])["pixel_values"], theirs["pixel_values"])
+
+
+def test_pictures_are_decoded_once(rows, tmp_path, monkeypatch):
+    arguments = DataArguments(cache_dir=str(tmp_path))
+    first = open_pixels(rows, 64, BICUBIC, arguments)
+    monkeypatch.setattr(PixelDataset, "__getitems__", None)
+    second = open_pixels(rows, 64, BICUBIC, arguments)
+    assert np.array_equal(first.pixels, second.pixels)
+    with pytest.raises(TypeError):
+        open_pixels(rows, 72, BICUBIC, arguments)
+
+
+def test_disk_use_is_said_before_building(rows, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
+    megabytes = len(rows) * 3 * 64 * 64 / 1e6
+    assert f"{len(rows)} pictures to 64 x 64 pixels once: {megabytes:.1f} MB" in caplog.text
+
+
+def test_without_a_cache_pictures_are_decoded_when_asked_for(rows, tmp_path):
+    arguments = DataArguments(pixel_cache=False, cache_dir=str(tmp_path))
+    assert isinstance(open_pixels(rows, 64, BICUBIC, arguments), PixelDataset)
+    (tmp_path / "file").write_text("")
+    unusable = DataArguments(cache_dir=str(tmp_path / "file" / "cache"))
+    assert isinstance(open_pixels(rows, 64, BICUBIC, unusable), PixelDataset)
+
+
+def test_pickled_pixels_travel_as_the_name_of_their_file(rows, tmp_path):
+    pixels = open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
+    travelled = pickle.dumps(pixels)
+    assert len(travelled) < pixels.pixels.nbytes / 20
+    there = pickle.loads(travelled)
+    assert isinstance(there.pixels, np.memmap)
+    assert torch.equal(read(there, [3])["pixel_values"], read(pixels, [3])["pixel_values"])
+
+
+def load_folder(directory):
+    return load_flowers(DataArguments(data_dir=str(directory), pixel_cache=False)).splits["train"]
+
+
+def test_fingerprint_follows_files_that_change(tmp_path):
+    folder = make_folder(tmp_path / "data")
+    changed = folder / "train" / "aster" / "0.png"
+    seen = {fingerprint_images(load_folder(folder)) for _ in range(2)}
+    assert len(seen) == 1
+    draw_picture(changed, "clover", seed=9)
+    seen.add(fingerprint_images(load_folder(folder)))
+    os.utime(changed, ns=(1, 1))
+    seen.add(fingerprint_images(load_folder(folder)))
+    assert len(seen) == 3
+
+
+def test_fingerprint_follows_embedded_pictures_and_their_order():
+    def embed(*values):
+        pictures = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in values]
+        features = datasets.Features(
+            image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
+        )
+        return datasets.Dataset.from_dict(
+            {"image": pictures, "label": [0] * len(pictures)}, features=features
+        )
+
+    assert fingerprint_images(embed(1, 2)) == fingerprint_images(embed(1, 2))
+    digests = {
+        fingerprint_images(rows)
+        for rows in (embed(1, 2), embed(2, 1), embed(1, 3), embed(1), embed(1, 2).select([1, 0]))
+    }
+    # A selection of rows counts as the rows it selects.
+    assert len(digests) == 4
+
+
+def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "data")
+    splits = load_flowers(DataArguments(data_dir=str(folder), pixel_cache=False)).splits
+    cache = tmp_path / "cache"
+    first = examine_splits(splits, 1, cache)
+    assert first == examine_splits(splits, 1)
+    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
+    assert examine_splits(splits, 1, cache) == first
+    monkeypatch.undo()
+    (folder / "train" / "aster" / "0.png").write_bytes(b"no picture")
+    for _ in range(2):
+        findings = examine_splits(splits, 1, cache)
+        assert [finding.problem for finding in findings["train"]].count("not an image") == 1

@@ -1,0 +1,342 @@
+"""The predict command and the umbrella command: formats, sources, exit codes."""
+
+import csv
+import http.server
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import urllib.error
+
+import pytest
+from PIL import Image
+
+from siglip_flowers import FlowerClassifier
+from siglip_flowers.commands import main as umbrella
+from siglip_flowers.commands.models import MODEL_DIR, find_model
+from siglip_flowers.commands.predict import main, parse_prediction_arguments
+from siglip_flowers.errors import InputError
+from siglip_flowers.inference.urls import fetch_picture
+from siglip_flowers.model.loading import load_classifier, load_image_processor
+from siglip_flowers.training import output as training_output
+from tests.conftest import REPOSITORY
+from tests.small_runs import CLASSES, draw_picture, make_checkpoint
+
+# What must neither break a table nor be obeyed by a terminal.
+NASTY = ('a, "quoted" one', "two\nlines", "red \x1b[31m\x07\x9b2J\u202e")
+
+
+def save_model(directory, names):
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    load_classifier(str(checkpoint), names).save_pretrained(directory / "model")
+    load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
+    return str(directory / "model")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("plain"), CLASSES)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Three pictures, one of them in a folder below, and files that are none."""
+    folder = tmp_path / "pictures"
+    (folder / "below").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    draw_picture(folder / "b.png", "aster", 1)
+    draw_picture(folder / "a.JPG", "borage", 2)
+    draw_picture(folder / "below" / "c.webp", "clover", 3)
+    draw_picture(folder / ".hidden" / "d.png", "clover", 3)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def read_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines_are_what_the_python_interface_gives(model, pictures, capsys):
+    assert main([str(pictures), "--model", model, "--json", "--top_k", "2"]) == 0
+    out, err = capsys.readouterr()
+    rows = read_lines(out)
+    names = [str(pictures / name) for name in ("a.JPG", "b.png", "below/c.webp")]
+    assert [row["picture"] for row in rows] == names
+    expected = FlowerClassifier.from_pretrained(model)(names, top_k=2)
+    assert [row["predictions"] for row in rows] == expected
+    assert err == ""
+
+
+def test_csv_has_a_line_for_each_class(model, pictures, capsys):
+    assert main(["--csv", "--top-k", "2", str(pictures), "--model", model]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(os.path.basename(row["picture"]), row["rank"]) for row in rows] == [
+        (name, rank) for name in ("a.JPG", "b.png", "c.webp") for rank in "12"
+    ]
+    assert all(row["label"] in CLASSES and 0 < float(row["score"]) < 1 for row in rows)
+
+
+def test_the_table_names_a_picture_once(model, pictures, capsys):
+    assert main([str(pictures / "b.png"), "--model", model]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["picture", "score", "class"]
+    assert len(lines) == 1 + len(CLASSES)
+    assert lines[1].startswith(str(pictures / "b.png"))
+    assert all(line.startswith("   ") for line in lines[2:])
+    assert {line.split()[-1] for line in lines[1:]} == set(CLASSES)
+    assert all(" % " in line for line in lines[1:])
+
+
+def test_options_may_stand_between_paths(pictures):
+    options = parse_prediction_arguments(["x.jpg", "--top_k", "2", "y.jpg", "--json", "-"])
+    assert options.paths == ["x.jpg", "y.jpg", "-"]
+    assert (options.top_k, options.json, options.dtype) == (2, True, "auto")
+
+
+def test_patterns_are_matched_recursively_and_sorted(model, pictures, capsys):
+    assert main([str(pictures / "**" / "*"), "--model", model, "--json"]) == 0
+    names = [row["picture"] for row in read_lines(capsys.readouterr().out)]
+    assert names == [str(pictures / name) for name in ("a.JPG", "b.png", "below/c.webp")]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(model, tmp_path, capsys):
+    draw_picture(tmp_path / "rose [1].png", "aster", 1)
+    assert main([str(tmp_path / "rose [1].png"), "--model", model, "--json"]) == 0
+    assert len(read_lines(capsys.readouterr().out)) == 1
+
+
+def test_a_list_comes_from_standard_input(model, pictures, capsys, monkeypatch):
+    names = [str(pictures / "b.png"), str(pictures / "absent.png"), str(pictures / "a.JPG")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([names[0], "", *names[1:]])))
+    assert main(["-", "--model", model, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [row["picture"] for row in read_lines(out)] == [names[0], names[2]]
+    assert f"{names[1]}: No such file or directory" in err
+    assert "1 of 3 pictures" in err
+
+
+def test_broken_pictures_are_named_and_skipped(model, pictures, capsys):
+    (pictures / "broken.png").write_bytes(b"nothing")
+    assert main([str(pictures), "--model", model, "--csv"]) == 1
+    out, err = capsys.readouterr()
+    assert len(list(csv.DictReader(io.StringIO(out)))) == 3 * len(CLASSES)
+    assert "broken.png" not in out
+    assert f"{pictures / 'broken.png'}: not a picture" in err
+    assert "1 of 4 pictures could not be read" in err
+
+
+def test_results_go_to_a_file(model, pictures, tmp_path, capsys):
+    path = tmp_path / "new" / "results.jsonl"
+    assert main([str(pictures), "--model", model, "--json", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == ""
+    assert len(read_lines(path.read_text(encoding="utf-8"))) == 3
+    assert os.listdir(path.parent) == ["results.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to classify"),
+        (["absent.jpg"], "'absent.jpg' does not exist"),
+        (["absent*.jpg"], "'absent*.jpg' matches no picture"),
+        (["EMPTY"], "no picture in the folder"),
+        (["EMPTY", "--jsn"], "Unknown option --jsn; did you mean --json?"),
+        (["EMPTY", "--top_k", "many"], "Argument --top_k: invalid int value: 'many'"),
+        (["EMPTY", "--top_k", "0"], "--top_k is 0"),
+        (["EMPTY", "--dtype", "int8"], "--dtype is 'int8'; choose one of auto"),
+        (["EMPTY", "--json", "--csv"], "give one of the two"),
+        (["http://127.0.0.1/x.jpg"], "pass --allow_urls"),
+    ],
+)
+def test_bad_usage_ends_with_2_and_one_sentence(arguments, message, model, tmp_path, capsys):
+    given = [str(tmp_path) if word == "EMPTY" else word for word in arguments]
+    assert main([*given, "--model", model]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("siglip-flowers predict: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_the_newest_model_is_the_default(pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(pictures)]) == 2
+    assert "There is no model under results/" in capsys.readouterr().err
+    save_model(tmp_path / "results" / "run", CLASSES)
+    assert main([str(pictures), "--json"]) == 0
+    assert find_model("results/run") == os.path.join("results", "run", "model")
+    assert MODEL_DIR == training_output.MODEL_DIR
+
+
+def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
+    model = save_model(tmp_path, NASTY)
+    path = tmp_path / "pic\x1b[2Jture, \n1.png"
+    draw_picture(path, "aster", 1)
+    broken = tmp_path / "broken\x1b[2J.png"
+    broken.write_bytes(b"")
+    printed = {}
+    for kind in ("--json", "--csv", ""):
+        options = [kind] if kind else []
+        assert main([str(path), str(broken), "--model", model, *options]) == 1
+        printed[kind], err = capsys.readouterr()
+        everything = printed[kind] + err
+        assert all(char.isprintable() or char == "\n" for char in everything)
+        assert "broken\\x1b[2J.png" in err
+    row = json.loads(printed["--json"])
+    assert row["picture"] == str(path)
+    assert {entry["label"] for entry in row["predictions"]} == set(NASTY)
+    rows = list(csv.DictReader(io.StringIO(printed["--csv"])))
+    assert [len(row) for row in rows] == [4, 4, 4]
+    escaped = "red \\x1b[31m\\x07\\x9b2J\\u202e"
+    assert {row["label"] for row in rows} == {*NASTY[:2], escaped}
+    assert len(printed[""].splitlines()) == 1 + 3
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    content = b""
+
+    def do_GET(self):
+        if self.path == "/missing.png":
+            self.send_error(404)
+            return
+        if self.path in ("/to-file", "/to-ftp", "/again.png"):
+            target = {"/to-file": "file:///etc/passwd", "/to-ftp": "ftp://127.0.0.1/x"}
+            self.send_response(302)
+            self.send_header("Location", target.get(self.path, "/good.png"))
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.end_headers()
+        try:
+            if self.path == "/endless":
+                while True:
+                    self.wfile.write(b"x" * 4096)
+            if self.path == "/dripping":
+                while not self.server.stopped.wait(0.05):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+            self.wfile.write(self.content)
+        except OSError:
+            pass
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path):
+    draw_picture(tmp_path / "served.png", "clover", 5)
+    Handler.content = (tmp_path / "served.png").read_bytes()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.stopped = threading.Event()
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.stopped.set()
+        running.shutdown()
+
+
+def test_urls_are_fetched_when_allowed(model, server, tmp_path, capsys):
+    urls = [f"{server}/good.png", f"{server}/missing.png", f"{server}/again.png"]
+    assert main([*urls, "--allow_urls", "--model", model, "--json"]) == 1
+    out, err = capsys.readouterr()
+    rows = read_lines(out)
+    assert [row["picture"] for row in rows] == [urls[0], urls[2]]
+    expected = FlowerClassifier.from_pretrained(model)(tmp_path / "served.png")
+    for row in rows:
+        assert [entry["label"] for entry in row["predictions"]] == [e["label"] for e in expected]
+    assert f"{urls[1]}: HTTP 404" in err
+    assert main([urls[0], "--model", model]) == 2
+    assert "pass --allow_urls" in capsys.readouterr().err
+
+
+def test_urls_from_a_list_are_refused_too(model, server, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{server}/good.png\n"))
+    assert main(["-", "--model", model, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "fetched only with allow_urls" in err
+
+
+def test_downloads_are_bounded(server):
+    assert fetch_picture(f"{server}/good.png") == Handler.content
+    with pytest.raises(OSError, match="larger than 0.0625 MiB"):
+        fetch_picture(f"{server}/endless", max_bytes=2**16)
+    with pytest.raises(OSError, match=r"no whole answer within 0\.5 seconds"):
+        fetch_picture(f"{server}/dripping", timeout_seconds=0.5)
+    for target in ("to-file", "to-ftp"):
+        with pytest.raises(OSError, match=r"HTTP 302|unknown url type|not allowed"):
+            fetch_picture(f"{server}/{target}")
+    with pytest.raises(ValueError, match="not an http or https URL"):
+        fetch_picture("file:///etc/passwd")
+    with pytest.raises(OSError, match="cannot be reached"):
+        fetch_picture("http://127.0.0.1:1/x.png", timeout_seconds=2)
+
+
+def test_the_umbrella_command_dispatches_by_the_first_word(model, pictures, capsys):
+    assert umbrella.main(["predict", str(pictures), "--model", model, "--json"]) == 0
+    assert len(read_lines(capsys.readouterr().out)) == 3
+    assert umbrella.main(["evaluate"]) == 2
+    assert "Unknown command 'evaluate'; did you mean eval?" in capsys.readouterr().err
+    assert umbrella.main([]) == 2
+    assert "predict" in capsys.readouterr().err
+    assert umbrella.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("train", "eval", "predict"))
+    assert umbrella.main(["train", "--lerning_rate", "1"]) == 2
+    assert "--learning_rate" in capsys.readouterr().err
+
+
+def run_python(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        **options,
+    )
+
+
+def test_help_and_bad_usage_import_neither_torch_nor_datasets():
+    script = (
+        "import sys\n"
+        "from siglip_flowers.commands.main import main\n"
+        "assert main(['predict', 'absent.jpg']) == 2\n"
+        "try:\n    main(['predict', '--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "print(sorted({'torch', 'datasets', 'accelerate'} & set(sys.modules)))\n"
+    )
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    for option in ("--top_k", "--allow_urls", "--output", "--num_workers"):
+        assert option in done.stdout
+
+
+@pytest.mark.slow
+def test_the_module_runs_as_a_command_and_survives_a_closed_pipe(model, pictures, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text(f"{pictures / 'b.png'}\n" * 3000)
+    command = f"{sys.executable} -m siglip_flowers predict - --json --model {model} < {names}"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -n 2"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(read_lines(done.stdout)) == 2
+
+
+def test_the_url_error_class_is_an_os_error():
+    # The reader relies on it: what fails to download is a picture that cannot be read.
+    assert issubclass(urllib.error.URLError, OSError)
+    with pytest.raises(InputError, match="nothing to classify"):
+        parse_prediction_arguments([])
+    assert Image.MAX_IMAGE_PIXELS is not None
