@@ -90,6 +90,22 @@ class PartTimer:
         }
 
 
+class _TimedObject:
+    """Stands for an object and counts the time of its methods, and of calling it, as a part's."""
+
+    def __init__(self, part: str, target: Any, timer: PartTimer) -> None:
+        self._part = part
+        self._target = target
+        self._timer = timer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._timer.wrap(self._part, self._target)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        return self._timer.wrap(self._part, value) if callable(value) else value
+
+
 class _OptimizerTimer(TrainerCallback):
     """Wraps the optimiser's parts once Accelerate has prepared them."""
 
@@ -111,8 +127,8 @@ def profile_ours(job: TrainingJob) -> dict[str, float]:
     trainer: Any = build_trainer(job.arguments, job.data, model, job.processor)
     timer = PartTimer(job.device)
     if trainer.augmenter is not None:
-        trainer.augmenter = timer.wrap("augment", trainer.augmenter)
-    trainer.normalizer = timer.wrap("normalize", trainer.normalizer)
+        trainer.augmenter = _TimedObject("augment", trainer.augmenter, timer)
+    trainer.normalizer = _TimedObject("normalize", trainer.normalizer, timer)
     trainer.objective = timer.wrap("forward and loss", trainer.objective)
     accelerator, callbacks = trainer.accelerator, trainer.callback_handler
     accelerator.backward = timer.wrap("backward", accelerator.backward)

@@ -390,3 +390,13 @@ def test_mixup_and_cutmix_take_turns(batch):
         for step in range(60)
     ]
     assert 15 < sum(cut) < 45
+
+
+@pytest.mark.parametrize("auto_augment", ["none", "trivialaugment"])
+def test_large_batches_are_varied_in_parts_with_the_same_result(batch, monkeypatch, auto_augment):
+    augmenter = make_augmenter(**ALL, mixup_alpha=0.4, auto_augment=auto_augment)
+    whole, targets = vary(augmenter, batch, step=3)
+    monkeypatch.setattr("siglip_flowers.data.augment.CPU_BYTES_AT_ONCE", 3 * 4 * 3 * 64 * 64)
+    parts, same_targets = vary(augmenter, batch, step=3)
+    assert torch.equal(targets, same_targets)
+    torch.testing.assert_close(parts, whole)

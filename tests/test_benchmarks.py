@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import scaling, stores, train_throughput, usual_script
+from benchmarks import scaling, stores, train_profile, train_throughput, usual_script
 from benchmarks.flops import compute_utilization, count_forward_flops
 from benchmarks.harness import (
     MEMORY_MARK,
@@ -218,6 +218,34 @@ def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path)
     assert 0 < results["arms"]["usual"]["data_wait_share"] < 1
     assert results["ours_over_limit"] > 0
     assert results["ours_over_usual"] > 0
+
+
+def test_parts_within_parts_count_once():
+    timer = train_profile.PartTimer(torch.device("cpu"))
+    now = iter(range(100))
+    timer.clock = lambda: float(next(now))
+    inner = timer.wrap("backward", lambda: None)
+    outer = timer.wrap("optimizer", lambda: inner())
+    timer.close_step()  # at 0
+    outer()  # 1 to 4, with the inner part from 2 to 3
+    timer.close_step()  # at 5
+    assert timer.steps == [{"backward": 1.0, "optimizer": 2.0, "rest of the Trainer": 2.0}]
+
+
+def test_a_tiny_profile_finds_time_in_every_part_of_the_step(tmp_path):
+    argv = [
+        *("--model_name_or_path", str(make_checkpoint(tmp_path / "model"))),
+        *("--data_dir", str(make_folder(tmp_path / "data"))),
+        *("--batch_size", "4", "--steps", "3", "--num_workers", "0", "--bf16", "false"),
+        *("--output_dir", str(tmp_path / "out"), "--cache_dir", str(tmp_path / "cache")),
+    ]
+    assert train_profile.main(argv) == 0
+    (path,) = (tmp_path / "out").glob("train_profile_*.json")
+    parts = json.loads(path.read_text(encoding="utf-8"))["results"]["milliseconds"]
+    assert all(parts["ours"][part] > 0 for part in train_profile.PARTS)
+    bare = {part for part, value in parts["limit"].items() if value > 0}
+    assert {"forward and loss", "backward", "clip", "optimizer", "zero_grad"} <= bare
+    assert not bare & {"fetch", "augment", "normalize", "scheduler", "callbacks and log"}
 
 
 def test_a_tiny_store_benchmark_measures_every_store(tmp_path):

@@ -2,10 +2,16 @@
 
 import pytest
 import torch
+from transformers import AutoConfig
 
+from siglip_flowers.config import ModelArguments
+from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.adapters import add_adapters
+from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import load_classifier
 from siglip_flowers.training.optimizer import build_parameter_groups
+from tests.test_family import SHAPES, describe_vision
 
 
 def group(model):
@@ -84,3 +90,120 @@ def test_a_frozen_encoder_leaves_only_the_heads_groups(nano_dir):
     model = load_classifier(str(nano_dir), ["a", "b"])
     freeze(model.vision_model, "head")
     assert set(name_groups(model)) == {"head, decayed", "head, undecayed"}
+
+
+def place_by_hand(name, layers):
+    """Return how many blocks stand above a parameter, from its name alone."""
+    if ".embeddings." in name:
+        return layers + 1
+    if ".encoder.layers." in name:
+        return layers - int(name.split(".encoder.layers.")[1].split(".")[0])
+    return 0
+
+
+def group_with_decay(model, decay=0.5):
+    return build_parameter_groups(
+        model, learning_rate=1.0, head_learning_rate=7.0, weight_decay=0.1, layer_decay=decay
+    )
+
+
+def check_partition(model, groups):
+    """Every trained parameter stands in exactly one group, every frozen one in none."""
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == trained
+
+
+def check_decayed(model, groups):
+    """Norms and biases, by the modules that own them, are without weight decay."""
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, torch.nn.LayerNorm) or "bias" in name:
+                assert decay[id(parameter)] == 0.0
+            elif isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+                assert decay[id(parameter)] == 0.1
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_layer_decay_of_every_published_shape(shape, pooling):
+    """At full depth, on the meta device: only names and numbers of dimensions count."""
+    vision = describe_vision(shape, divisor=8)
+    layers = vision["num_hidden_layers"]
+    vision_config = AutoConfig.for_model(**vision)
+    with torch.device("meta"):
+        model = SiglipClassifier(SiglipClassifierConfig(vision_config, pooling=pooling))
+    groups = group_with_decay(model)
+    check_partition(model, groups)
+    check_decayed(model, groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            if name.startswith("classifier."):
+                assert group["lr"] == 7.0
+            else:
+                assert group["lr"] == 0.5 ** place_by_hand(name, layers)
+    rates = sorted({group["lr"] for group in groups})
+    assert len(rates) == layers + 3  # embeddings, layers, top, head
+    assert rates[0] == 0.5 ** (layers + 1)  # the embeddings are slowest, the head fastest
+    assert groups[0]["lr"] == 1.0  # what the Trainer logs
+
+
+def test_layer_decay_counts_the_layers_of_each_tower(nano_dir):
+    model = load_contrastive(str(nano_dir), ["a", "b"], ["{}"])
+    groups = group_with_decay(model)
+    check_partition(model, groups)
+    check_decayed(model, groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    for name, rate in rates.items():
+        layers = 2 if name.startswith("text_model.") else 8
+        assert rate == 0.5 ** place_by_hand(name, layers), name
+    assert rates["text_model.final_layer_norm.weight"] == rates["text_model.head.weight"] == 1.0
+    assert rates["text_model.embeddings.token_embedding.weight"] == 0.5**3
+    assert rates["logit_scale"] == rates["logit_bias"] == 1.0
+    model.text_model.requires_grad_(False)
+    check_partition(model, group_with_decay(model))
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_decay_with_their_layers(nano_dir, use_dora):
+    model = load_classifier(str(nano_dir), ["a", "b"])
+    options = ModelArguments(model_name_or_path=str(nano_dir), lora_r=2, use_dora=use_dora)
+    add_adapters(model, options)
+    groups = group_with_decay(model)
+    check_partition(model, groups)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            expected = 7.0 if name.startswith("classifier.") else 0.5 ** place_by_hand(name, 8)
+            assert group["lr"] == expected, name
+            assert (group["weight_decay"] == 0.0) == (parameter.ndim == 1), name
+
+
+def test_no_decay_is_the_plain_grouping_in_other_words(nano_dir):
+    model = load_classifier(str(nano_dir), ["a", "b"])
+    rates = [
+        {
+            id(parameter): (group["lr"], group["weight_decay"])
+            for group in build_parameter_groups(
+                model, learning_rate=1.0, head_learning_rate=7.0, weight_decay=0.1, **options
+            )
+            for parameter in group["params"]
+        }
+        for options in ({}, {"layer_decay": 1.0})
+    ]
+    assert rates[0] == rates[1]
+
+
+def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(nano_dir):
+    model = load_classifier(str(nano_dir), ["a", "b"])
+    model.adapter = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"'adapter.weight' is in no known part"):
+        group_with_decay(model)

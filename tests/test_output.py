@@ -18,8 +18,10 @@ from transformers import Trainer
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.errors import InputError
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.history import COLUMNS
 from siglip_flowers.training.output import (
+    ADAPTER_DIR,
     RUN_FILES,
     check_output_dir,
     claim_output_dir,
@@ -36,8 +38,9 @@ def make_checkpoint_dirs(directory: Path, *steps: int, broken: tuple[int, ...] =
         path = directory / "checkpoints" / f"checkpoint-{step}"
         path.mkdir(parents=True)
         (path / "model.safetensors").write_bytes(b"weights")
+        (path / "trainer_state.json").write_text("{}")
         if step in steps:
-            (path / "trainer_state.json").write_text("{}")
+            write_manifest(path)
 
 
 def test_a_new_directory_starts_from_nothing(tmp_path):
@@ -47,22 +50,46 @@ def test_a_new_directory_starts_from_nothing(tmp_path):
 
 
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
-    make_checkpoint_dirs(tmp_path, 9, 10, 100, broken=(200, 300, 400))
-    (tmp_path / "checkpoints" / "checkpoint-300" / "trainer_state.json").touch()
-    (tmp_path / "checkpoints" / "checkpoint-400" / "trainer_state.json").write_text('{"epoch": ')
+    make_checkpoint_dirs(tmp_path, 9, 10, 100, 200, 300, 400, broken=(500,))
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "checkpoint-200" / "model.safetensors").unlink()
+    (checkpoints / "checkpoint-300" / "model.safetensors").write_bytes(b"weigh")
+    (checkpoints / "checkpoint-400" / "manifest.json").write_text('{"files": ')
     # Written last, but not furthest.
-    os.utime(tmp_path / "checkpoints" / "checkpoint-9")
-    assert find_checkpoint(tmp_path) == str(tmp_path / "checkpoints" / "checkpoint-100")
-    assert (tmp_path / "checkpoints" / "checkpoint-200").is_dir()
+    os.utime(checkpoints / "checkpoint-9")
+    assert find_checkpoint(tmp_path) == str(checkpoints / "checkpoint-100")
+    assert (checkpoints / "checkpoint-200").is_dir()
 
 
-def test_claiming_removes_half_written_checkpoints_only(tmp_path):
+def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
     make_checkpoint_dirs(tmp_path, 10, broken=(20,))
-    (tmp_path / "checkpoints" / "start").mkdir()
+    for name in ("start", ".writing", ".removed-checkpoint-7", ".start.x1"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / ".metrics.x1.json").write_text("{")
+    (tmp_path / ".model.x1").mkdir()
+    (tmp_path / ".mine").write_text("kept")
     (tmp_path / "config.yaml").write_text(SETTINGS)
     found = claim_output_dir(tmp_path, SETTINGS, overwrite=False)
     assert found == str(tmp_path / "checkpoints" / "checkpoint-10")
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["checkpoint-10", "start"]
+    assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoints", "config.yaml"]
+
+
+def test_a_checkpoint_that_was_making_room_for_its_successor_gets_its_name_back(tmp_path):
+    make_checkpoint_dirs(tmp_path, 10, 20)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "checkpoint-20").rename(checkpoints / ".replaced-checkpoint-20")
+    found = claim_output_dir(tmp_path, SETTINGS, overwrite=False)
+    assert found == str(checkpoints / "checkpoint-20")
+
+
+def test_resume_never_refuses_an_unfinished_run(tmp_path):
+    make_checkpoint_dirs(tmp_path, 10)
+    with pytest.raises(
+        InputError, match="unfinished run up to checkpoint-10, which --resume never"
+    ):
+        claim_output_dir(tmp_path, SETTINGS, overwrite=False, resume=False)
+    assert claim_output_dir(tmp_path, SETTINGS, overwrite=True, resume=False) is None
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path):
@@ -122,7 +149,7 @@ def small_run(tmp_path_factory):
 
 
 def test_a_run_leaves_every_promised_file_and_no_other(small_run):
-    assert set(os.listdir(small_run)) == set(RUN_FILES)
+    assert set(os.listdir(small_run)) == set(RUN_FILES) - {ADAPTER_DIR}
     assert is_finished(small_run)
     assert set(os.listdir(small_run / "model")) == {
         "config.json",
@@ -243,7 +270,12 @@ def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, shar
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(r"train.py: error: A file could not be written \(.*\); make room", message)
+    assert re.match(
+        r"train.py: error: The checkpoint of step 3 could not be written to .*/checkpoints \(.*\): "
+        r"it needs about \d+\.\d MB and \d+\.\d MB are free; make room .* from the beginning\.",
+        message,
+    )
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
     assert not (tmp_path / "out" / "model").exists()
     assert not (tmp_path / "out" / "metrics.json").exists()
     if share > 1:

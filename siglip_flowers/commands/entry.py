@@ -1,9 +1,6 @@
 """What every command does around its work: messages instead of tracebacks, and exit codes."""
 
-import errno
 import logging
-import os
-import re
 import sys
 from collections.abc import Callable
 
@@ -11,9 +8,10 @@ from safetensors import SafetensorError
 
 from siglip_flowers.errors import EXIT_RUN_FAILED, InputError, RunError
 from siglip_flowers.parsing import is_first_process
+from siglip_flowers.training.failures import explain_write_failure, is_lost_process
+from siglip_flowers.training.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 
 EXIT_INTERRUPTED = 130
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
 
 def _quieten_libraries() -> None:
@@ -34,7 +32,8 @@ def _quieten_libraries() -> None:
 def run_command(
     prog: str, command: Callable[[], None], *, check: Callable[[], None] | None = None
 ) -> int:
-    """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage) or 130 (Ctrl-C).
+    """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C)
+    or 143 (SIGTERM, SIGUSR1).
 
     Args:
         prog: The command's name, for messages.
@@ -43,10 +42,11 @@ def run_command(
     """
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        if check is not None:
-            check()
-        _quieten_libraries()
-        command()
+        with stop_on_signals():
+            if check is not None:
+                check()
+            _quieten_libraries()
+            command()
     except (InputError, RunError) as error:
         # Bad usage is found alike by every process of a launch; one of them says so.
         if isinstance(error, RunError) or is_first_process():
@@ -55,7 +55,15 @@ def run_command(
             print(f"{prog}: error: {message}{end}", file=sys.stderr)
         return error.exit_code
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = _explain_write_failure(error)
+        if is_lost_process(error):
+            print(
+                f"{prog}: error: Another process of this run has ended or does not answer, and "
+                "this one stops with it; what that one printed says why, and the same command "
+                "goes on from the newest checkpoint.",
+                file=sys.stderr,
+            )
+            return EXIT_RUN_FAILED
+        reason = explain_write_failure(error)
         if reason is None:
             raise
         print(
@@ -64,25 +72,11 @@ def run_command(
             file=sys.stderr,
         )
         return EXIT_RUN_FAILED
+    except Preempted as stop:
+        if is_first_process():
+            print(f"{prog}: {stop.message}", file=sys.stderr)
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print(f"{prog}: stopped; the same command goes on where it was.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
-
-
-def _explain_write_failure(error: OSError | SafetensorError | RuntimeError) -> str | None:
-    """Return why a file could not be written, or None if the error is another one."""
-    if isinstance(error, OSError):
-        if error.errno not in WRITE_ERRORS:
-            return None
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    # The writers of safetensors and of torch.save pass the system's error on as text only.
-    text = str(error)
-    if isinstance(error, SafetensorError):
-        number = re.search(r"os error (\d+)", text)
-        if number is None or int(number[1]) not in WRITE_ERRORS:
-            return None
-        return os.strerror(int(number[1]))
-    if "inline_container" in text or "PytorchStreamWriter" in text:
-        return "the disk may be full"
-    return None

@@ -46,6 +46,7 @@ def _evaluate(argv: list[str]) -> None:
     from siglip_flowers.model.heads import load_zero_shot_classifier
     from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
     from siglip_flowers.model.text_head import check_text_tower
+    from siglip_flowers.training.compute import set_cpu_threads
     from siglip_flowers.training.report import describe_device
 
     options, data_arguments = _parse(argv)
@@ -53,6 +54,7 @@ def _evaluate(argv: list[str]) -> None:
     assert model_path is not None
     # Without an accelerator the processes of a launch join only if they are told to use the CPU.
     PartialState(cpu=not torch.accelerator.is_available())
+    set_cpu_threads(None)
     check_data_arguments(data_arguments)
     if options.zero_shot:
         check_text_tower(model_path)
@@ -76,6 +78,7 @@ def _evaluate(argv: list[str]) -> None:
         num_workers=options.dataloader_num_workers,
         dtype=options.dtype,
         compile=options.compile,
+        data_arguments=data_arguments,
     )
     state = PartialState()
     if not state.is_main_process:

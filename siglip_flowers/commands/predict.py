@@ -68,6 +68,8 @@ def _predict(argv: list[str]) -> None:
         allow_urls=options.allow_urls,
     )
     kind = "json" if options.json else "csv" if options.csv else "table"
+    # They stay so where whoever reads standard output has enough.
+    count = broken = 0
     with _open_output(options.output) as output:
         count, broken = _write_predictions(classifier, found, kind, options.top_k, output)
     if broken:

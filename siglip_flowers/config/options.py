@@ -124,8 +124,8 @@ class FlowersTrainingOptions:
     layer_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Layer-wise decay of the learning rate, e.g. 0.75: each encoder layer learns at "
-            "this multiple of the one above it, the embeddings slowest."
+            "help": "Layer-wise decay of the learning rate, e.g. 0.75: each encoder layer learns "
+            "at this multiple of the one above it, the embeddings slowest."
         },
     )
     gradual_unfreezing: float | None = field(
@@ -179,6 +179,30 @@ class FlowersTrainingOptions:
             "accelerate launch, which sets that to 1, this process's share of the cores."
         },
     )
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on with an unfinished run in --output_dir from its newest whole "
+            "checkpoint; never: such a run is an error."
+        },
+    )
+    on_nan: str = field(
+        default="stop",
+        metadata={
+            "help": "What a loss or gradient norm that is not finite leads to. stop: the run "
+            "ends, before any checkpoint is written with it; skip: the step's update is left out, "
+            "which waits for the device in every step; rollback: back to the last checkpoint, "
+            "leaving out the step's update on the way, without that wait."
+        },
+    )
+    max_bad_steps: int = field(
+        default=10,
+        metadata={"help": "Steps that --on_nan skip or rollback leave out before the run stops."},
+    )
+    max_grad_norm_stop: float | None = field(
+        default=None,
+        metadata={"help": "A gradient norm above this, before clipping, counts as not finite too."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a new best."}
     )
@@ -191,6 +215,10 @@ class FlowersTrainingOptions:
         for name in ("train_eval_samples", "early_stopping_patience", "cpu_threads"):
             check_positive(name, getattr(self, name))
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
+        check_choice("resume", self.resume, ("auto", "never"))
+        check_choice("on_nan", self.on_nan, ("stop", "skip", "rollback"))
+        check_positive("max_bad_steps", self.max_bad_steps)
+        check_positive("max_grad_norm_stop", self.max_grad_norm_stop)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("class_weights", self.class_weights, ("none", "balanced"))
         if self.class_weights == "balanced" and self.objective != "cross_entropy":

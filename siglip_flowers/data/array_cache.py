@@ -188,6 +188,9 @@ def _check_room(directory: Path, entry: ArrayEntry) -> None:
 def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -> None:
     if path.is_file():
         path.unlink()
+    # Under the lock, what lies half-built is of a process that was killed.
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(leftover)
     with atomic_directory(path) as temporary:
         file = temporary / ARRAY_FILE
         array = np.lib.format.open_memmap(file, mode="w+", dtype=entry.dtype, shape=entry.shape)

@@ -24,6 +24,9 @@ from siglip_flowers.data.auto_augment import (
 CROP_ASPECT_RATIO = 4 / 3
 # Erased area as a share of the picture (Zhong et al. 2020, section 3.1).
 ERASED_AREA = (0.02, 1 / 3)
+# Larger intermediate results leave the processor's cache, and from 32 MiB on the C library asks the
+# system for their pages anew every time.
+CPU_BYTES_AT_ONCE = 4 * 2**20
 NUMBERS_PER_PICTURE = 16
 
 
@@ -46,6 +49,14 @@ def _mix(value: np.ndarray) -> np.ndarray:
         value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))
+
+
+def _count_pictures_at_once(pixels: torch.Tensor) -> int:
+    """Return how many pictures of a batch to vary at once: on a GPU all of them."""
+    varied_bytes = 4 * pixels.numel()
+    if pixels.device.type != "cpu" or varied_bytes <= CPU_BYTES_AT_ONCE:
+        return len(pixels)
+    return max(1, CPU_BYTES_AT_ONCE * len(pixels) // varied_bytes)
 
 
 class BatchAugmenter:
@@ -98,6 +109,19 @@ class BatchAugmenter:
         if arguments.auto_augment != "none":
             count += NUMBERS_PER_OPERATION * self.num_operations
         u = uniform_numbers(self.seed, step, rows, count)
+        share = _count_pictures_at_once(pixels)
+        parts = [
+            self._vary_pictures(pixels[start : start + share], u[start : start + share])
+            for start in range(0, len(pixels), share)
+        ]
+        varied = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if arguments.mixup_alpha or arguments.cutmix_alpha:
+            return self._mix_pictures(varied, labels, step)
+        return varied, labels
+
+    def _vary_pictures(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+        """Vary every picture by itself."""
+        arguments = self.arguments
         pixels = self._crop_and_flip(pixels, u[:, 0:5])
         # All that follows may write into these pixels: nobody else holds them.
         if arguments.auto_augment != "none":
@@ -106,9 +130,7 @@ class BatchAugmenter:
             pixels = self._jitter(pixels, u[:, 5:8])
         if arguments.random_erasing:
             self._erase(pixels, u[:, 8:13])
-        if arguments.mixup_alpha or arguments.cutmix_alpha:
-            return self._mix_pictures(pixels, labels, step)
-        return pixels, labels
+        return pixels
 
     def draw_boxes(self, u: np.ndarray) -> tuple[np.ndarray, ...]:
         """Draw the box that is cut out of each picture, and whether it is mirrored.

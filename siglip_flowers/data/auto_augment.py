@@ -213,8 +213,10 @@ def _change_sharpness(pixels: torch.Tensor, strength: torch.Tensor) -> torch.Ten
     # PIL's SMOOTH: the centre counts five times, its neighbours once; the border stays.
     inner = (..., slice(1, -1), slice(1, -1))
     smooth = pixels.clone()
-    around = functional.avg_pool2d(pixels, kernel_size=3, stride=1)
-    smooth[inner] = ((9 * around + 4 * pixels[inner]) / 13).round_()
+    # Sums of shifted pictures: several times quicker on a CPU than a pooling or a convolution.
+    around = pixels[..., :-2, :] + pixels[..., 1:-1, :] + pixels[..., 2:, :]
+    around = around[..., :-2] + around[..., 1:-1] + around[..., 2:]
+    smooth[inner] = around.add_(pixels[inner], alpha=4).div_(13).round_()
     return _blend(smooth, pixels, strength)
 
 

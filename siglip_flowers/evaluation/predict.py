@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
+from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.data.pixels import PixelDataset, collate_pixels, get_picture_size
+from siglip_flowers.data.pixel_cache import open_pixels
+from siglip_flowers.data.pixels import CachedPixels, PixelDataset, collate_pixels, get_picture_size
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.metrics.functions import per_class_rows
@@ -58,6 +60,7 @@ def evaluate_split(
     num_workers: int = 0,
     dtype: str = "float32",
     compile: bool = False,
+    data_arguments: DataArguments | None = None,
 ) -> SplitResult:
     """Classify every picture of a split and measure how well.
 
@@ -74,6 +77,7 @@ def evaluate_split(
         dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
             :func:`~siglip_flowers.inference.precision.resolve_dtype`.
         compile: Compile the model first.
+        data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
     """
     logits = predict_logits(
         model,
@@ -83,6 +87,7 @@ def evaluate_split(
         num_workers=num_workers,
         dtype=dtype,
         compile=compile,
+        data_arguments=data_arguments,
         description=split,
     )
     labels = np.asarray(rows["label"], dtype=np.int64)
@@ -106,6 +111,7 @@ def predict_logits(
     num_workers: int = 0,
     dtype: str = "float32",
     compile: bool = False,
+    data_arguments: DataArguments | None = None,
     description: str = "",
 ) -> np.ndarray:
     """Return the logits of every row, in row order: (N, C) float32."""
@@ -114,6 +120,7 @@ def predict_logits(
         engine.classify,
         processor,
         rows,
+        data_arguments,
         batch_size=batch_size,
         num_workers=num_workers,
         description=f"evaluating {description}",
@@ -129,6 +136,7 @@ def extract_features(
     num_workers: int = 0,
     dtype: str = "float32",
     compile: bool = False,
+    data_arguments: DataArguments | None = None,
 ) -> np.ndarray:
     """Return the pooled, unnormalised features of every row, in row order: (N, D) float32."""
     engine = _prepare(model, processor, dtype, compile)
@@ -136,6 +144,7 @@ def extract_features(
         engine.extract_features,
         processor,
         rows,
+        data_arguments,
         batch_size=batch_size,
         num_workers=num_workers,
         description="extracting features",
@@ -152,6 +161,7 @@ def _run_over(
     function: Callable[[torch.Tensor], torch.Tensor],
     processor: Any,
     rows: datasets.Dataset,
+    data_arguments: DataArguments | None,
     *,
     batch_size: int,
     num_workers: int,
@@ -161,10 +171,13 @@ def _run_over(
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
-    pixels = PixelDataset(rows.select(share), get_picture_size(processor), processor.resample)
+    size = get_picture_size(processor)
+    pixels: CachedPixels | PixelDataset = PixelDataset(rows, size, processor.resample)
+    if data_arguments is not None:
+        pixels = open_pixels(rows, size, processor.resample, data_arguments)
     batches = tqdm(
-        _read_batches(pixels, batch_size, num_workers),
-        total=-(-len(pixels) // batch_size),
+        _read_batches(pixels, share, batch_size, num_workers),
+        total=-(-len(share) // batch_size),
         desc=description,
         unit="batch",
         leave=False,
@@ -176,19 +189,20 @@ def _run_over(
 
 
 def _read_batches(
-    pixels: PixelDataset, batch_size: int, num_workers: int
+    pixels: CachedPixels | PixelDataset, share: list[int], batch_size: int, num_workers: int
 ) -> Iterable[dict[str, torch.Tensor]]:
-    """Decode a data set ahead of the model: in processes, or with 0 of them in threads."""
-    if num_workers > 0:
+    """Read rows ahead of the model: in processes, or with 0 of them in threads."""
+    if num_workers > 0 and isinstance(pixels, PixelDataset):
         return DataLoader(
-            pixels, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_pixels
+            Subset(pixels, share),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            collate_fn=collate_pixels,
         )
     threads = min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
     return map_ahead(
-        lambda start: collate_pixels(
-            pixels.__getitems__(range(start, min(start + batch_size, len(pixels))))
-        ),
-        range(0, len(pixels), batch_size),
+        lambda start: collate_pixels(pixels.__getitems__(share[start : start + batch_size])),
+        range(0, len(share), batch_size),
         workers=threads,
         ahead=threads + 1,
     )

@@ -56,7 +56,10 @@ class InferenceEngine:
                 "install one or leave the option out."
             )
         attention = attn_implementation or choose_attention(
-            device, self.dtype, _count_tokens(model, processor), compiled=compile
+            device,
+            self.dtype,
+            count_tokens(model.config.vision_config, processor),
+            compiled=compile,
         )
         if self.dtype != torch.float32 or attn_implementation is not None or compile:
             model = copy.deepcopy(model)
@@ -134,13 +137,12 @@ class InferenceEngine:
         return torch.stack(channels, dim=axis)
 
 
-def _count_tokens(model: SiglipClassifier, processor: Any) -> int:
+def count_tokens(vision_config: Any, processor: Any) -> int:
     """Return the most patches that a picture has."""
     size = get_picture_size(processor)
     if isinstance(size, PatchBudget):
         return size.max_num_patches
-    patch_size: Any = model.config.vision_config.patch_size
-    tokens: int = (size // patch_size) ** 2
+    tokens: int = (size // vision_config.patch_size) ** 2
     return tokens
 
 

@@ -34,8 +34,8 @@ def check_peft() -> None:
 def find_targets(model: nn.Module, words: Collection[str]) -> list[str]:
     """Return the modules of both towers whose last name is one of the words.
 
-    The output projection of the pooling head's attention is never among them: it belongs to
-    ``attention``, whose forward pass reads its weight and would pass an adapter on it by.
+    The output projection of the pooling head's attention is never among them: its forward method
+    is not called, so that an adapter on it would count only once it is merged.
     """
     found = []
     for name, module in model.named_modules():
@@ -86,6 +86,9 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
     )
     config._register_custom_module({nn.MultiheadAttention: PoolingAttention})
     inject_adapter_in_model(config, model, ADAPTER_NAME)
+    for module in model.modules():
+        if isinstance(module, PoolingAttention):
+            module.freeze_output()
     for name, parameter in model.named_parameters():
         if name in trained and name.startswith(("classifier.", "logit_")):
             parameter.requires_grad_(True)
@@ -113,33 +116,27 @@ def select_trained(
 
 def merge_adapters(model: Any) -> Any:
     """Return a copy of the model with the adapters added to its weights, and none left."""
-    from peft.tuners.lora.layer import LoraLayer, MultiheadAttention
+    from peft.tuners.lora import LoraLayer
+
+    from siglip_flowers.model.pooling_adapter import PoolingAttention
 
     merged = copy.deepcopy(model)
-    adapted = [name for name, part in merged.named_modules() if isinstance(part, LoraLayer)]
+    adapted: dict[str, Any] = {
+        name: part for name, part in merged.named_modules() if isinstance(part, LoraLayer)
+    }
     with torch.no_grad():
-        for name in adapted:
+        for name, module in adapted.items():
             parent, _, attribute = name.rpartition(".")
-            module = merged.get_submodule(name) if _has_submodule(merged, name) else None
-            if isinstance(module, MultiheadAttention):
+            if isinstance(adapted.get(parent.removesuffix(".base_layer")), PoolingAttention):
+                continue  # its output projection, which is merged with the whole
+            if isinstance(module, PoolingAttention):
                 base = module.unload_and_optionally_merge_module(True, False, None)
-            elif isinstance(module, LoraLayer):
+            else:
                 module.merge()
                 base = module.get_base_layer()
-            else:
-                # A part of the pooling attention, which was merged as a whole.
-                continue
             setattr(merged.get_submodule(parent), attribute, base)
     del merged.peft_config
     return merged
-
-
-def _has_submodule(model: nn.Module, name: str) -> bool:
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def fold_model(model: Any) -> SiglipClassifier:

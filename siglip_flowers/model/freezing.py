@@ -25,7 +25,7 @@ class Place:
         part: ``head`` (the classification head), ``vision``, ``text``, or ``scale`` (temperature
             and bias of the contrastive loss).
         height: How many blocks of the tower stand above: 0 for last norm and pooling, 1 for the
-            last encoder layer, L for the first of L and L + 1 for the embeddings. 0 outside a tower.
+            last encoder layer, L for the first of L, L + 1 for the embeddings. 0 outside a tower.
     """
 
     part: str

@@ -18,6 +18,7 @@ def add_stochastic_depth(layers: nn.ModuleList, rate: float) -> None:
     Source: Huang et al. 2016, "Deep networks with stochastic depth", equation 4; dropped picture by
     picture and rescaled in training as in timm.
     """
+    layer: Any
     for number, layer in enumerate(layers, start=1):
         hook = _build_hook(rate * number / len(layers))
         layer.self_attn.register_forward_hook(hook)

@@ -21,7 +21,7 @@ from siglip_flowers.config import (
     ProbeArguments,
     check_probe,
 )
-from siglip_flowers.data import FlowerData, check_data_arguments
+from siglip_flowers.data import FlowerData, check_data_arguments, image_ids
 from siglip_flowers.data.patch_augment import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixel_cache import open_pixels
 from siglip_flowers.data.pixels import (
@@ -33,6 +33,8 @@ from siglip_flowers.data.pixels import (
 from siglip_flowers.data.splits import draw_rows, get_labels
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.inference.engine import count_tokens
+from siglip_flowers.inference.precision import choose_attention
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -93,7 +95,9 @@ def check_arguments(arguments: RunArguments) -> None:
     """Check everything that can be checked before data, weights or training: see the errors."""
     training = arguments.training
     if not training.overwrite_output_dir:
-        check_output_dir(Path(str(training.output_dir)), arguments.dump())
+        check_output_dir(
+            Path(str(training.output_dir)), arguments.dump(), resume=training.resume == "auto"
+        )
     check_trackers(training.report_to)
     check_data_arguments(arguments.data)
     checkpoint = arguments.model.model_name_or_path
@@ -212,6 +216,13 @@ def build_model(
             attn_implementation=options.attn_implementation,
         )
         _start_head(model, arguments, data, processor, templates)
+    if options.attn_implementation is None:
+        dtype = torch.bfloat16 if training.bf16 else torch.float32
+        tokens = count_tokens(model.vision_model.config, processor)
+        compiled = bool(training.torch_compile)
+        model.vision_model.set_attn_implementation(
+            choose_attention(training.device, dtype, tokens, compiled=compiled)
+        )
     freeze(model.vision_model, options.trainable)
     if options.lora_r is not None:
         add_adapters(model, options)
@@ -315,6 +326,7 @@ def build_trainer(
         compute_metrics=measure,
         callbacks=build_callbacks(training),
     )
+    trainer.anomalies.name_images = lambda rows: image_ids(data.splits["train"].select(rows))
     show_progress(trainer)
     return trainer
 

@@ -1,6 +1,5 @@
 """The output directory of a run: what lies in it, and whether a run may start there."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import yaml
 from siglip_flowers.errors import InputError
 from siglip_flowers.parsing import read_yaml
 from siglip_flowers.records import write_text
+from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
 # Written last: its presence beside model/ says that the run is complete.
 METRICS_FILE = "metrics.json"
@@ -42,6 +42,11 @@ UNCOMPARED = (
     "pixel_cache",
     "cache_dir",
     "cpu_threads",
+    "resume",
+    "on_nan",
+    "max_bad_steps",
+    "max_grad_norm_stop",
+    "ddp_timeout",
 )
 
 
@@ -52,28 +57,27 @@ def is_finished(directory: Path) -> bool:
 
 def find_checkpoint(directory: Path) -> str | None:
     """Return the newest whole checkpoint of an unfinished run, or None."""
-    checkpoints = directory / CHECKPOINT_DIR
-    whole = [path for path in checkpoints.glob("checkpoint-*") if _is_whole(path)]
-    newest = max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if newest is None else str(newest)
+    checkpoints = list_checkpoints(directory / CHECKPOINT_DIR)
+    return str(checkpoints[-1]) if checkpoints else None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    # The Trainer writes this file last; a killed run leaves a directory without it, or half of it.
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) -> str | None:
+def claim_output_dir(
+    directory: Path,
+    configuration: str,
+    *,
+    overwrite: bool,
+    resume: bool = True,
+    clear: bool = True,
+) -> str | None:
     """Make the directory this run's own and return the checkpoint to go on from, if any.
 
     Args:
         directory: The output directory.
         configuration: YAML text of the resolved configuration, kept beside the results.
         overwrite: Delete what an earlier run left (its own files and no others).
+        resume: Go on with an unfinished run; without it such a run is an error.
+        clear: Remove what a killed run left half-written, and write the configuration; for one
+            process of a run.
 
     Raises:
         InputError: The directory holds a finished run, or an unfinished one of other settings.
@@ -85,15 +89,26 @@ def claim_output_dir(directory: Path, configuration: str, *, overwrite: bool) ->
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    check_output_dir(directory, configuration)
-    for path in (directory / CHECKPOINT_DIR).glob("checkpoint-*"):
-        if not _is_whole(path):
-            shutil.rmtree(path)
-    write_text(directory / CONFIG_FILE, configuration)
+    check_output_dir(directory, configuration, resume=resume)
+    if clear:
+        clear_leftovers(directory / CHECKPOINT_DIR)
+        _clear_temporary_files(directory)
+        write_text(directory / CONFIG_FILE, configuration)
     return find_checkpoint(directory)
 
 
-def check_output_dir(directory: Path, configuration: str) -> None:
+def _clear_temporary_files(directory: Path) -> None:
+    """Remove the files and directories that atomic writers of a killed run left."""
+    for name in (*RUN_FILES, PROBE_GRID_FILE):
+        stem, suffix = Path(name).stem, Path(name).suffix
+        for path in directory.glob(f".{stem}.*{suffix}"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:
     """Raise InputError if a run with this configuration can neither start nor go on there."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"--output_dir {directory} is a file; name a directory.")
@@ -102,7 +117,14 @@ def check_output_dir(directory: Path, configuration: str) -> None:
             f"The directory {directory} already holds a finished run; choose another --output_dir "
             "or add --overwrite_output_dir."
         )
-    if find_checkpoint(directory) is not None:
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is not None:
+        if not resume:
+            raise InputError(
+                f"The directory {directory} holds an unfinished run up to {Path(checkpoint).name}, "
+                "which --resume never does not go on with; add --overwrite_output_dir to start "
+                "anew, or use --resume auto."
+            )
         _check_same_settings(directory, configuration)
 
 

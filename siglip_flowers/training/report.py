@@ -54,6 +54,7 @@ def describe_run(
             "seed": arguments.training.seed,
             "epochs": state.epoch,
             "steps": state.global_step,
+            "skipped_steps": trainer.anomalies.skipped,
             "best_step": state.best_global_step,
             "best_validation_accuracy": state.best_metric,
             "seconds": outcome["train_runtime"],

@@ -18,6 +18,7 @@ from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.records import atomic_directory, write_json
+from siglip_flowers.training.anomalies import RollBack
 from siglip_flowers.training.build import (
     RunArguments,
     build_model,
@@ -80,6 +81,8 @@ def run_training(arguments: RunArguments) -> RunResult:
             output_dir,
             arguments.dump(),
             overwrite=training.overwrite_output_dir and PartialState().is_main_process,
+            resume=training.resume == "auto",
+            clear=PartialState().is_main_process,
         )
     start: dict[str, float] | None = None
     if has_measured_start(arguments) and not on_features:
@@ -100,7 +103,7 @@ def run_training(arguments: RunArguments) -> RunResult:
         trainer, figures, trained = probe.trainer, probe.outcome, probe.model
         start, facts = probe.start, probe.facts
     else:
-        trainer, outcome = _train_within_memory(arguments, data, model, processor, checkpoint)
+        trainer, outcome = _train_to_the_end(arguments, data, model, processor, checkpoint)
         trainer.finish()
         figures, trained = outcome.metrics, trainer.accelerator.unwrap_model(trainer.model)
     final = fold_model(trained)
@@ -131,6 +134,7 @@ def run_training(arguments: RunArguments) -> RunResult:
             name,
             batch_size=eval_batch_size,
             num_workers=training.dataloader_num_workers or 0,
+            data_arguments=arguments.data,
         )
         for name, rows in (
             ("train", draw_train_sample(arguments, data)),
@@ -152,6 +156,7 @@ def run_training(arguments: RunArguments) -> RunResult:
                 "wise_ft": ensemble,
             },
         )
+        trainer.remove_surplus_checkpoints()
     trainer.accelerator.wait_for_everyone()
     metrics = {
         name: {"n": len(result.labels), **result.metrics} for name, result in results.items()
@@ -161,31 +166,40 @@ def run_training(arguments: RunArguments) -> RunResult:
     )
 
 
-def _train_within_memory(
+def _train_to_the_end(
     arguments: RunArguments,
     data: FlowerData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
     checkpoint: str | None,
 ) -> tuple[FlowersTrainer, TrainOutput]:
-    """Train, with smaller batches where memory runs out and the arguments allow it."""
+    """Train again where memory runs out or a step goes bad, as the arguments allow."""
+    excluded: frozenset[int] = frozenset()
     while True:
         trainer = build_trainer(arguments, data, model, processor)
+        trainer.anomalies.excluded = excluded
+        bad_step = None
         try:
             return trainer, trainer.train(resume_from_checkpoint=checkpoint)
+        except RollBack as found:
+            bad_step = found.step
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # The error is gone by here, and with it the frames that held the batch's memory.
         del trainer
-        arguments = dataclasses.replace(arguments, training=shrink_batch(arguments.training))
         training = arguments.training
-        logger.warning(
-            "Memory ran out; going on with --per_device_train_batch_size %d and "
-            "--gradient_accumulation_steps %d.",
-            training.per_device_train_batch_size,
-            training.gradient_accumulation_steps,
-        )
+        if bad_step is not None:
+            excluded |= {bad_step}
+        else:
+            training = shrink_batch(training)
+            arguments = dataclasses.replace(arguments, training=training)
+            logger.warning(
+                "Memory ran out; going on with --per_device_train_batch_size %d and "
+                "--gradient_accumulation_steps %d.",
+                training.per_device_train_batch_size,
+                training.gradient_accumulation_steps,
+            )
         # From the beginning or the newest checkpoint: the step that failed left nothing behind.
         set_seed(training.seed)
         model = build_model(arguments, data, processor)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.data.augment import BatchAugmenter
@@ -18,6 +18,7 @@ from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.training.compute import is_out_of_memory
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
+from siglip_flowers.training.safe_trainer import SafeTrainer
 from siglip_flowers.training.throughput import Throughput
 from siglip_flowers.training.unfreezing import GradualUnfreezing
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 AVERAGE_FILE = "ema.safetensors"
 
 
-class FlowersTrainer(Trainer):
+class FlowersTrainer(SafeTrainer):
     """Trains a picture classifier on uint8 pixels; see ``Trainer`` for everything else.
 
     Args:
@@ -116,6 +117,8 @@ class FlowersTrainer(Trainer):
         if self.augmenter is not None:
             pixels, targets = self.augmenter(pixels, labels, rows, step)
         batch = TrainingBatch(self.normalizer.prepare(pixels), labels, targets, rows, step)
+        # Or the varied pictures would take memory all through the forward pass.
+        del pixels
         loss, logits = self.objective(model, batch)
         if logits is not None:
             hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
@@ -217,9 +220,6 @@ class FlowersTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
             self.average.load(Path(resume_from_checkpoint) / AVERAGE_FILE)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return self.args.checkpoint_dir
 
 
 class _AverageCallback(TrainerCallback):

@@ -1,0 +1,104 @@
+"""SIGTERM and SIGUSR1: training ends after a step with a checkpoint, everything else at once.
+
+Without torch, so that a command can watch for signals before it imports anything slow.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+# What a shell reports for a process that SIGTERM ended; SIGUSR1 leads to the same.
+EXIT_PREEMPTED = 143
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+# Seconds that a process that loads data works on after SIGTERM, for the last step of its parent.
+LOADER_GRACE = 60
+
+
+class Preempted(SystemExit):
+    """The process was asked to end and leaves whole files; not an ``Exception``, as Ctrl-C."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(EXIT_PREEMPTED)
+        self.message = message
+
+
+class _Watch:
+    """What has been asked of this process; there is one, as signals are the process's."""
+
+    def __init__(self) -> None:
+        self.process = 0
+        self.requested = False
+        self.held = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:
+            # A fork of the process that watches: it ends as if nobody watched.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        repeated, self.requested = self.requested, True
+        # Launchers pass on what the process has got already: the second must not disturb the end.
+        if not self.held and not repeated:
+            raise Preempted(_describe())
+
+
+_watch = _Watch()
+
+
+def _describe() -> str:
+    return "stopped by a signal; the same command goes on where it was."
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Raise :class:`Preempted` in the block on SIGTERM or SIGUSR1; see :func:`hold_signals`."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may set handlers; whoever runs a command in another has its own.
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    _watch.process, _watch.requested, _watch.held = os.getpid(), False, False
+    for number in STOP_SIGNALS:
+        signal.signal(number, _watch.handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _watch.requested = _watch.held = False
+
+
+@contextmanager
+def hold_signals() -> Iterator[None]:
+    """Only note a signal in the block, which asks :func:`is_stop_requested`; raise after it."""
+    _raise_if_requested()
+    _watch.held = True
+    try:
+        yield
+    finally:
+        _watch.held = False
+    _raise_if_requested()
+
+
+def is_stop_requested() -> bool:
+    """Say whether this process has got SIGTERM or SIGUSR1."""
+    return _watch.requested
+
+
+def _raise_if_requested() -> None:
+    if _watch.requested:
+        raise Preempted(_describe())
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a process that loads data work on for a while when all processes get the signal.
+
+    Its parent needs the data to finish its step. For ``worker_init_fn`` of a ``DataLoader``.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: signal.alarm(LOADER_GRACE))

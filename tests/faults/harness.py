@@ -1,0 +1,256 @@
+"""Runs of ``train.py`` that are killed on the way, each in a fork of a process that imported all.
+
+A start from scratch costs seconds of imports; a fork costs none, and dies by SIGKILL like any
+other process.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.training import run  # noqa: F401  (imported once, before the forks)
+from siglip_flowers.training.checkpoints import list_checkpoints
+from siglip_flowers.training.preemption import EXIT_PREEMPTED
+from siglip_flowers.training.trainer import FlowersTrainer
+from tests.small_runs import make_checkpoint, make_folder, small_options
+
+RECIPES = {
+    # Checkpoints in the middle of an epoch of 8 steps, every kind of random number, an average.
+    "steps": [
+        *("--save_strategy", "steps", "--save_steps", "3"),
+        *("--eval_strategy", "steps", "--eval_steps", "3", "--ema", "0.9"),
+        *("--mixup_alpha", "0.2", "--cutmix_alpha", "1.0", "--label_smoothing_factor", "0.1"),
+    ],
+    # Ends by lack of patience, before its last step.
+    "patience": ["--early_stopping_patience", "1", "--num_train_epochs", "8"],
+    "sigmoid": [
+        *("--objective", "sigmoid", "--gradient_accumulation_steps", "2"),
+        *("--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no"),
+        *("--load_best_model_at_end", "false", "--max_steps", "11"),
+    ],
+}
+# Longest that a process may take once it has nothing left to do but end.
+PATIENCE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is done to one process of a run: a signal, after seconds or at a file operation."""
+
+    number: int
+    rank: int = 0
+    seconds: float | None = None
+    operation: int | None = None
+
+
+@dataclass
+class Outcome:
+    """How the processes of a run ended, and what the run found to go on from."""
+
+    codes: list[int]
+    began: bool
+    resumed_from: str | None
+    phase: str
+    seconds: float
+    operations: int
+    hung: bool
+    messages: str
+
+
+class Site:
+    """A directory with a tiny checkpoint, tiny pictures, and the runs made of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.checkpoint = make_checkpoint(root / "checkpoint", image_size=32)
+        self.pictures = make_folder(root / "pictures", train=11, held_out=6)
+
+    def options(self, name: str, recipe: str) -> list[str]:
+        """Return the command line of a run."""
+        return small_options(
+            self.checkpoint,
+            self.pictures,
+            self.root / name / "run",
+            *("--num_train_epochs", "3", "--per_device_train_batch_size", "4"),
+            *("--full_determinism", "true", "--save_total_limit", "2", "--logging_steps", "4"),
+            *("--cache_dir", str(self.root / name / "cache"), "--cpu_threads", "1"),
+            *("--learning_rate", "2e-3", "--dataloader_num_workers", "0", "--ddp_timeout", "60"),
+            *("--use_cpu", "true", "--learning_rate", "3e-4"),
+            *RECIPES[recipe],
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove a run and its cache."""
+        shutil.rmtree(self.root / name, ignore_errors=True)
+
+    def start(self, name: str, recipe: str, world: int = 1, fault: Fault | None = None) -> Outcome:
+        """Start the command and wait for its end, or for that of a process that gets a fault."""
+        folder = self.root / name
+        folder.mkdir(exist_ok=True)
+        log = folder / "log.txt"
+        facts = folder / "facts.json"
+        log.unlink(missing_ok=True)
+        facts.unlink(missing_ok=True)
+        (folder / "operations").unlink(missing_ok=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = self.options(name, recipe)
+        began = time.monotonic()
+        children = [_fork(options, folder, rank, world, port, fault) for rank in range(world)]
+        ended: dict[int, int] = {}
+        struck = fault is None or fault.seconds is None
+        hung = False
+        last_end = began
+        while len(ended) < world:
+            for rank, child in enumerate(children):
+                if rank not in ended:
+                    pid, status = os.waitpid(child, os.WNOHANG)
+                    if pid:
+                        ended[rank] = os.waitstatus_to_exitcode(status)
+                        last_end = time.monotonic()
+            elapsed = time.monotonic() - began
+            if not struck and fault is not None and elapsed >= (fault.seconds or 0.0):
+                struck = True
+                if fault.rank not in ended:
+                    os.kill(children[fault.rank], fault.number)
+            if time.monotonic() - max(last_end, began) > PATIENCE_SECONDS:
+                hung = True
+                for rank, child in enumerate(children):
+                    if rank not in ended:
+                        os.kill(child, signal.SIGKILL)
+            time.sleep(0.002)
+        found = json.loads(facts.read_text()) if facts.is_file() else None
+        return Outcome(
+            codes=[ended[rank] for rank in range(world)],
+            began=found is not None,
+            resumed_from=found and found["checkpoint"],
+            phase=self._describe_phase(folder),
+            seconds=time.monotonic() - began,
+            operations=_count_operations(folder),
+            hung=hung,
+            messages=log.read_text() if log.is_file() else "",
+        )
+
+    @staticmethod
+    def newest(folder: Path) -> str | None:
+        """Return the newest whole checkpoint of a run's directory."""
+        checkpoints = list_checkpoints(folder / "run" / "checkpoints")
+        return str(checkpoints[-1]) if checkpoints else None
+
+    @staticmethod
+    def _describe_phase(folder: Path) -> str:
+        """Say from what lies there what a killed run was doing."""
+        run_dir, checkpoints = folder / "run", folder / "run" / "checkpoints"
+        if (run_dir / "metrics.json").is_file():
+            return "finished"
+        if list((folder / "cache").glob(".*")):
+            return "building the pixel cache"
+        hidden = {path.name.split("-")[0].split(".")[1] for path in checkpoints.glob(".*")}
+        if "writing" in hidden:
+            return "writing a checkpoint"
+        if hidden & {"removed", "replaced"}:
+            return "removing a checkpoint"
+        if (run_dir / "model").is_dir() or list(run_dir.glob(".*")):
+            return "writing results"
+        if not run_dir.is_dir():
+            return "before the run began"
+        return "training or evaluating" if list_checkpoints(checkpoints) else "before a checkpoint"
+
+
+def _fork(
+    options: list[str], folder: Path, rank: int, world: int, port: int, fault: Fault | None
+) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if world > 1:
+            os.environ.update(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world),
+                LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+            )  # fmt: skip
+        _note_resumption(folder, rank)
+        _count_and_strike(folder, rank, fault)
+        code = train_command.main(options)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _note_resumption(folder: Path, rank: int) -> None:
+    train = FlowersTrainer.train
+
+    def note(self, resume_from_checkpoint=None, *args, **kwargs):
+        if rank == 0:
+            (folder / "facts.json").write_text(json.dumps({"checkpoint": resume_from_checkpoint}))
+        return train(self, resume_from_checkpoint, *args, **kwargs)
+
+    FlowersTrainer.train = note
+
+
+def _count_and_strike(folder: Path, rank: int, fault: Fault | None) -> None:
+    """Count what the process does to files of the run, and strike at one of these moments."""
+    watched = (str(folder / "run"), str(folder / "cache"))
+    count = 0
+    tally = os.open(folder / "operations", os.O_WRONLY | os.O_CREAT) if rank == 0 else None
+
+    def watch(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
+            return
+        if not str(arguments[0]).startswith(watched):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            return
+        count += 1
+        if tally is not None:
+            os.pwrite(tally, b"%9d" % count, 0)
+        if fault is not None and fault.rank == rank and count == fault.operation:
+            os.kill(os.getpid(), fault.number)
+
+    sys.addaudithook(watch)
+
+
+def _count_operations(folder: Path) -> int:
+    path = folder / "operations"
+    return int(path.read_text() or 0) if path.is_file() else 0
+
+
+def draw_fault(generator: random.Random, reference: Outcome, world: int) -> Fault:
+    """Draw what happens to a run, at any moment of it or at any file that it touches."""
+    number = generator.choice((signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGUSR1))
+    rank = generator.randrange(world)
+    if generator.random() < 0.5 and rank == 0:
+        return Fault(number, rank, operation=generator.randint(1, max(1, reference.operations)))
+    return Fault(number, rank, seconds=generator.uniform(0.05, reference.seconds))
+
+
+def is_expected(fault: Fault, outcome: Outcome) -> bool:
+    """Say whether a run that got the fault ended as promised, or before the fault came."""
+    if outcome.hung or "Traceback" in outcome.messages:
+        return False
+    code = outcome.codes[fault.rank]
+    others = [one for rank, one in enumerate(outcome.codes) if rank != fault.rank]
+    if code == 0:
+        return all(one == 0 for one in others)
+    if fault.number == signal.SIGKILL:
+        return code == -signal.SIGKILL and all(one in (0, 1) for one in others)
+    return code == EXIT_PREEMPTED and all(one in (0, 1, EXIT_PREEMPTED) for one in others)

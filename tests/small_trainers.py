@@ -1,0 +1,64 @@
+"""A Trainer built as a run builds it, on a few photographs and the real small SigLIP."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    FlowersTrainingArguments,
+    ModelArguments,
+)
+from siglip_flowers.data import FlowerData
+from siglip_flowers.model.loading import load_image_processor
+from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.trainer import FlowersTrainer
+
+
+def start_trainer(
+    nano_dir: Path,
+    data: FlowerData,
+    output_dir: Path,
+    model: dict[str, Any] | None = None,
+    **options: Any,
+) -> FlowersTrainer:
+    """Build a Trainer of four steps of eight pictures, in float32, that evaluates nothing."""
+    options = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 16,
+        "train_eval_samples": 4,
+        "learning_rate": 1e-3,
+        "warmup_steps": 0,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "bf16": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        **options,
+    }
+    arguments = RunArguments(
+        DataArguments(),
+        AugmentationArguments(augment=False),
+        ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
+        FlowersTrainingArguments(output_dir=str(output_dir), **options),
+    )
+    set_seed(arguments.training.seed)
+    processor = load_image_processor(str(nano_dir))
+    built = build_model(arguments, data, processor)
+    return build_trainer(arguments, data, built, processor)
+
+
+def copy_weights(trainer: FlowersTrainer) -> dict[str, Any]:
+    """Return a copy of the model's weights by name."""
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+def list_changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Return the names of the weights that are not bit for bit the same."""
+    assert before.keys() == after.keys()
+    return {name for name in before if not before[name].equal(after[name])}

@@ -1,0 +1,372 @@
+"""LoRA and DoRA: small, exact, and gone from the model that is saved."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch.nn import functional
+
+from siglip_flowers.commands.train import main as train
+from siglip_flowers.config import ModelArguments
+from siglip_flowers.errors import InputError
+from siglip_flowers.experiment.plan import Run, build_run_arguments, run_options
+from siglip_flowers.model.adapters import (
+    add_adapters,
+    find_targets,
+    fold_model,
+    save_adapter,
+    select_trained,
+)
+from siglip_flowers.model.contrastive import load_contrastive
+from siglip_flowers.model.loading import load_classifier, load_saved_classifier
+from siglip_flowers.training.build import check_arguments
+from siglip_flowers.training.trainer import AVERAGE_FILE
+from tests.small_flowers import build_flowers, draw_pixel_values
+from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_trainers import copy_weights, list_changed, start_trainer
+from tests.test_experiment import make_settings
+
+NAMES = ["rose", "tulip", "daisy"]
+LORA = {"lora_r": 4}
+
+
+@pytest.fixture(scope="module")
+def data(flowers_dir):
+    return build_flowers(flowers_dir, train=8)
+
+
+def adapt(nano_dir, head="linear", pooling="map", **options):
+    model = load_classifier(str(nano_dir), NAMES, head=head, pooling=pooling)
+    options = {"lora_r": 4, "pooling": pooling, **options}
+    add_adapters(model, ModelArguments(model_name_or_path=str(nano_dir), **options))
+    return model
+
+
+def train_briefly(model, steps=3):
+    """Take AdamW steps with decay, large enough to show; returns the last step's gradients."""
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
+    pixels, labels = draw_pixel_values(4), torch.tensor([0, 1, 2, 0])
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(pixel_values=pixels).logits, labels).backward()
+        optimizer.step()
+    return {name: value.grad for name, value in trained.items()}
+
+
+def classify(model):
+    with torch.no_grad():
+        return model.eval()(pixel_values=draw_pixel_values(4, seed=1)).logits
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_adapters_start_as_nothing_then_train_alone_with_the_head(nano_dir, head, options):
+    torch.manual_seed(0)
+    plain = load_classifier(str(nano_dir), NAMES, head=head)
+    torch.manual_seed(0)
+    model = adapt(nano_dir, head, **options)
+    torch.testing.assert_close(classify(model), classify(plain), atol=1e-5, rtol=1e-5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = train_briefly(model)
+    changed = list_changed(before, model.state_dict())
+    assert changed - {"classifier.logit_bias"} == gradients.keys() - {"classifier.logit_bias"}
+    assert all("lora_" in name or name.startswith("classifier.") for name in changed)
+    # In every adapted module both factors learn; a softmax has no use for one bias for all.
+    silent = {name for name, value in gradients.items() if not value.any()}
+    assert silent <= {"classifier.logit_bias"}
+    assert (classify(model) - classify(plain)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_every_projection_of_the_encoder_and_its_pooling_is_adapted(nano_dir, pooling, use_dora):
+    model = adapt(nano_dir, pooling=pooling, use_dora=use_dora)
+    adapted = {name.partition(".lora_A")[0] for name in select_trained(model) if ".lora_A" in name}
+    words = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
+    expected = {
+        f"vision_model.encoder.layers.{layer}.{word}"
+        for layer in range(8)
+        for word in (*words, "mlp.fc1", "mlp.fc2")
+    }
+    if pooling == "map":
+        expected |= {"vision_model.head.mlp.fc1", "vision_model.head.mlp.fc2"}
+        if not use_dora:
+            expected.add("vision_model.head.attention")
+    assert adapted == expected
+    alpha = {8}  # 2 x the rank: what trl's defaults make of it
+    assert {model.peft_config["default"].lora_alpha} == alpha
+
+
+def test_the_pooling_attention_adapter_is_the_sum_of_weights(nano_dir):
+    """Against torch's own module with the weights added by hand."""
+    model = adapt(nano_dir, lora_target_modules=["attention"])
+    train_briefly(model)
+    layer = model.vision_model.head.attention
+    plain = load_classifier(str(nano_dir), NAMES).vision_model.head.attention
+    factors = [getattr(layer, name)["default"].weight for name in ("lora_B", "lora_A")]
+    with torch.no_grad():
+        plain.in_proj_weight += 8 / 4 * factors[0] @ factors[1]
+        query, keys = torch.randn(2, 1, 192), torch.randn(2, 9, 192)
+        mask = torch.zeros(2, 9, dtype=torch.bool)
+        mask[:, 5:] = True
+        for options in ({}, {"key_padding_mask": mask}):
+            ours, theirs = (m(query, keys, keys, **options)[0] for m in (layer, plain))
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_out_proj_alone_leaves_out_the_one_whose_forward_pass_nobody_calls(nano_dir):
+    model = load_classifier(str(nano_dir), NAMES)
+    found = find_targets(model, ["out_proj", "attention"])
+    assert len(found) == 9
+    assert "vision_model.head.attention" in found
+    assert not [name for name in found if name.startswith("vision_model.head.attention.")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_dora": True},
+        {"lora_target_modules": ["out_proj", "attention"], "lora_alpha": 32},
+        {"pooling": "mean"},
+        {"head": "cosine"},
+    ],
+    ids=lambda options: " ".join(options) or "default",
+)
+def test_merged_model_and_peft_on_the_base_model_have_the_adapted_logits(
+    nano_dir, tmp_path, options
+):
+    model = adapt(nano_dir, **options)
+    train_briefly(model)
+    expected = classify(model)
+    folded = fold_model(model)
+    torch.testing.assert_close(classify(folded), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(classify(model), expected)  # a copy was merged
+    pooling = options.get("pooling", "map")
+    cosine = options.get("head") == "cosine"
+    base = load_classifier(str(nano_dir), NAMES, pooling=pooling, normalize_features=cosine)
+    assert folded.state_dict().keys() == base.state_dict().keys()
+    folded.save_pretrained(tmp_path / "model")
+    torch.testing.assert_close(
+        classify(load_saved_classifier(str(tmp_path / "model"))), expected, atol=1e-4, rtol=1e-4
+    )
+    (tmp_path / "adapter").mkdir()
+    save_adapter(model, folded, tmp_path / "adapter")
+    assert set(os.listdir(tmp_path / "adapter")) == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    torch.testing.assert_close(classify(loaded), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("train_text_tower", [True, False])
+def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
+    nano_dir, tmp_path, train_text_tower
+):
+    model = load_contrastive(
+        str(nano_dir), NAMES, ["a photo of a {}."], train_text_tower=train_text_tower
+    )
+    add_adapters(model, ModelArguments(model_name_or_path=str(nano_dir), lora_r=2))
+    trained = select_trained(model)
+    parts = {name.partition(".")[0] for name in trained}
+    towers = {"vision_model", "text_model"} if train_text_tower else {"vision_model"}
+    assert parts == {"logit_scale", "logit_bias", *towers}
+    optimizer = torch.optim.SGD([v for v in model.parameters() if v.requires_grad], lr=1e-2)
+    batch = {
+        "pixel_values": draw_pixel_values(3),
+        "labels": torch.arange(3),
+        "templates": torch.zeros(3, dtype=torch.long),
+    }
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(**batch).loss.backward()
+        optimizer.step()
+    for tower in towers:
+        assert any(v.any() for n, v in select_trained(model).items() if tower in n and "_B" in n)
+    expected = classify(model)
+    folded = fold_model(model)
+    torch.testing.assert_close(classify(folded), expected, atol=1e-4, rtol=1e-4)
+    save_adapter(model, folded, tmp_path)
+    base = load_classifier(str(nano_dir), NAMES, normalize_features=True)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path))
+    torch.testing.assert_close(classify(loaded), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_adapters_the_same_gradients(nano_dir):
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = adapt(nano_dir, lora_dropout=0.0)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        found.append(train_briefly(model, steps=1))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture
+def _unset_determinism():
+    """full_determinism sets environment variables and a switch of torch for good."""
+    before = dict(os.environ)
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("_unset_determinism")
+@pytest.mark.parametrize("model", [LORA, {**LORA, "use_dora": True}], ids=["lora", "dora"])
+def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(nano_dir, data, tmp_path, model):
+    """With dropout and a moving average: every state that training has."""
+    options = {
+        "model": {**model, "lora_dropout": 0.2},
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 3,
+        "full_determinism": True,
+        "ema": 0.9,
+    }
+    whole = start_trainer(nano_dir, data, tmp_path / "whole", **options)
+    start = copy_weights(whole)
+    whole.train()
+    trained = select_trained(whole.model).keys()
+    assert list_changed(start, copy_weights(whole)) == trained
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-2"
+    assert load_file(checkpoint / "model.safetensors").keys() == trained
+    assert load_file(checkpoint / AVERAGE_FILE).keys() == trained
+    written = sum(path.stat().st_size for path in checkpoint.iterdir())
+    everything = sum(4 * value.numel() for value in start.values())
+    assert written < everything / 4
+    kept = tmp_path / "resumed" / "checkpoints" / "checkpoint-2"
+    shutil.copytree(checkpoint, kept)
+    resumed = start_trainer(nano_dir, data, tmp_path / "resumed", **options)
+    with torch.no_grad():
+        for name, parameter in resumed.model.named_parameters():
+            if name in trained:
+                parameter.fill_(0.5)  # nothing may be left of where it started
+    resumed.train(resume_from_checkpoint=str(kept))
+    assert not list_changed(copy_weights(whole), copy_weights(resumed))
+    assert not list_changed(whole.average.weights, resumed.average.weights)
+
+
+def test_the_best_evaluations_adapters_are_kept_without_a_warning(nano_dir, data, tmp_path, caplog):
+    trainer = start_trainer(
+        nano_dir,
+        data,
+        tmp_path / "run",
+        model=LORA,
+        learning_rate=0.05,
+        head_learning_rate=0.05,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        save_total_limit=None,
+        load_best_model_at_end=True,
+        metric_for_best_model="validation_loss",
+        greater_is_better=False,
+    )
+    trainer.train()
+    losses = [
+        row["eval_validation_loss"]
+        for row in trainer.state.log_history
+        if "eval_validation_loss" in row
+    ]
+    assert np.argmin(losses) < 3  # the rate is absurd, so that the last is not the best
+    assert trainer.evaluate()["eval_validation_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert "missing keys" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"lora_r": 0}, "--lora_r is 0; it must be greater than 0"),
+        ({"lora_r": 4, "trainable": "head"}, "--trainable head contradicts; drop one"),
+        ({"lora_r": 4, "from_scratch": True}, "random weights; drop --from_scratch"),
+        ({"use_dora": True}, "--use_dora needs adapters to act on; add --lora_r"),
+        ({"lora_alpha": 8}, "--lora_alpha needs adapters to act on; add --lora_r"),
+        ({"lora_r": 4, "lora_target_modules": ["qkv"]}, "is 'qkv'; choose one of q_proj, "),
+        ({"lora_r": 4, "lora_target_modules": []}, "is empty; leave it out"),
+        ({"lora_r": 4, "lora_dropout": 1.5}, "--lora_dropout is 1.5; it must lie between 0"),
+        (
+            {"lora_r": 4, "use_dora": True, "lora_target_modules": ["attention"]},
+            "which --use_dora leaves out; drop one",
+        ),
+        (
+            {"lora_r": 4, "pooling": "mean", "lora_target_modules": ["attention"]},
+            "which --pooling mean leaves out; drop one",
+        ),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        ModelArguments(**options)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "pictures")
+
+
+def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
+    small, tmp_path, capsys, monkeypatch
+):
+    run = tmp_path / "run"
+    options = small_options(*small, run, "--lora_r", "2", "--head_init", "probe")
+    assert train([*options, "--wise_ft", "0.5"]) == 2
+    assert "--wise_ft 0.5 averages whole models" in capsys.readouterr().err
+    monkeypatch.setattr("siglip_flowers.model.adapters.find_spec", lambda name: None)
+    assert train(options) == 2
+    assert "--lora_r needs the package peft" in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_path):
+    checkpoint, pictures = small
+    run = tmp_path / "run"
+    assert train(
+        small_options(
+            *small, run, "--lora_r", "2", "--objective", "sigmoid", "--learning_rate", "0.03",
+            "--lora_target_modules", "q_proj", "v_proj", "attention", "--ema", "0.5",
+            "--drop_path", "0.2", "--gradual_unfreezing", "0.5", "--layer_decay", "0.8",
+        )
+    ) == 0  # fmt: skip
+    model = load_saved_classifier(str(run / "model"))
+    base = load_classifier(str(checkpoint), model.class_names, normalize_features=True)
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["r"] == 2
+    adapted = PeftModel.from_pretrained(base, str(run / "adapter"))
+    pixels = draw_pixel_values(3, size=16)
+    with torch.no_grad():
+        ours, theirs = (m.eval()(pixel_values=pixels).logits for m in (model, adapted))
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    moved = list_changed(
+        load_classifier(str(checkpoint), model.class_names).state_dict(), model.state_dict()
+    )
+    assert any("q_proj" in name for name in moved)
+    assert any("in_proj" in name for name in moved)
+    assert not [name for name in moved if "k_proj" in name or "mlp" in name]
+
+
+def test_an_arm_of_an_experiment_can_have_adapters(small, tmp_path):
+    checkpoint, pictures = small
+    settings = make_settings(
+        tmp_path,
+        arms={"full": {}, "lora": {"lora_r": 2, "lora_target_modules": ["q_proj", "fc1"]}},
+        baseline="full",
+        siglip_arm="lora",
+        base={"model_name_or_path": str(checkpoint), "data_dir": str(pictures)},
+    )
+    regime = next(iter(settings.regimes))
+    run = Run(regime, "lora", settings.learning_rates[0], settings.seeds[0])
+    arguments = build_run_arguments(run_options(settings, run))
+    assert arguments.model.adapted_modules == ("q_proj", "fc1")
+    check_arguments(arguments)
