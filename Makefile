@@ -7,7 +7,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-EXTRAS ?= aim,wandb,test
+EXTRAS ?= aim,wandb,peft,test
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

@@ -331,7 +331,7 @@ def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
 
 
 def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_path):
-    checkpoint, pictures = small
+    checkpoint, _ = small
     run = tmp_path / "run"
     assert train(
         small_options(

@@ -34,6 +34,7 @@ SPARE_BYTES = 256 * 2**20
 UNWRITABLE = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
