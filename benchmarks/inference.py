@@ -13,6 +13,7 @@ GPU, add the size to the name.
 import argparse
 import functools
 import io
+import os
 import sys
 import tarfile
 import tempfile
@@ -174,8 +175,7 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
     path = write_report(
         "inference" if options.size == usual else f"inference_{options.size}",
         device,
-        "python -m benchmarks.inference"
-        + ("" if options.size == usual else f" --size {options.size}"),
+        describe_command(),
         {name: getattr(options, name) for name in ("size", "images", "rounds")},
         {"arms": results, "share_of_limit": share, "share_of_limit_float32": share_float32},
         table,
@@ -188,6 +188,13 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
         options.output_dir,
     )
     print(f"Written to {path}")
+
+
+def describe_command() -> str:
+    """Return what was typed, with the number of threads where the environment sets it."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    words = ["python -m benchmarks.inference", *sys.argv[1:]]
+    return " ".join([f"OMP_NUM_THREADS={threads}", *words] if threads else words)
 
 
 def main() -> int:

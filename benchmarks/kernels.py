@@ -2,9 +2,9 @@
 
     python -m benchmarks.kernels
 
-One training step (forward, backward, clip, step) of a randomly initialised SigLIP on a batch that lies
-on the device, in every combination of eager and sdpa attention, float32 and bfloat16 autocast, plain
-and compiled. The time that compiling takes is given apart.
+One training step (forward, backward, clip, step) of a randomly initialised SigLIP on a batch that
+lies on the device, in every combination of eager and sdpa attention, float32 and bfloat16 autocast,
+plain and compiled. The time that compiling takes is given apart.
 """
 
 import argparse

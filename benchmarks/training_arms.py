@@ -21,6 +21,7 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.data import FlowerData, load_flowers
 from siglip_flowers.data.pixels import PixelNormalizer, collate_pixels
+from siglip_flowers.inference.memory import keep_freed_memory
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_image_processor,
@@ -100,6 +101,8 @@ def prepare_job(
         overwrite_output_dir=True,
         **training,
     )
+    # As in a run; the other arms share the process and profit as well.
+    keep_freed_memory(options.device)
     arguments = RunArguments(data, augmentation or AugmentationArguments(), model, options)
     processor = load_image_processor(model.model_name_or_path, model.image_size)
     return TrainingJob(arguments, load_flowers(data), processor, skip_steps, steps)

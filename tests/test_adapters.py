@@ -7,14 +7,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch.nn import functional
+from transformers import Siglip2VisionConfig
 
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.errors import InputError
 from siglip_flowers.experiment.plan import Run, build_run_arguments, run_options
+from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import (
     add_adapters,
     find_targets,
@@ -30,6 +31,8 @@ from tests.small_flowers import build_flowers, draw_pixel_values
 from tests.small_runs import make_checkpoint, make_folder, small_options
 from tests.small_trainers import copy_weights, list_changed, start_trainer
 from tests.test_experiment import make_settings
+
+PeftModel = pytest.importorskip("peft").PeftModel
 
 NAMES = ["rose", "tulip", "daisy"]
 LORA = {"lora_r": 4}
@@ -58,6 +61,10 @@ def train_briefly(model, steps=3):
         functional.cross_entropy(model(pixel_values=pixels).logits, labels).backward()
         optimizer.step()
     return {name: value.grad for name, value in trained.items()}
+
+
+def select_trained_parameters(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def classify(model):
@@ -167,6 +174,35 @@ def test_merged_model_and_peft_on_the_base_model_have_the_adapted_logits(
     torch.testing.assert_close(classify(loaded), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_naflex_towers_with_their_masks_merge_too(tmp_path, use_dora):
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision = Siglip2VisionConfig(**shape, num_attention_heads=2, patch_size=4, num_patches=16)
+    config = SiglipClassifierConfig(vision, id2label=dict(enumerate(NAMES)))
+    torch.manual_seed(0)
+    model, base = SiglipClassifier(config), SiglipClassifier(config)
+    base.load_state_dict(model.state_dict())
+    batch = {
+        "pixel_values": torch.randn(2, 12, 48),
+        "pixel_attention_mask": torch.tensor([[1] * 12, [1] * 6 + [0] * 6]),
+        "spatial_shapes": torch.tensor([[3, 4], [2, 3]]),
+    }
+    add_adapters(model, ModelArguments(lora_r=2, use_dora=use_dora))
+    optimizer = torch.optim.SGD(select_trained_parameters(model), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(**batch, labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+    folded = fold_model(model)
+    save_adapter(model, folded, tmp_path)
+    adapted = PeftModel.from_pretrained(base, str(tmp_path))
+    with torch.no_grad():
+        expected, *others = (m.eval()(**batch).logits for m in (model, folded, adapted))
+    assert not folded.vision_model.head.attention.in_proj_weight.isnan().any()
+    for logits in others:
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("train_text_tower", [True, False])
 def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
     nano_dir, tmp_path, train_text_tower
@@ -179,7 +215,7 @@ def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
     parts = {name.partition(".")[0] for name in trained}
     towers = {"vision_model", "text_model"} if train_text_tower else {"vision_model"}
     assert parts == {"logit_scale", "logit_bias", *towers}
-    optimizer = torch.optim.SGD([v for v in model.parameters() if v.requires_grad], lr=1e-2)
+    optimizer = torch.optim.SGD(select_trained_parameters(model), lr=1e-2)
     batch = {
         "pixel_values": draw_pixel_values(3),
         "labels": torch.arange(3),
@@ -353,6 +389,7 @@ def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_p
     )
     assert any("q_proj" in name for name in moved)
     assert any("in_proj" in name for name in moved)
+    assert "vision_model.head.attention.out_proj.weight" not in moved
     assert not [name for name in moved if "k_proj" in name or "mlp" in name]
 
 

@@ -173,6 +173,7 @@ def test_layer_decay_counts_the_layers_of_each_tower(nano_dir):
 
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_adapters_decay_with_their_layers(nano_dir, use_dora):
+    pytest.importorskip("peft")
     model = load_classifier(str(nano_dir), ["a", "b"])
     options = ModelArguments(model_name_or_path=str(nano_dir), lora_r=2, use_dora=use_dora)
     add_adapters(model, options)

@@ -249,9 +249,9 @@ def test_rates_of_stochastic_depth_rise_to_the_last_layer(nano_dir):
     with torch.no_grad():
         model.train()
         for _ in range(4):
-            model(pixel_values=draw_pixel_values(100))
+            model(pixel_values=draw_pixel_values(50))
     shares = np.array(counts).reshape(4, 8, 2).mean((0, 2))
-    np.testing.assert_allclose(shares, 0.1 * np.arange(1, 9), atol=0.06)
+    np.testing.assert_allclose(shares, 0.1 * np.arange(1, 9), atol=0.09)
 
 
 def test_stochastic_depth_changes_neither_evaluation_nor_what_is_saved(nano_dir, tmp_path):
@@ -325,6 +325,7 @@ assert codes == [0] * len(codes), codes
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_no_parameter_is_unused(small, tmp_path):
     """24 pictures: 3 steps an epoch of 2 x 4 or 1 x 8, of which blocks join in the first 4."""
+    pytest.importorskip("peft")
     checkpoint, pictures = small
 
     def write_options(name, batch_size):
@@ -376,6 +377,7 @@ def test_two_processes_train_as_one_and_no_parameter_is_unused(small, tmp_path):
         for run in (one, two):
             with (run / "history.csv").open(newline="") as file:
                 losses.append([float(r["loss"]) for r in csv.DictReader(file) if r.get("loss")])
+        assert len(losses[0]) == 6
         np.testing.assert_allclose(*losses, rtol=1e-4)
     adapters = [
         load_file(tmp_path / f"{kind}-lora" / "adapter" / "adapter_model.safetensors")

@@ -11,6 +11,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from siglip_flowers.data.naflex import PatchBudget
 from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, prepare_patches
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.inference.memory import keep_freed_memory
 from siglip_flowers.inference.precision import choose_attention, resolve_dtype
 from siglip_flowers.model.classifier import SiglipClassifier
 
@@ -49,6 +50,7 @@ class InferenceEngine:
         attn_implementation: str | None = None,
     ) -> None:
         self.device = device
+        keep_freed_memory(device)
         self.dtype = resolve_dtype(dtype, device)
         if compile and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
             raise InputError(

@@ -160,7 +160,9 @@ def save_adapter(model: Any, classifier: SiglipClassifier, directory: Path) -> N
     from peft import get_peft_model_state_dict
 
     config = model.peft_config[ADAPTER_NAME]
-    adapter = get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME)
+    adapter = get_peft_model_state_dict(
+        model, adapter_name=ADAPTER_NAME, save_embedding_layers=False
+    )
     state = {name: value for name, value in adapter.items() if name.startswith("vision_model.")}
     state |= {
         f"classifier.{name}": value for name, value in classifier.classifier.state_dict().items()

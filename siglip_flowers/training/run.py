@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import FlowerData, image_ids, load_flowers
 from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.inference.memory import keep_freed_memory
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
@@ -63,6 +64,7 @@ def run_training(arguments: RunArguments) -> RunResult:
     eval_batch_size = training.per_device_eval_batch_size
     check_arguments(arguments)
     set_cpu_threads(training.cpu_threads)
+    keep_freed_memory(training.device)
     with training.main_process_first(desc="loading the data"):
         data = load_flowers(arguments.data)
     set_seed(training.seed)

@@ -1,0 +1,382 @@
+"""What a run promises when it is killed, asked to stop, out of disk, or fed a bad step."""
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.training import build, run
+from siglip_flowers.training.checkpoints import list_checkpoints
+from siglip_flowers.training.failures import explain_write_failure, is_lost_process
+from siglip_flowers.training.objectives import build_cross_entropy
+from siglip_flowers.training.preemption import EXIT_PREEMPTED
+from tests.conftest import REPOSITORY
+from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_own_determinism():
+    before, threads = dict(os.environ), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tiny checkpoint, and 33 training pictures: epochs of 9 steps."""
+    root = tmp_path_factory.mktemp("inputs")
+    return make_checkpoint(root / "checkpoint"), make_folder(root / "pictures", train=11)
+
+
+@pytest.fixture
+def options(inputs, tmp_path):
+    """Options of a run of 18 steps with a checkpoint every third."""
+
+    def options(name="run", *more):
+        return small_options(
+            *inputs,
+            tmp_path / name,
+            *("--per_device_train_batch_size", "4", "--full_determinism", "true"),
+            *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps"),
+            *("--eval_steps", "3", "--save_total_limit", "20", "--logging_steps", "4"),
+            *more,
+        )
+
+    return options
+
+
+@pytest.fixture
+def disturb(monkeypatch):
+    """Let a function of the step (from 1) and the loss replace the loss of training batches."""
+
+    def disturb(change):
+        def build_objective(*arguments):
+            objective = build_cross_entropy(*arguments)
+
+            def disturbed(model, batch):
+                loss, logits = objective(model, batch)
+                return change(batch.step + 1, loss), logits
+
+            return disturbed
+
+        monkeypatch.setattr(build, "build_cross_entropy", build_objective)
+
+    return disturb
+
+
+def list_steps(run: Path) -> list[int]:
+    return [int(path.name.split("-")[1]) for path in list_checkpoints(run / "checkpoints")]
+
+
+def read_weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def are_equal(one, other) -> bool:
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def read_steps(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())["training"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_training_after_its_step_and_the_same_command_goes_on(
+    options, disturb, tmp_path, capsys, number
+):
+    def strike(step, loss):
+        if step == 5 and not (tmp_path / "run" / "struck").exists():
+            (tmp_path / "run" / "struck").touch()
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, for the same reason
+        return loss
+
+    handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
+    assert train_command.main(options("whole")) == 0
+    disturb(strike)
+    assert train_command.main(options()) == EXIT_PREEMPTED == 143
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"train.py: stopped by a signal after step 5; .* from .*checkpoint-5\.", said)
+    assert list_steps(tmp_path / "run") == [3, 5]
+    assert not (tmp_path / "run" / "model").exists()
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == handlers
+    assert train_command.main(options("run", "--resume", "never")) == 2
+    assert "--resume never" in capsys.readouterr().err
+    assert train_command.main(options()) == 0
+    assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "whole"))
+    assert read_steps(tmp_path / "run")["steps"] == 18
+
+
+def test_at_the_end_of_an_epoch_a_signal_waits_for_the_evaluation(options, disturb, tmp_path):
+    def strike(step, loss):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    disturb(strike)
+    epochs = ("--save_strategy", "epoch", "--eval_strategy", "epoch")
+    assert train_command.main(options("run", *epochs)) == 143
+    assert list_steps(tmp_path / "run") == [9]
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-9" / "trainer_state.json"
+    logged = json.loads(state.read_text())["log_history"]
+    assert [row["step"] for row in logged if "eval_validation_accuracy" in row] == [9]
+
+
+def test_a_signal_after_training_ends_at_once_and_nothing_is_trained_twice(
+    options, disturb, tmp_path, monkeypatch
+):
+    steps = []
+    disturb(lambda step, loss: steps.append(step) or loss)
+    real = run.evaluate_split
+
+    def strike(*arguments, **named):
+        if len(steps) == 18:
+            steps.append(0)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **named)
+
+    monkeypatch.setattr(run, "evaluate_split", strike)
+    assert train_command.main(options()) == 143
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert train_command.main(options()) == 0
+    assert steps == [*range(1, 19), 0]
+
+
+def test_training_that_ran_out_of_patience_is_not_taken_up_again(
+    options, disturb, tmp_path, monkeypatch
+):
+    steps = []
+    disturb(lambda step, loss: steps.append(step) or 0 * loss)
+    patience = (
+        "--early_stopping_patience",
+        "2",
+        "--learning_rate",
+        "1e-30",
+        "--head_learning_rate",
+        "1e-30",
+    )
+
+    def die(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "evaluate_split", die)
+    assert train_command.main(options("run", *patience)) == 130
+    assert steps == [*range(1, 10)]  # the first evaluation is the best, two more are not better
+    monkeypatch.undo()
+    assert train_command.main(options("run", *patience)) == 0
+    assert read_steps(tmp_path / "run")["steps"] == 9
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(
+    options, disturb, tmp_path, capsys, bad
+):
+    disturb(lambda step, loss: loss * bad if step == 8 else loss)
+    # Logged every 4 steps and saved at 9: by then the weights are spoilt.
+    assert train_command.main(options("run", "--logging_steps", "50")) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    found = re.match(
+        r"train.py: error: The loss is not finite in step 8 \(images (.*)\); the run stops there, "
+        r"and .*/checkpoint-6 is the last good checkpoint: .* --on_nan skip\.",
+        message,
+    )
+    assert found is not None, message
+    names = found[1].split(", ")
+    assert len(names) == 4
+    assert all(re.fullmatch(r"(aster|borage|clover)/\d+", name) for name in names)
+    assert list_steps(tmp_path / "run") == [3, 6]
+
+
+def test_a_skipped_step_changes_nothing_and_rolling_back_gives_the_same(
+    options, disturb, tmp_path, caplog
+):
+    disturb(lambda step, loss: loss * math.nan if step == 8 else loss)
+    every = ("--save_steps", "1", "--eval_steps", "1", "--ema", "0.9")
+    assert train_command.main(options("skip", *every, "--on_nan", "skip")) == 0
+    assert "The loss is not finite in step 8 (images" in caplog.text
+    before, after, later = (
+        tmp_path / "skip" / "checkpoints" / f"checkpoint-{step}" for step in (7, 8, 9)
+    )
+    weights = [load_file(path / "model.safetensors") for path in (before, after, later)]
+    assert are_equal(weights[0], weights[1])
+    assert not are_equal(weights[1], weights[2])
+    states = [torch.load(path / "optimizer.pt")["state"] for path in (before, after)]
+    assert all(are_equal(states[0][number], states[1][number]) for number in states[0])
+    assert read_steps(tmp_path / "skip")["skipped_steps"] == [8]
+    with (tmp_path / "skip" / "history.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    assert len(losses) == 4
+    assert np.isfinite(losses).all()
+
+    assert train_command.main(options("back", "--ema", "0.9", "--on_nan", "rollback")) == 0
+    assert "checkpoint-6 and past it" in caplog.text
+    assert read_steps(tmp_path / "back")["skipped_steps"] == [8]
+    assert train_command.main(options("same", "--ema", "0.9", "--on_nan", "skip")) == 0
+    assert are_equal(read_weights(tmp_path / "back"), read_weights(tmp_path / "same"))
+
+
+def test_a_stopped_run_goes_on_past_the_step_when_told_to(options, disturb, tmp_path):
+    disturb(lambda step, loss: loss * math.nan if step == 8 else loss)
+    assert train_command.main(options()) == 1
+    assert train_command.main(options("run", "--on_nan", "skip")) == 0
+    assert train_command.main(options("skip", "--on_nan", "skip")) == 0
+    assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "skip"))
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_bad_steps_are_left_out_a_bounded_number_of_times(
+    options, disturb, tmp_path, capsys, policy
+):
+    disturb(lambda step, loss: loss * math.nan if step >= 8 else loss)
+    limited = options("run", "--on_nan", policy, "--max_bad_steps", "2")
+    assert train_command.main(limited) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "in step 10" in message
+    assert "after 2 bad steps that were left out" in message
+    assert max(list_steps(tmp_path / "run")) <= 9
+
+
+def test_a_gradient_norm_above_the_limit_counts_as_bad(options, disturb, capsys):
+    disturb(lambda step, loss: loss * 1e6 if step == 3 else loss)
+    assert train_command.main(options("run", "--max_grad_norm_stop", "1e4")) == 1
+    message = capsys.readouterr().err
+    assert "The gradient norm exceeds --max_grad_norm_stop 10000 in step 3 (images" in message
+    assert "with no checkpoint yet" in message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, whose size a function sets."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+
+    def resize(options):
+        subprocess.run([mount, "-o", f"remount,{options}", str(place)], check=True)
+
+    if mount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    done = subprocess.run(
+        [mount, "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], check=False
+    )
+    if done.returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield place, resize
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_or_read_only_disk_costs_no_checkpoint(
+    inputs, options, disturb, small_disk, capfd, tmp_path
+):
+    place, resize = small_disk
+    out = place / "run"
+    argv = [*options("run", "--pixel_cache", "false", "--save_total_limit", "1")]
+    argv[argv.index("--output_dir") + 1] = str(out)
+    filler = place / "filler"
+
+    def fill(step, loss):
+        if step == 8 and not filler.exists():
+            free = shutil.disk_usage(place).free
+            filler.write_bytes(b"x" * (free - 30_000))
+        return loss
+
+    disturb(fill)
+    assert train_command.main(argv) == 1
+    message = capfd.readouterr().err.splitlines()[-1]
+    found = re.search(
+        r"The checkpoint of step 9 could not be written to .*/checkpoints \(.*\): it needs about "
+        r"(\d+\.\d) MB and (\d+\.\d) MB are free; make room .* goes on from checkpoint-6\.",
+        message,
+    )
+    assert found is not None, message
+    assert float(found[1]) > float(found[2])
+    assert 6 in list_steps(out)
+    assert not list((out / "checkpoints").glob(".*"))
+    filler.unlink()
+
+    def lock(step, loss):
+        if step == 11:
+            resize("ro")
+        return loss
+
+    disturb(lock)
+    assert train_command.main(argv) == 1
+    message = capfd.readouterr().err.splitlines()[-1]
+    assert "Read-only file system" in message
+    resize("rw")
+    assert 9 in list_steps(out)
+    disturb(lambda step, loss: loss)
+    assert train_command.main(argv) == 0
+    disturb(lambda step, loss: loss)
+    assert train_command.main(options("whole")) == 0
+    assert are_equal(read_weights(out), read_weights(tmp_path / "whole"))
+
+
+def test_failures_of_the_machine_are_told_apart_from_defects():
+    assert is_lost_process(RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed"))
+    assert not is_lost_process(RuntimeError("shapes do not match"))
+    assert not is_lost_process(ConnectionResetError("Connection reset by peer"))
+    assert explain_write_failure(RuntimeError("shapes do not match")) is None
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_the_code_of_a_preemption_whenever_the_signal_comes(
+    options, tmp_path
+):
+    argv = options("run", "--num_train_epochs", "60")
+    early = start_script("train.py", *argv)
+    time.sleep(1.0)
+    early.send_signal(signal.SIGUSR1)
+    _, said = early.communicate(timeout=120)
+    assert early.returncode == 143
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    process = start_script("train.py", *argv)
+    deadline = time.monotonic() + 240
+    while not list_steps(tmp_path / "run"):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert "Traceback" not in said
+    assert "train.py: stopped by a signal after step" in said
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_runs_end_as_if_they_had_not_been():
+    """A short soak: one process and two, three recipes, SIGKILL, SIGTERM and SIGUSR1."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults.soak", "--rounds", "9", "--seed", "1"],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    report = json.loads(done.stdout)
+    assert report["failures"] == []
+    assert report["counts"]["bit-identical"] == report["counts"]["rounds"] == 9
+    assert report["counts"]["SIGKILL"] >= 5
+    assert report["counts"]["resumed from a checkpoint"] >= 3
+    assert done.returncode == 0
