@@ -1,8 +1,10 @@
 # make demo   trains, evaluates and draws on the embedded data: no network, no GPU
 # make test   ruff, mypy and pytest
-# Both make .venv first if it is missing. Variables:
+# make soak   kills small runs again and again, for MINUTES, and compares what they end with
+# All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
 #   TORCH_INDEX  a wheel index for torch, e.g. https://download.pytorch.org/whl/cu130
+#   MINUTES      how long make soak goes on
 #   EXTRAS       optional dependencies to install (see setup.cfg)
 
 PYTHON ?= python3
@@ -13,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint format clean
+.PHONY: install demo test soak lint format clean
 
 install: $(STAMP)
 
@@ -35,6 +37,9 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

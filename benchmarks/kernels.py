@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import SiglipVisionConfig
 
 from benchmarks.harness import (
     Sample,
@@ -24,13 +25,25 @@ from benchmarks.harness import (
     summarize,
     synchronize,
 )
-from benchmarks.pictures import base_config, small_config
+from benchmarks.pictures import base_config
 from benchmarks.report import draw_bars, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 
 CLASSES = 102
 REFERENCE = "sdpa, float32"
+
+
+def small_config(image_size: int) -> SiglipVisionConfig:
+    """Return a tower of 8 layers x 192 with patches of 8 pixels."""
+    return SiglipVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=8,
+        num_attention_heads=3,
+        image_size=image_size,
+        patch_size=8,
+    )
 
 
 class Arm:

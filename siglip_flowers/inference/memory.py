@@ -25,5 +25,6 @@ def keep_freed_memory(device: torch.device) -> bool:
     library = ctypes.CDLL(None)
     if not hasattr(library, "mallopt"):
         return False
-    settings = ((M_TRIM_THRESHOLD, KEPT_BYTES), (M_MMAP_THRESHOLD, MAPPED_BYTES))
-    return all([library.mallopt(name, value) == 1 for name, value in settings])
+    kept = library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) == 1
+    mapped = library.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES) == 1
+    return kept and mapped

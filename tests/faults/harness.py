@@ -37,17 +37,32 @@ RECIPES = {
         *("--load_best_model_at_end", "false", "--max_steps", "11"),
     ],
 }
+# Where files of a run lie, and what a process does there.
+PLACES = {
+    "run/checkpoints": "writing or removing a checkpoint",
+    "cache": "building the pixel cache",
+    "run": "writing results",
+}
 # Longest that a process may take once it has nothing left to do but end.
 PATIENCE_SECONDS = 120
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is done to one process of a run: a signal, after seconds or at a file operation."""
+    """What is done to one process of a run: a signal, after seconds or at a file operation.
+
+    Attributes:
+        number: The signal.
+        rank: The process.
+        seconds: When, from the start; None: at an operation.
+        place: Where the operation is, one of ``PLACES``.
+        operation: Its number, from 1, among those of its place.
+    """
 
     number: int
     rank: int = 0
     seconds: float | None = None
+    place: str = ""
     operation: int | None = None
 
 
@@ -60,7 +75,7 @@ class Outcome:
     resumed_from: str | None
     phase: str
     seconds: float
-    operations: int
+    operations: dict[str, int]
     hung: bool
     messages: str
 
@@ -133,7 +148,7 @@ class Site:
             codes=[ended[rank] for rank in range(world)],
             began=found is not None,
             resumed_from=found and found["checkpoint"],
-            phase=self._describe_phase(folder),
+            phase=self._describe_phase(folder, fault),
             seconds=time.monotonic() - began,
             operations=_count_operations(folder),
             hung=hung,
@@ -147,8 +162,10 @@ class Site:
         return str(checkpoints[-1]) if checkpoints else None
 
     @staticmethod
-    def _describe_phase(folder: Path) -> str:
-        """Say from what lies there what a killed run was doing."""
+    def _describe_phase(folder: Path, fault: Fault | None) -> str:
+        """Say what a killed run was doing: what it was killed at, or left unfinished."""
+        if fault is not None and fault.operation is not None:
+            return PLACES[fault.place]
         run_dir, checkpoints = folder / "run", folder / "run" / "checkpoints"
         if (run_dir / "metrics.json").is_file():
             return "finished"
@@ -208,39 +225,48 @@ def _note_resumption(folder: Path, rank: int) -> None:
 
 def _count_and_strike(folder: Path, rank: int, fault: Fault | None) -> None:
     """Count what the process does to files of the run, and strike at one of these moments."""
-    watched = (str(folder / "run"), str(folder / "cache"))
-    count = 0
+    counts = dict.fromkeys(PLACES, 0)
     tally = os.open(folder / "operations", os.O_WRONLY | os.O_CREAT) if rank == 0 else None
 
     def watch(event: str, arguments: tuple) -> None:
-        nonlocal count
         if event not in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod"):
             return
-        if not str(arguments[0]).startswith(watched):
+        place = next(
+            (place for place in PLACES if str(arguments[0]).startswith(str(folder / place))), None
+        )
+        if place is None:
             return
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        count += 1
+        counts[place] += 1
         if tally is not None:
-            os.pwrite(tally, b"%9d" % count, 0)
-        if fault is not None and fault.rank == rank and count == fault.operation:
+            os.pwrite(tally, json.dumps(counts).encode().ljust(200), 0)
+        if fault is not None and (rank, place, counts[place]) == (
+            fault.rank,
+            fault.place,
+            fault.operation,
+        ):
             os.kill(os.getpid(), fault.number)
 
     sys.addaudithook(watch)
 
 
-def _count_operations(folder: Path) -> int:
+def _count_operations(folder: Path) -> dict[str, int]:
     path = folder / "operations"
-    return int(path.read_text() or 0) if path.is_file() else 0
+    return json.loads(path.read_text() or "{}") if path.is_file() else {}
 
 
 def draw_fault(generator: random.Random, reference: Outcome, world: int) -> Fault:
     """Draw what happens to a run, at any moment of it or at any file that it touches."""
-    number = generator.choice((signal.SIGKILL,) * 4 + (signal.SIGTERM, signal.SIGUSR1))
     rank = generator.randrange(world)
-    if generator.random() < 0.5 and rank == 0:
-        return Fault(number, rank, operation=generator.randint(1, max(1, reference.operations)))
-    return Fault(number, rank, seconds=0.05 + reference.seconds * generator.random() ** 1.5)
+    # A resumed run has less to do than the undisturbed one: early moments come more often.
+    share = generator.random() ** 2
+    if rank == 0 and generator.random() < 0.6:
+        place = generator.choice([place for place, count in reference.operations.items() if count])
+        operation = 1 + int(share * reference.operations[place])
+        return Fault(signal.SIGKILL, rank, place=place, operation=operation)
+    number = generator.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1))
+    return Fault(number, rank, seconds=0.05 + share * reference.seconds)
 
 
 def is_expected(fault: Fault, outcome: Outcome) -> bool:
