@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -123,6 +124,21 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_goes_on(
     assert train_command.main(options()) == 0
     assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "whole"))
     assert read_steps(tmp_path / "run")["steps"] == 18
+
+
+def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
+    options, disturb, tmp_path
+):
+    def strike(step, loss):
+        if step == 5:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    disturb(strike)
+    assert train_command.main(options("run", "--dataloader_num_workers", "1")) == 143
+    assert list_steps(tmp_path / "run") == [3, 5]
 
 
 def test_at_the_end_of_an_epoch_a_signal_waits_for_the_evaluation(options, disturb, tmp_path):
