@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent at every moment, and removed only when they may be."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -77,10 +78,8 @@ def test_replacing_a_checkpoint_leaves_one_of_the_two_at_every_moment(
 
     for name in ("rename", "replace", "fsync", "rmdir", "unlink"):
         monkeypatch.setattr(os, name, die_in(getattr(os, name)))
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         publish_checkpoint(staged, tmp_path / "checkpoint-3")
-    except KeyboardInterrupt:
-        pass
     monkeypatch.undo()
     clear_leftovers(tmp_path)
     assert list_steps(tmp_path) == [3]
