@@ -45,6 +45,9 @@ PLACES = {
 }
 # Longest that a process may take once it has nothing left to do but end.
 PATIENCE_SECONDS = 120
+# After this, what a launcher does at once is done to a process that waits for one that died
+# before they had met.
+LAUNCHER_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -137,8 +140,10 @@ class Site:
                 struck = True
                 if fault.rank not in ended:
                     os.kill(children[fault.rank], fault.number)
-            if time.monotonic() - max(last_end, began) > PATIENCE_SECONDS:
-                hung = True
+            waited = time.monotonic() - last_end
+            alone = any(ended.values()) and not facts.is_file() and waited > LAUNCHER_SECONDS
+            if alone or waited > PATIENCE_SECONDS:
+                hung = not alone
                 for rank, child in enumerate(children):
                     if rank not in ended:
                         os.kill(child, signal.SIGKILL)
@@ -280,5 +285,7 @@ def is_expected(fault: Fault, outcome: Outcome) -> bool:
     if fault.number == signal.SIGKILL:
         # A process that is left alone says so; one that had nothing left to ask for ends well.
         told = outcome.messages.count("Another process of this run has ended")
-        return code == -signal.SIGKILL and set(others) <= {0, 1} and told == others.count(1)
-    return code == EXIT_PREEMPTED and all(one in (0, 1, EXIT_PREEMPTED) for one in others)
+        allowed = {0, 1} if outcome.began else {0, 1, -signal.SIGKILL}
+        return code == -signal.SIGKILL and set(others) <= allowed and told == others.count(1)
+    allowed = {0, 1, EXIT_PREEMPTED} if outcome.began else {0, 1, EXIT_PREEMPTED, -signal.SIGKILL}
+    return code == EXIT_PREEMPTED and set(others) <= allowed
