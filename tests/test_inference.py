@@ -109,7 +109,8 @@ def test_every_kind_of_source_gives_the_same(small, tmp_path):
     image.save(path)
     sources = [path, str(path), image, np.asarray(image), path.read_bytes(), Image.open(path)]
     results = small(sources)
-    assert all(row == results[0] for row in results)
+    # A row's place in the batch may change its last bit.
+    assert_same(results, [results[0]] * len(results), 1e-6)
     assert_same([small(path)], results[:1], 1e-6)
     assert_same(small(np.stack([np.asarray(image)] * 2)), results[:2], 1e-6)
     assert small(source for source in sources) == results
