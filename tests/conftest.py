@@ -2,9 +2,11 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -34,3 +36,13 @@ def flowers_dir() -> Path:
 def nano_dir() -> Path:
     """A small, really pretrained two-tower SigLIP checkpoint."""
     return _shared_path("siglip-nano")
+
+
+@pytest.fixture
+def _unset_determinism() -> Iterator[None]:
+    """full_determinism sets environment variables and a switch of torch for good."""
+    before = dict(os.environ)
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)

@@ -22,9 +22,13 @@ def start_trainer(
     data: FlowerData,
     output_dir: Path,
     model: dict[str, Any] | None = None,
+    augmentation: dict[str, Any] | None = None,
     **options: Any,
 ) -> FlowersTrainer:
-    """Build a Trainer of four steps of eight pictures, in float32, that evaluates nothing."""
+    """Build a Trainer of four steps of eight pictures, in float32, that evaluates nothing.
+
+    What the run was asked for stands in the Trainer's ``run``.
+    """
     options = {
         "max_steps": 4,
         "per_device_train_batch_size": 8,
@@ -43,14 +47,16 @@ def start_trainer(
     }
     arguments = RunArguments(
         DataArguments(),
-        AugmentationArguments(augment=False),
+        AugmentationArguments(**(augmentation or {"augment": False})),
         ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
         FlowersTrainingArguments(output_dir=str(output_dir), **options),
     )
     set_seed(arguments.training.seed)
     processor = load_image_processor(str(nano_dir))
     built = build_model(arguments, data, processor)
-    return build_trainer(arguments, data, built, processor)
+    trainer: Any = build_trainer(arguments, data, built, processor)
+    trainer.run = arguments
+    return trainer
 
 
 def copy_weights(trainer: FlowersTrainer) -> dict[str, Any]:

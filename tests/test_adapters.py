@@ -248,16 +248,6 @@ def test_gradient_checkpointing_gives_the_adapters_the_same_gradients(nano_dir):
         torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
 
 
-@pytest.fixture
-def _unset_determinism():
-    """full_determinism sets environment variables and a switch of torch for good."""
-    before = dict(os.environ)
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.mark.usefixtures("_unset_determinism")
 @pytest.mark.parametrize("model", [LORA, {**LORA, "use_dora": True}], ids=["lora", "dora"])
 def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(nano_dir, data, tmp_path, model):

@@ -189,16 +189,6 @@ def test_the_clipped_norm_is_that_of_the_blocks_that_train(nano_dir, data, tmp_p
     assert norms["all"] > 1.01 * norms["held"]
 
 
-@pytest.fixture
-def _unset_determinism():
-    """full_determinism sets environment variables and a switch of torch for good."""
-    before = dict(os.environ)
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.mark.usefixtures("_unset_determinism")
 def test_a_run_resumed_in_the_middle_of_unfreezing_is_bit_identical(nano_dir, data, tmp_path):
     options = {

@@ -1,6 +1,5 @@
 """The training loop: deterministic, resumable, and honest about what it logs."""
 
-import os
 import shutil
 
 import numpy as np
@@ -8,24 +7,15 @@ import pytest
 import sklearn.metrics
 import torch
 from safetensors.torch import load_file
-from transformers import set_seed
 
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    FlowersTrainingArguments,
-    ModelArguments,
-)
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import (
-    RunArguments,
-    build_model,
-    build_trainer,
     draw_train_sample,
 )
 from siglip_flowers.training.trainer import AVERAGE_FILE
 from tests.small_flowers import build_flowers
+from tests.small_trainers import copy_weights, start_trainer
 
 CROPS = {"train_resize_scale": 1.0, "crop_min_scale": 0.4}
 
@@ -41,40 +31,16 @@ def start(nano_dir, data, tmp_path):
     """Build a Trainer as a run does."""
 
     def start(name="run", augmentation=None, model=None, **options):
-        options = {
-            "max_steps": 4,
+        defaults = {
             "per_device_train_batch_size": 16,
             "per_device_eval_batch_size": 7,
             "train_eval_samples": 9,
             "learning_rate": 1e-4,
-            "warmup_steps": 0,
-            "logging_steps": 1,
-            "eval_strategy": "no",
-            "save_strategy": "no",
-            "load_best_model_at_end": False,
-            "bf16": False,
-            "use_cpu": True,
-            "disable_tqdm": True,
-            **options,
         }
-        arguments = RunArguments(
-            DataArguments(),
-            AugmentationArguments(**(augmentation or {"augment": False})),
-            ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
-            FlowersTrainingArguments(output_dir=str(tmp_path / name), **options),
-        )
-        set_seed(arguments.training.seed)
-        processor = load_image_processor(str(nano_dir))
-        model = build_model(arguments, data, processor)
-        trainer = build_trainer(arguments, data, model, processor)
-        trainer.run = arguments
-        return trainer
+        options = {**defaults, **options}
+        return start_trainer(nano_dir, data, tmp_path / name, model, augmentation, **options)
 
     return start
-
-
-def copy_weights(trainer):
-    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 
 
 def are_equal(one, other):
@@ -114,16 +80,6 @@ def test_same_seed_gives_bit_identical_weights_and_another_seed_others(start, re
     assert are_equal(first, same)
     assert not are_equal(first, other)
     assert np.isfinite(losses).all()
-
-
-@pytest.fixture
-def _unset_determinism():
-    """full_determinism sets environment variables and a switch of torch for good."""
-    before = dict(os.environ)
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.mark.usefixtures("_unset_determinism")
