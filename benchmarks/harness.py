@@ -18,7 +18,9 @@ from typing import Any, Self
 
 import torch
 
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.errors import RunError
+from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.records import describe_environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -209,6 +211,15 @@ def measure_memory(module: str, argv: Sequence[str]) -> dict[str, int | None]:
     Raises:
         RunError: The process failed or reported nothing.
     """
+    return run_alone(module, argv, MEMORY_MARK)
+
+
+def run_alone(module: str, argv: Sequence[str], mark: str) -> dict[str, Any]:
+    """Run ``python -m module argv`` and return the JSON behind ``mark`` in its last such line.
+
+    Raises:
+        RunError: The process failed or printed no such line.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, *argv],
         cwd=REPOSITORY,
@@ -217,13 +228,39 @@ def measure_memory(module: str, argv: Sequence[str]) -> dict[str, int | None]:
         check=False,
     )
     for line in reversed(done.stdout.splitlines()):
-        if done.returncode == 0 and line.startswith(MEMORY_MARK):
-            peaks: dict[str, int | None] = json.loads(line.removeprefix(MEMORY_MARK))
-            return peaks
+        if done.returncode == 0 and line.startswith(mark):
+            figures: dict[str, Any] = json.loads(line.removeprefix(mark))
+            return figures
     raise RunError(
-        f"python -m {module} {' '.join(argv)} ended with code {done.returncode} and no figure of "
-        f"its memory: {done.stderr.strip()[-2000:]}"
+        f"python -m {module} {' '.join(argv)} ended with code {done.returncode} and no figure: "
+        f"{done.stderr.strip()[-2000:]}"
     )
+
+
+def run_benchmark(
+    kind: type,
+    module: str,
+    description: str | None,
+    run: Callable[[Any, list[str]], None],
+    argv: list[str] | None,
+) -> int:
+    """Parse the command line into one dataclass, run the benchmark and return the exit code.
+
+    Args:
+        kind: The dataclass of options.
+        module: What stands behind ``python -m``.
+        description: The module's docstring, whose first line goes into ``--help``.
+        run: The work, given the options and the command line.
+        argv: The command line; the program's own when left out.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    first_line = str(description).split("\n")[0]
+
+    def work() -> None:
+        (options,) = parse_arguments((kind,), arguments, prog=module, description=first_line)
+        run(options, arguments)
+
+    return run_command(module, work)
 
 
 class Stopwatch:

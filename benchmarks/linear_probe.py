@@ -23,17 +23,15 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from benchmarks import usual_script
-from benchmarks.harness import REPOSITORY, Stopwatch, name_device, synchronize
-from benchmarks.pictures import base_config, write_checkpoint, write_full_size
+from benchmarks.harness import Stopwatch, name_device, run_benchmark, synchronize
+from benchmarks.pictures import SourceOptions, fill_sources
 from benchmarks.report import COLOURS, RESULTS, format_cell, format_table, make_axes, write_report
-from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
-    check_choice,
     check_positive,
 )
 from siglip_flowers.data import FlowerData, load_flowers
@@ -42,12 +40,10 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     vision_config_of,
 )
-from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
 from siglip_flowers.training.probe import encoder_arguments, fit_probe
 
 MODULE = "benchmarks.linear_probe"
-SHARED = REPOSITORY.parent / "shared"
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-4, -1, 10).round(6))
 WEIGHT_DECAYS = (0.0, 0.001, 0.01, 0.05, 0.2)
 LABELS = {
@@ -58,23 +54,9 @@ LABELS = {
 
 
 @dataclass
-class ProbeOptions:
+class ProbeOptions(SourceOptions):
     """What is probed, and how long."""
 
-    preset: str = field(
-        default="cpu",
-        metadata={
-            "help": "cpu: the small SigLIP on the 64-pixel photographs; gpu: SigLIP B/16 at 224 "
-            "pixels with fresh weights, on full-size JPEG files that are written for the purpose."
-        },
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Another checkpoint than the preset's."}
-    )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Another data set than the preset's."}
-    )
-    batch_size: int | None = field(default=None, metadata={"help": "Default: 64; gpu: 256."})
     epochs: int = field(default=10, metadata={"help": "Epochs of every setting."})
     measured_epochs: int = field(
         default=2, metadata={"help": "Epochs measured of what is extrapolated."}
@@ -85,15 +67,14 @@ class ProbeOptions:
     bf16: bool | None = field(
         default=None, metadata={"help": "Default: where the device computes it natively."}
     )
-    per_class: int = field(default=40, metadata={"help": "gpu: pictures a class that are written."})
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on fewer pictures, for a trial."}
     )
     output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
 
     def __post_init__(self) -> None:
-        check_choice("preset", self.preset, ("cpu", "gpu"))
-        for name in ("batch_size", "epochs", "measured_epochs", "per_class", "max_train_samples"):
+        super().__post_init__()
+        for name in ("epochs", "measured_epochs", "max_train_samples"):
             check_positive(name, getattr(self, name))
 
 
@@ -122,18 +103,14 @@ class EpochTimer(TrainerCallback):
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, and write the results."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command(MODULE, lambda: _run(arguments))
+    return run_benchmark(ProbeOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
-    (options,) = parse_arguments(
-        (ProbeOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
-    )
+def _run(options: ProbeOptions, argv: list[str]) -> None:
     # As given: what the preset fills in are folders of this machine.
     given = asdict(options)
     with tempfile.TemporaryDirectory(prefix="linear_probe_") as work_dir:
-        fill_preset(options, Path(work_dir))
+        fill_sources(options, Path(work_dir))
         arguments = resolve(options, Path(work_dir))
         data = load_flowers(arguments.data)
         processor = load_image_processor(arguments.model.model_name_or_path)
@@ -141,22 +118,6 @@ def _run(argv: list[str]) -> None:
     command = " ".join(["python", "-m", MODULE, *argv])
     path = write_probe(arguments.training.device, options, given, results, command)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))
-
-
-def fill_preset(options: ProbeOptions, work_dir: Path) -> None:
-    """Fill what was left out; writes the pictures and the checkpoint that the preset asks for."""
-    gpu = options.preset == "gpu"
-    options.batch_size = options.batch_size or (256 if gpu else 64)
-    photographs = SHARED / "flowers102-64px"
-    if options.model_name_or_path is None:
-        options.model_name_or_path = str(
-            write_checkpoint(work_dir / "model", base_config()) if gpu else SHARED / "siglip-nano"
-        )
-    if options.data_dir is None and gpu:
-        source = photographs if photographs.is_dir() else None
-        options.data_dir = str(write_full_size(work_dir / "jpeg", source, options.per_class))
-    elif options.data_dir is None:
-        options.data_dir = str(photographs)
 
 
 def resolve(options: ProbeOptions, work_dir: Path) -> RunArguments:

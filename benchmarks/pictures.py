@@ -3,21 +3,69 @@
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
-from siglip_flowers.config import DataArguments
+from benchmarks.harness import REPOSITORY
+from siglip_flowers.config import DataArguments, check_choice, check_positive
 from siglip_flowers.data import load_flowers
 from siglip_flowers.data.drawing import draw_flower
 from siglip_flowers.data.species import SPECIES_COUNT
 
+SHARED = REPOSITORY.parent / "shared"
 FULL_SIZES = ((667, 500), (500, 667))
 JPEG_QUALITY = 90
 DRAWN_SIDE = 128
 EVALUATED_PER_CLASS = 2
+
+
+@dataclass
+class SourceOptions:
+    """The model and the pictures of a training benchmark."""
+
+    preset: str = field(
+        default="cpu",
+        metadata={
+            "help": "cpu: the small SigLIP on the 64-pixel photographs; gpu: SigLIP B/16 at 224 "
+            "pixels with fresh weights, on full-size JPEG files that are written for the purpose."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Another checkpoint than the preset's."}
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Another data set than the preset's, used as it is."}
+    )
+    batch_size: int | None = field(default=None, metadata={"help": "Default: 64; gpu: 256."})
+    per_class: int = field(default=40, metadata={"help": "gpu: pictures a class that are written."})
+
+    def __post_init__(self) -> None:
+        check_choice("preset", self.preset, ("cpu", "gpu"))
+        for name in ("batch_size", "per_class"):
+            check_positive(name, getattr(self, name))
+
+
+def fill_sources(options: SourceOptions, work_dir: Path) -> None:
+    """Fill in the batch size, model and data that the preset means, where they were left out.
+
+    For ``gpu``, a checkpoint and full-size pictures are written below ``work_dir``.
+    """
+    gpu = options.preset == "gpu"
+    options.batch_size = options.batch_size or (256 if gpu else 64)
+    photographs = SHARED / "flowers102-64px"
+    if options.model_name_or_path is None:
+        options.model_name_or_path = str(
+            write_checkpoint(work_dir / "model", base_config()) if gpu else SHARED / "siglip-nano"
+        )
+    if options.data_dir is None and gpu:
+        source = photographs if photographs.is_dir() else None
+        options.data_dir = str(write_full_size(work_dir / "jpeg", source, options.per_class))
+    elif options.data_dir is None:
+        options.data_dir = str(photographs)
 
 
 def write_full_size(folder: Path, data_dir: Path | None, per_class: int) -> Path:

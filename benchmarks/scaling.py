@@ -7,7 +7,6 @@ Writes ``benchmarks/results/scaling_<device>.json``, ``.md`` and ``.png``.
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import usual_script
-from benchmarks.harness import REPOSITORY, MemoryMeter, Stopwatch, name_device, select_device
+from benchmarks.harness import (
+    MemoryMeter,
+    Stopwatch,
+    name_device,
+    run_alone,
+    run_benchmark,
+    select_device,
+)
 from benchmarks.pictures import tiny_config, write_checkpoint, write_random_pictures
 from benchmarks.report import (
     RESULTS,
@@ -33,15 +39,12 @@ from benchmarks.training_arms import (
     prepare_job,
     time_trainer,
 )
-from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
     check_positive,
 )
-from siglip_flowers.errors import RunError
-from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.training.build import build_model, build_trainer
 
 MODULE = "benchmarks.scaling"
@@ -154,33 +157,15 @@ def start_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, Any
     argv = [f"--cell={arm}", f"--folder={folder}", f"--batch_size={options.batch_size}"]
     if options.num_workers is not None:
         argv.append(f"--num_workers={options.num_workers}")
-    done = subprocess.run(
-        [sys.executable, "-m", MODULE, *argv],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for line in done.stdout.splitlines():
-        if done.returncode == 0 and line.startswith(MARK):
-            cell: dict[str, Any] = json.loads(line.removeprefix(MARK))
-            return cell
-    raise RunError(
-        f"python -m {MODULE} {' '.join(argv)} ended with code {done.returncode}: "
-        f"{done.stderr.strip()[-2000:]}"
-    )
+    return run_alone(MODULE, argv, MARK)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, and write the results."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command(MODULE, lambda: _run(arguments))
+    return run_benchmark(ScalingOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
-    (options,) = parse_arguments(
-        (ScalingOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
-    )
+def _run(options: ScalingOptions, argv: list[str]) -> None:
     if options.cell is not None:
         print(MARK + json.dumps(measure_cell(options.cell, Path(str(options.folder)), options)))
         return

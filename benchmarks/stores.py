@@ -21,7 +21,7 @@ import datasets
 import numpy as np
 import torch
 
-from benchmarks.harness import Sample, alternate, summarize
+from benchmarks.harness import Sample, alternate, run_benchmark, summarize
 from benchmarks.pixel_stores import STORES, Reader, Store
 from benchmarks.report import (
     COLOURS,
@@ -32,9 +32,7 @@ from benchmarks.report import (
     make_panels,
     write_report,
 )
-from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import check_positive
-from siglip_flowers.parsing import parse_arguments
 
 MODULE = "benchmarks.stores"
 COLD_REPEATS = 3
@@ -168,14 +166,10 @@ def _read_round(
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, and write the results."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command(MODULE, lambda: _run(arguments))
+    return run_benchmark(StoreOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
-    (options,) = parse_arguments(
-        (StoreOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
-    )
+def _run(options: StoreOptions, argv: list[str]) -> None:
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="stores_", dir=options.work_dir) as work_dir:
         rows: list[dict[str, Any]] = []

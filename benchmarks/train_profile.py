@@ -19,12 +19,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.harness import name_device, synchronize
+from benchmarks.harness import name_device, run_benchmark, synchronize
 from benchmarks.report import COLOURS, TEXT_COLOUR, format_table, make_axes, write_report
 from benchmarks.train_throughput import ThroughputOptions, fill_preset, make_job
 from benchmarks.training_arms import TrainingJob, time_bare_loop
-from siglip_flowers.commands.entry import run_command
-from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.training.build import build_model, build_trainer
 
 MODULE = "benchmarks.train_profile"
@@ -163,14 +161,10 @@ def profile_limit(job: TrainingJob) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, and write the results."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command(MODULE, lambda: _run(arguments))
+    return run_benchmark(ThroughputOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
-    (options,) = parse_arguments(
-        (ThroughputOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
-    )
+def _run(options: ThroughputOptions, argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="train_profile_") as work_dir:
         fill_preset(options, Path(work_dir))
         job = make_job(options, Path(work_dir))

@@ -15,18 +15,17 @@ from typing import Any
 
 from benchmarks.flops import compute_utilization, count_forward_flops
 from benchmarks.harness import (
-    REPOSITORY,
     MemoryMeter,
     alternate,
     compare,
     measure_memory,
     name_device,
+    run_benchmark,
     summarize,
 )
-from benchmarks.pictures import base_config, write_checkpoint, write_full_size
+from benchmarks.pictures import SourceOptions, fill_sources
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
-from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -34,32 +33,16 @@ from siglip_flowers.config import (
     check_choice,
     check_positive,
 )
-from siglip_flowers.parsing import parse_arguments
 
 MODULE = "benchmarks.train_throughput"
-SHARED = REPOSITORY.parent / "shared"
 TARGETS = {"cpu": 1.0, "gpu": 2.0}
 LIMIT_TARGET = 0.95
 
 
 @dataclass
-class ThroughputOptions:
+class ThroughputOptions(SourceOptions):
     """What is trained, and how long."""
 
-    preset: str = field(
-        default="cpu",
-        metadata={
-            "help": "cpu: the small SigLIP on the 64-pixel photographs; gpu: SigLIP B/16 at 224 "
-            "pixels with fresh weights, on full-size JPEG files that are written for the purpose."
-        },
-    )
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Another checkpoint than the preset's."}
-    )
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Another data set than the preset's, used as it is."}
-    )
-    batch_size: int | None = field(default=None, metadata={"help": "Default: 64; gpu: 256."})
     image_size: int | None = field(default=None, metadata={"help": "Default: the checkpoint's."})
     steps: int | None = field(
         default=None, metadata={"help": "Timed steps a round; default: 20; gpu: 40."}
@@ -87,7 +70,6 @@ class ThroughputOptions:
     torch_compile: bool = field(
         default=False, metadata={"help": "Compile the model of the limit and of the package."}
     )
-    per_class: int = field(default=40, metadata={"help": "gpu: pictures a class that are written."})
     memory: bool = field(default=True, metadata={"help": "Measure peak memory too."})
     memory_of: str | None = field(
         default=None, metadata={"help": "Run one arm only and print its peak memory."}
@@ -98,23 +80,19 @@ class ThroughputOptions:
     output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
 
     def __post_init__(self) -> None:
-        check_choice("preset", self.preset, ("cpu", "gpu"))
+        super().__post_init__()
         check_choice("pooling", self.pooling, ("map", "mean"))
         check_choice("memory_of", self.memory_of, ARMS)
-        for name in ("batch_size", "image_size", "steps", "rounds", "per_class"):
+        for name in ("image_size", "steps", "rounds"):
             check_positive(name, getattr(self, name))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, measure, and write the results."""
-    arguments = sys.argv[1:] if argv is None else argv
-    return run_command(MODULE, lambda: _run(arguments))
+    return run_benchmark(ThroughputOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(argv: list[str]) -> None:
-    (options,) = parse_arguments(
-        (ThroughputOptions,), argv, prog=MODULE, description=str(__doc__).split("\n")[0]
-    )
+def _run(options: ThroughputOptions, argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="train_throughput_") as work_dir:
         fill_preset(options, Path(work_dir))
         job = make_job(options, Path(work_dir))
@@ -133,19 +111,9 @@ def fill_preset(options: ThroughputOptions, work_dir: Path) -> None:
     """Fill what was left out; writes the pictures and the checkpoint that the preset asks for."""
     gpu = options.preset == "gpu"
     options.cache_dir = options.cache_dir or str(work_dir / "cache")
-    options.batch_size = options.batch_size or (256 if gpu else 64)
+    fill_sources(options, work_dir)
     options.steps = options.steps or (40 if gpu else 20)
     options.attn_implementation = options.attn_implementation or ("sdpa" if gpu else "eager")
-    photographs = SHARED / "flowers102-64px"
-    if options.model_name_or_path is None:
-        options.model_name_or_path = str(
-            write_checkpoint(work_dir / "model", base_config()) if gpu else SHARED / "siglip-nano"
-        )
-    if options.data_dir is None and gpu:
-        source = photographs if photographs.is_dir() else None
-        options.data_dir = str(write_full_size(work_dir / "jpeg", source, options.per_class))
-    elif options.data_dir is None:
-        options.data_dir = str(photographs)
 
 
 def make_job(options: ThroughputOptions, work_dir: Path) -> TrainingJob:
