@@ -26,9 +26,7 @@ UNSAVED = (*SECRETS, "overwrite_output_dir", "use_cpu")
 class _Parser(HfArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print a usage of 150 options before the one sentence that matters.
-        # It names the spelling with dashes as well.
-        message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
-        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+        refuse_usage(message)
 
     def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
         # Every process of a launch is asked; one of them answers.
@@ -107,7 +105,7 @@ def parse_arguments(
         _apply(parser, hints, values, namespace, config_file)
     namespace, rest = parser.parse_known_args(argv, namespace)
     if rest:
-        _refuse(rest[0], known)
+        refuse_argument(rest[0], known)
     parsed = vars(namespace)
     instances = []
     for kind in dataclass_types:
@@ -218,7 +216,15 @@ def _apply(
         setattr(namespace, key, value)
 
 
-def _refuse(argument: str, known: set[str]) -> NoReturn:
+def refuse_usage(message: str) -> NoReturn:
+    """Raise InputError with one of argparse's messages as a sentence."""
+    # It names the spelling with dashes as well.
+    message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
+    raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+
+
+def refuse_argument(argument: str, known: set[str]) -> NoReturn:
+    """Raise InputError for an argument that nothing takes, with the nearest known option."""
     if argument.startswith("-"):
         name = argument.split("=")[0]
         nearest = suggest_nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")

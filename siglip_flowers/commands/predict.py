@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_type_hints
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.prediction import PredictionArguments
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.errors import RunError
 from siglip_flowers.inference.finding import (
     STANDARD_INPUT,
     check_paths,
@@ -21,7 +20,7 @@ from siglip_flowers.inference.finding import (
     insert_list,
 )
 from siglip_flowers.inference.output import choose_formatter, escape_unprintable
-from siglip_flowers.parsing import suggest_nearest
+from siglip_flowers.parsing import refuse_argument, refuse_usage
 from siglip_flowers.records import atomic_path
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ SILENT_PICTURES = 200
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # It names the spelling with dashes as well.
-        message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
-        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+        refuse_usage(message)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,9 +139,7 @@ def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
         parser.add_argument(*names, dest=item.name, help=text, **settings)
     namespace, rest = parser.parse_known_intermixed_args(argv)
     if rest:
-        name = rest[0].split("=")[0]
-        nearest = suggest_nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")
-        raise InputError(f"Unknown option {name}{nearest}")
+        refuse_argument(rest[0], known)
     return PredictionArguments(**vars(namespace))
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from siglip_flowers.data.naflex import PatchBudget
 from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, prepare_patches
 from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.inference.memory import keep_freed_memory
+from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
 from siglip_flowers.inference.precision import choose_attention, resolve_dtype
 from siglip_flowers.model.classifier import SiglipClassifier
 
@@ -103,7 +103,7 @@ class InferenceEngine:
                 parts = [finish(self._encode(part, size)) for part in pixels.split(size)]
                 return torch.cat(parts) if len(parts) > 1 else parts[0]
             except (RuntimeError, MemoryError) as error:
-                if not should_reduce_batch_size(error):
+                if not is_out_of_memory(error):
                     raise
                 if size == 1:
                     raise RunError(

@@ -1,10 +1,11 @@
-"""Keep memory that was freed, where giving it back to the system costs more than it is worth."""
+"""Memory: keep what was freed, and know when there is too little."""
 
 import ctypes
 import os
 import sys
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
 # glibc's names for what mallopt sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -28,3 +29,8 @@ def keep_freed_memory(device: torch.device) -> bool:
     kept = library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) == 1
     mapped = library.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES) == 1
     return kept and mapped
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error means that device or main memory did not suffice."""
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

@@ -4,7 +4,7 @@ import copy
 import os
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 
 from siglip_flowers.config.training import FlowersTrainingArguments
 from siglip_flowers.data.inspection import count_workers
@@ -23,11 +23,6 @@ def set_cpu_threads(cpu_threads: int | None) -> None:
             return
         cpu_threads = max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(cpu_threads)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an error means that device or main memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
 
 
 def shrink_batch(training: FlowersTrainingArguments) -> FlowersTrainingArguments:

@@ -30,10 +30,10 @@ from siglip_flowers.data.pixels import (
     get_pixel_shape,
 )
 from siglip_flowers.errors import RunError
+from siglip_flowers.inference.memory import is_out_of_memory
 from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.naflex import run_vision_tower
-from siglip_flowers.training.compute import is_out_of_memory
 
 # Facts of a vision tower's configuration that change what its weights compute.
 TOWER_FACTS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size")

@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import FlowerData, image_ids, load_flowers
 from siglip_flowers.evaluation.predict import evaluate_split
-from siglip_flowers.inference.memory import keep_freed_memory
+from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
@@ -30,7 +30,7 @@ from siglip_flowers.training.build import (
     has_measured_start,
     name_start,
 )
-from siglip_flowers.training.compute import is_out_of_memory, set_cpu_threads, shrink_batch
+from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history
 from siglip_flowers.training.output import ADAPTER_DIR, MODEL_DIR, claim_output_dir, find_checkpoint
 from siglip_flowers.training.probe import encoder_arguments, fit_probe, fits_on_features

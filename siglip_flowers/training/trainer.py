@@ -13,9 +13,9 @@ from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.data.augment import BatchAugmenter
 from siglip_flowers.data.pixels import PixelBatch, PixelNormalizer
 from siglip_flowers.errors import RunError
+from siglip_flowers.inference.memory import is_out_of_memory
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
-from siglip_flowers.training.compute import is_out_of_memory
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.safe_trainer import SafeTrainer
