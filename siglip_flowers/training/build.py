@@ -251,6 +251,7 @@ def _start_head(
                     data.splits[name],
                     batch_size=training.per_device_eval_batch_size,
                     num_workers=training.dataloader_num_workers or 0,
+                    data_arguments=arguments.data,
                 ),
                 get_labels(data.splits[name]),
             )

@@ -89,7 +89,12 @@ def run_training(arguments: RunArguments) -> RunResult:
     start: dict[str, float] | None = None
     if has_measured_start(arguments) and not on_features:
         start = measure_start(
-            fold_model(model), processor, data.splits["validation"], output_dir, eval_batch_size
+            fold_model(model),
+            processor,
+            data.splits["validation"],
+            output_dir,
+            eval_batch_size,
+            arguments.data,
         )
         if PartialState().is_main_process:
             kind = name_start(arguments)
@@ -117,6 +122,7 @@ def run_training(arguments: RunArguments) -> RunResult:
             output_dir,
             parse_wise_ft(training.wise_ft),
             eval_batch_size,
+            arguments.data,
         )
     if trainer.is_world_process_zero():
         if has_adapters(trained):

@@ -8,6 +8,7 @@ import datasets
 from accelerate import PartialState
 from safetensors.torch import load_file
 
+from siglip_flowers.config import DataArguments
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.ensemble import interpolate_weights
@@ -24,6 +25,7 @@ def measure_start(
     validation: datasets.Dataset,
     output_dir: Path,
     batch_size: int,
+    data_arguments: DataArguments,
 ) -> dict[str, float]:
     """Keep the untrained classifier under the checkpoints and return its validation metrics.
 
@@ -32,7 +34,14 @@ def measure_start(
     directory = output_dir / CHECKPOINT_DIR / START_DIR
     path = directory / START_METRICS
     if not path.is_file():
-        result = evaluate_split(model, processor, validation, "the start", batch_size=batch_size)
+        result = evaluate_split(
+            model,
+            processor,
+            validation,
+            "the start",
+            batch_size=batch_size,
+            data_arguments=data_arguments,
+        )
         if PartialState().is_main_process:
             with atomic_directory(directory) as temporary:
                 model.save_pretrained(temporary)
@@ -49,6 +58,7 @@ def ensemble_with_start(
     output_dir: Path,
     alphas: list[float],
     batch_size: int,
+    data_arguments: DataArguments,
 ) -> list[dict[str, float]]:
     """Interpolate the model's weights with the start's, in place, at the best of the alphas.
 
@@ -63,7 +73,12 @@ def ensemble_with_start(
     for alpha in alphas:
         model.load_state_dict(interpolate_weights(start, tuned, alpha))
         result = evaluate_split(
-            model, processor, validation, f"alpha {alpha:g}", batch_size=batch_size
+            model,
+            processor,
+            validation,
+            f"alpha {alpha:g}",
+            batch_size=batch_size,
+            data_arguments=data_arguments,
         )
         rows.append({"alpha": alpha, "validation_accuracy": result.metrics["accuracy"]})
     best = max(rows, key=lambda row: (row["validation_accuracy"], row["alpha"]))
