@@ -23,9 +23,11 @@ FLOORS = (
     {"inference"},
     {"evaluation"},
     {"training"},
+    {"exporting", "publishing"},
+    {"page"},
     {"commands"},
     {"experiment"},
-    {"__main__"},
+    {"__main__", "export", "publish", "search"},
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
