@@ -1,6 +1,7 @@
 """What a run promises when it is killed, asked to stop, out of disk, or fed a bad step."""
 
 import csv
+import importlib
 import json
 import math
 import multiprocessing
@@ -23,7 +24,7 @@ from siglip_flowers.training import build, run
 from siglip_flowers.training.checkpoints import list_checkpoints
 from siglip_flowers.training.failures import explain_write_failure, is_lost_process
 from siglip_flowers.training.objectives import build_cross_entropy
-from siglip_flowers.training.preemption import EXIT_PREEMPTED
+from siglip_flowers.training.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -80,6 +81,17 @@ def disturb(monkeypatch):
         monkeypatch.setattr(build, "build_cross_entropy", build_objective)
 
     return disturb
+
+
+def wait_for_handler(pid: int, number: int) -> None:
+    """Wait until a process handles a signal itself: bit ``number - 1`` of its mask (proc(5))."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        mask = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.M)
+        if mask and int(mask[1], 16) >> (number - 1) & 1:
+            return
+        time.sleep(0.01)
+    raise AssertionError("the process never handled the signal")
 
 
 def list_steps(run: Path) -> list[int]:
@@ -359,10 +371,10 @@ def test_the_command_ends_with_the_code_of_a_preemption_whenever_the_signal_come
 ):
     argv = options("run", "--num_train_epochs", "60")
     early = start_script("train.py", *argv)
-    time.sleep(1.0)
+    wait_for_handler(early.pid, signal.SIGUSR1)
     early.send_signal(signal.SIGUSR1)
     _, said = early.communicate(timeout=120)
-    assert early.returncode == 143
+    assert early.returncode == 143, said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "checkpoints").exists()
     process = start_script("train.py", *argv)
@@ -373,9 +385,21 @@ def test_the_command_ends_with_the_code_of_a_preemption_whenever_the_signal_come
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 143
+    assert process.returncode == 143, said
     assert "Traceback" not in said
     assert "train.py: stopped by a signal after step" in said
+
+
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
+    # Raised inside an extension's initialisation it would abort the process.
+    (tmp_path / "module_that_is_hit.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nwhole = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(Preempted), stop_on_signals():
+        module = importlib.import_module("module_that_is_hit")
+        time.sleep(30)
+    assert module.whole
 
 
 @pytest.mark.slow

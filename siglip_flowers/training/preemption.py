@@ -15,6 +15,10 @@ EXIT_PREEMPTED = 143
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+# The two names of the module that imports: before and after the package importlib is imported.
+IMPORT_MODULES = ("_frozen_importlib", "importlib._bootstrap")
+# Seconds after which a signal that came during an import is looked at again.
+IMPORT_RECHECK = 0.05
 # Seconds that a process that loads data works on after SIGTERM, for the last step of its parent.
 LOADER_GRACE = 60
 
@@ -34,12 +38,19 @@ class _Watch:
         self.process = 0
         self.requested = False
         self.held = False
+        self.recheck: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
             # A fork of the process that watches: it ends as if nobody watched.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            return
+        if _is_importing(frame):
+            # An exception there would cross native code that is being initialised, which aborts.
+            self.recheck = threading.Timer(IMPORT_RECHECK, os.kill, (self.process, number))
+            self.recheck.daemon = True
+            self.recheck.start()
             return
         repeated, self.requested = self.requested, True
         # Launchers pass on what the process has got already: the second must not disturb the end.
@@ -48,6 +59,14 @@ class _Watch:
 
 
 _watch = _Watch()
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_globals.get("__name__") in IMPORT_MODULES:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _describe() -> str:
@@ -68,6 +87,8 @@ def stop_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        if _watch.recheck is not None:
+            _watch.recheck.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
         _watch.requested = _watch.held = False
