@@ -396,10 +396,16 @@ def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
         "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nwhole = True\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(Preempted), stop_on_signals():
-        module = importlib.import_module("module_that_is_hit")
-        time.sleep(30)
-    assert module.whole
+    imported = []
+
+    def command():
+        with stop_on_signals():
+            imported.append(importlib.import_module("module_that_is_hit"))
+            time.sleep(30)
+
+    with pytest.raises(Preempted):
+        command()
+    assert imported[0].whole
 
 
 @pytest.mark.slow
