@@ -1,0 +1,156 @@
+"""How far a classifier's probabilities can be believed, and the temperature that mends them."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, softmax
+
+from siglip_flowers.metrics.functions import FloatArray, sigmoid_loss, softmax_nll
+
+BINS = 15
+Binning = Literal["equal_width", "equal_mass"]
+# Beyond these the figures no longer change: all probabilities are equal, or 0 and 1.
+TEMPERATURES = (0.01, 100.0)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Images whose confidence lies in (low, high]: how many, mean confidence, share right."""
+
+    low: float
+    high: float
+    n: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(
+    confidences: ArrayLike, correct: ArrayLike, bins: int = BINS, binning: Binning = "equal_width"
+) -> list[ReliabilityBin]:
+    """Group images by confidence; bins without an image are left out.
+
+    ``equal_width`` cuts [0, 1] into bins of one width, closed at their upper ends;
+    ``equal_mass`` sorts the images and cuts them into bins of one size, give or take an image.
+
+    confidences: (N,) in [0, 1]; correct: (N,) bool.
+
+    Raises:
+        ValueError: Other shapes or values, no image, or fewer than one bin.
+    """
+    confidence, right = _check_confidences(confidences, correct)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    if binning == "equal_width":
+        edges = np.linspace(0, 1, bins + 1)
+        places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+        groups = [np.flatnonzero(places == place) for place in range(bins)]
+        ends = list(pairwise(edges))
+    else:
+        order = np.argsort(confidence, kind="stable")
+        groups = np.array_split(order, bins)
+        ends = [
+            (confidence[group[0]], confidence[group[-1]]) if group.size else (0.0, 0.0)
+            for group in groups
+        ]
+    return [
+        ReliabilityBin(
+            low=float(low),
+            high=float(high),
+            n=group.size,
+            confidence=float(confidence[group].mean()),
+            accuracy=float(right[group].mean()),
+        )
+        for group, (low, high) in zip(groups, ends, strict=True)
+        if group.size
+    ]
+
+
+def expected_calibration_error(
+    confidences: ArrayLike, correct: ArrayLike, bins: int = BINS, binning: Binning = "equal_width"
+) -> float:
+    """Mean gap between confidence and accuracy over the bins, weighted by images; in [0, 1].
+
+    Arguments and errors are those of :func:`reliability_bins`.
+
+    Source: Naeini et al. 2015; equal mass: Nixon et al. 2019, "Measuring calibration in deep
+    learning".
+    """
+    rows = reliability_bins(confidences, correct, bins, binning)
+    total = sum(row.n for row in rows)
+    return sum(row.n * abs(row.confidence - row.accuracy) for row in rows) / total
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over images of the squared distance to the true class's indicator, in [0, 2].
+
+    probabilities: (N, C) float in [0, 1]; labels: (N,) integers in [0, C). Sigmoid
+    probabilities, which need not sum to 1, may exceed 2 in sum.
+
+    Raises:
+        ValueError: Other shapes or values, or no image.
+
+    Source: Brier 1950.
+    """
+    values = np.asarray(probabilities, dtype=np.float64)
+    true = np.asarray(labels)
+    if values.ndim != 2 or true.shape != values.shape[:1] or true.size == 0:
+        raise ValueError(
+            f"expected probabilities (images, classes) and one label an image, got "
+            f"{values.shape} and {true.shape}"
+        )
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("probabilities must lie in [0, 1]")
+    own = values[np.arange(len(true)), true]
+    # |p - e|^2 = |p|^2 - 2 p_true + 1, without building the indicators.
+    return float(np.mean((values**2).sum(axis=1) - 2 * own + 1))
+
+
+def to_probabilities(logits: ArrayLike, activation: str, temperature: float = 1.0) -> FloatArray:
+    """Return softmax or sigmoid of the logits (N, C) over the temperature, float64."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    return softmax(scaled, axis=1) if activation == "softmax" else expit(scaled)
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> float:
+    """Return the temperature T that minimises the loss of logits / T.
+
+    The loss is the negative log likelihood for a softmax, the pairwise sigmoid loss for sigmoids.
+    Accuracy does not change: the order of the classes stays.
+
+    logits: (N, C); labels: (N,) integers. The result lies in ``TEMPERATURES``.
+
+    Raises:
+        ValueError: Other shapes or types.
+        RunError: Logits that are not finite.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", section 4.2.
+    """
+    values = np.asarray(logits, dtype=np.float64)
+    loss = softmax_nll if activation == "softmax" else sigmoid_loss
+    found = minimize_scalar(
+        lambda log_temperature: loss(values / np.exp(log_temperature), labels),
+        bounds=tuple(np.log(TEMPERATURES)),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def _check_confidences(
+    confidences: ArrayLike, correct: ArrayLike
+) -> tuple[FloatArray, NDArray[np.bool_]]:
+    confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct)
+    if confidence.ndim != 1 or confidence.shape != right.shape or confidence.size == 0:
+        raise ValueError(
+            f"expected a confidence and a truth value for each image, got shapes "
+            f"{confidence.shape} and {right.shape}"
+        )
+    if right.dtype != np.bool_:
+        raise ValueError(f"correct must be boolean, got {right.dtype}")
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("confidences must lie in [0, 1]")
+    return confidence, right

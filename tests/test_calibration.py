@@ -1,0 +1,118 @@
+"""Calibration, against scikit-learn and torchmetrics and on cases with known answers."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, log_loss
+
+from siglip_flowers.errors import RunError
+from siglip_flowers.metrics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+    to_probabilities,
+)
+from siglip_flowers.metrics.functions import sigmoid_loss, softmax_nll
+
+
+@pytest.fixture
+def predictions():
+    """500 images and 7 classes: logits, labels."""
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 7, 500)
+    logits = generator.normal(size=(500, 7))
+    logits[np.arange(500), labels] += 1.5
+    return 3 * logits, labels
+
+
+def get_confidence(logits, labels):
+    return softmax(logits, axis=1).max(axis=1), logits.argmax(axis=1) == labels
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_expected_calibration_error_is_torchmetrics(predictions, bins):
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    logits, labels = predictions
+    expected = classification.multiclass_calibration_error(
+        torch.from_numpy(softmax(logits, axis=1)), torch.from_numpy(labels), 7, n_bins=bins
+    )
+    confidence, right = get_confidence(logits, labels)
+    assert expected_calibration_error(confidence, right, bins) == pytest.approx(
+        float(expected), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "binning, strategy", [("equal_width", "uniform"), ("equal_mass", "quantile")]
+)
+def test_reliability_bins_are_scikit_learns(predictions, binning, strategy):
+    confidence, right = get_confidence(*predictions)
+    share, mean = calibration_curve(right, confidence, n_bins=10, strategy=strategy)
+    rows = reliability_bins(confidence, right, 10, binning)
+    assert [row.accuracy for row in rows] == pytest.approx(share.tolist())
+    assert [row.confidence for row in rows] == pytest.approx(mean.tolist())
+    assert sum(row.n for row in rows) == 500
+    if binning == "equal_mass":
+        assert {row.n for row in rows} == {50}
+
+
+def test_brier_score_is_scikit_learns(predictions):
+    logits, labels = predictions
+    values = softmax(logits, axis=1)
+    expected = brier_score_loss(labels, values, labels=np.arange(7), scale_by_half=False)
+    assert brier_score(values, labels) == pytest.approx(expected)
+
+
+def test_the_temperature_minimises_the_likelihood_and_keeps_the_classes(predictions):
+    logits, labels = predictions
+    temperature = fit_temperature(logits, labels, "softmax")
+    # The logits were three times too large.
+    assert temperature > 1.5
+    grid = np.exp(np.linspace(-3, 3, 4001))
+    losses = [log_loss(labels, softmax(logits / value, axis=1)) for value in grid[::20]]
+    assert softmax_nll(logits / temperature, labels) <= min(losses) + 1e-9
+    before, after = (to_probabilities(logits, "softmax", value) for value in (1.0, temperature))
+    assert (before.argmax(1) == after.argmax(1)).all()
+    right = before.argmax(1) == labels
+    assert expected_calibration_error(after.max(1), right) < expected_calibration_error(
+        before.max(1), right
+    )
+
+
+def test_the_temperature_of_sigmoids_minimises_the_pairwise_loss(predictions):
+    logits, labels = predictions
+    temperature = fit_temperature(logits - 3, labels, "sigmoid")
+    best = sigmoid_loss((logits - 3) / temperature, labels)
+    for factor in (0.5, 0.98, 1.02, 2):
+        assert best < sigmoid_loss((logits - 3) / (temperature * factor), labels)
+
+
+def test_known_answers():
+    right = np.array([True, True, False, False])
+    assert expected_calibration_error(np.full(4, 0.5), right) == 0
+    assert expected_calibration_error(np.ones(4), right) == 0.5
+    assert expected_calibration_error(np.ones(4), np.ones(4, dtype=bool)) == 0
+    assert expected_calibration_error(np.ones(4), np.zeros(4, dtype=bool)) == 1
+    # Confidence 0 belongs to the first bin, 1 to the last.
+    assert [row.n for row in reliability_bins([0.0, 1.0], [False, True], 2)] == [1, 1]
+    assert brier_score([[1.0, 0.0]], [0]) == 0
+    assert brier_score([[1.0, 0.0]], [1]) == 2
+    assert brier_score([[1.0], [1.0]], [0, 0]) == 0
+
+
+def test_what_cannot_be_measured_is_an_error():
+    with pytest.raises(ValueError, match="confidence"):
+        expected_calibration_error([], [])
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        expected_calibration_error([np.nan], [True])
+    with pytest.raises(ValueError, match="boolean"):
+        expected_calibration_error([0.5], [1])
+    with pytest.raises(ValueError, match="bins"):
+        reliability_bins([0.5], [True], 0)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        brier_score([[np.nan, 0.1]], [0])
+    with pytest.raises(RunError, match="not finite"):
+        fit_temperature([[np.nan, 1.0]], [0], "softmax")
