@@ -29,12 +29,13 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What a classifier made of one split of N pictures and C classes.
+    """What a classifier made of one split of N pictures and C classes, in one pass.
 
     Attributes:
         split: Name of the split.
         ids: The N picture ids, in row order.
         labels: (N,) int64.
+        features: (N, D) float32: pooled, as the head gets them, before any normalisation.
         logits: (N, C) float32.
         probabilities: (N, C) float32, by the model's activation.
         metrics: Headline figures; see :func:`~siglip_flowers.metrics.modules.compute_metrics`.
@@ -44,6 +45,7 @@ class SplitResult:
     split: str
     ids: list[str]
     labels: np.ndarray
+    features: np.ndarray
     logits: np.ndarray
     probabilities: np.ndarray
     metrics: dict[str, float]
@@ -79,22 +81,24 @@ def evaluate_split(
         compile: Compile the model first.
         data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
     """
-    logits = predict_logits(
-        model,
+    engine = _prepare(model, processor, dtype, compile)
+    outputs = _run_over(
+        engine.classify_with_features,
         processor,
         rows,
+        data_arguments,
         batch_size=batch_size,
         num_workers=num_workers,
-        dtype=dtype,
-        compile=compile,
-        data_arguments=data_arguments,
-        description=split,
+        description=f"evaluating {split}",
     )
+    width = outputs.shape[1] - len(model.class_names)
+    features, logits = np.ascontiguousarray(outputs[:, :width]), outputs[:, width:].copy()
     labels = np.asarray(rows["label"], dtype=np.int64)
     return SplitResult(
         split=split,
         ids=image_ids(rows),
         labels=labels,
+        features=features,
         logits=logits,
         probabilities=model.to_probabilities(torch.from_numpy(logits)).numpy(),
         metrics=compute_metrics(logits, labels, model.config.activation),

@@ -90,6 +90,13 @@ class InferenceEngine:
         """Map the same to logits (B, C) float32 on the device."""
         return self._run(pixels, self.model.classify_features)
 
+    def classify_with_features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map the same to features and logits side by side, (B, D + C) float32 on the device."""
+        return self._run(
+            pixels,
+            lambda features: torch.cat([features, self.model.classify_features(features)], dim=1),
+        )
+
     @torch.inference_mode()
     def _run(
         self, pixels: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
