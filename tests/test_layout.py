@@ -22,6 +22,7 @@ FLOORS = (
     {"model"},
     {"inference"},
     {"evaluation"},
+    {"reporting"},
     {"training"},
     {"exporting", "publishing"},
     {"page"},

@@ -1,0 +1,1 @@
+"""An evaluation as something to look at: its analysis, and its report in HTML, text and files."""
