@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 # Decoded pixels of tests stay out of the user's cache; commands that tests start inherit this.
 _CACHE = tempfile.TemporaryDirectory(prefix="siglip_flowers_tests_")
 os.environ["SIGLIP_FLOWERS_CACHE"] = _CACHE.name
+# The same goes for tracked runs, where a test does not ask for them.
+os.environ["SIGLIP_FLOWERS_REPORT_TO"] = "none"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -59,6 +59,7 @@ def small_options(checkpoint: Path, folder: Path, output_dir: Path, *more: str) 
         *("--output_dir", str(output_dir), "--num_train_epochs", "2"),
         *("--per_device_train_batch_size", "8", "--learning_rate", "1e-3", "--bf16", "false"),
         *("--train_resize_scale", "1", "--disable_tqdm", "true", "--logging_steps", "2"),
+        *("--report_to", "none"),
         *more,
     ]
 

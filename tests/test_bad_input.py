@@ -17,7 +17,6 @@ from transformers import BertConfig
 
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.training import trackers
 from tests.small_runs import (
     draw_picture,
     list_files,
@@ -185,7 +184,7 @@ def test_a_wrong_yaml_file_is_refused_by_name(refuse_train, tmp_path, text, mess
 
 
 def test_a_missing_tracker_package_is_refused_before_training(refuse_train, monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = refuse_train("--report_to", "wandb")
     assert message.startswith("--report_to wandb needs the package wandb")
 

@@ -106,8 +106,9 @@ def test_a_machine_without_a_gpu_trains_on_its_processor():
     assert FlowersTrainingArguments(bf16=False).bf16 is False
 
 
-def test_no_tracker_is_on_unless_named():
-    assert FlowersTrainingArguments().report_to == []
+def test_trackers_are_as_named_and_nothing_said_is_kept_apart_from_none():
+    assert FlowersTrainingArguments().report_to is None
+    assert FlowersTrainingArguments(report_to=[]).report_to == ["none"]
     assert FlowersTrainingArguments(report_to=["none", "wandb"]).report_to == ["wandb"]
 
 

@@ -29,8 +29,8 @@ from siglip_flowers.experiment.settings import (
     claim_directory,
     read_settings,
 )
-from siglip_flowers.experiment.workers import choose_device, count_workers
 from siglip_flowers.metrics.statistics import conclude, is_shown, mean_interval, paired_bootstrap
+from siglip_flowers.training.devices import choose_device, count_workers
 
 PICTURES = 400
 IDS = [f"image_{number:05d}" for number in range(PICTURES)]

@@ -142,7 +142,7 @@ def small_run(tmp_path_factory):
         make_checkpoint(root / "checkpoint"),
         make_folder(root / "pictures"),
         out,
-        *("--hub_token", "hf_secret", "--num_train_epochs", "3", "--seed", "7"),
+        *("--num_train_epochs", "3", "--seed", "7"),
     )
     assert train_command.main(argv) == 0
     return out

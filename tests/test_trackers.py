@@ -1,87 +1,359 @@
-"""Experiment trackers: installed or refused, offline unless logged in, Aim on one process."""
+"""Experiment trackers: a real small run, read back from Aim, W&B's offline files, TensorBoard."""
 
 import importlib.util
-import os
-import sys
-import types
+import json
+import logging
+import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from siglip_flowers.commands.train import main as train
+from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.errors import InputError
-from siglip_flowers.training import trackers
-from siglip_flowers.training.trackers import build_tracker_callbacks, check_trackers
+from siglip_flowers.training.trackers import Tracker, Trackers, choice
+from siglip_flowers.training.trackers import weights_and_biases as wb
+from siglip_flowers.training.trackers.choice import (
+    build_trackers,
+    check_trackers,
+    choose_trackers,
+)
+from siglip_flowers.training.trackers.tracker import name_values
+from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
+
+SECRET = "hf_" + "q7" * 17
+NEEDED = [name for name in ("aim", "wandb", "tensorboard") if importlib.util.find_spec(name)]
+FIND_SPEC = "importlib.util.find_spec"
 
 
-@pytest.fixture(autouse=True)
-def fresh_environment(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC"):
+def needs(name):
+    return pytest.mark.skipif(name not in NEEDED, reason=f"{name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A working directory of its own, where nobody is logged in to W&B."""
+    root = tmp_path_factory.mktemp("tracked")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC", "WANDB_DIR", "AIM_REPO"):
+            patch.delenv(name, raising=False)
+        patch.setenv("HOME", str(root / "home"))
+        patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("HF_TOKEN", SECRET)
+        patch.chdir(root)
+        yield root
+
+
+@pytest.fixture(scope="module")
+def options(environment):
+    """The options of a run that logs to every tracker that is installed."""
+    if not NEEDED:
+        pytest.skip("no tracker is installed")
+    checkpoint, folder = make_checkpoint(environment / "tiny"), make_folder(environment / "data")
+    more = ("--report_to", *NEEDED, "--aim_repo", str(environment), "--wandb_log_model", "true")
+    return small_options(checkpoint, folder, environment / "run", *more)
+
+
+@pytest.fixture(scope="module")
+def run_dir(environment, options):
+    """A finished run, tracked."""
+    assert train(options) == 0
+    return environment / "run"
+
+
+@pytest.fixture
+def metrics(run_dir):
+    return json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["splits"]
+
+
+def read_ids(run_dir):
+    (path,) = run_dir.glob("checkpoints/checkpoint-*/trackers.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_history(run_dir):
+    lines = (run_dir / "history.csv").read_text(encoding="utf-8").splitlines()
+    names = lines[0].split(",")
+    return [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
+
+
+def read_aim(root, run_hash):
+    """Return {(name, subset): {step: (epoch, value)}} and the run, by queries of Aim's SDK."""
+    from aim import Repo
+
+    found, run = {}, None
+    # A new object: one that is open keeps what it saw of the index.
+    repository = Repo(str(root))
+    for collection in repository.query_metrics(f"run.hash == '{run_hash}'").iter_runs():
+        run = collection.run
+        for metric in collection:
+            key = (metric.name, metric.context.to_dict().get("subset"))
+            _, columns = metric.data.numpy()
+            steps = [int(step) for step in metric.data.indices_list()]
+            epochs, values = columns[1].tolist(), columns[0].tolist()
+            found[key] = dict(zip(steps, zip(epochs, values, strict=True), strict=True))
+    return repository, run, found
+
+
+@needs("aim")
+def test_aim_gives_back_settings_and_metrics_by_split_and_epoch(environment, run_dir, metrics):
+    _, run, found = read_aim(environment, read_ids(run_dir)["aim"])
+    assert run.name == "run"
+    assert run.experiment == "siglip_flowers"
+    assert run["hparams"]["learning_rate"] == 1e-3
+    assert run["hparams"]["num_classes"] == len(CLASSES)
+    rows = [row for row in read_history(run_dir) if row["validation_loss"]]
+    assert len(rows) == 2
+    for split in ("train", "validation"):
+        for name in ("loss", "accuracy"):
+            expected = {
+                int(row["step"]): (float(row["epoch"]), float(row[f"{split}_{name}"]))
+                for row in rows
+            }
+            shown = found[name, split]
+            assert shown.keys() == expected.keys()
+            for step, pair in expected.items():
+                assert shown[step] == pytest.approx(pair)
+    ((epoch, accuracy),) = found["accuracy", "test"].values()
+    assert (epoch, accuracy) == (2, pytest.approx(metrics["test"]["accuracy"]))
+    assert run["results"]["validation"]["loss"] == pytest.approx(metrics["validation"]["loss"])
+    assert len(found["batch_loss", "train"]) == 3
+    assert len(found["learning_rate", None]) == 3
+    assert {"__system__cpu", "__system__p_memory_percent"} <= {name for name, _ in found}
+
+
+@needs("aim")
+def test_aim_gives_back_example_pictures_and_the_confusion_matrix(environment, run_dir):
+    run_hash = read_ids(run_dir)["aim"]
+    repository, _, _ = read_aim(environment, run_hash)
+    found = {}
+    for collection in repository.query_images(f"run.hash == '{run_hash}'").iter_runs():
+        for sequence in collection:
+            assert sequence.context.to_dict() == {"subset": "test"}
+            found[sequence.name] = sequence.values.values_list()[0]
+    assert {picture.size for picture in found["examples"]} == {(16, 16)}
+    assert all(picture.caption.split(":")[0] in CLASSES for picture in found["examples"])
+    confusion = found["confusion_matrix"]
+    confusion = confusion[0] if isinstance(confusion, list) else confusion
+    assert confusion.to_pil_image().size == (800, 700)
+
+
+def read_wandb(path):
+    """Return the records of a .wandb file: a LevelDB log of protocol buffers."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    records, position, parts = [], 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        if kind == 0:
+            break
+        position += 7
+        parts += content[position : position + length]
+        position += length
+        if kind in (1, 4):
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+@needs("wandb")
+def test_wandb_keeps_an_offline_run_that_can_be_synced(environment, run_dir, metrics):
+    run_id = read_ids(run_dir)["wandb"]
+    path = sorted(environment.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))[0]
+    records = read_wandb(path)
+    (start,) = [one.run for one in records if one.WhichOneof("record_type") == "run"]
+    assert (start.project, start.display_name, start.run_id) == ("siglip_flowers", "run", run_id)
+    config = {item.key: json.loads(item.value_json) for item in start.config.update}
+    assert config["learning_rate"] == 1e-3
+    logged: dict[str, list] = {}
+    for record in records:
+        for item in record.history.item:
+            key = item.key or ".".join(item.nested_key)
+            logged.setdefault(key, []).append(json.loads(item.value_json))
+    rows = [row for row in read_history(run_dir) if row["validation_loss"]]
+    expected = [float(row["validation_loss"]) for row in rows]
+    assert logged["validation/loss"] == pytest.approx(expected)
+    assert logged["test/accuracy"] == pytest.approx([metrics["test"]["accuracy"]])
+    assert logged["examples.ncols"] == [5]
+    assert logged["examples.nrows"][0] > 0
+    (picture,) = logged["confusion_matrix.path"]
+    assert (path.parent / "files" / picture).is_file()
+    (artifact,) = [one.artifact for one in records if one.artifact.type == "model"]
+    assert "model.safetensors" in {entry.path for entry in artifact.manifest.contents}
+    # The exit record: without it the file counts as cut off.
+    assert any(one.WhichOneof("record_type") == "exit" for one in records)
+
+
+@needs("tensorboard")
+def test_tensorboard_gives_back_the_curves(run_dir, metrics):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events.Reload()
+    rows = [row for row in read_history(run_dir) if row["validation_loss"]]
+    shown = {event.step: event.value for event in events.Scalars("eval/validation_loss")}
+    assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
+    (test,) = events.Scalars("test/accuracy")
+    assert test.value == pytest.approx(metrics["test"]["accuracy"])
+
+
+def test_no_secret_is_in_what_trackers_wrote(environment, run_dir):
+    paths = [*environment.glob(".aim/**/*"), *environment.glob("wandb/**/*")]
+    paths += [*run_dir.glob("tensorboard/*"), run_dir / "config.yaml"]
+    assert not [path for path in paths if path.is_file() and SECRET.encode() in path.read_bytes()]
+
+
+def test_a_resumed_run_goes_on_with_the_same_tracked_runs(environment, options, run_dir):
+    before = read_ids(run_dir)
+    # As a run that was killed after its last step, before its figures were written.
+    (run_dir / "metrics.json").rename(run_dir / "kept.json")
+    try:
+        assert train(options) == 0
+    finally:
+        (run_dir / "kept.json").unlink()
+    assert read_ids(run_dir) == before
+    if "aim" in before:
+        from aim import Repo
+
+        assert Repo(str(environment)).list_all_runs() == [before["aim"]]
+    if "wandb" in before:
+        names = {path.stem for path in environment.glob("wandb/offline-run-*/run-*.wandb")}
+        assert names == {f"run-{before['wandb']}"}
+        assert len(list(environment.glob("wandb/offline-run-*"))) == 2
+
+
+class Moody(Tracker):
+    """A tracker that keeps what it is told, and fails in one of its methods."""
+
+    def __init__(self, fails=""):
+        self.fails = fails
+        self.told = []
+
+    def tell(self, what):
+        self.told.append(what)
+        if what == self.fails:
+            raise OSError("the disk is full")
+
+    def open(self, run, run_id):
+        self.tell("open")
+        return "id"
+
+    def begin(self, view, model):
+        self.tell("begin")
+
+    def log(self, logs, view):
+        self.tell("log")
+
+    def finish(self, results, view):
+        self.tell("finish")
+
+    def close(self, *, failed):
+        self.tell("close")
+
+
+@pytest.mark.parametrize("hook", ["open", "begin", "log", "finish", "close"])
+def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog, hook):
+    bad, good = Moody(hook), Moody()
+    trackers = Trackers({"bad": bad, "good": good})
+    with caplog.at_level(logging.WARNING):
+        trackers.open(SimpleNamespace(), None)
+        trackers.on_train_begin(None, None, None)
+        for _ in range(3):
+            trackers.on_log(None, None, None, logs={"loss": 1.0})
+        trackers.save(tmp_path)
+        trackers.finish(SimpleNamespace)
+        trackers.close(failed=False)
+    assert [record.message for record in caplog.records] == [
+        "bad failed (OSError: the disk is full); the run goes on without it."
+    ]
+    assert bad.told.count(hook) == (2 if hook == "close" else 1)
+    assert good.told == ["open", "begin", "log", "log", "log", "finish", "close"]
+    assert "good" in json.loads((tmp_path / "trackers.json").read_text(encoding="utf-8"))
+
+
+@needs("aim")
+def test_a_repository_that_cannot_be_written_does_not_stop_the_run(tmp_path, options, caplog):
+    (tmp_path / "file").write_text("")
+    more = ("--output_dir", str(tmp_path / "run"), "--report_to", "aim", "--max_steps", "1")
+    assert train([*options, *more, "--aim_repo", str(tmp_path / "file")]) == 0
+    said = [record.message for record in caplog.records if "aim failed" in record.message]
+    assert len(said) == 1
+
+
+def test_running_figures_are_kept_apart_from_measured_ones():
+    rows = {"loss": 1.0, "learning_rate": 0.1, "epoch": 1.0}
+    assert name_values(rows) == [("batch_loss", "train", 1.0), ("learning_rate", None, 0.1)]
+    rows = {"eval_train_loss": 2.0, "eval_train_runtime": 3.0, "eval_validation_f1_macro": 0.5}
+    assert name_values(rows) == [("loss", "train", 2.0), ("f1_macro", "validation", 0.5)]
+    assert name_values({"train_runtime": 1.0, "train_loss": 4.0}) == []
+
+
+def test_aim_is_the_default_where_it_is_installed(monkeypatch, caplog):
+    monkeypatch.delenv("SIGLIP_FLOWERS_REPORT_TO")
+    monkeypatch.setattr(FIND_SPEC, lambda name: object())
+    assert choose_trackers(None) == ["aim"]
+    assert choose_trackers(["none"]) == []
+    monkeypatch.setattr(FIND_SPEC, lambda name: None)
+    check_trackers(None)
+    assert choose_trackers(None) == []
+    assert [record.message[:22] for record in caplog.records] == ["Nothing is tracked: Ai"]
+    monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "wandb, tensorboard")
+    assert choose_trackers(None) == ["wandb", "tensorboard"]
+    monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "comet")
+    with pytest.raises(InputError, match="SIGLIP_FLOWERS_REPORT_TO names 'comet'"):
+        choose_trackers(None)
+
+
+def test_a_missing_package_that_was_asked_for_is_named_with_the_remedy(monkeypatch):
+    monkeypatch.setattr(FIND_SPEC, lambda name: None)
+    with pytest.raises(InputError, match=r"--report_to aim needs the package aim.*pip install aim"):
+        check_trackers(["aim"])
+    check_trackers(["none"])
+    monkeypatch.setattr(FIND_SPEC, lambda name: object())
+    check_trackers(["aim", "wandb", "tensorboard", "trackio"])
+
+
+@pytest.mark.parametrize("main_process", [True, False])
+def test_only_the_main_process_logs(monkeypatch, tmp_path, main_process):
+    monkeypatch.setattr(
+        choice, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
+    )
+    names = ["aim", "wandb", "tensorboard", "trackio"]
+    training = FlowersTrainingArguments(output_dir=str(tmp_path), report_to=names)
+    assert list(build_trackers(training)._active) == (names if main_process else [])
+
+
+@pytest.fixture
+def nobody(monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def test_a_missing_package_is_named_with_the_remedy(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--report_to aim needs the package aim.*pip install aim"):
-        check_trackers(["aim"])
-    check_trackers([])
-
-
-def test_an_installed_package_is_accepted(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: object())
-    check_trackers(["aim", "wandb", "tensorboard", "trackio"])
-
-
-def test_wandb_without_login_goes_offline():
-    assert build_tracker_callbacks(["wandb"]) == []
-    assert os.environ["WANDB_MODE"] == "offline"
-    del os.environ["WANDB_MODE"]
-
-
-def test_other_trackers_do_not_touch_wandb():
-    build_tracker_callbacks(["tensorboard"])
-    assert "WANDB_MODE" not in os.environ
-
-
-def test_wandb_stays_online_with_a_key(monkeypatch):
+def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_path):
+    assert wb.choose_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    build_tracker_callbacks(["wandb"])
-    assert "WANDB_MODE" not in os.environ
+    assert wb.choose_mode() == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert wb.choose_mode() == "disabled"
 
 
-def test_wandb_stays_online_with_a_login_file(monkeypatch, tmp_path):
+def test_wandb_is_online_with_a_login_file(nobody, monkeypatch, tmp_path):
     (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
-    build_tracker_callbacks(["wandb"])
-    assert "WANDB_MODE" not in os.environ
+    assert wb.choose_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wb.choose_mode() == "offline"
 
 
 @pytest.mark.parametrize("text", ["machine elsewhere.org login a password b\n", "garbage {{{\n"])
-def test_a_login_file_without_wandb_means_offline(tmp_path, monkeypatch, text):
+def test_a_login_file_without_wandb_means_offline(nobody, tmp_path, monkeypatch, text):
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    (tmp_path / "netrc").write_text(text)
-    build_tracker_callbacks(["wandb"])
-    assert os.environ.pop("WANDB_MODE") == "offline"
-
-
-def test_a_mode_that_the_user_chose_is_kept(monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    build_tracker_callbacks(["wandb"])
-    assert os.environ["WANDB_MODE"] == "disabled"
-
-
-@pytest.mark.parametrize("main_process", [True, False])
-def test_only_the_main_process_logs_to_aim(monkeypatch, main_process):
-    # A stand-in with Aim's interface, so that this holds without the package.
-    module = types.ModuleType("aim.hugging_face")
-    module.AimCallback = lambda experiment: ("aim", experiment)
-    monkeypatch.setitem(sys.modules, "aim", types.ModuleType("aim"))
-    monkeypatch.setitem(sys.modules, "aim.hugging_face", module)
-    state = types.SimpleNamespace(is_main_process=main_process)
-    monkeypatch.setattr(trackers, "PartialState", lambda: state)
-    expected = [("aim", "siglip_flowers")] if main_process else []
-    assert build_tracker_callbacks(["aim"]) == expected
-
-
-def test_aims_own_callback_can_be_built():
-    if importlib.util.find_spec("aim") is None:
-        pytest.skip("aim is not installed (pip install siglip_flowers[aim])")
-    assert len(build_tracker_callbacks(["aim"])) == 1
+    Path(tmp_path / "netrc").write_text(text)
+    assert wb.choose_mode() == "offline"

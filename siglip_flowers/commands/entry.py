@@ -2,16 +2,25 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable
 
 from safetensors import SafetensorError
 
 from siglip_flowers.errors import EXIT_RUN_FAILED, InputError, RunError
+from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.parsing import is_first_process
 from siglip_flowers.training.failures import explain_write_failure, is_lost_process
 from siglip_flowers.training.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 
 EXIT_INTERRUPTED = 130
+
+
+class _PlainFormatter(logging.Formatter):
+    """Writes what a terminal would obey, in the name of a file or class, as escapes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return escape_unprintable(super().format(record), keep="\n\t")
 
 
 def _quieten_libraries() -> None:
@@ -40,7 +49,13 @@ def run_command(
         command: The work. What it needs of torch and datasets it should import itself.
         check: Looks at the command line before anything slow is imported.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    if not is_first_process():
+        # What is worth a warning is so in every process of a launch; the first one says it.
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("ignore")
     try:
         with stop_on_signals():
             if check is not None:
@@ -52,7 +67,7 @@ def run_command(
         if isinstance(error, RunError) or is_first_process():
             message = str(error)
             end = "" if message.endswith((".", "?")) else "."
-            print(f"{prog}: error: {message}{end}", file=sys.stderr)
+            print(f"{prog}: error: {escape_unprintable(message)}{end}", file=sys.stderr)
         return error.exit_code
     except (OSError, SafetensorError, RuntimeError) as error:
         if is_lost_process(error):

@@ -7,6 +7,7 @@ are answered at once; ``training.py`` joins the two.
 from dataclasses import dataclass, field
 
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
+from siglip_flowers.config.publishing import check_hub_options
 from siglip_flowers.errors import InputError
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
@@ -84,9 +85,12 @@ class FlowersTrainingOptions:
     greater_is_better: bool | None = field(
         default=True, metadata={"help": "Whether a larger --metric_for_best_model is better."}
     )
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers: any of aim, wandb, tensorboard, trackio; or none."},
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Trackers: any of aim, wandb, tensorboard, trackio; or none. Default: aim, "
+            "where it is installed, or what SIGLIP_FLOWERS_REPORT_TO names."
+        },
     )
     dataloader_num_workers: int | None = field(
         default=None,
@@ -203,6 +207,16 @@ class FlowersTrainingOptions:
         default=None,
         metadata={"help": "A gradient norm above this, before clipping, counts as not finite too."},
     )
+    aim_repo: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory of the Aim repository, or aim://host:port; default: AIM_REPO, else "
+            "the nearest above the working directory, else that itself."
+        },
+    )
+    wandb_log_model: bool = field(
+        default=False, metadata={"help": "Upload the final model to W&B as an artifact."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many evaluations without a new best."}
     )
@@ -234,6 +248,9 @@ class FlowersTrainingOptions:
         if self.ema is not None:
             check_range("ema", self.ema, 0.0, 0.999999)
         parse_wise_ft(self.wise_ft)
-        self.report_to = [name for name in self.report_to if name != "none"]
-        for name in self.report_to:
-            check_choice("report_to", name, TRACKERS)
+        check_hub_options(self)
+        if self.report_to is not None:
+            names = [name for name in self.report_to if name != "none"]
+            for name in names:
+                check_choice("report_to", name, TRACKERS)
+            self.report_to = names or ["none"]

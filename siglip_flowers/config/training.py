@@ -35,7 +35,10 @@ class FlowersTrainingArguments(FlowersTrainingOptions, TrainingArguments):  # ty
         elif self.tf32 is None:
             # Autocast leaves few products in float32; those may be computed in TensorFloat-32.
             self.tf32 = torch.cuda.get_device_capability() >= (8, 0) or None
+        # The parent knows neither Aim nor what is not said.
+        trackers, self.report_to = self.report_to, ["none"]
         TrainingArguments.__post_init__(self)
+        self.report_to = trackers
 
     @property
     def checkpoint_dir(self) -> str:

@@ -20,7 +20,8 @@ from siglip_flowers.experiment.plan import (
     validation_accuracy,
 )
 from siglip_flowers.experiment.settings import ExperimentSettings
-from siglip_flowers.experiment.workers import Worker, count_workers, execute_run
+from siglip_flowers.experiment.workers import Worker, execute_run
+from siglip_flowers.training.devices import count_workers
 
 
 def execute_runs(settings: ExperimentSettings) -> None:

@@ -6,24 +6,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.experiment.plan import LOG_FILE, build_run_arguments, prune
+from siglip_flowers.training.devices import end_with_parent, share_machine
 from siglip_flowers.training.run import run_training
 
 STOP_SECONDS = 10
-
-
-def count_workers(workers: int | None) -> int:
-    """Return how many runs go on at a time: as asked, or one a CUDA device, or 1."""
-    return max(1, torch.cuda.device_count()) if workers is None else workers
 
 
 def execute_run(options: dict[str, Any]) -> str | None:
@@ -55,14 +47,7 @@ class Worker:
         self.connection, other_end = context.Pipe()
         # No daemon, which may not have the child processes that decode pictures.
         self.process = context.Process(target=_work, args=(other_end,))
-        # Both are read when the libraries load, hence set for the child from its first moment.
-        with _environment(
-            {
-                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")
-                or str(max(1, count_cores() // self.workers)),
-                "CUDA_VISIBLE_DEVICES": choose_device(self.index),
-            }
-        ):
+        with share_machine(self.index, self.workers):
             self.process.start()
         other_end.close()
 
@@ -99,7 +84,7 @@ class Worker:
 def _work(connection: Connection) -> None:
     # Ctrl-C reaches every process of the terminal; the main process ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     while True:
         try:
@@ -115,44 +100,3 @@ def _work(connection: Connection) -> None:
             os.dup2(log, stream.fileno())
         os.close(log)
         connection.send(execute_run(options))
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def choose_device(index: int) -> str | None:
-    """Return the value of CUDA_VISIBLE_DEVICES for a worker; None leaves it as it is.
-
-    Devices that are visible already are dealt out in turn, one a worker.
-    """
-    count = torch.cuda.device_count()
-    if count == 0:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(count)]
-    return names[index % count].strip()
-
-
-def count_cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextmanager
-def _environment(values: dict[str, str | None]) -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update({key: value for key, value in values.items() if value is not None})
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value

@@ -64,6 +64,11 @@ def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int) -> float:
     Raises ValueError for other shapes or types and for k outside [1, classes]; RunError for
     scores that are not finite.
     """
+    return float(np.mean(are_in_top_k(labels, scores, k)))
+
+
+def are_in_top_k(labels: ArrayLike, scores: ArrayLike, k: int) -> NDArray[np.bool_]:
+    """Say of each image whether :func:`top_k_accuracy` counts it: (n,) bool."""
     values, true = _check_logits(scores, labels)
     num_classes = values.shape[1]
     if not 1 <= k <= num_classes:
@@ -72,7 +77,7 @@ def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int) -> float:
     ranked_before = values > own
     tied_before = (values == own) & (np.arange(num_classes) < true[:, None])
     ranks = np.count_nonzero(ranked_before | tied_before, axis=1)
-    return float(np.mean(ranks < k))
+    return ranks < k
 
 
 @overload
@@ -133,10 +138,15 @@ def softmax_nll(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Raises ValueError for other shapes, types or class ids; RunError for logits not finite.
     """
+    return float(np.mean(softmax_losses(logits, labels)))
+
+
+def softmax_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
+    """Each image's part of :func:`softmax_nll`: (n,)."""
     values, true = _check_logits(logits, labels)
     shifted = values - values.max(axis=1, keepdims=True)
     log_partition = np.log(np.exp(shifted).sum(axis=1))
-    return float(np.mean(log_partition - shifted[np.arange(len(true)), true]))
+    return log_partition - shifted[np.arange(len(true)), true]
 
 
 def sigmoid_loss(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -152,10 +162,15 @@ def sigmoid_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, section 3.2,
     with the class texts in the place of the batch's texts.
     """
+    return float(np.mean(sigmoid_losses(logits, labels)))
+
+
+def sigmoid_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
+    """Each image's part of :func:`sigmoid_loss`: (n,)."""
     values, true = _check_logits(logits, labels)
     signs = np.full(values.shape, -1.0)
     signs[np.arange(len(true)), true] = 1.0
-    return float(np.mean(np.logaddexp(0.0, -signs * values).sum(axis=1)))
+    return np.logaddexp(0.0, -signs * values).sum(axis=1)
 
 
 def per_class_rows(

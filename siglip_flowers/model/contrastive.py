@@ -55,6 +55,11 @@ class ContrastiveSiglip(PreTrainedModel):
         self.class_names = list(class_names)
         self._prompt_ids = prompt_ids
 
+    def copy_prompts(self, other: "ContrastiveSiglip") -> None:
+        """Take the classes and prompts of another such model."""
+        assert other._prompt_ids is not None
+        self.set_prompts(other.class_names, other._prompt_ids)
+
     @property
     def num_templates(self) -> int:
         """T, the number of prompt templates."""

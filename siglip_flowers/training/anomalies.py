@@ -21,6 +21,10 @@ LONGEST_WATCH = 500
 SHOWN_IMAGES = 64
 
 
+class BadStepError(RunError):
+    """Training met a step that is not finite, and may not leave it out; it diverges, it seems."""
+
+
 class RollBack(Exception):
     """Training must go back to the last checkpoint and leave out the update of ``step``."""
 
@@ -114,7 +118,7 @@ class AnomalyWatch:
         """Look at the marks since the last call; to be called by all processes.
 
         Raises:
-            RunError: A bad step and the policy ``stop``, or too many of them.
+            BadStepError: A bad step and the policy ``stop``, or too many of them.
             RollBack: A bad step and the policy ``rollback``.
         """
         found = self._find()
@@ -122,7 +126,7 @@ class AnomalyWatch:
             return
         bad, description = found
         if self.policy != "rollback":
-            raise RunError(
+            raise BadStepError(
                 f"{description}; the run stops there{self._name_checkpoint()}: look at these "
                 "images, lower --learning_rate, or go on past them with --on_nan skip."
             )
@@ -148,7 +152,7 @@ class AnomalyWatch:
 
     def _count(self, description: str) -> None:
         if len({*self.skipped, *self.excluded}) >= self.limit:
-            raise RunError(
+            raise BadStepError(
                 f"{description}, after {self.limit} bad steps that were left out, which is as many "
                 f"as --max_bad_steps allows{self._name_checkpoint()}: lower --learning_rate."
             )

@@ -62,7 +62,7 @@ from siglip_flowers.training.objectives import (
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
 from siglip_flowers.training.recipe import check_recipe
-from siglip_flowers.training.trackers import build_tracker_callbacks, check_trackers
+from siglip_flowers.training.trackers import Trackers, check_trackers
 from siglip_flowers.training.trainer import FlowersTrainer
 
 logger = logging.getLogger(__name__)
@@ -292,6 +292,7 @@ def build_trainer(
     data: FlowerData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
+    trackers: Trackers | None = None,
 ) -> FlowersTrainer:
     """Put data, model, objective and callbacks together."""
     training = arguments.training
@@ -326,6 +327,7 @@ def build_trainer(
         data_collator=collate_pixels,
         compute_metrics=measure,
         callbacks=build_callbacks(training),
+        trackers=trackers,
     )
     trainer.anomalies.name_images = lambda rows: image_ids(data.splits["train"].select(rows))
     show_progress(trainer)
@@ -334,20 +336,20 @@ def build_trainer(
 
 def copy_for_trainer(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
     """Return the arguments as the Trainer may see them."""
-    # Aim's callback is ours to add: the Trainer refuses the name. Batches are shrunk by the caller,
+    # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
     # since the Trainer would go on with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
-    copied.report_to = [name for name in training.report_to if name != "aim"]
+    # What is pushed is the finished run, checked, and not its checkpoints.
+    copied.push_to_hub = False
+    copied.report_to = []
     return copied
 
 
 def build_callbacks(training: FlowersTrainingArguments) -> list[Any]:
-    """Return the callbacks that the arguments ask for, but that of the progress bar."""
-    callbacks: list[Any] = build_tracker_callbacks(training.report_to)
-    if training.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training.early_stopping_patience))
-    return callbacks
+    """Return the callbacks that the arguments ask for, but trackers and the progress bar."""
+    patience = training.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
 def show_progress(trainer: FlowersTrainer) -> None:

@@ -11,6 +11,10 @@ from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.errors import RunError
 
 
+class TooLittleMemoryError(RunError):
+    """The batch is too large for the memory, and may or can not be made smaller."""
+
+
 def set_cpu_threads(cpu_threads: int | None) -> None:
     """Compute with this many threads, or with this process's share of the cores.
 
@@ -29,17 +33,17 @@ def shrink_batch(training: FlowersTrainingArguments) -> FlowersTrainingArguments
     """Halve the batch of a device and double the accumulation: the optimiser sees the same batch.
 
     Raises:
-        RunError: The batch cannot be halved, or ``--auto_find_batch_size`` was not given.
+        TooLittleMemoryError: The batch cannot be halved, or ``--auto_find_batch_size`` is off.
     """
     size = training.per_device_train_batch_size
     if not training.auto_find_batch_size:
-        raise RunError(
+        raise TooLittleMemoryError(
             f"There is too little memory for --per_device_train_batch_size {size}; add "
             "--auto_find_batch_size true, which halves it and doubles "
             "--gradient_accumulation_steps until it fits, or --gradient_checkpointing true."
         )
     if size % 2:
-        raise RunError(
+        raise TooLittleMemoryError(
             f"There is too little memory even for --per_device_train_batch_size {size}, which "
             "cannot be halved; add --gradient_checkpointing true, or choose a power of two."
         )

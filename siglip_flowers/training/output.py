@@ -32,6 +32,8 @@ RUN_FILES = (
 )
 # Left by runs that fit heads on features, besides those.
 PROBE_GRID_FILE = "probe_grid.csv"
+# Left by TensorBoard, besides those.
+TENSORBOARD_DIR = "tensorboard"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     "overwrite_output_dir",
@@ -47,6 +49,11 @@ UNCOMPARED = (
     "max_bad_steps",
     "max_grad_norm_stop",
     "ddp_timeout",
+    "hub_model_id",
+    "hub_private_repo",
+    "report_to",
+    "aim_repo",
+    "wandb_log_model",
 )
 
 
@@ -83,7 +90,7 @@ def claim_output_dir(
         InputError: The directory holds a finished run, or an unfinished one of other settings.
     """
     if overwrite:
-        for name in (*RUN_FILES, PROBE_GRID_FILE):
+        for name in (*RUN_FILES, PROBE_GRID_FILE, TENSORBOARD_DIR):
             path = directory / name
             if path.is_dir():
                 shutil.rmtree(path)

@@ -43,6 +43,7 @@ from siglip_flowers.training.probe_report import (
 )
 from siglip_flowers.training.probe_setup import build_probe_trainer, name_activation
 from siglip_flowers.training.probe_trainer import ProbeSetting, ProbeTrainer
+from siglip_flowers.training.trackers import Trackers
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def fit_probe(
     model: SiglipClassifier,
     processor: Any,
     checkpoint: str | None = None,
+    trackers: Trackers | None = None,
 ) -> ProbeResult:
     """Encode every picture once, fit the whole grid of heads, and choose on validation.
 
@@ -108,6 +110,7 @@ def fit_probe(
         model: What ``build_model`` made of :func:`encoder_arguments`.
         processor: Its image processor.
         checkpoint: Directory to resume from.
+        trackers: Open ones.
 
     Raises:
         RunError: Every setting diverged, or there is too little memory.
@@ -125,7 +128,7 @@ def fit_probe(
         start = _measure_start(arguments, model, starts, features)
     began = time.perf_counter()
     settings, solved = _solve(arguments, features, len(data.class_names))
-    trainer = build_probe_trainer(arguments, model, starts, features, settings)
+    trainer = build_probe_trainer(arguments, model, starts, features, settings, trackers)
     if solved is None:
         outcome = dict(trainer.train(resume_from_checkpoint=checkpoint).metrics)
     else:

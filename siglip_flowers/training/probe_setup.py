@@ -22,6 +22,7 @@ from siglip_flowers.training.features import FeatureDataset
 from siglip_flowers.training.objectives import balance_classes
 from siglip_flowers.training.probe_features import SplitFeatures
 from siglip_flowers.training.probe_trainer import HeadLoss, ProbeSetting, ProbeTrainer
+from siglip_flowers.training.trackers import Trackers
 
 
 def build_probe_trainer(
@@ -30,6 +31,7 @@ def build_probe_trainer(
     starts: dict[str, dict[str, torch.Tensor]],
     features: SplitFeatures,
     settings: list[ProbeSetting],
+    trackers: Trackers | None = None,
 ) -> ProbeTrainer:
     """Put features, heads, losses and callbacks together.
 
@@ -39,6 +41,7 @@ def build_probe_trainer(
         starts: By pooling, the state that every head of the pooling starts from.
         features: Of all splits.
         settings: Of the heads, pooling by pooling in the order of ``starts``.
+        trackers: Open ones.
     """
     training = arguments.training
     poolings = list(starts)
@@ -67,6 +70,7 @@ def build_probe_trainer(
             ),
         },
         callbacks=build_callbacks(training),
+        trackers=trackers,
     )
     show_progress(trainer)
     return trainer

@@ -1,9 +1,43 @@
-"""Several processes of one run: they stop after the same step, and say when one is lost."""
+"""Several processes of one run: they know each other, stop together, and say if one is lost."""
 
+import os
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from siglip_flowers.errors import InputError
+
+# What accelerate launch always sets, and what launchers of several processes set.
+LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+WORLD = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def check_world(num_processes: int) -> None:
+    """Raise InputError if this process is alone in a launch that was meant to have several.
+
+    ``accelerate launch`` starts one process, told of no others, for a configuration that names
+    several without a kind of launch that makes several (MULTI_CPU without mpirun, or NO).
+
+    Args:
+        num_processes: Those that this one knows of, itself included.
+    """
+    if num_processes > 1:
+        return
+    told = LAUNCHED in os.environ and "MASTER_ADDR" in os.environ
+    if told and not any(name in os.environ for name in WORLD):
+        raise InputError(
+            "accelerate launch was to start several processes and started this one on its own, as "
+            "it does for a MULTI_CPU or NO configuration; launch with --config_file "
+            "configs/accelerate/cpu.yaml or ddp.yaml, or with --num_processes 1 and without "
+            "MASTER_ADDR in the environment."
+        )
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size != "1":
+        raise InputError(
+            f"WORLD_SIZE is {world_size}, but this process found no others; launch them together "
+            "with accelerate launch or torchrun, see docs/launch.md."
+        )
 
 
 class StopAgreement:

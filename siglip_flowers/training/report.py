@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from siglip_flowers.data import FlowerData
-from siglip_flowers.evaluation.examples import choose_examples, save_examples
+from siglip_flowers.evaluation.examples import Example, choose_examples, save_examples
 from siglip_flowers.evaluation.plots import plot_accuracy, plot_loss
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.predictions import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.records import describe_environment, write_json
+from siglip_flowers.records import describe_environment, digest_weight_files, write_json
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.history import write_history
-from siglip_flowers.training.output import METRICS_FILE
+from siglip_flowers.training.output import METRICS_FILE, MODEL_DIR
 from siglip_flowers.training.trainer import FlowersTrainer
 
 EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4
@@ -41,6 +41,7 @@ def describe_run(
         },
         "model": {
             "model_id": arguments.model.model_name_or_path,
+            "local": Path(arguments.model.model_name_or_path).is_dir(),
             "from_scratch": arguments.model.from_scratch,
             "head_init": arguments.model.head_init,
             "objective": arguments.training.objective,
@@ -72,6 +73,21 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
+def list_examples(test: SplitResult, data: FlowerData, seed: int) -> list[Example]:
+    """Return test pictures, right and wrong ones, with true class, predicted class, confidence."""
+    names, predicted = data.class_names, test.logits.argmax(axis=1)
+    rows = choose_examples(test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, seed)
+    return [
+        (
+            data.splits["test"][row]["image"],
+            names[test.labels[row]],
+            names[predicted[row]],
+            float(test.probabilities[row].max()),
+        )
+        for row in rows
+    ]
+
+
 def write_results(
     output_dir: Path,
     *,
@@ -87,15 +103,12 @@ def write_results(
     plot_loss(history, output_dir / "loss_plot.png", title)
     plot_accuracy(history, output_dir / "accuracy_plot.png", title)
     names = data.class_names
-    rows = choose_examples(
-        test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, facts["training"]["seed"]
-    )
-    predicted = test.logits.argmax(axis=1)
+    examples = list_examples(test, data, facts["training"]["seed"])
     save_examples(
-        [data.splits["test"][row]["image"] for row in rows],
-        [names[test.labels[row]] for row in rows],
-        [names[predicted[row]] for row in rows],
-        [float(test.probabilities[row].max()) for row in rows],
+        [image for image, _, _, _ in examples],
+        [true for _, true, _, _ in examples],
+        [predicted for _, _, predicted, _ in examples],
+        [confidence for _, _, _, confidence in examples],
         output_dir,
         title,
     )
@@ -104,4 +117,8 @@ def write_results(
         name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}
         for name, result in results.items()
     }
-    write_json(output_dir / METRICS_FILE, {"title": title, **facts, "splits": splits})
+    # Ties the figures to these weights and no others.
+    weights = digest_weight_files(output_dir / MODEL_DIR)
+    write_json(
+        output_dir / METRICS_FILE, {"title": title, **facts, "weights": weights, "splits": splits}
+    )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import FlowerData, image_ids, load_flowers
+from siglip_flowers.evaluation.open_set import fit_open_set, measure_open_set
 from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.temperature import fit_and_save_temperature
 from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -34,8 +37,12 @@ from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history
 from siglip_flowers.training.output import ADAPTER_DIR, MODEL_DIR, claim_output_dir, find_checkpoint
 from siglip_flowers.training.probe import encoder_arguments, fit_probe, fits_on_features
+from siglip_flowers.training.processes import check_world
 from siglip_flowers.training.report import describe_run, write_results
+from siglip_flowers.training.sharding import check_sharding, gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
+from siglip_flowers.training.trackers import Trackers, build_trackers
+from siglip_flowers.training.trackers.results import collect_results, describe_facts
 from siglip_flowers.training.trainer import FlowersTrainer
 
 logger = logging.getLogger(__name__)
@@ -58,11 +65,25 @@ def run_training(arguments: RunArguments) -> RunResult:
         InputError: The configuration cannot be carried out; nothing was written.
         RunError: Something failed on the way.
     """
+    trackers = build_trackers(arguments.training)
+    try:
+        result = _run_tracked(arguments, trackers)
+    except BaseException:
+        trackers.close(failed=True)
+        raise
+    trackers.close(failed=False)
+    return result
+
+
+def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
     training = arguments.training
     assert training.output_dir is not None
     output_dir = Path(training.output_dir)
     eval_batch_size = training.per_device_eval_batch_size
+    check_world(PartialState().num_processes)
     check_arguments(arguments)
+    on_features = fits_on_features(arguments)
+    check_sharding(arguments.model, training, on_features=on_features)
     set_cpu_threads(training.cpu_threads)
     keep_freed_memory(training.device)
     with training.main_process_first(desc="loading the data"):
@@ -73,12 +94,12 @@ def run_training(arguments: RunArguments) -> RunResult:
         arguments.model.image_size,
         arguments.model.max_num_patches,
     )
-    on_features = fits_on_features(arguments)
     model_arguments = encoder_arguments(arguments) if on_features else arguments
     model = build_model(model_arguments, data, processor)
     check_free_disk(model, training)
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
-    with training.main_process_first(desc="claiming the output directory"):
+    # Machines share the directory: the first process of all goes first, not one of each machine.
+    with training.main_process_first(local=False, desc="claiming the output directory"):
         checkpoint = claim_output_dir(
             output_dir,
             arguments.dump(),
@@ -86,6 +107,7 @@ def run_training(arguments: RunArguments) -> RunResult:
             resume=training.resume == "auto",
             clear=PartialState().is_main_process,
         )
+    trackers.open(describe_facts(arguments, data), checkpoint)
     start: dict[str, float] | None = None
     if has_measured_start(arguments) and not on_features:
         start = measure_start(
@@ -106,13 +128,16 @@ def run_training(arguments: RunArguments) -> RunResult:
     ensemble, facts = None, {}
     if on_features:
         assert isinstance(model, SiglipClassifier)
-        probe = fit_probe(arguments, data, model, processor, checkpoint)
+        probe = fit_probe(arguments, data, model, processor, checkpoint, trackers)
         trainer, figures, trained = probe.trainer, probe.outcome, probe.model
         start, facts = probe.start, probe.facts
     else:
-        trainer, outcome = _train_to_the_end(arguments, data, model, processor, checkpoint)
+        trainer, outcome = train_to_the_end(
+            arguments, data, model, processor, checkpoint, trackers=trackers
+        )
         trainer.finish()
-        figures, trained = outcome.metrics, trainer.accelerator.unwrap_model(trainer.model)
+        figures = outcome.metrics
+        trained = gather_model(trainer.accelerator.unwrap_model(trainer.model))
     final = fold_model(trained)
     if training.wise_ft is not None:
         ensemble = ensemble_with_start(
@@ -150,8 +175,16 @@ def run_training(arguments: RunArguments) -> RunResult:
             ("test", data.splits["test"]),
         )
     }
+    open_set, separation = fit_open_set(final, processor, results["train"], results["validation"])
+    separation["test"] = measure_open_set(open_set, final, processor, results["test"])
     history = build_history(trainer.state.log_history, start)
+    # Before the run counts as finished: what it is killed in the middle of is repeated then.
+    trackers.finish(lambda: collect_results(results, data, training.seed, output_dir))
     if trainer.is_world_process_zero():
+        open_set.save(output_dir / MODEL_DIR)
+        fit_and_save_temperature(
+            output_dir / MODEL_DIR, results["validation"], final.config.activation
+        )
         write_results(
             output_dir,
             results=results,
@@ -162,6 +195,7 @@ def run_training(arguments: RunArguments) -> RunResult:
                 **facts,
                 "start": start and {"kind": name_start(arguments), "split": "validation", **start},
                 "wise_ft": ensemble,
+                "open_set": separation,
             },
         )
         trainer.remove_surplus_checkpoints()
@@ -174,17 +208,24 @@ def run_training(arguments: RunArguments) -> RunResult:
     )
 
 
-def _train_to_the_end(
+def train_to_the_end(
     arguments: RunArguments,
     data: FlowerData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
     checkpoint: str | None,
+    prepare: Callable[[FlowersTrainer], None] | None = None,
+    trackers: Trackers | None = None,
 ) -> tuple[FlowersTrainer, TrainOutput]:
-    """Train again where memory runs out or a step goes bad, as the arguments allow."""
+    """Train again where memory runs out or a step goes bad, as the arguments allow.
+
+    prepare: called with every Trainer before it trains. trackers: open ones.
+    """
     excluded: frozenset[int] = frozenset()
     while True:
-        trainer = build_trainer(arguments, data, model, processor)
+        trainer = build_trainer(arguments, data, model, processor, trackers)
+        if prepare is not None:
+            prepare(trainer)
         trainer.anomalies.excluded = excluded
         bad_step = None
         try:

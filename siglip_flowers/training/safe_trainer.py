@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +35,11 @@ from siglip_flowers.training.preemption import (
     outlive_signals,
 )
 from siglip_flowers.training.processes import StopAgreement
+from siglip_flowers.training.sharding import (
+    allow_sharding_on_cpu,
+    choose_wrapped_layers,
+    make_whole,
+)
 
 
 class SafeTrainer(Trainer):
@@ -49,6 +55,9 @@ class SafeTrainer(Trainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if self.is_fsdp_enabled:
+            assert isinstance(self.model, nn.Module)
+            choose_wrapped_layers(self.accelerator.state.fsdp_plugin, self.model)
         # Patience that was used up before a checkpoint stays used up after it.
         self.args.restore_callback_states_from_checkpoint = True
         self.anomalies = AnomalyWatch(
@@ -66,6 +75,15 @@ class SafeTrainer(Trainer):
         self.add_callback(self.stop)
         self.add_callback(_DropCallback(self.anomalies))
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator as the parent does, which may shard on a CPU too."""
+        allow_sharding_on_cpu(self.args)
+        super().create_accelerator_and_postprocess()
+
+    def is_local_process_zero(self) -> bool:
+        """Say whether this process is the one that speaks: one of all machines, not of each."""
+        return self.is_world_process_zero()
+
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
@@ -75,7 +93,16 @@ class SafeTrainer(Trainer):
             self._had_ended = _had_ended_early(Path(resume_from_checkpoint))
         with hold_signals():
             self.stop.agreement = StopAgreement(self.args.ddp_timeout_delta)
-            outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+            try:
+                outcome = super().train(resume_from_checkpoint, *args, **kwargs)
+            except UnpicklingError as error:
+                # torch refuses to run what a file of the training state asks for.
+                raise RunError(
+                    f"The checkpoint {resume_from_checkpoint} cannot be loaded, since a file of "
+                    "its training state holds other things than tensors and numbers, or is "
+                    "damaged; remove the checkpoint, and the same command goes on from the one "
+                    "before."
+                ) from error
             self.stop.agreement.close()
         return outcome
 
@@ -97,7 +124,7 @@ class SafeTrainer(Trainer):
         return self.anomalies.see_loss(self.state.global_step + 1, loss, inputs["index"])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = make_whole(super()._get_grad_norm(model, grad_norm=grad_norm))
         # With float16 a norm that overflows is usual, and the scaler leaves out the step.
         if self.watches_anomalies and getattr(self.accelerator, "scaler", None) is None:
             self.anomalies.see_norm(norm)
@@ -181,17 +208,10 @@ class SafeTrainer(Trainer):
             self._staging = None
         self.accelerator.wait_for_everyone()
         self._saved_step = self.state.global_step
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
         if self.args.should_save:
             rotate_checkpoints(
                 directory, self.args.save_total_limit, self.state.best_model_checkpoint
             )
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Uploads go on in the background, and need the name that stays.
-        if self._staging is None:
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _name_newest_checkpoint(self) -> str | None:
         checkpoints = list_checkpoints(Path(self.args.checkpoint_dir))

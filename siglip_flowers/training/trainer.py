@@ -20,6 +20,7 @@ from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.safe_trainer import SafeTrainer
 from siglip_flowers.training.throughput import Throughput
+from siglip_flowers.training.trackers import Trackers
 from siglip_flowers.training.unfreezing import GradualUnfreezing
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class FlowersTrainer(SafeTrainer):
         normalizer: Turns pixels into the model's inputs, on the device.
         augmenter: Varies training batches, on the device; None trains on pictures as they are.
         ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
+        trackers: Open ones, which every checkpoint names, so that a resumed run goes on with them.
         **kwargs: The arguments of ``Trainer``.
     """
 
@@ -47,12 +49,18 @@ class FlowersTrainer(SafeTrainer):
         normalizer: PixelNormalizer,
         augmenter: BatchAugmenter | None,
         ema: float | None = None,
+        trackers: Trackers | None = None,
         **kwargs: Any,
     ) -> None:
         self.objective: Objective = objective
         self.normalizer = normalizer
         self.augmenter = augmenter
-        super().__init__(**kwargs)
+        self.trackers = trackers
+        callbacks = [
+            *(kwargs.pop("callbacks", None) or ()),
+            *([] if trackers is None else [trackers]),
+        ]
+        super().__init__(callbacks=callbacks, **kwargs)
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
         self._running_hits: list[torch.Tensor] = []
@@ -172,8 +180,10 @@ class FlowersTrainer(SafeTrainer):
         logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the weights, and beside them in a checkpoint their moving average."""
+        """Save the weights, and beside them in a checkpoint their average and the tracked runs."""
         super().save_model(output_dir, _internal_call)
+        if self.trackers is not None and output_dir is not None and self.args.should_save:
+            self.trackers.save(Path(output_dir))
         if self.average is not None and output_dir is not None and self.args.should_save:
             self.average.save(Path(output_dir) / AVERAGE_FILE)
 

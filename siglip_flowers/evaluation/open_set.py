@@ -1,0 +1,144 @@
+"""Fit the threshold below which a picture shows none of the known classes.
+
+The score is the one that tells validation pictures best from drawn pictures that are no flowers;
+the threshold lets 95 % of the validation pictures pass. Test pictures take no part.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+
+from siglip_flowers.data.not_flowers import draw_not_flowers
+from siglip_flowers.data.pixels import get_picture_size, resize_picture
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.inference.open_set import SCORES, OpenSet
+from siglip_flowers.metrics.open_set import (
+    ACCEPTED,
+    average_classes,
+    fit_threshold,
+    measure_separation,
+)
+from siglip_flowers.model.classifier import SiglipClassifier
+
+PICTURES_PER_KIND = 16
+# The figures that are reported come from other drawings than those that chose the score.
+CHOICE_SEED, REPORT_SEED = 0, 1
+ROUNDING = 1e-5
+_BATCH_SIZE = 32
+
+
+def fit_open_set(
+    model: SiglipClassifier,
+    processor: Any,
+    train: SplitResult,
+    validation: SplitResult,
+    accepted: float = ACCEPTED,
+) -> tuple[OpenSet, dict[str, Any]]:
+    """Choose score and threshold; return them, and the figures of the choice.
+
+    Args:
+        model: The classifier.
+        processor: Its image processor.
+        train: Training pictures, or a sample of them, for the class means.
+        validation: Pictures of known classes.
+        accepted: The share of them that is to pass.
+    """
+    means = average_classes(train.features, train.labels)
+    unknown = classify_pictures(
+        model, processor, _flatten(draw_not_flowers(PICTURES_PER_KIND, CHOICE_SEED))
+    )
+    candidates, figures = {}, {}
+    for score in SCORES:
+        candidate = OpenSet(score, 0.0, class_means=means)
+        known = score_split(candidate, model, validation)
+        threshold = fit_threshold(known, accepted)
+        # Another batch size rounds otherwise, which must not turn away the picture at the edge.
+        threshold -= ROUNDING * max(1.0, abs(threshold))
+        candidates[score] = OpenSet(score, threshold, accepted, means)
+        figures[score] = measure_separation(known, _score(candidate, model, *unknown), accepted)
+    chosen = max(SCORES, key=lambda score: figures[score]["auroc"])
+    return candidates[chosen], {
+        "score": chosen,
+        "threshold": candidates[chosen].threshold,
+        "accepted": accepted,
+        "validation": figures[chosen],
+        "auroc_by_score": {score: figures[score]["auroc"] for score in SCORES},
+    }
+
+
+def measure_open_set(
+    open_set: OpenSet, model: SiglipClassifier, processor: Any, result: SplitResult
+) -> dict[str, Any]:
+    """Measure a fitted threshold on another split and on new drawings.
+
+    Returns:
+        AUROC and, at the threshold as it is, the shares of pictures that pass: of known classes, of
+        drawings, and of drawings by kind.
+    """
+    known = score_split(open_set, model, result)
+    drawn = draw_not_flowers(PICTURES_PER_KIND, REPORT_SEED)
+    unknown = _score(open_set, model, *classify_pictures(model, processor, _flatten(drawn)))
+    passed = unknown >= open_set.threshold
+    return {
+        "auroc": measure_separation(known, unknown)["auroc"],
+        "known_accepted": float(np.mean(known >= open_set.threshold)),
+        "unknown_accepted": float(np.mean(passed)),
+        "unknown_accepted_by_kind": {
+            kind: float(np.mean(share))
+            for kind, share in zip(drawn, np.split(passed, len(drawn)), strict=True)
+        },
+        "n_known": len(known),
+        "n_unknown": len(unknown),
+    }
+
+
+def classify_pictures(
+    model: SiglipClassifier, processor: Any, pictures: list[Image.Image]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32; every process classifies all pictures."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    engine = InferenceEngine(model, processor, device=state.device)
+    size = get_picture_size(processor)
+    pixels = torch.stack([resize_picture(p, size, processor.resample) for p in pictures])
+    parts = [engine.classify_with_features(part).cpu() for part in pixels.split(_BATCH_SIZE)]
+    outputs = torch.cat(parts).numpy()
+    width = outputs.shape[1] - len(model.class_names)
+    return outputs[:, :width], outputs[:, width:]
+
+
+def score_split(open_set: OpenSet, model: SiglipClassifier, result: SplitResult) -> np.ndarray:
+    """Return how known the pictures of a split look: (N,)."""
+    return _score(open_set, model, result.features, result.logits)
+
+
+def format_open_set(figures: dict[str, Any]) -> str:
+    """Return the figures of :func:`fit_open_set` as lines to read."""
+    areas = ", ".join(f"{name} {area:.3f}" for name, area in figures["auroc_by_score"].items())
+    return (
+        f"AUROC, validation pictures against drawings that are no flowers: {areas}\n"
+        f"chosen: {figures['score']}, threshold {figures['threshold']:.6g}\n"
+        f"{format_separation(figures['validation'])}"
+    )
+
+
+def format_separation(figures: dict[str, float]) -> str:
+    """Return the figures of ``measure_separation`` as a line to read."""
+    return (
+        f"AUROC {figures['auroc']:.3f}; {figures['false_positive_rate']:.1%} of "
+        f"{figures['n_unknown']} unknown pictures pass where {figures['accepted']:.0%} of "
+        f"{figures['n_known']} known ones do"
+    )
+
+
+def _score(
+    open_set: OpenSet, model: SiglipClassifier, features: np.ndarray, logits: np.ndarray
+) -> np.ndarray:
+    return open_set.score_pictures(features, logits, model.config.activation)
+
+
+def _flatten(pictures: dict[str, list[Image.Image]]) -> list[Image.Image]:
+    return [picture for kind in pictures.values() for picture in kind]

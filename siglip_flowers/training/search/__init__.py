@@ -1,0 +1,1 @@
+"""The search for options: trials of train.py's options, judged on the validation split."""

@@ -1,0 +1,141 @@
+"""FSDP2: what a run whose weights are spread over its processes needs besides accelerate."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
+from siglip_flowers.errors import InputError
+from siglip_flowers.model.contrastive import ContrastiveSiglip
+
+SHARDED_VERSION = 2
+
+
+def asks_for_sharding(training: FlowersTrainingArguments) -> bool:
+    """Say whether ``accelerate launch`` or ``--fsdp`` asks for FSDP."""
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return launched or bool(training.fsdp)
+
+
+def check_sharding(
+    model: ModelArguments, training: FlowersTrainingArguments, *, on_features: bool
+) -> None:
+    """Raise InputError for options that cannot be carried out under FSDP, if it is asked for.
+
+    ZeRO stage 3 is refused too: each process would save its part of the weights.
+
+    Args:
+        model: What is trained.
+        training: How it is trained.
+        on_features: Whether only heads are fitted, on features.
+    """
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and stage == "3":
+        raise InputError(
+            "DeepSpeed's zero_stage is 3, whose weights this project does not gather; use "
+            "configs/accelerate/fsdp2.yaml, which spreads the same, or zero_stage 2."
+        )
+    if not asks_for_sharding(training):
+        return
+    if training.fsdp:
+        version = int((training.fsdp_plugin_args or {}).get("fsdp_version", SHARDED_VERSION))
+    else:
+        version = int(os.environ.get("FSDP_VERSION", "1"))
+    refused = (
+        (
+            version != SHARDED_VERSION,
+            f"fsdp_version {version}; write fsdp_version: 2, as configs/accelerate/fsdp2.yaml does",
+        ),
+        (
+            model.lora_r is not None,
+            f"--lora_r {model.lora_r}, whose few trained weights need no sharding; launch with "
+            "configs/accelerate/ddp.yaml",
+        ),
+        (
+            training.ema is not None,
+            f"--ema {training.ema}, which keeps the whole average in every process; drop it or "
+            "launch with configs/accelerate/ddp.yaml",
+        ),
+        (
+            training.objective == "sigmoid",
+            "--objective sigmoid, whose temperature and bias are single numbers that it cannot "
+            "spread; use another objective or launch with configs/accelerate/ddp.yaml",
+        ),
+        (
+            on_features,
+            "a frozen encoder whose heads are fitted on features; launch with "
+            "configs/accelerate/ddp.yaml",
+        ),
+        (
+            training.save_only_model,
+            "--save_only_model true, since sharded weights are saved with the optimiser; drop it",
+        ),
+    )
+    for applies, message in refused:
+        if applies:
+            raise InputError(f"FSDP does not go with {message}.")
+
+
+def allow_sharding_on_cpu(training: FlowersTrainingArguments) -> None:
+    """Let accelerate shard in the processes of a CPU launch, where it was asked to.
+
+    It has the name MULTI_CPU for them, under which it leaves FSDP out without a word; torch itself
+    shards on any device. To be called before the ``Accelerator`` is made.
+    """
+    on_cpu = PartialState().distributed_type == DistributedType.MULTI_CPU
+    if on_cpu and asks_for_sharding(training):
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def choose_wrapped_layers(plugin: Any, model: nn.Module) -> None:
+    """Keep those of the plugin's layer classes that the model has; each layer is sharded apart.
+
+    One configuration then serves fixed-resolution and NaFlex models, whose layers differ in name.
+
+    Raises:
+        InputError: The model has none of them.
+    """
+    names = plugin.transformer_cls_names_to_wrap
+    if names is None:
+        return
+    present = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = [name for name in names if name in present]
+    if not plugin.transformer_cls_names_to_wrap:
+        layers = sorted(name for name in present if name.endswith("EncoderLayer"))
+        raise InputError(
+            f"fsdp_transformer_layer_cls_to_wrap names {', '.join(names)}, and the model has no "
+            f"such layer; write {', '.join(layers)}."
+        )
+
+
+def make_whole(value: Any) -> Any:
+    """Return a sharded tensor whole, and anything else as it is; to be called by every process."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def gather_model(model: Any) -> Any:
+    """Return a model of its own with whole weights; to be called by every process.
+
+    A model that is not sharded is returned as it is.
+    """
+    if FSDPModule not in type(model).__mro__:
+        return model
+    # Sharding puts a class of torch's before the model's own.
+    model_class: Any = next(
+        kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule)
+    )
+    whole = model_class(model.config)
+    if isinstance(whole, ContrastiveSiglip):
+        whole.copy_prompts(model)
+    weights, shards = whole.state_dict(), model.state_dict()
+    assert weights.keys() == shards.keys()
+    for name, shard in shards.items():
+        weights[name].copy_(make_whole(shard))
+    return whole.to(model.device).eval()

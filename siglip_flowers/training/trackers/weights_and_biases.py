@@ -1,0 +1,117 @@
+"""W&B: online where somebody is logged in, else offline, and never with a prompt."""
+
+import logging
+import netrc
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from siglip_flowers.training.trackers.tracker import (
+    FinalResults,
+    RunFacts,
+    Tracker,
+    TrainerView,
+    name_values,
+)
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "siglip_flowers"
+DEFAULT_URL = "https://api.wandb.ai"
+STEP = "global_step"
+
+
+class WandbTracker(Tracker):
+    """A run of W&B; its files are below ``wandb/`` of the working directory, or ``WANDB_DIR``.
+
+    Args:
+        log_model: Upload the kept model as an artifact.
+    """
+
+    def __init__(self, *, log_model: bool) -> None:
+        self._log_model = log_model
+        self._run: Any = None
+
+    def open(self, run: RunFacts, run_id: str | None) -> str:
+        """Start the run, or go on with the one of this id; offline where online fails."""
+        import wandb
+
+        options: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "name": run.name,
+            "id": run_id or uuid.uuid4().hex[:8],
+            "config": dict(run.config),
+        }
+        mode: Any = choose_mode()
+        if mode != "offline":
+            # Offline it is ignored, with a warning; the id alone joins the parts there.
+            options["resume"] = "allow"
+        try:
+            self._run = wandb.init(mode=mode, **options)
+        except Exception as error:
+            if mode == "offline":
+                raise
+            logger.warning("W&B is not to be reached (%s); the run is kept offline.", error)
+            options.pop("resume")
+            self._run = wandb.init(mode="offline", **options)
+        self._run.define_metric(STEP, hidden=True)
+        # W&B's own step may not go back, as a resumed run does.
+        self._run.define_metric("*", step_metric=STEP)
+        return self._run.id
+
+    def log(self, logs: Mapping[str, float], view: TrainerView) -> None:
+        """Log figures as ``SPLIT/NAME``."""
+        values = {
+            name if split is None else f"{split}/{name}": value
+            for name, split, value in name_values(logs)
+        }
+        if values:
+            self._log(values, view)
+
+    def finish(self, results: FinalResults, view: TrainerView) -> None:
+        """Log the test figures and pictures, and the model where asked for."""
+        import wandb
+
+        self._log({f"test/{name}": value for name, value in results.metrics["test"].items()}, view)
+        self._run.summary["kept"] = {
+            split: dict(metrics) for split, metrics in results.metrics.items()
+        }
+        table = wandb.Table(columns=["image", "true", "predicted", "confidence", "right"])
+        for picture, true, predicted, confidence in results.examples:
+            image = wandb.Image(picture.convert("RGB"))
+            table.add_data(image, true, predicted, confidence, true == predicted)
+        pictures = {"examples": table, "confusion_matrix": wandb.Image(results.confusion)}
+        self._log(pictures, view)
+        if self._log_model:
+            artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
+            artifact.add_dir(str(results.model_dir))
+            self._run.log_artifact(artifact)
+
+    def close(self, *, failed: bool) -> None:
+        """End the run."""
+        run, self._run = self._run, None
+        if run is not None:
+            run.finish(exit_code=int(failed))
+
+    def _log(self, values: Mapping[str, Any], view: TrainerView) -> None:
+        state = view.state
+        self._run.log({**values, "epoch": state.epoch or 0.0, STEP: state.global_step})
+
+
+def choose_mode() -> str:
+    """Return ``WANDB_MODE`` where it is set, ``online`` where somebody is logged in, or offline."""
+    return os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
+
+
+def _is_logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", DEFAULT_URL)).hostname or ""
+    path = Path(os.environ.get("NETRC", Path.home() / ".netrc")).expanduser()
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,292 @@
+"""``accelerate launch`` with the shipped configurations: one run, whatever starts it."""
+
+import csv
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from transformers import (
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from siglip_flowers.commands.train import main as train
+from siglip_flowers.errors import InputError
+from siglip_flowers.model.loading import load_saved_classifier
+from siglip_flowers.training.sharding import choose_wrapped_layers
+from tests.conftest import REPOSITORY
+from tests.launched import CONFIGS, find_port, launch
+from tests.small_runs import make_checkpoint, make_folder, small_options
+
+SHIPPED = sorted([*CONFIGS.glob("*.yaml"), REPOSITORY / "accelerate_config.yaml"])
+# 48 pictures in batches of 8 make 6 full steps an epoch, the same pictures in each however many
+# processes share them.
+GLOBAL_BATCH, STEPS, TEST = 8, 12, 15
+SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("launch")
+    return make_checkpoint(folder / "tiny"), make_folder(folder / "flowers", 16, 5)
+
+
+def write_options(small, processes, *more):
+    return [
+        *small_options(*small, Path("unused"), "--logging_steps", "1", "--use_cpu", "true"),
+        *("--per_device_train_batch_size", str(GLOBAL_BATCH // processes)),
+        *("--per_device_eval_batch_size", "4", "--cpu_threads", "1", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one(small, tmp_path_factory):
+    """A run in this process alone; returns its output directory."""
+    folder = tmp_path_factory.mktemp("one")
+    threads = torch.get_num_threads()
+    directories = ["--output_dir", str(folder / "run"), "--cache_dir", str(folder / "cache")]
+    assert train([*write_options(small, 1), *directories]) == 0
+    torch.set_num_threads(threads)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def launched(small, tmp_path_factory):
+    """Launches on two processes, on two machines of two, and sharded on two elastic machines."""
+
+    def name_machines(processes, *more):
+        address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(find_port())]
+        size = ["--num_machines", "2", "--num_processes", str(processes), *address, *more]
+        return [[*size, "--machine_rank", str(rank)] for rank in range(2)]
+
+    elastic = name_machines(2, "--rdzv_backend", "c10d")
+    plans = {
+        "two": ("cpu.yaml", 2, [["--num_processes", "2"]]),
+        "machines": ("multi_machine.yaml", 4, name_machines(4)),
+        "sharded": ("fsdp2.yaml", 2, elastic),
+    }
+    return {
+        name: launch(
+            tmp_path_factory.mktemp(name), config, write_options(small, processes), *machines
+        )
+        for name, (config, processes, machines) in plans.items()
+    }
+
+
+KINDS = ("two", "machines", "sharded")
+PROCESSES = {"two": 2, "machines": 4, "sharded": 2}
+
+
+def read_curve(directory, column):
+    with (directory / "history.csv").open() as file:
+        return np.array([float(row[column]) for row in csv.DictReader(file) if row[column]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_launch_trains_along_the_curve_of_one_process(one, launched, kind):
+    directory = launched[kind].output_dir
+    training = json.loads((directory / "metrics.json").read_text())["training"]
+    assert training["processes"] == PROCESSES[kind]
+    losses = read_curve(one, "loss")
+    assert len(losses) == STEPS
+    assert np.ptp(losses) > 0.05
+    for column in ("loss", "train_loss", "validation_loss"):
+        expected = read_curve(one, column)
+        np.testing.assert_allclose(read_curve(directory, column), expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        read_curve(directory, "accuracy"), read_curve(one, "accuracy"), atol=1e-6
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(one, launched, kind):
+    """15 pictures on 2 or 4 processes in batches of 4: shares of different sizes."""
+    directory = launched[kind].output_dir
+    found, expected = (
+        json.loads((path / "metrics.json").read_text())["splits"] for path in (directory, one)
+    )
+    for split, figures in expected.items():
+        assert found[split].keys() == figures.keys()
+        for name, value in figures.items():
+            if name in ("loss", "nll"):
+                assert found[split][name] == pytest.approx(value, abs=1e-5), (split, name)
+            else:
+                assert found[split][name] == value, (split, name)
+    tables = [pd.read_parquet(path / "predictions_test.parquet") for path in (directory, one)]
+    assert len(tables[0]) == TEST
+    pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_is_written_once_by_the_first_process(launched, kind):
+    run = launched[kind]
+    own = {f"rng_state_{rank}.pth" for rank in range(PROCESSES[kind])}
+    for change in run.changes:
+        if change.rank and run.output_dir in change.path.parents:
+            # Of a checkpoint in the making each process writes its random state and its shards.
+            assert change.path.name in own or change.path.suffix == ".distcp", change
+    renamed = Counter(
+        change.path
+        for change in run.changes
+        if change.event == "os.rename" and run.output_dir in change.path.parents
+    )
+    files = [path for path in run.output_dir.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    for path in files:
+        # Given its name alone, or with the directory that it was written in.
+        times = renamed[path] or sum(renamed[place] for place in path.parents)
+        assert times == 1, path
+    assert not [path for path in files if path.name.startswith(".") and path.name != ".metadata"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_entry_of_the_cache_is_built_once(launched, kind):
+    run = launched[kind]
+    entries = {path for path in run.cache_dir.iterdir() if path.is_dir()}
+    built = Counter(
+        change.path
+        for change in run.changes
+        if change.event == "os.rename" and change.path.parent == run.cache_dir
+    )
+    assert built == dict.fromkeys(entries, 1)
+    # Two splits and the sample of the training pictures.
+    assert sum(path.name.startswith("pixels-") for path in entries) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_first_process_prints_and_logs(launched, kind):
+    said = launched[kind].said
+    assert sorted(said) == list(range(PROCESSES[kind]))
+    assert said[0].count("Everything is in") == 1
+    assert {rank: text for rank, text in said.items() if rank and text.strip()} == {}
+
+
+@pytest.mark.slow
+def test_sharded_run_leaves_whole_weights_and_checkpoints_in_two_halves(one, launched):
+    directory = launched["sharded"].output_dir
+    found, expected = (load_file(path / "model" / "model.safetensors") for path in (directory, one))
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        # AdamW makes whole steps out of the rounding that key biases have for a gradient.
+        if not name.endswith(("k_proj.bias", "in_proj_bias")):
+            torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=0, msg=name)
+    load_saved_classifier(str(directory / "model"))
+    for checkpoint in directory.glob("checkpoints/*/pytorch_model_fsdp_0"):
+        stored = FileSystemReader(checkpoint).read_metadata()
+        halves = {entry.relative_path for entry in stored.storage_data.values()}
+        assert halves == {"__0_0.distcp", "__1_0.distcp"}
+        for name, weight in expected.items():
+            tensor = stored.state_dict_metadata[f"model.{name}"]
+            chunks = [math.prod(chunk.sizes) for chunk in tensor.chunks]
+            assert sum(chunks) == weight.numel()
+            assert max(chunks) <= math.ceil(weight.shape[0] / 2) * weight[0].numel()
+
+
+def parse_launch(*arguments):
+    """Return the launcher's arguments as ``accelerate launch`` resolves them."""
+    from accelerate.commands.launch import _validate_launch_command
+
+    return _validate_launch_command(launch_command_parser().parse_args([*arguments, "train.py"]))[0]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configurations_are_read_by_accelerate(path):
+    assert load_config_from_file(str(path)).num_processes >= 1
+    arguments = parse_launch("--config_file", str(path))
+    several = arguments.multi_gpu or arguments.use_fsdp or arguments.use_deepspeed
+    assert several is (path.stem != "single")
+
+
+@pytest.mark.parametrize(
+    ("vision_class", "config"),
+    [
+        (SiglipVisionModel, SiglipVisionConfig(image_size=16, patch_size=8, **SMALL)),
+        (Siglip2VisionModel, Siglip2VisionConfig(num_patches=16, patch_size=8, **SMALL)),
+    ],
+)
+def test_layers_to_shard_are_those_of_either_family(vision_class, config):
+    settings = load_config_from_file(str(CONFIGS / "fsdp2.yaml")).fsdp_config
+    names = settings["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, transformer_cls_names_to_wrap=names)
+    model = vision_class(config)
+    choose_wrapped_layers(plugin, model)
+    assert plugin.transformer_cls_names_to_wrap == [type(model.encoder.layers[0]).__name__]
+    with pytest.raises(InputError, match="names LlamaDecoderLayer, and the model has no such"):
+        choose_wrapped_layers(
+            FullyShardedDataParallelPlugin(
+                fsdp_version=2, transformer_cls_names_to_wrap=["LlamaDecoderLayer"]
+            ),
+            model,
+        )
+
+
+def test_a_launch_that_would_start_unrelated_processes_is_refused(
+    small, tmp_path, monkeypatch, capsys
+):
+    """The environment is the one that accelerate itself makes of a plain CPU configuration."""
+    plain = tmp_path / "plain.yaml"
+    plain.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\nuse_cpu: true\n")
+    arguments = parse_launch("--config_file", str(plain), "--mixed_precision", "no")
+    _, environment = prepare_simple_launcher_cmd_env(arguments)
+    for name in environment.keys() - {"OMP_NUM_THREADS"}:
+        monkeypatch.setenv(name, environment[name])
+    output_dir = tmp_path / "run"
+    assert train([*write_options(small, 2), "--output_dir", str(output_dir)]) == 2
+    message = capsys.readouterr().err
+    assert "started this one on its own" in message
+    assert "configs/accelerate/cpu.yaml" in message
+    assert not output_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "reason"),
+    [
+        (["--lora_r", "4"], "2", "--lora_r 4, whose few trained weights"),
+        (["--ema", "0.9"], "2", "--ema 0.9"),
+        (["--objective", "sigmoid"], "2", "--objective sigmoid"),
+        (["--save_only_model", "true"], "2", "--save_only_model true"),
+        (["--trainable", "head", "--augment", "false"], "2", "fitted on features"),
+        ([], "1", "write fsdp_version: 2"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_anything_is_read(
+    small, tmp_path, monkeypatch, capsys, options, version, reason
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", version)
+    output_dir = tmp_path / "run"
+    assert train([*write_options(small, 1, *options), "--output_dir", str(output_dir)]) == 2
+    assert reason in capsys.readouterr().err
+    assert not output_dir.exists()
+
+
+def test_weights_in_parts_of_deepspeed_are_refused(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    output_dir = tmp_path / "run"
+    assert train([*write_options(small, 1), "--output_dir", str(output_dir)]) == 2
+    assert "zero_stage is 3" in capsys.readouterr().err
+    assert not output_dir.exists()
