@@ -16,11 +16,24 @@ from transformers import HfArgumentParser
 
 from siglip_flowers.errors import InputError
 
+# A configuration has a hundred options; aliases of aliases stand for any number of values.
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_VALUES = 100_000
+# What the reader raises for text that is no YAML, or for dates and numbers that are none.
+YAML_ERRORS = (
+    yaml.YAMLError,
+    ValueError,
+    OverflowError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 # Never written to a file, whatever a user passes.
 SECRETS = ("hub_token", "push_to_hub_token")
-# A saved configuration read again must neither overwrite unasked nor carry the processor of one
-# machine to another.
-UNSAVED = (*SECRETS, "overwrite_output_dir", "use_cpu")
+# A saved configuration read again must neither overwrite or publish unasked nor carry the processor
+# of one machine to another.
+UNSAVED = (*SECRETS, "overwrite_output_dir", "push_to_hub", "use_cpu")
 
 
 class _Parser(HfArgumentParser):
@@ -81,6 +94,9 @@ def parse_arguments(
     Raises:
         InputError: Unknown option or key, wrong type, unreadable file, value out of range.
     """
+    for argument in argv:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise InputError(f"The argument {argument!r} is not UTF-8 text; give it another name.")
     parser = _Parser(
         list[Any](dataclass_types), prog=prog, description=description, allow_abbrev=False
     )
@@ -120,20 +136,48 @@ def parse_arguments(
     return tuple(instances)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, and merge keys, which can multiply without end."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            problem = ""
+            if key.tag == "tag:yaml.org,2002:merge":
+                problem = "merge keys (<<) cannot be used"
+            elif isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+            if problem:
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping.
 
     Raises:
         InputError: The file is missing, no YAML, or holds something else than a mapping.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # It would be waited for, and it is read more than once.
+        raise InputError(f"The configuration file {path} is not a regular file; name another.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise InputError(
+                f"The configuration file {path} is larger than {MAX_YAML_BYTES >> 20} MB, so it "
+                "is none; name a YAML file with lines 'option: value'."
+            )
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(
             f"The configuration file {path} cannot be read: {error.strerror or error}."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except YAML_ERRORS as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
     if values is None:
         return {}
@@ -142,7 +186,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"The configuration file {path} holds a {type(values).__name__}; it must hold lines "
             "'option: value'."
         )
+    if _count_values(values) > MAX_YAML_VALUES:
+        raise InputError(
+            f"The configuration file {path} stands for more than {MAX_YAML_VALUES} values, by "
+            "aliases (*name) of aliases; write the values themselves."
+        )
     return values
+
+
+def _count_values(value: Any) -> int:
+    """Count values as often as they are referred to, up to one more than allowed."""
+    waiting, count = [value], 0
+    while waiting and count <= MAX_YAML_VALUES:
+        count += 1
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            waiting.extend(item)
+    return count
 
 
 def dump_configuration(*instances: Any) -> str:
@@ -188,6 +250,7 @@ def _apply(
     # What has no spelling on the command line.
     direct: dict[str, Any] = {}
     for key, value in values.items():
+        _check_text(key, value, origin)
         kinds = (hints[key], *get_args(hints[key]))
         if value is None:
             if type(None) not in kinds:
@@ -201,7 +264,13 @@ def _apply(
             # YAML 1.1 reads the word no as false.
             argv.append(f"--{key}=no")
         elif isinstance(value, dict):
-            argv.append(f"--{key}={json.dumps(value)}")
+            try:
+                argv.append(f"--{key}={json.dumps(value)}")
+            except (TypeError, ValueError, RecursionError) as error:
+                raise InputError(
+                    f"In {origin}: {key} holds what JSON has no form for ({error}); use text, "
+                    "numbers, lists and mappings with names."
+                ) from error
         elif isinstance(value, list):
             argv.extend([f"--{key}", *map(str, value)])
         else:
@@ -214,6 +283,18 @@ def _apply(
         raise InputError(f"In {origin}: {rest[0]!r} is one value too many.")
     for key, value in direct.items():
         setattr(namespace, key, value)
+
+
+def _check_text(key: str, value: Any, origin: str) -> None:
+    """Raise InputError for text that no file name, and no file in UTF-8, can hold."""
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        text = item if isinstance(item, str) else ""
+        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(
+                f"In {origin}: {key} is {text[:100]!r}, with a character that text cannot hold; "
+                "leave it out."
+            )
 
 
 def refuse_usage(message: str) -> NoReturn:

@@ -154,7 +154,7 @@ def test_an_incomplete_unpacked_folder_is_refused(unpacked, pictures) -> None:
         ({"labels": np.zeros((1, 8189), np.uint8)}, "whole numbers from 1 to 102"),
         ({"labels": np.full((1, 8189), 103)}, "whole numbers from 1 to 102"),
         ({"labels": np.full((1, 8189), 1.5)}, "whole numbers from 1 to 102"),
-        ({"labels": np.array([["a" * 8189]])}, "has the shape"),
+        ({"labels": np.array([["a" * 8189]])}, "is a char, not numbers"),
     ],
 )
 def test_wrong_labels_are_refused(unpacked, variables, message) -> None:

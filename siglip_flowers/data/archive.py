@@ -17,10 +17,31 @@ from filelock import FileLock
 
 from siglip_flowers.errors import RunError
 
+# What gzip and tarfile raise for damaged or hostile files; headers of headers recurse.
+UNREADABLE = (
+    EOFError,
+    OSError,
+    tarfile.TarError,
+    zlib.error,
+    OverflowError,
+    ValueError,
+    LookupError,
+    RecursionError,
+)
 PICTURE_FOLDER = "jpg"
 PICTURE_NAME = re.compile(r"image_\d{5}\.jpg")
 # The original unpacks to 0.35 GB; whatever goes far beyond that is not it.
 MAX_UNPACKED_BYTES = 1 << 30
+MAX_PICTURE_BYTES = 1 << 26
+# Long names and extended attributes, which tarfile reads whole.
+MAX_HEADER_BYTES = 1 << 20
+HEADER_TYPES = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 READ_BYTES = 1 << 20
 
 
@@ -51,6 +72,17 @@ class _BoundedReader(io.BytesIO):
         return content
 
 
+class _Entry(tarfile.TarInfo):
+    """An entry that is refused before a huge header would be read into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Entry":
+        entry = super().frombuf(buf, encoding, errors)
+        if entry.type in HEADER_TYPES and entry.size > MAX_HEADER_BYTES:
+            raise EOFError(f"a header claims to be {entry.size} bytes long")
+        return entry
+
+
 def _check_member(archive: Path, member: tarfile.TarInfo) -> str | None:
     """Return the file name of a picture entry, None for an entry to leave out."""
     path = PurePosixPath(member.name)
@@ -62,12 +94,15 @@ def _check_member(archive: Path, member: tarfile.TarInfo) -> str | None:
         return None
     elif not member.isreg() or member.issparse():
         problem = "is not a regular file"
+    elif member.size > MAX_PICTURE_BYTES:
+        # Also where it is left out: tarfile would skip it in steps, however many those are.
+        problem = f"claims to be {member.size} bytes long"
     elif path.parent == PurePosixPath(PICTURE_FOLDER) and PICTURE_NAME.fullmatch(path.name):
         return path.name
     else:
         return None
     raise RunError(
-        f"{archive} is not safe to unpack: its entry {member.name!r} {problem}; "
+        f"{archive} is not safe to unpack: its entry {member.name[:200]!r} {problem}; "
         "download 102flowers.tgz again."
     )
 
@@ -76,7 +111,10 @@ def _read_pictures(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     with (
         gzip.open(archive) as stream,
         tarfile.open(
-            fileobj=_BoundedReader(archive, stream, limit), mode="r|", bufsize=READ_BYTES
+            fileobj=_BoundedReader(archive, stream, limit),
+            mode="r|",
+            bufsize=READ_BYTES,
+            tarinfo=_Entry,
         ) as tar,
     ):
         for member in tar:
@@ -94,7 +132,7 @@ def _iterate_readable(archive: Path, limit: int) -> Iterator[tuple[str, bytes]]:
     """Yield the pictures; raise RunError where the archive is cut short or damaged."""
     try:
         yield from _read_pictures(archive, limit)
-    except (EOFError, OSError, tarfile.TarError, zlib.error, OverflowError, ValueError) as error:
+    except UNREADABLE as error:
         raise RunError(
             f"{archive} is truncated or damaged ({' '.join(str(error).split())}); "
             "download 102flowers.tgz again."

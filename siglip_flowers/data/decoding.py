@@ -1,13 +1,19 @@
 """From whatever a picture file holds to an upright 8-bit RGB picture."""
 
+import io
+import os
 import struct
 import zlib
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
 ORIENTATION_TAG = 0x0112
+# Pillow hands these to another program, Ghostscript, which runs what the file says.
+PROGRAM_FORMATS = frozenset({"EPS"})
 
 # What Pillow's readers and datasets.Image raise on broken files. PNG raises SyntaxError, several
 # other formats struct.error, ValueError or IndexError; OSError covers truncated and unknown files.
@@ -25,6 +31,35 @@ DECODING_ERRORS = (
     zlib.error,
     PIL.Image.DecompressionBombError,
 )
+
+
+def open_picture(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
+    """Open a picture file of a format that Pillow reads by itself.
+
+    A path must be that of a regular file: a pipe would be waited for, a device has no end.
+
+    Raises:
+        One of DECODING_ERRORS: no such file, or no such picture.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        path = Path(file)
+        if path.exists() and not path.is_file():
+            raise ValueError("a folder" if path.is_dir() else "not a regular file")
+    PIL.Image.init()
+    formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
+    return PIL.Image.open(file, formats=formats)
+
+
+def open_value(value: dict[str, Any]) -> PIL.Image.Image:
+    """Open an undecoded ``datasets.Image`` value, ``{"bytes": ..., "path": ...}``.
+
+    Raises:
+        One of DECODING_ERRORS: as :func:`open_picture`.
+    """
+    content, path = value["bytes"], value["path"]
+    if content is None and path is None:
+        raise ValueError("no picture")
+    return open_picture(path if content is None else io.BytesIO(content))
 
 
 def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
@@ -54,6 +89,7 @@ def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def list_image_extensions() -> frozenset[str]:
-    """Return the file name extensions, lower case with a dot, that Pillow has a reader for."""
+    """Return the file name extensions, lower case with a dot, that ``open_picture`` can read."""
     extensions = PIL.Image.registered_extensions()
-    return frozenset(ending for ending, name in extensions.items() if name in PIL.Image.OPEN)
+    readable = PIL.Image.OPEN.keys() - PROGRAM_FORMATS
+    return frozenset(ending for ending, name in extensions.items() if name in readable)

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, NamedSplit
 
 from siglip_flowers.data.decoding import list_image_extensions
-from siglip_flowers.data.names import abbreviate, order_names
+from siglip_flowers.data.names import abbreviate, is_text, order_names
 from siglip_flowers.errors import InputError
 
 SPLIT_FOLDERS = {
@@ -97,6 +97,11 @@ def list_folder(data_dir: Path) -> FolderListing:
                 f"{splits[split]} holds no pictures in its class folders "
                 f"({abbreviate(list(folders))}); add some, or remove the folder."
             )
+        for picture, _ in rows:
+            if not is_text(picture):
+                raise InputError(
+                    f"The picture {picture!r} has a name that is not UTF-8; rename it."
+                )
         listing.paths[split] = [path for path, _ in rows]
         listing.labels[split] = np.array([label for _, label in rows], dtype=np.int64)
     return listing

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
 from siglip_flowers.data.array_cache import ArrayEntry, open_array
-from siglip_flowers.data.decoding import DECODING_ERRORS, decode_rgb
+from siglip_flowers.data.decoding import DECODING_ERRORS, decode_rgb, open_value
 from siglip_flowers.data.fingerprint import fingerprint_images
 from siglip_flowers.data.identity import get_image_paths, image_ids
 from siglip_flowers.data.names import abbreviate
@@ -46,8 +46,9 @@ def examine_image(value: dict[str, Any] | None) -> Finding:
     if value is None:
         return Finding(problem="no picture")
     try:
-        image = decode_rgb(Image().decode_example(value))
-        pixels = image.tobytes()
+        with open_value(value) as opened:
+            image = decode_rgb(opened)
+            pixels = image.tobytes()
     except DECODING_ERRORS as error:
         return Finding(problem=_explain_failure(value, error))
     digest = hashlib.blake2b(struct.pack("<II", *image.size), digest_size=DIGEST_BYTES)

@@ -1,9 +1,14 @@
 """Class names: always matched by name, never by their position in an alphabetical listing."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
+from siglip_flowers.errors import InputError
 from siglip_flowers.labels import FLOWER_NAMES
+
+# Characters of a name in a message; a label of a data set can be as long as a book.
+MAX_SHOWN = 200
 
 
 def normalize_name(name: str) -> str:
@@ -22,6 +27,33 @@ def _natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
+def is_text(name: str) -> bool:
+    """Tell whether a file in UTF-8 can hold a name; that of a file may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def _check_names(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name.strip():
+            raise InputError(f"A class has the name {name!r}; give it one that can be read.")
+        if not is_text(name):
+            raise InputError(
+                f"The class {name[:MAX_SHOWN]!r} has a name that is not UTF-8 text; rename it."
+            )
+        # The same letters can be written with accents of their own or without.
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise InputError(
+                f"The classes {other[:MAX_SHOWN]!a} and {name[:MAX_SHOWN]!a} look the "
+                "same (two Unicode forms of one name); rename one."
+            )
+
+
 def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Choose the classes of a data set and give each of its names a class number.
 
@@ -30,8 +62,13 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
 
     Returns:
         The class names and, for each name that was given, its index into them.
+
+    Raises:
+        InputError: a name that is empty, that no file in UTF-8 can hold, or that looks like
+            another one.
     """
     given = sorted(set(names), key=lambda name: (_natural_key(name), name))
+    _check_names(given)
     positions = [_POSITIONS.get(normalize_name(name)) for name in given]
     known = [position for position in positions if position is not None]
     if len(known) < len(given):
@@ -44,6 +81,7 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
 
 
 def abbreviate(items: Sequence[str], limit: int = 10) -> str:
-    """Join at most ``limit`` items for a message and say how many more there are."""
+    """Join at most ``limit`` items for a message, cut where long, and say how many more."""
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more
+    shown = (item if len(item) <= MAX_SHOWN else f"{item[:MAX_SHOWN]}…" for item in items[:limit])
+    return ", ".join(shown) + more

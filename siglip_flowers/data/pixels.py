@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from siglip_flowers.data.decoding import decode_rgb
+from siglip_flowers.data.decoding import decode_rgb, open_value
 from siglip_flowers.data.naflex import PatchBudget, pack_picture, unpack_patches
 
 # Side in pixels of the squares that pictures are resized to, or the patches they are cut up into.
@@ -75,7 +75,8 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, rows: datasets.Dataset, size: PictureSize, resample: int) -> None:
         self.rows = rows.with_format(None)
         self.labels: list[int] = list(rows["label"])
-        self.images = rows.select_columns(["image"])
+        undecoded = datasets.Image(decode=False)
+        self.images = rows.select_columns(["image"]).cast_column("image", undecoded)
         self.size = size
         self.resample = Image.Resampling(resample)
 
@@ -87,11 +88,12 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         # One read of the Arrow table for a whole batch.
-        images = self.images[list(indices)]["image"]
-        return [self._item(index, image) for index, image in zip(indices, images, strict=True)]
+        values = self.images[list(indices)]["image"]
+        return [self._item(index, value) for index, value in zip(indices, values, strict=True)]
 
-    def _item(self, index: int, image: Image.Image) -> dict[str, Any]:
-        pixels = resize_picture(image, self.size, self.resample)
+    def _item(self, index: int, value: dict[str, Any]) -> dict[str, Any]:
+        with open_value(value) as image:
+            pixels = resize_picture(image, self.size, self.resample)
         return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
 
 

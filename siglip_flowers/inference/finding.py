@@ -1,6 +1,7 @@
 """Find the pictures that a command line names."""
 
 import glob
+import io
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -84,6 +85,9 @@ def _match_pattern(pattern: str, extensions: frozenset[str]) -> list[str]:
 
 def read_list(stream: TextIO) -> Iterator[str]:
     """Yield the paths or URLs of a list, one a line; empty lines are passed over."""
+    if isinstance(stream, io.TextIOWrapper):
+        # As for paths on the command line: names of files need not be UTF-8.
+        stream.reconfigure(errors="surrogateescape")
     return (path for line in stream if (path := line.rstrip("\r\n")))
 
 

@@ -7,14 +7,18 @@ that are not printable are written as escapes.
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-CSV_COLUMNS = ("picture", "rank", "label", "score")
+CSV_COLUMNS = ("picture", "rank", "label", "score", "known")
+UNKNOWN = "not one of the known classes; nearest:"
 MAX_NAME_WIDTH = 60
+# What a formula can begin with in a spreadsheet.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
-# Takes the name of a picture and its results, and returns the text to print.
-Formatter = Callable[[str, list[dict[str, Any]]], str]
+# Takes the name of a picture, its results, and whether it shows a known class (None: not asked),
+# and returns the text to print.
+Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:
@@ -37,17 +41,25 @@ def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
     if kind == "json":
         return "", format_json_line
     if kind == "csv":
-        return _to_csv([CSV_COLUMNS]), format_csv_lines
+        return format_csv([CSV_COLUMNS]), format_csv_lines
     width = max([len("picture"), *(len(escape_unprintable(name)) for name in names)])
     width = min(width, MAX_NAME_WIDTH)
     heading = f"{'picture':<{width}}    score  class\n"
-    return heading, lambda name, results: format_table_lines(name, results, width)
+    return heading, lambda name, results, known: format_table_lines(name, results, known, width)
 
 
-def format_table_lines(name: str, results: list[dict[str, Any]], width: int) -> str:
-    """Return a line for each class, the first with the picture's name."""
+def format_table_lines(
+    name: str, results: list[dict[str, Any]], known: bool | None, width: int
+) -> str:
+    """Return a line for each class, the first with the picture's name.
+
+    Of an unknown picture the first says that it is one.
+    """
     lines = []
     shown = escape_unprintable(name)
+    if known is False:
+        lines.append(f"{shown:<{width}}           {UNKNOWN}\n")
+        shown = ""
     for result in results:
         score = f"{100 * result['score']:5.1f} %"
         lines.append(f"{shown:<{width}}  {score}  {escape_unprintable(result['label'])}\n")
@@ -55,27 +67,47 @@ def format_table_lines(name: str, results: list[dict[str, Any]], width: int) -> 
     return "".join(lines)
 
 
-def format_json_line(name: str, results: list[dict[str, Any]]) -> str:
-    """Return one line, ``{"picture": ..., "predictions": [{"label", "score"}, ...]}``, in ASCII."""
-    return json.dumps({"picture": name, "predictions": results}) + "\n"
+def format_json_line(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
+    """Return one line in ASCII.
+
+    It is ``{"picture": ..., "known": true|false|null, "predictions": [{"label", "score"}, ...]}``.
+    """
+    return json.dumps({"picture": name, "known": known, "predictions": results}) + "\n"
 
 
-def format_csv_lines(name: str, results: list[dict[str, Any]]) -> str:
-    """Return a line for each class; commas, quotes and line ends are quoted as in RFC 4180."""
-    return _to_csv(
+def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
+    """Return a line for each class; commas, quotes and line ends are quoted as in RFC 4180.
+
+    ``known`` is ``true``, ``false``, or empty where it was not asked.
+    """
+    return format_csv(
         [
             (
-                escape_unprintable(name, keep="\n\r\t"),
+                name,
                 rank,
-                escape_unprintable(result["label"], keep="\n\r\t"),
-                f"{result['score']:.6g}",
+                result["label"],
+                float(result["score"]),
+                "" if known is None else str(known).lower(),
             )
             for rank, result in enumerate(results, 1)
         ]
     )
 
 
-def _to_csv(rows: list[Any]) -> str:
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV: numbers with six digits, and text that no spreadsheet computes."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(
+        [_to_cell(value) for value in row] for row in rows
+    )
     return text.getvalue()
+
+
+def _to_cell(value: object) -> object:
+    """Return what a spreadsheet shows and does not compute; ``'`` marks it as text there."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if not isinstance(value, str):
+        return value
+    shown = escape_unprintable(value, keep="\n\r\t")
+    return f"'{shown}" if shown.startswith(FORMULA_SIGNS) else shown

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from siglip_flowers.data.decoding import DECODING_ERRORS
+from siglip_flowers.data.decoding import DECODING_ERRORS, open_picture
 from siglip_flowers.data.pixels import PictureSize, get_pixel_shape, resize_picture
 from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.inference.sources import Source, array_to_picture
@@ -102,7 +102,7 @@ class PictureReader:
             file = io.BytesIO(fetch_picture(str(source)))
         elif isinstance(source, bytes):
             file = io.BytesIO(source)
-        with PIL.Image.open(file) as image:  # type: ignore[arg-type]
+        with open_picture(file) as image:  # type: ignore[arg-type]
             return resize_picture(image, self.size, self.resample)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.checking import MALFORMED, UNREADABLE, check_processor, check_sizes
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 from siglip_flowers.model.naflex import (
@@ -31,6 +31,7 @@ from siglip_flowers.model.naflex import (
     is_naflex,
     name_kind,
 )
+from siglip_flowers.model.native import NATIVE_ARCHITECTURES, describe_native
 from siglip_flowers.model.weights import first_line, interpolate_position_embedding, load_weights
 
 MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
@@ -52,9 +53,10 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     if not path.is_dir() and (path.is_absolute() or checkpoint.startswith(".")):
         raise InputError(f"The model directory {checkpoint} does not exist; check the path.")
     try:
-        config = AutoConfig.from_pretrained(checkpoint)
+        # Left out, the question whether to run a checkpoint's code would wait for an answer.
+        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
-    except (OSError, HfHubHTTPError) as error:
+    except UNREADABLE as error:
         if path.is_dir():
             raise InputError(
                 f"The config.json in {checkpoint} cannot be read ({first_line(error)}); copy the "
@@ -65,7 +67,7 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"Hugging Face Hub ({first_line(error)}); check the name and the network, or give "
             "--model_name_or_path a local directory."
         ) from error
-    except (ValueError, KeyError) as error:
+    except MALFORMED as error:
         raise InputError(
             f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}); use a "
             "SigLIP or SigLIP 2 checkpoint."
@@ -76,7 +78,8 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"{config.model_type!r}, expected one of {', '.join(MODEL_TYPES)}."
         )
     # transformers overlooks an inner model_type, or follows it, but never compares the two.
-    inner = (declared.get("vision_config") or {}).get("model_type")
+    within = declared.get("vision_config")
+    inner = within.get("model_type") if isinstance(within, dict) else None
     expected = VISION_TYPES.get(config.model_type)
     if expected is not None and inner not in (None, expected):
         raise InputError(
@@ -84,6 +87,9 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"{config.model_type!r}, but that of its vision_config is {inner!r} where "
             f"{expected!r} belongs; give it the config.json that it was published with."
         )
+    for tower in (vision_config_of(config), getattr(config, "text_config", None)):
+        if tower is not None:
+            check_sizes(checkpoint, tower)
     return config
 
 
@@ -138,13 +144,14 @@ def load_image_processor(
         naflex = str(declared.get("image_processor_type")).startswith("Siglip2ImageProcessor")
         processor_class = Siglip2ImageProcessorPil if naflex else SiglipImageProcessorPil
         processor: Any = processor_class.from_pretrained(checkpoint)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except (*UNREADABLE, *MALFORMED) as error:
         raise RunError(
             f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}); "
             "the checkpoint needs a preprocessor_config.json."
         ) from error
     if not Path(checkpoint).is_dir() or (Path(checkpoint) / "config.json").is_file():
         _check_processor(checkpoint, naflex, image_size, max_num_patches)
+    check_processor(checkpoint, processor)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     if max_num_patches is not None:
@@ -273,6 +280,10 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
         RunError: It cannot be reached or read.
     """
     config = load_checkpoint_config(directory)
+    if NATIVE_ARCHITECTURES & set(config.architectures or ()):
+        # An export: the same weights under the same names.
+        config = describe_native(config)
+        return load_weights(SiglipClassifier, directory, "weights", config=config).eval()
     if not isinstance(config, SiglipClassifierConfig):
         raise InputError(
             f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier; "

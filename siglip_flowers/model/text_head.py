@@ -13,8 +13,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.checking import (
+    INDEX_FILE,
+    MALFORMED,
+    UNREADABLE,
+    check_shard_names,
+)
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.naflex import VISION_TYPES, TextModel, get_text_class
+from siglip_flowers.model.weights import first_line
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
 _WEIGHTS = "model.safetensors"
@@ -172,11 +179,12 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """Load the checkpoint's own tokenizer; InputError if it has none that works."""
     try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError, ImportError) as error:
+        # Left out, the question whether to run a checkpoint's code would wait for an answer.
+        return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    except (*UNREADABLE, *MALFORMED) as error:
         raise InputError(
-            f"the tokenizer of {checkpoint} cannot be loaded ({error}): put its tokenizer files "
-            "beside the weights and install sentencepiece"
+            f"the tokenizer of {checkpoint} cannot be loaded ({first_line(error)}): put its "
+            "tokenizer files beside the weights and install sentencepiece"
         ) from error
 
 
@@ -206,10 +214,15 @@ def _find_weight_files(checkpoint: str) -> list[str]:
         return [_fetch(checkpoint, _WEIGHTS)]
     except OSError as error:
         try:
-            index = _fetch(checkpoint, f"{_WEIGHTS}.index.json")
+            index = _fetch(checkpoint, INDEX_FILE)
         except OSError:
             raise _describe_unreadable(checkpoint, _WEIGHTS) from error
-    places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    try:
+        content = json.loads(Path(index).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _describe_unreadable(checkpoint, INDEX_FILE) from error
+    check_shard_names(index, content)
+    places = content["weight_map"]
     shards = sorted({shard for name, shard in places.items() if _is_wanted(name)})
     try:
         return [_fetch(checkpoint, shard) for shard in shards]

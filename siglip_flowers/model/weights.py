@@ -3,13 +3,13 @@
 from typing import Any, TypeVar
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.checking import MALFORMED, UNREADABLE, check_weight_files
 from siglip_flowers.model.naflex import name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -29,6 +29,7 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
         InputError: A weight of the model is missing or of another shape.
         RunError: The file cannot be reached or read.
     """
+    check_weight_files(checkpoint)
     # What is left over by design would be reported as a warning of thirty lines.
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -41,10 +42,15 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
             dtype=torch.float32,
             **options,
         )
-    except (OSError, HfHubHTTPError, SafetensorError) as error:
+    except (*UNREADABLE, SafetensorError) as error:
         raise RunError(
             f"The {what} of {checkpoint!r} could not be read ({first_line(error)}); a whole "
             "model.safetensors is needed, pickled weights are not loaded."
+        ) from error
+    except MALFORMED as error:
+        raise InputError(
+            f"The {what} of {checkpoint!r} do not make a model ({first_line(error)}); use a "
+            "complete SigLIP checkpoint."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -83,4 +89,4 @@ def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.
 
 def first_line(error: BaseException) -> str:
     """Return what an error says, without the explanations that follow the first line."""
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+    return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__

@@ -1,0 +1,686 @@
+"""Hostile files: any bytes give a right value or one sentence, and never run, wait or escape."""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import scipy.io
+import torch
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.commands import predict as predict_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import load_flowers
+from siglip_flowers.data.archive import unpack_pictures
+from siglip_flowers.data.inspection import examine_image
+from siglip_flowers.data.oxford import IMAGE_COUNT, read_labels
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.evaluation.examples import save_examples
+from siglip_flowers.inference.output import format_csv_lines
+from siglip_flowers.inference.reading import PictureReader
+from siglip_flowers.model.loading import (
+    load_classifier,
+    load_image_processor,
+    load_saved_classifier,
+)
+from siglip_flowers.model.text_head import load_text_tower
+from siglip_flowers.parsing import read_yaml
+from siglip_flowers.training.checkpoints import write_manifest
+from siglip_flowers.training.output import find_checkpoint
+from siglip_flowers.training.trainer import FlowersTrainer
+from tests.fuzz.mutations import DOCUMENTS, EPS, PICTURE_NAMES, make_tar
+from tests.fuzz.readers import READ, Reader, make_readers, time_limit
+from tests.small_runs import CLASSES, draw_picture, make_checkpoint, make_folder, small_options
+
+EXAMPLES = {
+    **{"archive": 40, "mat": 60, "yaml": 40, "picture": 120},
+    **{"weights": 10, "config.json": 10, "preprocessor_config.json": 15},
+}
+CLASS_NAMES = (
+    "<script>alert(1)</script>",
+    "a/b\\c",
+    "..",
+    ".hidden",
+    "two\nlines",
+    "red \x1b[31m\x07\x9b2J\u202e",
+    "$\\frac{1}{0$",
+    "=cmd()|'/C calc'!A0",
+    "| **bold** `code` |",
+    "😀 مرحبا",
+    "x" * 10_000,
+    "Rose!",
+    "rose!",
+)
+
+
+@pytest.fixture(scope="session")
+def readers(tmp_path_factory) -> dict[str, tuple[st.SearchStrategy[bytes], Reader]]:
+    return make_readers(tmp_path_factory.mktemp("readers"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def copy(checkpoint, tmp_path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_any_bytes_give_a_value_or_a_sentence(readers, name, tmp_path):
+    strategy, read = readers[name]
+
+    @settings(
+        max_examples=EXAMPLES[name],
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(strategy)
+    def examine(content: bytes) -> None:
+        with time_limit():
+            read(content, tmp_path)
+
+    examine()
+
+
+def test_the_files_that_are_damaged_are_whole_ones(readers, tmp_path):
+    # Or nothing but refusals would be fuzzed.
+    from tests.fuzz import mutations
+
+    assert sum(readers["mat"][1](content, tmp_path) == READ for content in make_whole_mats()) == 6
+    pictures = [readers["picture"][1](content, tmp_path) for content in mutations.make_pictures()]
+    assert pictures.count(READ) == len(pictures) - 1  # all but EPS
+    assert readers["yaml"][1](mutations.WHOLE_YAML, tmp_path) == READ
+
+
+def make_whole_mats() -> list[bytes]:
+    from tests.fuzz import mutations
+
+    return mutations.make_mats()
+
+
+# Archives
+
+
+def refuse_archive(content: bytes, tmp_path: Path, message: str, limit: int = 1 << 30) -> None:
+    path = tmp_path / "102flowers.tgz"
+    path.write_bytes(content)
+    with time_limit(60), pytest.raises(RunError, match=message) as caught:
+        unpack_pictures(path, tmp_path / "cache", "sum", PICTURE_NAMES, limit)
+    assert str(path) in str(caught.value)
+    assert list((tmp_path / "cache").rglob("*.jpg")) == []
+
+
+def make_member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.size = kind, size
+    return member
+
+
+def test_an_entry_longer_than_the_archive_is_not_waited_for(tmp_path):
+    # tarfile skips it in steps of a megabyte, however many those are.
+    tar = make_tar([(make_member("other", size=1 << 62), b"")], tarfile.GNU_FORMAT)
+    refuse_archive(gzip.compress(tar), tmp_path, "claims to be 4611686018427387904 bytes long")
+    entry = make_member(f"jpg/{PICTURE_NAMES[0]}", size=1 << 40)
+    tar = make_tar([(entry, b"")], tarfile.GNU_FORMAT)
+    refuse_archive(gzip.compress(tar), tmp_path, "claims to be 1099511627776 bytes long")
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_unpacks_to_too_much_is_not_read(tmp_path, kind):
+    size = 64 << 20
+    tar = make_member("x", kind, size).tobuf(tarfile.GNU_FORMAT) + bytes(size)
+    packed = gzip.compress(tar)
+    assert len(packed) < 100_000
+    del tar
+    tracemalloc.start()
+    refuse_archive(packed, tmp_path, "header claims to be 67108864 bytes")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def test_headers_of_headers_do_not_recurse_without_end(tmp_path):
+    header = make_member("x", tarfile.XHDTYPE).tobuf(tarfile.GNU_FORMAT)
+    refuse_archive(gzip.compress(header * 5000), tmp_path, "truncated or damaged")
+
+
+# .mat files
+
+
+def refuse_mat(content: bytes, tmp_path: Path, message: str) -> None:
+    path = tmp_path / "imagelabels.mat"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_labels(path)
+    assert str(path) in str(caught.value)
+
+
+def save_mat(**variables: object) -> bytes:
+    stream = io.BytesIO()
+    scipy.io.savemat(stream, variables)
+    return stream.getvalue()
+
+
+def test_a_compressed_part_that_unpacks_to_too_much_is_not_unpacked(tmp_path):
+    packed = zlib.compress(bytes(256 << 20), 9)
+    tag = struct.pack("<II", 15, len(packed))
+    tracemalloc.start()
+    refuse_mat(save_mat()[:128] + tag + packed, tmp_path, r"unpacks to more than 1 MB")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+    refuse_mat(save_mat()[:128] + bytes(2 << 20), tmp_path, "larger than 1 MB")
+
+
+def test_only_numbers_are_read(tmp_path):
+    cell = np.empty((1, IMAGE_COUNT), dtype=object)
+    cell[:] = 1
+    refuse_mat(save_mat(labels=cell), tmp_path, "'labels' is a cell, not numbers")
+    refuse_mat(save_mat(labels={"a": 1}), tmp_path, "'labels' is a struct, not numbers")
+    refuse_mat(save_mat(labels="text"), tmp_path, "'labels' is a char, not numbers")
+    # A hundred million cells, by the declared size alone.
+    small = np.empty((1, 1), dtype=object)
+    small[0, 0] = 1
+    huge = save_mat(labels=small).replace(struct.pack("<ii", 1, 1), struct.pack("<ii", 1, 10**8), 1)
+    refuse_mat(huge, tmp_path, "'labels' is a cell, not numbers")
+
+
+def test_the_newer_format_is_named(tmp_path):
+    header = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
+    refuse_mat(header + b"\x89HDF\r\n\x1a\n" + bytes(400), tmp_path, "not a readable .mat file")
+
+
+# YAML
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("shots: 1\nshots: 2", "the key 'shots' stands twice"),
+        ("a: &x {b: 1}\nc: {<<: *x}", "merge keys"),
+        ("a: 2024-99-99", "month must be in 1..12"),
+        ("a: !!int ''", "not valid YAML"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+        ("a:\tb: c", "not valid YAML"),
+        ("? [a]\n: b", "unhashable|not valid YAML"),
+        ("a: &a [*a]", "stands for more than 100000 values"),
+        ("x" * (1 << 20) + "x", "larger than 1 MB"),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_hostile_yaml_is_refused(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with time_limit(), pytest.raises(InputError, match=message) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_aliases_of_aliases_are_not_written_out(tmp_path):
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    path = tmp_path / "c.yaml"
+    path.write_text("\n".join(lines))
+    with time_limit(), pytest.raises(InputError, match="aliases"):
+        read_yaml(path)
+    path.write_text("a: &x [1, 2]\nb: *x\n")
+    assert read_yaml(path) == {"a": [1, 2], "b": [1, 2]}
+
+
+def test_encodings_and_waiting_files(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_bytes("shots: 4\n".encode("utf-8-sig"))
+    assert read_yaml(path) == {"shots": 4}
+    path.write_bytes("shots: 4\n".encode("utf-16"))
+    with pytest.raises(InputError, match="not valid YAML"):
+        read_yaml(path)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with time_limit(), pytest.raises(InputError, match=r"pipe.yaml is not a regular file"):
+        read_yaml(tmp_path / "pipe.yaml")
+
+
+@pytest.mark.parametrize("value", ['"a\\0b"', '"\\ud800"', '["a\\0b"]'])
+def test_text_that_no_file_name_can_hold_is_refused(tmp_path, capsys, value):
+    (tmp_path / "c.yaml").write_text(f"output_dir: {value}\n")
+    assert train_command.main(["--config", str(tmp_path / "c.yaml")]) == 2
+    assert "output_dir is" in capsys.readouterr().err
+
+
+# Pictures
+
+
+@pytest.fixture
+def odd_files(tmp_path) -> list[str]:
+    """Things that are called pictures and are none, or would be waited for."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "folder.jpg").mkdir()
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "nowhere.jpg").symlink_to("missing")
+    (folder / "endless.jpg").symlink_to("/dev/zero")
+    for number, content in enumerate((*DOCUMENTS, b"", b"\xff\xd8\xff")):
+        (folder / f"{number}.jpg").write_bytes(content)
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def test_what_is_no_picture_is_named_and_not_waited_for(odd_files):
+    reader = PictureReader(8, 2, num_workers=1)
+    with time_limit():
+        [batch] = reader.read_batches(odd_files, 64)
+        findings = [examine_image({"bytes": None, "path": path}) for path in odd_files]
+    assert all(batch.problems)
+    assert all(finding.problem for finding in findings)
+    problems = dict(zip([Path(path).name for path in odd_files], batch.problems, strict=True))
+    assert problems["pipe.jpg"] == problems["endless.jpg"] == "not a regular file"
+    assert problems["folder.jpg"] == "a folder"
+
+
+def test_a_training_folder_with_odd_files_is_refused_with_their_list(odd_files, tmp_path):
+    folder = make_folder(tmp_path / "data", train=4, held_out=2)
+    shutil.move(tmp_path / "odd", folder / "train" / "odd")
+    with (
+        time_limit(60),
+        pytest.raises(RunError, match="10 of 34 pictures cannot be read") as caught,
+    ):
+        load_flowers(DataArguments(data_dir=str(folder)))
+    assert "pipe.jpg (not a regular file)" in str(caught.value)
+
+
+def test_ghostscript_is_never_started(tmp_path, monkeypatch):
+    trace = tmp_path / "started"
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {trace}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name in ("x.jpg", "x.eps"):
+        (tmp_path / name).write_bytes(EPS)
+        assert examine_image({"bytes": None, "path": str(tmp_path / name)}).problem
+    assert examine_image({"bytes": EPS, "path": None}).problem == "not an image"
+    [batch] = PictureReader(8, 2, num_workers=1).read_batches([EPS, str(tmp_path / "x.jpg")], 2)
+    assert all(batch.problems)
+    assert not trace.exists()
+
+
+def make_png(width: int, height: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG file that declares a size and holds no pixels of it."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"")), (b"IEND", b"")):
+        crc = zlib.crc32(kind + data)
+        content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+    return content
+
+
+TEXT_BOMB = (b"zTXt", b"a\0\0" + zlib.compress(bytes(128 << 20), 9))
+PROFILE_BOMB = (b"iCCP", b"a\0\0" + zlib.compress(bytes(128 << 20), 9))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "content",
+    [
+        make_png(60_000, 60_000),
+        make_png(0, 0),
+        make_png(2**31 - 1, 1),
+        make_png(4, 4, TEXT_BOMB),
+        make_png(4, 4, PROFILE_BOMB),
+        b"P6 99999 99999 255\n",
+        b"GIF89a\xff\xff\xff\xff\xf7\x00\x00" + bytes(768) + b",",
+    ],
+    ids=["size", "nothing", "wide", "text", "profile", "ppm", "gif"],
+)
+def test_bombs_are_refused_in_little_memory(content):
+    tracemalloc.start()
+    with time_limit():
+        finding = examine_image({"bytes": content, "path": None})
+        [batch] = PictureReader(8, 2, num_workers=1).read_batches([content], 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert finding.problem
+    assert batch.problems[0]
+    assert peak < 32 << 20
+
+
+# Weights and the files beside them
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.trace),))
+
+
+@pytest.fixture
+def trace(tmp_path):
+    yield tmp_path / "trace"
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("form", ["pickle", "zip"])
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pickles_in_the_place_of_weights_run_nothing(copy, trace, form, name):
+    (copy / "model.safetensors").unlink()
+    if form == "zip":
+        torch.save({"x": Trap(trace)}, copy / name)
+    else:
+        (copy / name).write_bytes(pickle.dumps(Trap(trace)))
+    with pytest.raises(RunError, match="pickled weights are not loaded"):
+        load_classifier(str(copy), ["a", "b"])
+
+
+def test_an_adapter_is_no_model_and_leads_nowhere(copy, trace):
+    base = {"peft_type": "LORA", "base_model_name_or_path": "/somewhere/else", "r": 4}
+    (copy / "adapter_config.json").write_text(json.dumps(base))
+    torch.save({"x": Trap(trace)}, copy / "adapter_model.bin")
+    with pytest.raises(InputError, match=r"holds an adapter \(adapter_config.json\)"):
+        load_classifier(str(copy), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/etc/passwd", "..\\x.safetensors", "x.bin", 7, "a/b.safetensors"]
+)
+def test_an_index_leads_to_files_beside_it_only(copy, trace, name):
+    (copy / "model.safetensors").unlink()
+    torch.save({"x": Trap(trace)}, copy / "x.bin")
+    index = {"metadata": {}, "weight_map": {"embeddings.patch_embedding.weight": name}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="which is not a safetensors file beside it"):
+        load_classifier(str(copy), ["a", "b"])
+
+
+def test_the_index_of_a_text_tower_is_held_to_the_same(nano_dir, tmp_path):
+    copy = Path(shutil.copytree(nano_dir, tmp_path / "nano"))
+    (copy / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"text_model.x": "../secret.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="'../secret.safetensors', which is not"):
+        load_text_tower(str(copy))
+
+
+def overlap(header: dict) -> dict:
+    first, second = [name for name in header if name != "__metadata__"][:2]
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+    return header
+
+
+@pytest.mark.parametrize("bomb", ["length", "offsets", "shape", "overlap", "deep"])
+def test_safetensors_headers_are_not_believed(copy, bomb):
+    path = copy / "model.safetensors"
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, tensors = json.loads(content[8 : 8 + length]), content[8 + length :]
+    first = next(name for name in header if name != "__metadata__")
+    if bomb == "offsets":
+        header[first]["data_offsets"] = [0, 1 << 60]
+    elif bomb == "shape":
+        header[first]["shape"] = [1 << 40, 1 << 40]
+    elif bomb == "overlap":
+        header = overlap(header)
+    text = b"[" * 100_000 if bomb == "deep" else json.dumps(header).encode()
+    size = 1 << 60 if bomb == "length" else len(text)
+    path.write_bytes(struct.pack("<Q", size) + text + tensors)
+    with pytest.raises(RunError, match="could not be read"):
+        load_classifier(str(copy), ["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "unheard_of"])
+def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(copy, trace, monkeypatch, kind):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    (copy / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": kind, "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.E"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    if kind == "unheard_of":
+        with pytest.raises(InputError, match="is not a SigLIP model"):
+            load_classifier(str(copy), ["a", "b"])
+    else:
+        load_classifier(str(copy), ["a", "b"])
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 5000, '{"tokenizer_class": 1}', "AUTO"])
+def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, text):
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    copy = Path(shutil.copytree(nano_dir, tmp_path / "nano"))
+    (copy / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\n")
+    auto = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (copy / name).exists():
+            (copy / name).write_text(json.dumps(auto) if text == "AUTO" else text)
+    # A file that only repeats what is known already does no harm.
+    with contextlib.suppress(InputError):
+        load_text_tower(str(copy))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"size": {"height": 10**9, "width": 10**9}}, "it must be between 1 and 4096"),
+        ({"size": {"height": 0, "width": 0}}, "it must be between 1 and 4096"),
+        ({"size": {"height": 8, "width": 16}}, "they must be equal"),
+        ({"image_std": [0, 0, 0]}, "must be above 0"),
+        ({"image_mean": ["a", "b", "c"]}, "must be three numbers"),
+        ({"rescale_factor": "x"}, "must be a number above 0"),
+        ({"resample": 99}, "one of Pillow's filters"),
+    ],
+)
+def test_absurd_processors_are_refused(copy, change, message):
+    path = copy / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=message):
+        load_image_processor(str(copy))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_size": 10**9}, "parameters, more than"),
+        ({"num_hidden_layers": 10**12}, "parameters, more than"),
+        ({"image_size": 10**7, "patch_size": 1}, "parameters, more than"),
+        ({"num_hidden_layers": -1}, "must be a whole number above 0"),
+        ({"num_attention_heads": 3}, "no multiple of its 3 heads"),
+        ({"hidden_act": "os.system"}, "hidden_act is 'os.system'"),
+        ({"hidden_size": "16"}, "is not a SigLIP model"),
+    ],
+)
+def test_absurd_configurations_are_refused(copy, change, message):
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for from_scratch in (False, True):
+        with pytest.raises(InputError, match=message):
+            load_classifier(str(copy), ["a", "b"], from_scratch=from_scratch)
+
+
+def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy):
+    path = copy / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_config": [1]}))
+    assert load_classifier(str(copy), ["a", "b"]).class_names == ["a", "b"]
+
+
+def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, capsys):
+    folder, run = make_folder(tmp_path / "data", train=4, held_out=2), tmp_path / "run"
+    options = small_options(checkpoint, folder, run)
+    step = FlowersTrainer.training_step
+
+    def stop_in_second_epoch(self, *args, **kwargs):
+        if self.state.global_step >= 2:
+            raise RunError("stopped")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FlowersTrainer, "training_step", stop_in_second_epoch)
+        assert train_command.main(options) == 1
+    newest = find_checkpoint(run)
+    assert newest is not None
+    whole = Path(shutil.copytree(newest, tmp_path / "kept"))
+    replaced = [path.name for path in whole.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
+    assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(replaced)
+    unread = {"training_args.bin"}
+    for name in [*(set(replaced) - unread), "model.safetensors", *unread]:
+        shutil.rmtree(newest)
+        shutil.copytree(whole, newest)
+        if name == "model.safetensors":
+            (Path(newest) / name).unlink()
+            name = "pytorch_model.bin"
+        torch.save({"x": Trap(trace)}, Path(newest) / name)
+        write_manifest(Path(newest))
+        capsys.readouterr()
+        # What is never read back does not stop the run; it comes last, as it ends the run.
+        code = train_command.main(options)
+        err = capsys.readouterr().err
+        assert not trace.exists(), name
+        assert code == (0 if name in unread else 1), (name, err)
+        assert ("other things than tensors" in err) == (code == 1)
+
+
+# Class names
+
+
+def save_named_data(directory: Path, names: list[str], label: object) -> str:
+    generator = np.random.default_rng(0)
+    pictures = {
+        split: [
+            PillowImage.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            for _ in names
+        ]
+        for split in ("train", "validation", "test")
+    }
+    features = Features(image=Image(), label=label)
+    labels = names if isinstance(label, Value) else list(range(len(names)))
+    data = DatasetDict(
+        {
+            split: Dataset.from_dict({"image": rows, "label": labels}, features=features)
+            for split, rows in pictures.items()
+        }
+    )
+    data.save_to_disk(directory)
+    return str(directory)
+
+
+def test_class_names_survive_a_run_and_are_printed_harmlessly(checkpoint, tmp_path, capsys):
+    data = save_named_data(
+        tmp_path / "data", list(CLASS_NAMES), ClassLabel(names=list(CLASS_NAMES))
+    )
+    run = tmp_path / "run"
+    options = ["--model_name_or_path", str(checkpoint), "--dataset_name", data]
+    options += ["--output_dir", str(run), "--max_steps", "2", "--disable_tqdm", "true"]
+    assert train_command.main([*options, "--bf16", "false"]) == 0
+    printed = "".join(capsys.readouterr())
+    assert all(char.isprintable() or char in "\n\t\r" for char in printed)
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert {row["name"] for row in metrics["splits"]["test"]["per_class"]} == set(CLASS_NAMES)
+    table = pyarrow.parquet.read_table(run / "predictions_test.parquet")
+    assert set(table["label_name"].to_pylist()) == set(CLASS_NAMES)
+    assert set(load_saved_classifier(str(run / "model")).class_names) == set(CLASS_NAMES)
+    assert PillowImage.open(run / "examples.png").width > 100
+    # Nothing is called after a class.
+    written = {path.name for path in tmp_path.rglob("*")}
+    assert not written & {".hidden", "b\\c", "b"}
+    assert yaml.safe_load((run / "config.yaml").read_text())
+    assert eval_command.main(["--model", str(run)]) == 0
+    printed = "".join(capsys.readouterr())
+    assert all(char.isprintable() or char in "\n\t\r" for char in printed)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["caf\u00e9", "cafe\u0301"], r"'cafe\\u0301' and 'caf\\xe9' look the same"),
+        (["a", " "], "has the name ' '"),
+        (["a", "b\0"], "not UTF-8 text"),
+    ],
+)
+def test_names_that_nobody_could_tell_apart_are_refused(tmp_path, names, message):
+    data = save_named_data(tmp_path / "data", names, Value("string"))
+    with pytest.raises(InputError, match=message):
+        load_flowers(DataArguments(dataset_name=data))
+
+
+def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
+    folder = make_folder(tmp_path / "data", train=4, held_out=2)
+    file = os.fsencode(folder / "train" / "aster") + b"/\xff.png"
+    shutil.copy(folder / "train" / "aster" / "0.png", file)
+    with pytest.raises(InputError, match=r"udcff.png' has a name that is not UTF-8"):
+        load_flowers(DataArguments(data_dir=str(folder)))
+    os.remove(file)
+    os.rename(folder / "train" / "aster", os.fsencode(folder / "train") + b"/aster\xff")
+    with pytest.raises(InputError, match=r"'aster\\udcff' has a name that is not UTF-8"):
+        load_flowers(DataArguments(data_dir=str(folder)))
+
+
+def test_an_argument_that_is_not_text_is_refused(capsys):
+    assert train_command.main(["--output_dir", "a\udcff"]) == 2
+    assert "is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_names_in_messages_do_not_reach_the_terminal(tmp_path, capsys):
+    folder = make_folder(tmp_path / "data", train=4, held_out=2)
+    (folder / "train" / "red \x1b[31m").mkdir()
+    assert train_command.main(["--data_dir", str(folder), "--output_dir", "never"]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err
+    assert "red \\x1b[31m" in err
+
+
+def test_labels_that_a_spreadsheet_would_compute_are_quoted():
+    text = format_csv_lines("@pic.png", [{"label": "=1+1", "score": 0.5}], None)
+    assert next(csv.reader(io.StringIO(text)))[:4] == ["'@pic.png", "1", "'=1+1", "0.5"]
+    text = format_csv_lines("pic.png", [{"label": "desert-rose", "score": 1e-5}], None)
+    assert next(csv.reader(io.StringIO(text)))[:4] == ["pic.png", "1", "desert-rose", "1e-05"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_are_drawn_as_they_are(tmp_path):
+    pictures = [PillowImage.new("RGB", (8, 8))] * len(CLASS_NAMES)
+    sure = [0.5] * len(pictures)
+    paths = save_examples(pictures, CLASS_NAMES, CLASS_NAMES, sure, tmp_path, "$t$ \x1b <b>")
+    assert all(PillowImage.open(path).height < 4000 for path in paths)
+
+
+def test_a_list_of_file_names_may_hold_any_bytes(checkpoint, tmp_path, monkeypatch, capsys):
+    load_classifier(str(checkpoint), CLASSES).save_pretrained(tmp_path / "model")
+    load_image_processor(str(checkpoint)).save_pretrained(tmp_path / "model")
+    draw_picture(tmp_path / "good.png", "aster", 1)
+    odd = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(tmp_path / "good.png", odd)
+    lines = io.TextIOWrapper(io.BytesIO(odd + b"\nmissing\xfe.png\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", lines)
+    assert predict_command.main(["-", "--json", "--model", str(tmp_path / "model")]) == 1
+    out, err = capsys.readouterr()
+    assert os.fsencode(json.loads(out)["picture"]) == odd
+    assert "missing\\udcfe.png" in err
