@@ -1,6 +1,7 @@
 # make demo   trains, evaluates and draws on the embedded data: no network, no GPU
 # make test   ruff, mypy and pytest
 # make soak   kills small runs again and again, for MINUTES, and compares what they end with
+# make docs   builds the documentation into site/
 # All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
 #   TORCH_INDEX  a wheel index for torch, e.g. https://download.pytorch.org/whl/cu130
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test soak lint format clean
+.PHONY: install demo test soak docs lint format clean
 
 install: $(STAMP)
 
@@ -41,9 +42,13 @@ test: lint
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)
 
+# Without the check for newer builders of sites, which is an advertisement.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) results/demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) results/demo build site *.egg-info .mypy_cache .ruff_cache .pytest_cache

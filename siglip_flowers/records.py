@@ -1,5 +1,6 @@
 """Files that are whole or absent, and the facts that every result carries."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -63,6 +64,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def digest_weight_files(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every safetensors file of a saved model, by its name."""
+    digests = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def describe_environment(device: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.errors import InputError
 from siglip_flowers.model.classifier import CosineHead
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.heads import set_calibration
@@ -23,6 +24,7 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
 )
+from siglip_flowers.model.native import to_native
 from tests.small_flowers import draw_pixel_values, read_pictures
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -86,7 +88,7 @@ def test_mean_model_as_native_siglip_gives_equal_logits_also_after_saving_both(
     build, tmp_path, pixel_values
 ):
     model = randomize_head(build(pooling="mean"))
-    native = model.to_native()
+    native = to_native(model)
     expected = native(pixel_values=pixel_values).logits
     assert expected.std() > 0.1
     torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
@@ -103,10 +105,17 @@ def test_mean_model_as_native_siglip_gives_equal_logits_also_after_saving_both(
     torch.testing.assert_close(ours(pixel_values).logits, expected, **CLOSE)
 
 
-@pytest.mark.parametrize("options", [{"pooling": "map"}, {"normalize_features": True}])
-def test_native_export_is_refused_where_it_would_be_another_model(build, options):
-    with pytest.raises(ValueError, match="train with --pooling mean"):
-        build(**options).to_native()
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        ({"pooling": "map"}, "train with --pooling mean"),
+        ({"pooling": "mean", "normalize_features": True}, "train with --objective cross_entropy"),
+        ({"pooling": "mean", "head": "cosine"}, "train with --objective cross_entropy"),
+    ],
+)
+def test_native_export_is_refused_where_it_would_be_another_model(build, options, remedy):
+    with pytest.raises(InputError, match=remedy):
+        to_native(build(**options))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

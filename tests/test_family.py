@@ -37,6 +37,7 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
 )
+from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_text_tower
 from tests.small_flowers import read_pictures
 
@@ -297,7 +298,7 @@ def test_saved_classifier_exports_and_runs_like_transformers_own(name, photograp
     saved, native = tmp_path / "saved", tmp_path / "native"
     model.save_pretrained(saved)
     processor.save_pretrained(saved)
-    model.to_native().save_pretrained(native)
+    to_native(model).save_pretrained(native)
     naflex = BY_NAME[name].naflex
     own_class = Siglip2ForImageClassification if naflex else SiglipForImageClassification
     with torch.no_grad():

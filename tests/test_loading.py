@@ -26,6 +26,7 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
     vision_config_of,
 )
+from siglip_flowers.model.native import to_native
 from siglip_flowers.model.weights import interpolate_position_embedding
 from tests.small_flowers import draw_pixel_values
 
@@ -96,7 +97,7 @@ def test_native_classifier_gives_its_tower(nano_dir, tower, pixel_values, tmp_pa
 def test_native_classifier_without_pooling_head_serves_mean_but_not_map(
     nano_dir, tower, pixel_values, tmp_path
 ):
-    exported = load_classifier(str(nano_dir), NAMES, pooling="mean").to_native()
+    exported = to_native(load_classifier(str(nano_dir), NAMES, pooling="mean"))
     exported.save_pretrained(tmp_path)
     model = load_classifier(str(tmp_path), NAMES, pooling="mean")
     check_features(model, tower, pixel_values)

@@ -50,6 +50,7 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
 )
+from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_tokenizer, tokenize_prompts, zero_shot_head
 from tests.small_flowers import read_pictures
 from tests.small_runs import CLASSES, make_folder, small_options
@@ -223,7 +224,7 @@ def test_saved_and_folded_models_have_the_same_logits(head, checkpoint, pictures
 
 def test_native_export_is_transformers_own_class(checkpoint, pictures, tmp_path):
     model = load_classifier(str(checkpoint), NAMES, pooling="mean").eval()
-    model.to_native().save_pretrained(tmp_path)
+    to_native(model).save_pretrained(tmp_path)
     native, report = Siglip2ForImageClassification.from_pretrained(
         tmp_path, output_loading_info=True
     )
@@ -233,7 +234,7 @@ def test_native_export_is_transformers_own_class(checkpoint, pictures, tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(native(**inputs).logits, model(**inputs).logits, **CLOSE)
     with pytest.raises(ValueError, match="train with --pooling mean"):
-        load_classifier(str(checkpoint), NAMES).to_native()
+        to_native(load_classifier(str(checkpoint), NAMES))
 
 
 def test_freezing_and_gradients_reach_the_same_parts(checkpoint, pictures):

@@ -188,7 +188,7 @@ def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
     assert row["picture"] == str(path)
     assert {entry["label"] for entry in row["predictions"]} == set(NASTY)
     rows = list(csv.DictReader(io.StringIO(printed["--csv"])))
-    assert [len(row) for row in rows] == [4, 4, 4]
+    assert [len(row) for row in rows] == [5, 5, 5]
     escaped = "red \\x1b[31m\\x07\\x9b2J\\u202e"
     assert {row["label"] for row in rows} == {*NASTY[:2], escaped}
     assert len(printed[""].splitlines()) == 1 + 3

@@ -1,27 +1,24 @@
 """Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers-eval``."""
 
-import dataclasses
+import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
+from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
+from siglip_flowers.commands.run_tables import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import check_command_line, parse_arguments, read_yaml
+from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.parsing import check_command_line, parse_arguments
 from siglip_flowers.prompts import load_templates
 from siglip_flowers.records import describe_environment, write_json
 from siglip_flowers.training.output import CONFIG_FILE
 
-if TYPE_CHECKING:
-    import datasets
-
 PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
 KINDS = (EvaluationArguments, DataArguments)
-# Together they name the source of the data.
-SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,6 +37,7 @@ def _evaluate(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.evaluation.extras import check_extras, measure_extras
     from siglip_flowers.evaluation.predict import evaluate_split
     from siglip_flowers.evaluation.predictions import write_predictions
     from siglip_flowers.evaluation.tables import format_metrics
@@ -50,6 +48,10 @@ def _evaluate(argv: list[str]) -> None:
     from siglip_flowers.training.report import describe_device
 
     options, data_arguments = _parse(argv)
+    if options.compare or options.leaderboard:
+        show_runs(options, data_arguments)
+        return
+    report_dir = choose_report_dir(options)
     model_path = options.model_name_or_path or options.model
     assert model_path is not None
     # Without an accelerator the processes of a launch join only if they are told to use the CPU.
@@ -62,13 +64,22 @@ def _evaluate(argv: list[str]) -> None:
     else:
         model = load_saved_classifier(model_path)
     processor = load_image_processor(model_path)
+    check_extras(options, processor)
     with PartialState().main_process_first():
         data = load_flowers(data_arguments)
     rows = data.splits[options.split]
     if options.zero_shot:
         model = load_zero_shot_classifier(model_path, data.class_names, templates)
     else:
-        rows = _follow_model_classes(rows, model.class_names, model_path)
+        rows = follow_model_classes(rows, model.class_names, model_path)
+    title = f"{model_path}{' (zero-shot)' if options.zero_shot else ''} on {data.description}"
+    if options.report:
+        # Seconds more, which plain figures do not need.
+        from siglip_flowers.reporting.files import check_report_dir, write_report
+        from siglip_flowers.reporting.run import Subject, build_report
+        from siglip_flowers.reporting.terminal import print_report
+
+        check_report_dir(report_dir, title)
     result = evaluate_split(
         model,
         processor,
@@ -80,13 +91,40 @@ def _evaluate(argv: list[str]) -> None:
         compile=options.compile,
         data_arguments=data_arguments,
     )
+    extras = measure_extras(options, model, processor, rows, data_arguments)
     state = PartialState()
+    environment = describe_environment(describe_device(state.device))
+    contents = None
+    if options.report:
+        subject = Subject(
+            model=model,
+            processor=processor,
+            name=model_path,
+            fitted=not options.zero_shot,
+            splits={
+                name: follow_model_classes(other, model.class_names, model_path)
+                for name, other in data.splits.items()
+            },
+            data_arguments=data_arguments,
+            batch_size=options.per_device_eval_batch_size,
+        )
+        contents = build_report(
+            subject,
+            result,
+            title=title,
+            description=data.description,
+            command=f"python eval.py {shlex.join(argv)}",
+            environment=environment,
+        )
     if not state.is_main_process:
         return
+    if contents is not None:
+        contents.robustness.extend(extras.robustness)
+        contents.augmented.extend(extras.augmented)
     metrics = {"n": len(result.labels), **result.metrics}
-    title = f"{model_path}{' (zero-shot)' if options.zero_shot else ''} on {data.description}"
-    print(title)
+    print(escape_unprintable(title))
     print(format_metrics({options.split: metrics}))
+    print(extras.format(), end="")
     if options.output_dir is not None:
         output_dir = Path(options.output_dir)
         write_predictions(
@@ -95,6 +133,7 @@ def _evaluate(argv: list[str]) -> None:
             model.class_names,
             data.description,
         )
+        extras.write(output_dir, title)
         write_json(
             output_dir / f"metrics_{options.split}.json",
             {
@@ -107,52 +146,38 @@ def _evaluate(argv: list[str]) -> None:
                 "dtype": options.dtype,
                 **metrics,
                 "per_class": result.per_class,
-                "environment": describe_environment(describe_device(state.device)),
+                **extras.to_json(),
+                "environment": environment,
             },
         )
+    if contents is not None:
+        print_report(contents)
+        print(escape_unprintable(f"Report: {write_report(contents, report_dir)}"))
+
+
+def choose_report_dir(options: EvaluationArguments) -> Path:
+    """Return where the report goes: a directory of its own, so that it takes no other's place.
+
+    Raises:
+        InputError: A report of a model that lies in no run's directory, and no --output_dir.
+    """
+    parent = Path(options.output_dir or Path(str(options.model)).parent)
+    if options.report and options.output_dir is None and not (parent / CONFIG_FILE).is_file():
+        raise InputError(
+            f"The model {options.model} lies in no run's directory, where its report could go; "
+            "name a directory with --output_dir."
+        )
+    return parent / f"report_{options.split}"
 
 
 def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:
     """Read the options; the data options default to those that the model was trained with."""
     options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
-    if options.zero_shot:
+    if options.zero_shot or options.compare or options.leaderboard:
         return options, given
     options.model = find_model(options.model)
-    defaults: dict[str, Any] = {}
-    run_config = Path(options.model).parent / CONFIG_FILE
-    if run_config.is_file():
-        known = {item.name for item in dataclasses.fields(DataArguments)}
-        if any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3]):
-            # Another source was named: the run's own must not contradict it.
-            known -= set(SOURCE_OPTIONS)
-        defaults = {k: v for k, v in read_yaml(run_config).items() if k in known}
+    defaults = read_data_defaults(Path(options.model).parent / CONFIG_FILE, given)
     _, data_arguments = parse_arguments(
         KINDS, argv, prog=PROG, description=DESCRIPTION, defaults=defaults
     )
     return options, data_arguments
-
-
-def _follow_model_classes(
-    rows: "datasets.Dataset", model_names: list[str], model_path: str
-) -> "datasets.Dataset":
-    """Give the rows the model's class numbers, by name; the data may lack some of its classes."""
-    # See _evaluate.
-    import datasets
-
-    names: list[str] = rows.features["label"].names
-    if names == model_names:
-        return rows
-    number_of = {name: number for number, name in enumerate(model_names)}
-    unknown = [name for name in names if name not in number_of]
-    if unknown:
-        raise InputError(
-            f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
-            f"classes ({unknown[0]!r} for one); evaluate it on data with the classes it was "
-            "trained on."
-        )
-    labels = [number_of[names[label]] for label in rows["label"]]
-    return (
-        rows.remove_columns("label")
-        .add_column("label", labels)
-        .cast_column("label", datasets.ClassLabel(names=model_names))
-    )

@@ -11,8 +11,16 @@ PROG = "siglip-flowers"
 # Modules are imported when they are asked for: each takes seconds.
 COMMANDS = {
     "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
+    "search": ("siglip_flowers.commands.search", "search for options that train well"),
     "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
     "predict": ("siglip_flowers.commands.predict", "name what pictures show"),
+    "threshold": (
+        "siglip_flowers.commands.threshold",
+        "fit the threshold for pictures of no known class",
+    ),
+    "export": ("siglip_flowers.commands.export", "write a model in a format to deploy"),
+    "publish": ("siglip_flowers.commands.publish", "push a finished run to the Hugging Face Hub"),
+    "demo": ("siglip_flowers.commands.demo", "open a page in the browser to try a classifier"),
 }
 
 
@@ -37,4 +45,4 @@ def main(argv: list[str] | None = None) -> int:
 
 def _describe_commands() -> str:
     lines = [f"usage: {PROG} COMMAND [options]; '{PROG} COMMAND --help' lists its options", ""]
-    return "\n".join([*lines, *(f"  {name:<8} {text}" for name, (_, text) in COMMANDS.items())])
+    return "\n".join([*lines, *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())])

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hints
 
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
@@ -63,6 +63,12 @@ def _predict(argv: list[str]) -> None:
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         allow_urls=options.allow_urls,
+        calibrated=options.calibrated,
+        threshold=None
+        if options.no_threshold
+        else "fitted"
+        if options.threshold is None
+        else options.threshold,
     )
     kind = "json" if options.json else "csv" if options.csv else "table"
     # They stay so where whoever reads standard output has enough.
@@ -102,7 +108,7 @@ def _write_predictions(
                 message = f"{PROG}: {name}: {prediction.problem}"
                 bar.write(escape_unprintable(message), file=sys.stderr)
             else:
-                output.write(format_picture(name, prediction.results))
+                output.write(format_picture(name, prediction.results, prediction.known))
     return count, broken
 
 
@@ -131,7 +137,7 @@ def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
             {"action": "store_true"}
             if hints[item.name] is bool
             else {
-                "type": int if "int" in str(hints[item.name]) else str,
+                "type": _get_type(hints[item.name]),
                 "default": item.default,
                 "metavar": item.name.upper(),
             }
@@ -141,6 +147,12 @@ def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
     if rest:
         refuse_argument(rest[0], known)
     return PredictionArguments(**vars(namespace))
+
+
+def _get_type(hint: Any) -> type:
+    """Return what turns an option's text into a value: the first type of its annotation."""
+    found: type = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
+    return found
 
 
 @contextmanager

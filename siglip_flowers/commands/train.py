@@ -3,6 +3,7 @@
 import sys
 
 from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.publish import check_training_push, push_trained
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -10,7 +11,8 @@ from siglip_flowers.config import (
     ProbeArguments,
     make_training_options,
 )
-from siglip_flowers.parsing import check_command_line, parse_arguments
+from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.parsing import check_command_line, is_first_process, parse_arguments
 
 PROG = "train.py"
 DESCRIPTION = "Fine-tune a SigLIP vision encoder into an image classifier."
@@ -39,11 +41,16 @@ def _train(argv: list[str]) -> None:
 
     kinds = (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments)
     parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
-    result = run_training(RunArguments(*parsed))
+    arguments = RunArguments(*parsed)
+    if is_first_process():
+        check_training_push(arguments.training)
+    result = run_training(arguments)
     if PartialState().is_main_process:
-        print(result.description)
+        print(escape_unprintable(result.description))
         print(format_metrics(result.metrics))
         print(
             f"Everything is in {result.output_dir}; evaluate again with: "
             f"python eval.py --model {result.output_dir / 'model'} --split test"
         )
+        if arguments.training.push_to_hub:
+            push_trained(arguments.training, arguments.data)

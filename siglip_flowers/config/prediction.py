@@ -1,5 +1,6 @@
 """What is classified by ``siglip-flowers predict``, with what, and how it is printed."""
 
+import math
 from dataclasses import dataclass, field
 
 from siglip_flowers.config.checks import check_choice, check_positive
@@ -55,6 +56,24 @@ class PredictionArguments:
     num_workers: int | None = field(
         default=None, metadata={"help": "Decoding threads; left out, one a usable core."}
     )
+    threshold: float | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures whose score of being known is below this show none of the known "
+            "classes; left out, the threshold that was fitted with the model, if there is one. "
+            "The score is the fitted one, or else the highest probability."
+        },
+    )
+    no_threshold: bool = field(
+        default=False, metadata={"help": "Do not mark pictures of none of the known classes."}
+    )
+    calibrated: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the logits by the temperature that was fitted on the validation split: "
+            "scores are then as often right as they say, and the order of classes stays."
+        },
+    )
     allow_urls: bool = field(
         default=False,
         metadata={"help": "Fetch http and https URLs, of at most 64 MiB and 20 seconds."},
@@ -68,6 +87,10 @@ class PredictionArguments:
             )
         if self.json and self.csv:
             raise InputError("--json and --csv are two formats; give one of the two.")
+        if self.threshold is not None and self.no_threshold:
+            raise InputError("--threshold and --no_threshold exclude each other; give one.")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InputError(f"--threshold is {self.threshold}; it must be a finite number.")
         check_positive("top_k", self.top_k)
         check_positive("batch_size", self.batch_size)
         check_positive("num_workers", self.num_workers)

@@ -1,6 +1,6 @@
 """Run a classifier over a split, sharded over the processes of the launch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,9 +81,9 @@ def evaluate_split(
         compile: Compile the model first.
         data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
     """
-    engine = _prepare(model, processor, dtype, compile)
-    outputs = _run_over(
-        engine.classify_with_features,
+    engine = prepare_engine(model, processor, dtype, compile)
+    outputs = run_over(
+        lambda batch: engine.classify_with_features(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
         data_arguments,
@@ -119,9 +119,9 @@ def predict_logits(
     description: str = "",
 ) -> np.ndarray:
     """Return the logits of every row, in row order: (N, C) float32."""
-    engine = _prepare(model, processor, dtype, compile)
-    return _run_over(
-        engine.classify,
+    engine = prepare_engine(model, processor, dtype, compile)
+    return run_over(
+        lambda batch: engine.classify(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
         data_arguments,
@@ -143,9 +143,9 @@ def extract_features(
     data_arguments: DataArguments | None = None,
 ) -> np.ndarray:
     """Return the pooled, unnormalised features of every row, in row order: (N, D) float32."""
-    engine = _prepare(model, processor, dtype, compile)
-    return _run_over(
-        engine.extract_features,
+    engine = prepare_engine(model, processor, dtype, compile)
+    return run_over(
+        lambda batch: engine.extract_features(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
         data_arguments,
@@ -155,14 +155,17 @@ def extract_features(
     )
 
 
-def _prepare(model: SiglipClassifier, processor: Any, dtype: str, compile: bool) -> InferenceEngine:
+def prepare_engine(
+    model: SiglipClassifier, processor: Any, dtype: str, compile: bool
+) -> InferenceEngine:
+    """Return the classifier, ready to run on the device of this process."""
     # Said before the first use: left to itself, it takes processes of a CPU launch for unrelated.
     state = PartialState(cpu=not torch.accelerator.is_available())
     return InferenceEngine(model, processor, device=state.device, dtype=dtype, compile=compile)
 
 
-def _run_over(
-    function: Callable[[torch.Tensor], torch.Tensor],
+def run_over(
+    function: Callable[[Mapping[str, torch.Tensor]], np.ndarray],
     processor: Any,
     rows: datasets.Dataset,
     data_arguments: DataArguments | None,
@@ -171,7 +174,21 @@ def _run_over(
     num_workers: int,
     description: str,
 ) -> np.ndarray:
-    """Apply a function of uint8 pixels to every picture, each process to its share of the rows."""
+    """Apply a function to every picture, each process to its share of the rows.
+
+    Args:
+        function: Maps a batch of ``pixel_values``, ``labels`` and ``index``, the rows' numbers, to
+            an array with a row a picture.
+        processor: The model's image processor.
+        rows: The split.
+        data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
+        batch_size: Pictures in a batch.
+        num_workers: Decoding processes; 0 decodes in threads.
+        description: Of the progress bar.
+
+    Returns:
+        The arrays of all processes one below the other, in row order.
+    """
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
@@ -187,9 +204,14 @@ def _run_over(
         leave=False,
         disable=not state.is_main_process or None,
     )
-    parts = [function(batch["pixel_values"]).cpu().numpy() for batch in batches]
+    parts = [function(batch) for batch in batches]
     # Shares differ by a row at most, and a process may have none.
     return np.concatenate(gather_object(parts))
+
+
+def count_threads() -> int:
+    """Return how many threads of this process may work beside the model."""
+    return min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
 
 
 def _read_batches(
@@ -203,7 +225,7 @@ def _read_batches(
             num_workers=num_workers,
             collate_fn=collate_pixels,
         )
-    threads = min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
+    threads = count_threads()
     return map_ahead(
         lambda start: collate_pixels(pixels.__getitems__(share[start : start + batch_size])),
         range(0, len(share), batch_size),

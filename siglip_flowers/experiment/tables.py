@@ -6,6 +6,7 @@ import io
 import math
 from typing import Any
 
+from siglip_flowers.evaluation.tables import format_markdown_table
 from siglip_flowers.experiment.analysis import (
     MEASURES,
     Cell,
@@ -62,14 +63,14 @@ def format_markdown(settings: ExperimentSettings, cells: Cells, comparisons: Com
     lines = [f"# {settings.name}", ""]
     for regime, row in cells.items():
         lines += [f"## {_capitalise(describe_regime(settings, regime))}", ""]
-        lines += _format_rows(
+        lines += format_markdown_table(
             [
                 CELL_COLUMNS,
                 *(_format_cell(arm, cell) for arm, cell in row.items()),
             ]
         )
         lines += ["", f"Minus {settings.baseline}:", ""]
-        lines += _format_rows(
+        lines += format_markdown_table(
             [
                 COMPARISON_COLUMNS,
                 *(_format_comparison(arm, item) for arm, item in comparisons[regime].items()),
@@ -105,12 +106,6 @@ def _format_comparison(arm: str, comparison: Comparison) -> list[str]:
         ", ".join(_format_p(p) for p in p_values),
         "yes" if comparison.shown else "no",
     ]
-
-
-def _format_rows(rows: list[list[str]]) -> list[str]:
-    # A bar in a name would end its cell.
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return [lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]
 
 
 def _format_spread(interval: Interval, factor: float, decimals: int) -> str:

@@ -1,10 +1,11 @@
 """Classify pictures with a saved classifier: the Python interface."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -13,9 +14,11 @@ from siglip_flowers.data.names import abbreviate
 from siglip_flowers.data.pixels import get_picture_size
 from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.inference.open_set import OpenSet, load_open_set
 from siglip_flowers.inference.precision import resolve_device
 from siglip_flowers.inference.reading import PictureBatch, PictureReader
 from siglip_flowers.inference.sources import Source, is_single, name_source
+from siglip_flowers.inference.temperature import require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 
@@ -34,11 +37,16 @@ class Prediction:
         source: What was given to be classified.
         results: ``{"label", "score"}`` of the likeliest classes, the likeliest first.
         problem: Why the picture could not be read ("" where it could); ``results`` is empty then.
+        known: Whether it shows one of the known classes, by the threshold; None where the
+            classifier has none.
+        known_score: What was compared with the threshold; None likewise.
     """
 
     source: Source
     results: list[dict[str, Any]]
     problem: str = ""
+    known: bool | None = None
+    known_score: float | None = None
 
 
 class FlowerClassifier:
@@ -59,6 +67,9 @@ class FlowerClassifier:
         batch_size: Pictures a batch; it is halved by itself where memory runs out.
         num_workers: Decoding threads; one for each usable core when left out.
         allow_urls: Whether http and https URLs are fetched.
+        open_set: The score and threshold that tell pictures of no known class;
+            :meth:`from_pretrained` takes those that lie beside the model.
+        temperature: What the logits are divided by before they become scores.
     """
 
     def __init__(
@@ -73,6 +84,8 @@ class FlowerClassifier:
         batch_size: int | None = None,
         num_workers: int | None = None,
         allow_urls: bool = False,
+        open_set: OpenSet | None = None,
+        temperature: float = 1.0,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
             if value is not None and value < 1:
@@ -90,6 +103,8 @@ class FlowerClassifier:
             CPU_BATCH_SIZE if resolved.type == "cpu" else ACCELERATOR_BATCH_SIZE
         )
         self.class_names = model.class_names
+        self.open_set = open_set
+        self.temperature = temperature
         self._reader = PictureReader(
             get_picture_size(processor),
             processor.resample,
@@ -99,16 +114,34 @@ class FlowerClassifier:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        threshold: float | Literal["fitted"] | None = "fitted",
+        calibrated: bool = False,
+        **options: Any,
     ) -> "FlowerClassifier":
-        """Load a classifier from a directory or the Hub; the options are those of the class.
+        """Load a classifier from a directory or the Hub.
+
+        Args:
+            pretrained_model_name_or_path: The directory or the Hub id.
+            threshold: Pictures that score below it show none of the known classes; ``fitted`` takes
+                the threshold that lies beside the model, if there is one, and None does without. A
+                number is on the scale of the fitted score, or else of the highest probability.
+            calibrated: Divide the logits by the temperature that was fitted on the validation
+                split, so that scores are as often right as they say. The order of classes stays.
+            options: Those of the class.
 
         Raises:
-            InputError: No trained classifier, or an option that cannot be used here.
+            InputError: No trained classifier, an option that cannot be used here, or no
+                temperature beside the model.
             RunError: It cannot be reached or read.
         """
         name = os.fspath(pretrained_model_name_or_path)
-        return cls(load_saved_classifier(name), load_image_processor(name), **options)
+        if calibrated:
+            options["temperature"] = require_temperature(name)
+        model, processor = load_saved_classifier(name), load_image_processor(name)
+        return cls(model, processor, open_set=choose_open_set(name, threshold), **options)
 
     @property
     def device(self) -> torch.device:
@@ -164,34 +197,68 @@ class FlowerClassifier:
         return self._stream(images, min(top_k, len(self.class_names)))
 
     def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
-        waiting: tuple[PictureBatch, torch.Tensor, torch.Tensor] | None = None
+        waiting: tuple[PictureBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
-            computed = (batch, *self._rank(batch.pixels, top_k))
+            computed = (batch, self._compute(batch.pixels))
             # An accelerator computes this batch while the results of the one before are read.
             if waiting is not None:
-                yield from self._unpack(*waiting)
+                yield from self._unpack(*waiting, top_k)
             waiting = computed
         if waiting is not None:
-            yield from self._unpack(*waiting)
+            yield from self._unpack(*waiting, top_k)
 
-    def _rank(self, pixels: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, C) on the device, behind the features where a threshold needs them."""
         if not len(pixels):
-            return torch.empty(0, top_k), torch.empty(0, top_k, dtype=torch.int64)
-        scores = self.engine.model.to_probabilities(self.engine.classify(pixels))
-        top = scores.topk(top_k, dim=1)
-        return top.values, top.indices
+            return torch.empty(0, len(self.class_names))
+        if self.open_set is None:
+            return self.engine.classify(pixels)
+        return self.engine.classify_with_features(pixels)
 
     def _unpack(
-        self, batch: PictureBatch, scores: torch.Tensor, indices: torch.Tensor
+        self, batch: PictureBatch, outputs: torch.Tensor, top_k: int
     ) -> Iterator[Prediction]:
-        rows = iter(zip(scores.tolist(), indices.tolist(), strict=True))
+        width = outputs.shape[1] - len(self.class_names)
+        features, logits = outputs[:, :width], outputs[:, width:]
+        top = self.engine.model.to_probabilities(logits / self.temperature).topk(top_k, dim=1)
+        rows = iter(
+            zip(
+                top.values.tolist(),
+                top.indices.tolist(),
+                self._judge(features, logits),
+                strict=True,
+            )
+        )
         for source, problem in zip(batch.sources, batch.problems, strict=True):
             if problem:
                 yield Prediction(source, [], problem)
                 continue
-            values, labels = next(rows)
+            values, labels, (known, known_score) = next(rows)
             results = [
                 {"label": self.class_names[label], "score": score}
                 for score, label in zip(values, labels, strict=True)
             ]
-            yield Prediction(source, results)
+            yield Prediction(source, results, known=known, known_score=known_score)
+
+    def _judge(
+        self, features: torch.Tensor, logits: torch.Tensor
+    ) -> list[tuple[bool | None, float | None]]:
+        """Return for each picture whether it is known, and its score."""
+        if self.open_set is None or not len(logits):
+            return [(None, None)] * len(logits)
+        scores = self.open_set.score_pictures(
+            features.cpu().numpy(), logits.cpu().numpy(), self.engine.model.config.activation
+        )
+        return [(score >= self.open_set.threshold, score) for score in scores.tolist()]
+
+
+def choose_open_set(model: str, threshold: float | Literal["fitted"] | None) -> OpenSet | None:
+    """Return the score and threshold to use with a model; see ``FlowerClassifier``."""
+    if threshold is None:
+        return None
+    fitted = load_open_set(model)
+    if threshold == "fitted":
+        return fitted
+    if fitted is None:
+        return OpenSet("max_probability", float(threshold))
+    return dataclasses.replace(fitted, threshold=float(threshold), accepted=None)

@@ -5,13 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import (
-    PreTrainedModel,
-    Siglip2Config,
-    Siglip2ForImageClassification,
-    SiglipConfig,
-    SiglipForImageClassification,
-)
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.configuration import SiglipClassifierConfig
@@ -19,7 +13,6 @@ from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoi
 from siglip_flowers.model.naflex import (
     VisionModel,
     get_vision_class,
-    is_naflex,
     run_vision_tower,
 )
 
@@ -169,31 +162,3 @@ class SiglipClassifier(PreTrainedModel):
         folded.classifier.weight.copy_(head.logit_scale.exp() * embeddings)
         folded.classifier.bias.copy_(head.logit_bias.expand(embeddings.shape[0]))
         return folded.train(self.training)
-
-    @torch.no_grad()
-    def to_native(self) -> SiglipForImageClassification | Siglip2ForImageClassification:
-        """Return a plain ``SiglipForImageClassification`` with the same logits.
-
-        Of a NaFlex classifier it is a ``Siglip2ForImageClassification``.
-
-        Raises:
-            ValueError: The model cannot be one: it uses attention pooling or normalised features.
-        """
-        if self.config.pooling != "mean" or self.config.normalize_features:
-            raise ValueError(
-                "Only a model with pooling 'mean' and unnormalised features can be saved as "
-                f"SiglipForImageClassification; this one has pooling {self.config.pooling!r} and "
-                f"normalize_features {self.config.normalize_features}: train with --pooling mean."
-            )
-        naflex = is_naflex(self.config.vision_config)
-        config_class = Siglip2Config if naflex else SiglipConfig
-        config: Any = config_class(
-            vision_config=self.config.vision_config.to_dict(),
-            id2label=self.config.id2label,
-            label2id=self.config.label2id,
-            problem_type=self.config.problem_type,
-        )
-        native_class = Siglip2ForImageClassification if naflex else SiglipForImageClassification
-        native: Any = native_class(config)
-        native.load_state_dict(self.state_dict())
-        return native.eval()

@@ -1,0 +1,159 @@
+"""How fast exported classifiers run on the CPU, against the original in eager mode.
+
+    python -m benchmarks.export
+
+Every arm classifies the same batch, in float32 but for the two in 8-bit integers, with as many
+threads as torch has. The weights are those of --model_name_or_path under a random head: speed does
+not depend on them. What 8 bits cost in accuracy is printed by 'siglip-flowers export --int8'.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
+from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from siglip_flowers.config.checks import check_positive
+from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
+from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_int8, write_onnx
+from siglip_flowers.exporting.program import load_program, save_program, trace_program, wrap_logits
+from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.model.loading import load_classifier, load_image_processor
+
+MODULE = "benchmarks.export"
+REFERENCE = "eager"
+CALIBRATION_PICTURES = 32
+
+
+@dataclass
+class Options:
+    """What is measured."""
+
+    model_name_or_path: str = field(
+        default="../shared/siglip-nano", metadata={"help": "The checkpoint."}
+    )
+    pooling: str = field(default="map", metadata={"help": "map or mean."})
+    batch_size: int = field(default=32, metadata={"help": "Pictures classified at once."})
+    batches: int = field(default=4, metadata={"help": "Batches of a round."})
+    rounds: int = field(default=5, metadata={"help": "Rounds that count."})
+    output_dir: str = field(default=str(RESULTS), metadata={"help": "Where the files go."})
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batches", "rounds"):
+            check_positive(name, getattr(self, name))
+
+
+def build_arms(
+    options: Options, directory: Path
+) -> tuple[dict[str, Any], tuple[torch.Tensor, ...]]:
+    """Write every format; return runners by name, and a batch."""
+    torch.manual_seed(0)
+    model = load_classifier(
+        options.model_name_or_path, FLOWER_NAMES, pooling=options.pooling
+    ).eval()
+    processor = load_image_processor(options.model_name_or_path)
+    names = name_inputs(model)
+    inputs = prepare_pictures(
+        draw_pictures(max(options.batch_size, CALIBRATION_PICTURES)), processor, names
+    )
+    batch = tuple(tensor[: options.batch_size].contiguous() for tensor in inputs)
+    program = trace_program(model, names, inputs)
+    save_program(program, directory / "model.pt2", {})
+    write_onnx(program, names, directory / "model.onnx", {})
+    for kind in ("dynamic", "static"):
+        write_int8(directory / "model.onnx", directory / f"{kind}.onnx", kind, [inputs])
+    model.save_pretrained(directory)
+    return {
+        REFERENCE: (wrap_logits(model, names), directory / "model.safetensors"),
+        "exported_program": (load_program(directory / "model.pt2")[0], directory / "model.pt2"),
+        "onnx": (OnnxClassifier(directory / "model.onnx"), directory / "model.onnx"),
+        "onnx, int8 dynamic": (
+            OnnxClassifier(directory / "dynamic.onnx"),
+            directory / "dynamic.onnx",
+        ),
+        "onnx, int8 static": (OnnxClassifier(directory / "static.onnx"), directory / "static.onnx"),
+    }, batch
+
+
+def time_arm(runner: Any, batch: tuple[torch.Tensor, ...], batches: int) -> Callable[[], Sample]:
+    """Return a function that runs one round."""
+
+    def run() -> Sample:
+        began = time.perf_counter()
+        with torch.no_grad():
+            for _ in range(batches):
+                runner(*batch)
+        return Sample(batches * len(batch[0]), time.perf_counter() - began)
+
+    return run
+
+
+def measure(options: Options, argv: list[str]) -> None:
+    """Measure, print and write."""
+    device = torch.device("cpu")
+    with tempfile.TemporaryDirectory() as directory:
+        arms, batch = build_arms(options, Path(directory))
+        sizes = {name: path.stat().st_size for name, (_, path) in arms.items()}
+        samples = alternate(
+            {name: time_arm(runner, batch, options.batches) for name, (runner, _) in arms.items()},
+            options.rounds,
+        )
+    results = {
+        name: {
+            **summarize(samples[name]),
+            "times_eager": compare(samples, name, REFERENCE),
+            "bytes": sizes[name],
+        }
+        for name in arms
+    }
+    table = format_table(
+        ["format", "images/s", "slowest to fastest round", "times eager", "file"],
+        [
+            [
+                name,
+                row["images_per_second"],
+                f"{row['images_per_second_min']:.0f} to {row['images_per_second_max']:.0f}",
+                row["times_eager"],
+                format_bytes(row["bytes"]),
+            ]
+            for name, row in results.items()
+        ],
+    )
+    table = (
+        f"Batches of {options.batch_size}, {options.pooling} pooling, {options.rounds} rounds.\n\n"
+        f"{table}"
+    )
+    print(table)
+    figure = draw_bars(
+        f"Exported classifiers, {name_device(device)}",
+        "images per second",
+        results,
+        {name: f"({row['times_eager']:.2f}x)" for name, row in results.items()},
+    )
+    command = " ".join([f"python -m {MODULE}", *argv])
+    path = write_report(
+        "export",
+        device,
+        command,
+        {key: value for key, value in vars(options).items() if key != "output_dir"},
+        results,
+        table,
+        figure,
+        Path(options.output_dir),
+    )
+    print(f"Written to {path}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the options and measure."""
+    return run_benchmark(Options, MODULE, __doc__, measure, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

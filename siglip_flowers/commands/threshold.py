@@ -1,0 +1,89 @@
+"""Fit the threshold below which a picture shows no known class: ``siglip-flowers threshold``."""
+
+import sys
+from pathlib import Path
+
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.models import find_model
+from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.open_set import ThresholdArguments
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.inference.finding import check_paths, find_pictures
+from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.parsing import parse_arguments
+
+PROG = "siglip-flowers threshold"
+DESCRIPTION = "Fit the threshold below which predict says that a picture shows no known class."
+KINDS = (ThresholdArguments, DataArguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, fit, and print how well the threshold tells pictures apart."""
+    given = sys.argv[1:] if argv is None else argv
+    return run_command(PROG, lambda: _fit(given), check=lambda: _check(given))
+
+
+def _check(argv: list[str]) -> None:
+    options, _ = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    if options.not_flowers is not None:
+        check_paths([options.not_flowers], allow_urls=False)
+    model = find_model(options.model)
+    if not (Path(model) / "config.json").is_file():
+        raise InputError(
+            f"The model {model} is no directory with a model in it, and the threshold is kept "
+            "beside the weights; name a directory with --model."
+        )
+
+
+def _fit(argv: list[str]) -> None:
+    # Seconds of imports, which --help and bad usage do not need.
+    import numpy as np
+
+    from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.data.decoding import list_image_extensions
+    from siglip_flowers.evaluation.open_set import (
+        fit_open_set,
+        format_open_set,
+        format_separation,
+        score_split,
+    )
+    from siglip_flowers.evaluation.predict import evaluate_split
+    from siglip_flowers.inference.classifier import FlowerClassifier
+    from siglip_flowers.inference.open_set import OPEN_SET_FILE
+    from siglip_flowers.metrics.open_set import measure_separation
+    from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+
+    options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    check_data_arguments(data_arguments)
+    model = load_saved_classifier(options.model)
+    processor = load_image_processor(options.model)
+    data = load_flowers(data_arguments)
+    results = {}
+    for split in ("train", "validation"):
+        rows = follow_model_classes(data.splits[split], model.class_names, options.model)
+        results[split] = evaluate_split(
+            model,
+            processor,
+            rows,
+            split,
+            batch_size=options.per_device_eval_batch_size,
+            data_arguments=data_arguments,
+        )
+    open_set, figures = fit_open_set(
+        model, processor, results["train"], results["validation"], options.accepted
+    )
+    print(escape_unprintable(f"{options.model} on {data.description}"))
+    print(format_open_set(figures))
+    if options.not_flowers is not None:
+        classifier = FlowerClassifier(model, processor, dtype="float32", open_set=open_set)
+        paths = find_pictures([options.not_flowers], list_image_extensions())
+        scores = [picture.known_score for picture in classifier.stream(paths)]
+        unknown = [score for score in scores if score is not None]
+        if not unknown:
+            raise RunError(f"No picture in {options.not_flowers} can be read; name another folder.")
+        known = score_split(open_set, model, results["validation"])
+        print(f"\n{len(unknown)} of {len(scores)} pictures in {options.not_flowers} could be read:")
+        print(format_separation(measure_separation(known, np.array(unknown), options.accepted)))
+    open_set.save(Path(options.model))
+    print(f"Kept in {Path(options.model) / OPEN_SET_FILE}")

@@ -1,0 +1,1 @@
+"""Files that are pushed beside the weights, for machines without this package."""

@@ -1,0 +1,266 @@
+"""Everything that one pass over a split tells about a classifier."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from siglip_flowers.data import image_ids
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.metrics.calibration import (
+    brier_score,
+    expected_calibration_error,
+    reliability_bins,
+    to_probabilities,
+)
+from siglip_flowers.metrics.functions import (
+    FloatArray,
+    are_in_top_k,
+    confusion_matrix,
+    sigmoid_losses,
+    softmax_losses,
+)
+from siglip_flowers.metrics.selective import (
+    area_under_risk_coverage,
+    best_area_under_risk_coverage,
+    coverage_at_risk,
+    risk_coverage,
+)
+from siglip_flowers.metrics.statistics import wilson_interval
+from siglip_flowers.reporting.confusions import find_pairs, order_classes, score_classes
+from siglip_flowers.reporting.contents import (
+    CalibrationFigures,
+    Figure,
+    NearDuplicate,
+    ReportContents,
+    Selective,
+)
+from siglip_flowers.reporting.duplicates import compare_features, find_close, hash_pictures
+from siglip_flowers.reporting.features import map_features, measure_neighbours
+from siglip_flowers.reporting.labels import find_label_suspects
+from siglip_flowers.reporting.pictures import SplitPictures, encode_thumbnail
+
+GALLERY = 24
+NEAR_DUPLICATES = 24
+# Candidates of the perceptual hash whose features differ more than this only look alike to it.
+SMALLEST_COSINE = 0.9
+TOP_K = 5
+RISK = 0.05
+
+
+@dataclass(frozen=True)
+class OtherSplit:
+    """A split that the evaluated one is compared with; ``features`` encodes some of its rows."""
+
+    rows: datasets.Dataset
+    pictures: SplitPictures
+    features: Callable[[Sequence[int]], np.ndarray]
+
+
+def analyse(
+    result: SplitResult,
+    pictures: SplitPictures,
+    others: Mapping[str, OtherSplit],
+    *,
+    title: str,
+    model: str,
+    description: str,
+    command: str,
+    environment: Mapping[str, Any],
+    class_names: Sequence[str],
+    activation: str,
+    temperature: float | None,
+) -> ReportContents:
+    """Work out a report from one pass over a split of N pictures.
+
+    Args:
+        result: What the classifier made of the split.
+        pictures: The split's pictures.
+        others: The other splits, among which near-duplicates are looked for.
+        title: Of the report.
+        model: What was evaluated.
+        description: The data and split protocol.
+        command: What makes this report again.
+        environment: Versions and device.
+        class_names: The C names.
+        activation: ``softmax`` or ``sigmoid``.
+        temperature: What the logits are divided by for calibrated probabilities; None without.
+
+    Raises:
+        RunError: Logits that are not finite.
+    """
+    seconds: dict[str, float] = {}
+    labels, logits = result.labels, result.logits
+    predicted = logits.argmax(axis=1)
+    probabilities = to_probabilities(logits, activation)
+    confidence = probabilities.max(axis=1)
+    correct = predicted == labels
+    losses = (softmax_losses if activation == "softmax" else sigmoid_losses)(logits, labels)
+    with _measure(seconds, "intervals"):
+        headline = _measure_headline(result, predicted, losses, len(class_names))
+    with _measure(seconds, "calibration"):
+        calibration = _calibrate(logits, labels, activation, 1.0)
+        calibrated = temperature and _calibrate(logits, labels, activation, temperature)
+    with _measure(seconds, "errors"):
+        confusion = confusion_matrix(labels, predicted, len(class_names))
+        pairs = find_pairs(labels, predicted, confidence, len(class_names))
+        wrong, right = np.flatnonzero(~correct), np.flatnonzero(correct)
+        mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:GALLERY].tolist()
+        hits = right[np.argsort(confidence[right], kind="stable")][:GALLERY].tolist()
+    with _measure(seconds, "label errors"):
+        suspects = find_label_suspects(labels, probabilities)
+    with _measure(seconds, "near-duplicates"):
+        duplicates = _find_duplicates(result, pictures, others)
+    # Its threads would wait for each other longer than they work.
+    with _measure(seconds, "feature map"), threadpool_limits(1):
+        feature_map = map_features(result.features, labels)
+        neighbours = measure_neighbours(result.features, labels, len(class_names))
+    shown = {
+        *mistakes,
+        *hits,
+        *feature_map.rows.tolist(),
+        *(row for pair in pairs for row in pair.rows),
+        *(suspect.row for suspect in suspects),
+        *(duplicate.row for duplicate in duplicates),
+    }
+    with _measure(seconds, "thumbnails"):
+        rows = sorted(shown)
+        thumbnails = dict(zip(rows, map(encode_thumbnail, pictures.read(rows)), strict=True))
+    return ReportContents(
+        title=title,
+        model=model,
+        split=result.split,
+        description=description,
+        command=command,
+        environment=dict(environment),
+        class_names=list(class_names),
+        ids=result.ids,
+        labels=labels,
+        predicted=predicted,
+        confidence=confidence,
+        headline=headline,
+        calibration=calibration,
+        calibrated=calibrated or None,
+        confusion=confusion,
+        class_order=order_classes(confusion),
+        per_class=score_classes(labels, predicted, len(class_names)),
+        confused_pairs=pairs,
+        mistakes=mistakes,
+        uncertain_hits=hits,
+        label_suspects=suspects,
+        near_duplicates=duplicates,
+        selective=_select(confidence, correct),
+        knn_accuracy=neighbours,
+        feature_map=feature_map,
+        thumbnails=thumbnails,
+        seconds=seconds,
+    )
+
+
+@contextmanager
+def _measure(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
+
+
+def _measure_headline(
+    result: SplitResult, predicted: np.ndarray, losses: FloatArray, num_classes: int
+) -> dict[str, Figure]:
+    """Put an interval to every figure of the evaluation: Wilson's to accuracy."""
+    hits = are_in_top_k(result.labels, result.logits, min(TOP_K, num_classes))
+    ends = bootstrap_headline(result.labels, predicted, num_classes, hits=hits, losses=losses)
+    right = int((predicted == result.labels).sum())
+    ends["accuracy"] = wilson_interval(right, len(predicted))
+    return {
+        name: Figure(value, *ends[name]) for name, value in result.metrics.items() if name in ends
+    }
+
+
+def _calibrate(
+    logits: np.ndarray, labels: np.ndarray, activation: str, temperature: float
+) -> CalibrationFigures:
+    probabilities = to_probabilities(logits, activation, temperature)
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    losses = (softmax_losses if activation == "softmax" else sigmoid_losses)(
+        logits / temperature, labels
+    )
+    return CalibrationFigures(
+        temperature=temperature,
+        ece_equal_width=expected_calibration_error(confidence, correct),
+        ece_equal_mass=expected_calibration_error(confidence, correct, binning="equal_mass"),
+        brier=brier_score(probabilities, labels),
+        loss=float(losses.mean()),
+        bins=reliability_bins(confidence, correct),
+    )
+
+
+def _select(confidence: np.ndarray, correct: np.ndarray) -> Selective:
+    coverage, risk = risk_coverage(confidence, correct)
+    return Selective(
+        coverage=coverage,
+        risk=risk,
+        aurc=area_under_risk_coverage(confidence, correct),
+        best_aurc=best_area_under_risk_coverage(correct),
+        coverage_at_5_percent_risk=coverage_at_risk(confidence, correct, RISK),
+    )
+
+
+def _find_duplicates(
+    result: SplitResult, pictures: SplitPictures, others: Mapping[str, OtherSplit]
+) -> list[NearDuplicate]:
+    """Look for pictures of the split in itself and in the other splits."""
+    hashes = hash_pictures(pictures)
+    found: list[NearDuplicate] = []
+    within = [pair for pair in find_close(hashes, hashes) if pair[0] < pair[1]]
+    found += _judge(
+        result, within[:NEAR_DUPLICATES], result.split, result.ids, result.labels,
+        lambda rows: result.features[rows], pictures,
+    )  # fmt: skip
+    for name, other in others.items():
+        close = find_close(hashes, hash_pictures(other.pictures))[:NEAR_DUPLICATES]
+        found += _judge(
+            result, close, name, image_ids(other.rows), other.rows["label"],
+            other.features, other.pictures,
+        )  # fmt: skip
+    found.sort(key=lambda pair: (pair.hash_distance, -pair.cosine, pair.row))
+    return found[:NEAR_DUPLICATES]
+
+
+def _judge(
+    result: SplitResult,
+    pairs: list[tuple[int, int, int]],
+    split: str,
+    ids: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    features: Callable[[Sequence[int]], np.ndarray],
+    pictures: SplitPictures,
+) -> list[NearDuplicate]:
+    """Keep the candidates that the model's features find alike too."""
+    if not pairs:
+        return []
+    wanted = sorted({other for _, other, _ in pairs})
+    place = {row: number for number, row in enumerate(wanted)}
+    cosines = compare_features(
+        result.features, features(wanted), [(row, place[other]) for row, other, _ in pairs]
+    )
+    thumbnails = dict(zip(wanted, map(encode_thumbnail, pictures.read(wanted)), strict=True))
+    return [
+        NearDuplicate(
+            row=row,
+            other_split=split,
+            other_id=ids[other],
+            other_label=int(labels[other]),
+            hash_distance=distance,
+            cosine=float(cosine),
+            other_picture=thumbnails[other],
+        )
+        for (row, other, distance), cosine in zip(pairs, cosines, strict=True)
+        if cosine >= SMALLEST_COSINE
+    ]

@@ -1,0 +1,66 @@
+"""The pictures of a split, to hash and to show."""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data.decoding import decode_rgb
+from siglip_flowers.data.naflex import PatchBudget
+from siglip_flowers.data.pixel_cache import open_pixels
+from siglip_flowers.data.pixels import collate_pixels, get_picture_size
+
+THUMBNAIL = 72
+_QUALITY = 80
+_ROWS_AT_A_TIME = 256
+
+
+class SplitPictures:
+    """Reads pictures of a split as the model gets them: squares, already decoded where cached.
+
+    A NaFlex model's pictures, which are cached as patches, are decoded again.
+
+    Args:
+        rows: The split.
+        processor: The model's image processor.
+        data_arguments: Where the pixel cache is.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, processor: Any, data_arguments: DataArguments
+    ) -> None:
+        self.rows = rows
+        size = get_picture_size(processor)
+        self._pixels = (
+            None
+            if isinstance(size, PatchBudget)
+            else open_pixels(rows, size, processor.resample, data_arguments)
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, rows: Sequence[int]) -> list[Image.Image]:
+        """Return pictures by row number."""
+        if not rows:
+            return []
+        if self._pixels is None:
+            return [decode_rgb(picture) for picture in self.rows[list(rows)]["image"]]
+        batch = collate_pixels(self._pixels.__getitems__(list(rows)))["pixel_values"]
+        return [Image.fromarray(picture) for picture in batch.permute(0, 2, 3, 1).numpy()]
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for start in range(0, len(self), _ROWS_AT_A_TIME):
+            yield from self.read(range(start, min(len(self), start + _ROWS_AT_A_TIME)))
+
+
+def encode_thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> bytes:
+    """Return a picture as JPEG that fits into a square, and is not enlarged."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()

@@ -1,0 +1,239 @@
+"""Runs compared with each other and ranked: against scipy, by hand, and through the command."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import scipy.stats
+from PIL import Image
+
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.errors import InputError
+from siglip_flowers.evaluation.comparison import compare_runs
+from siglip_flowers.evaluation.leaderboard import rank_runs
+from siglip_flowers.evaluation.runs import read_runs
+from siglip_flowers.metrics.statistics import wilson_interval
+from tests.small_runs import CLASSES, make_folder
+
+IDS = [f"{name}/{number}" for name in CLASSES for number in range(4)]
+TRUE = [name for name in CLASSES for _ in range(4)]
+
+
+def write_run(directory: Path, predicted, ids=IDS, true=TRUE, split="test", **metrics) -> str:
+    """Write the predictions of a run, and its metrics where any are given."""
+    directory.mkdir(parents=True)
+    table = pyarrow.table(
+        {
+            "image_id": list(ids),
+            "label": [sorted(set(true)).index(name) for name in true],
+            "label_name": list(true),
+            "correct": [a == b for a, b in zip(true, predicted, strict=True)],
+            "top_labels": [[0]] * len(ids),
+            "top_names": [[name] for name in predicted],
+            "top_probabilities": [[0.5 + 0.01 * number] for number in range(len(ids))],
+        }
+    ).replace_schema_metadata({"data": "made up", "split": split})
+    pyarrow.parquet.write_table(table, directory / "predictions_test.parquet")
+    if metrics:
+        (directory / "metrics.json").write_text(json.dumps(metrics))
+    return str(directory)
+
+
+def change(wrong, right=TRUE) -> list[str]:
+    """Return the true names, but another class at some places."""
+    names = list(right)
+    for place in wrong:
+        names[place] = next(name for name in CLASSES if name != right[place])
+    return names
+
+
+def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: int = 1) -> dict:
+    return {
+        "data": {
+            "split_protocol": protocol,
+            "description": f"image folder data, splits {protocol}, 24/12/{n} pictures",
+            "shots": None,
+        },
+        "model": {"model_id": "somewhere/small", "parameters": 2_000_000},
+        "training": {"seed": seed},
+        "splits": {"test": {"n": n, "accuracy": accuracy, "f1_macro": accuracy / 2}},
+    }
+
+
+def test_the_tests_are_those_of_scipy_and_holms_by_hand(tmp_path):
+    runs = [
+        write_run(tmp_path / "a", change([0, 1, 2, 3, 4, 5])),
+        write_run(tmp_path / "b", change([5])),
+        write_run(tmp_path / "c", change([4, 5, 6, 7])),
+    ]
+    comparison = compare_runs(read_runs(runs, "test"))
+    b, c = comparison.differences
+    # b alone is right on 0 to 4; c on 0 to 3, and the first alone on 6 and 7.
+    assert (b.mcnemar.b, b.mcnemar.c) == (5, 0)
+    assert (c.mcnemar.b, c.mcnemar.c) == (4, 2)
+    p_values = [scipy.stats.binomtest(k, n).pvalue for k, n in ((5, 5), (4, 6))]
+    assert [b.mcnemar.p_value, c.mcnemar.p_value] == pytest.approx(p_values)
+    smaller, larger = p_values
+    assert b.corrected_p == pytest.approx(2 * smaller)
+    assert c.corrected_p == pytest.approx(max(2 * smaller, larger))
+    assert b.accuracy.difference == pytest.approx(5 / 12)
+    deltas = np.zeros(12)
+    deltas[:5] = 1
+    reference = scipy.stats.bootstrap(
+        (deltas,), np.mean, method="percentile", n_resamples=20_000, random_state=0
+    ).confidence_interval
+    assert (b.accuracy.low, b.accuracy.high) == pytest.approx(reference, abs=0.05)
+    for (value, low, high), right in zip(comparison.accuracies, (6, 11, 8), strict=True):
+        assert value == right / 12
+        assert (low, high) == wilson_interval(right, 12)
+    assert "b beats a by" in b.conclusion or "no difference shown" in b.conclusion
+
+
+def test_classes_and_pictures_are_those_that_differ(tmp_path):
+    first = write_run(tmp_path / "a", change([0, 1]))
+    # Another order of the rows is the same run.
+    order = np.random.default_rng(0).permutation(12)
+    names = change([1, 8])
+    other = write_run(
+        tmp_path / "b",
+        [names[i] for i in order],
+        [IDS[i] for i in order],
+        [TRUE[i] for i in order],
+    )
+    comparison = compare_runs(read_runs([first, other], "test"))
+    per_class = {each.name: each for each in comparison.differences[0].per_class}
+    assert [each.difference for each in comparison.differences[0].per_class] == [0.25, -0.25, 0]
+    aster = per_class["aster"]
+    assert (aster.support, aster.first_accuracy, aster.accuracy) == (4, 0.5, 0.75)
+    assert (aster.only_first, aster.only_other, aster.p_value) == (0, 1, 1.0)
+    assert (per_class["clover"].only_first, per_class["clover"].only_other) == (1, 0)
+    assert {each.id for each in comparison.pictures} == {"aster/0", "clover/0"}
+    picture = next(each for each in comparison.pictures if each.id == "aster/0")
+    assert (picture.true, picture.correct) == ("aster", [False, True])
+    assert picture.predicted == ["borage", "aster"]
+
+
+def test_equal_runs_show_no_difference(tmp_path):
+    runs = [write_run(tmp_path / name, change([2])) for name in "ab"]
+    comparison = compare_runs(read_runs(runs, "test"))
+    difference = comparison.differences[0]
+    assert difference.accuracy.difference == 0
+    assert difference.corrected_p == 1
+    assert comparison.pictures == []
+
+
+def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path):
+    first = write_run(tmp_path / "first", TRUE, **write_metrics(1.0, protocol="swapped"))
+
+    def refuse(name: str, *reasons: str, **changes) -> None:
+        other = write_run(tmp_path / name, **{"predicted": TRUE, **changes})
+        with pytest.raises(InputError) as caught:
+            read_runs([first, other], "test")
+        assert all(reason in str(caught.value) for reason in reasons), caught.value
+        assert str(caught.value).count(". ") == 0
+
+    refuse("split", "split 'validation'", "'test'", split="validation")
+    refuse("ids", "12 pictures", "11 of them the same", ids=[*IDS[:-1], "clover/9"])
+    refuse("label", "labelled 'borage'", "'aster'", true=["borage", *TRUE[1:]])
+    refuse("protocol", "protocol 'official'", **write_metrics(1.0, protocol="official"))
+    refuse("twice", "a picture twice", ids=[*IDS[:-1], IDS[0]])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "predictions_test.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match="holds no predictions"):
+        read_runs([first, str(tmp_path / "broken")], "test")
+    with pytest.raises(InputError, match="has no predictions_test.parquet"):
+        read_runs([first, str(tmp_path)], "test")
+
+
+def test_the_command_compares_and_shows_pictures(tmp_path, capsys):
+    folder = make_folder(tmp_path / "data")
+    a = write_run(tmp_path / "a", change([0, 1, 2, 3, 4]))
+    b = write_run(tmp_path / "b", change([5]))
+    out = tmp_path / "out"
+    argv = ["--compare", a, b, "--output_dir", str(out), "--data_dir", str(folder)]
+    assert eval_command.main(argv) == 0
+    shown = capsys.readouterr().out
+    assert "58.33 %" in shown
+    assert "91.67 %" in shown
+    assert "+33.33" in shown
+    values = json.loads((out / "comparison.json").read_text())
+    assert values["runs"] == ["a", "b"]
+    assert values["differences"][0]["mcnemar"]["b"] == 5
+    with (out / "comparison.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.reader(file))) == 1 + 6
+    assert "| aster |" in (out / "comparison.md").read_text()
+    for name in ("comparison.png", "comparison_pictures.png"):
+        assert Image.open(out / name).width > 300
+    # Again, but never over the comparison of other runs.
+    assert eval_command.main(argv) == 0
+    assert eval_command.main(["--compare", b, a, "--output_dir", str(out)]) == 2
+    assert "comparison of other runs" in capsys.readouterr().err
+
+
+def test_without_data_at_hand_there_is_everything_but_pictures(tmp_path):
+    runs = [write_run(tmp_path / name, change(wrong)) for name, wrong in (("a", [0]), ("b", [1]))]
+    out = tmp_path / "out"
+    assert eval_command.main(["--compare", *runs, "--output_dir", str(out)]) == 0
+    assert (out / "comparison.png").is_file()
+    assert not (out / "comparison_pictures.png").exists()
+
+
+def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, capsys):
+    results = tmp_path / "results"
+    for name, metrics in (
+        ("good", write_metrics(9 / 12)),
+        ("best", write_metrics(11 / 12, seed=2)),
+        ("equal", write_metrics(9 / 12, seed=3)),
+        ("deep/down/bad", write_metrics(1 / 12)),
+        ("other", write_metrics(1.0, protocol="official")),
+        ("fewer", write_metrics(1.0, n=6)),
+    ):
+        write_run(results / name, TRUE, **metrics)
+    (results / "experiment").mkdir()
+    (results / "experiment" / "metrics.json").write_text('{"splits": []}')
+    rows, left_out = rank_runs(results)
+    assert left_out == ["experiment/metrics.json"]
+    places = {row.run: (row.rank, row.protocol, row.n) for row in rows}
+    assert places == {
+        "best": (1, "given", 12),
+        "good": (2, "given", 12),
+        "equal": (2, "given", 12),
+        "deep/down/bad": (4, "given", 12),
+        "other": (1, "official", 12),
+        "fewer": (1, "given", 6),
+    }
+    best = next(row for row in rows if row.run == "best")
+    assert (best.low, best.high) == wilson_interval(11, 12)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("test pictures") == 3
+    assert "91.67 %" in shown
+    assert (out / "leaderboard.md").read_text().count("## ") == 3
+    with (out / "leaderboard.csv").open(newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    shutil.rmtree(results)
+    results.mkdir()
+    assert eval_command.main(["--leaderboard", "results"]) == 2
+    assert "no finished run with test figures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (["--compare", "a"], "--compare names one run, a"),
+        (["--compare", "a", "b", "--leaderboard"], "give one of them"),
+        (["--compare", "a", "b", "--model", "c"], "--model has no use"),
+        (["--leaderboard", "nowhere"], "nowhere is no directory"),
+        (["--tta", "rotate"], "choose one of none, flip, multicrop"),
+    ],
+)
+def test_bad_usage_is_one_sentence(argv, reason, capsys):
+    assert eval_command.main(argv) == 2
+    assert reason in capsys.readouterr().err

@@ -1,0 +1,311 @@
+"""The page as people use it: the real command, and a real Chromium that sees no other host."""
+
+import base64
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from siglip_flowers.commands.demo import main
+from siglip_flowers.data.drawing import draw_flower
+from tests.conftest import REPOSITORY
+from tests.small_runs import CLASSES, COLOURS, draw_picture, make_checkpoint, make_folder
+
+pytest.importorskip("gradio", reason="gradio is not installed (the extra 'demo')")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Milliseconds; a busy machine has a thousand other things to do.
+PATIENCE = 20_000
+ANSWER = "#answer .sf-answer"
+
+
+def run_demo(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    command = [sys.executable, "-m", "siglip_flowers", "demo", *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, text=True, **options)
+
+
+def find_free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory):
+    """An untrained classifier of three colours, whose pooled features tell them apart."""
+    import torch
+
+    from siglip_flowers.model.loading import load_classifier, load_image_processor
+
+    directory = tmp_path_factory.mktemp("page")
+    torch.manual_seed(3)
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    load_classifier(str(checkpoint), CLASSES).save_pretrained(directory / "model")
+    load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
+    return directory / "model"
+
+
+class Served:
+    """The command at work."""
+
+    def __init__(self, process, url, log):
+        self.process, self.url, self.log = process, url, log
+
+    def read_log(self):
+        return self.log.read_text(encoding="utf-8")
+
+    def read_peak(self):
+        """Most memory ever used, in MB."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status).group(1)) / 1024
+
+
+@pytest.fixture(scope="module")
+def served(small_model, tmp_path_factory):
+    folder = make_folder(tmp_path_factory.mktemp("secret_place") / "flowers", train=3)
+    log = tmp_path_factory.mktemp("log") / "log.txt"
+    port = find_free_port()
+    options = ["--model", small_model, "--data_dir", folder, "--port", port, "--neighbours", 4]
+    with log.open("w") as file:
+        process = run_demo(*options, "--top_k", 3, stdout=file, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://127.0.0.1:{port}/"
+            deadline = time.monotonic() + 120
+            while url not in log.read_text(encoding="utf-8"):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield Served(process, url, log)
+            process.send_signal(signal.SIGINT)
+            # Ctrl-C ends it at once, cleanly.
+            assert process.wait(30) == 130
+            assert "Traceback" not in log.read_text(encoding="utf-8")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (the extra 'test')"
+    )
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    with playwright.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser, served):
+    contexts = []
+
+    def open_one(width=1280, height=900):
+        context = browser.new_context(viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.requested = []
+        page.on("request", lambda request: page.requested.append(request.url))
+        # Playwright begins to catch choosers some time after it is first asked to: asked right
+        # before the key is pressed, it misses some.
+        page.on("filechooser", lambda chooser: None)
+        page.goto(served.url)
+        page.wait_for_selector("button.gallery-item[aria-label]")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+
+
+def upload(page, content, name="picture.png"):
+    kind = "image/jpeg" if name.endswith("jpg") else "image/png"
+    page.set_input_files(
+        "#picture input[type=file]", {"name": name, "mimeType": kind, "buffer": content}
+    )
+
+
+def read_answer(page, words):
+    page.wait_for_selector(f"{ANSWER}:has-text('{words}')")
+    return page.inner_text(ANSWER)
+
+
+def encode(picture, **options):
+    buffer = io.BytesIO()
+    picture.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def encode_class(name, tmp_path):
+    draw_picture(tmp_path / f"{name}.png", name, seed=7, size=48)
+    return (tmp_path / f"{name}.png").read_bytes()
+
+
+def test_an_uploaded_picture_is_explained_without_another_host(open_page, served, tmp_path):
+    page = open_page()
+    upload(page, encode_class("borage", tmp_path))
+    text = read_answer(page, "Nearest training pictures")
+    shares = [float(share) for share in re.findall(r"^([\d.]+)\s%$", text, re.MULTILINE)]
+    assert len(shares) == 3
+    assert sum(shares) == pytest.approx(100, abs=0.2)
+    assert shares == sorted(shares, reverse=True)
+    assert "attention of the pooling head" in text
+    nearest = page.locator(".sf-nearest figcaption").all_inner_texts()
+    # The nearest three are the three of its own colour, the fourth is another's.
+    assert [line.split(",")[0] for line in nearest[:3]] == ["borage"] * 3
+    assert len(nearest) == 4
+    assert not nearest[3].startswith("borage")
+    # Each picture is drawn, and none has a name of a file.
+    images = page.locator(f"{ANSWER} img")
+    assert images.count() == 5
+    assert images.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)")
+    assert images.evaluate_all("all => all.every(i => i.alt && i.src.startsWith('data:'))")
+    assert "secret_place" not in page.content()
+    others = [url for url in page.requested if not url.startswith((served.url, "data:", "blob:"))]
+    assert not others
+    assert len(page.requested) > 10
+
+
+def cut_picture():
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise), format="PNG")
+    return content[: len(content) // 2]
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a picture at all", b"", cut_picture()], ids=["text", "empty", "cut"]
+)
+def test_a_broken_file_is_one_sentence_and_the_page_goes_on(open_page, served, tmp_path, content):
+    page = open_page()
+    upload(page, content, "broken.png")
+    text = read_answer(page, "cannot be read as a picture")
+    assert text.count(".") == 1
+    assert "Traceback" not in text
+    assert "/" not in text
+    page.click("button[aria-label='Clear'], button[aria-label='Remove Image']")
+    page.wait_for_selector("#answer:has-text('appears here')")
+    upload(page, encode_class("aster", tmp_path))
+    read_answer(page, "Nearest training pictures")
+    assert "Traceback" not in served.read_log()
+    assert "Error" not in served.read_log()
+
+
+def test_a_picture_of_50_megapixels_takes_little_memory_and_time(open_page, served):
+    picture = Image.fromarray(draw_flower(4, 0, 256)).resize((8660, 5774))
+    page = open_page()
+    before, start = served.read_peak(), time.monotonic()
+    upload(page, encode(picture, format="JPEG", quality=80), "large.jpg")
+    read_answer(page, "Nearest training pictures")
+    # Decoded whole it would be 150 MB, and a copy as much again.
+    assert served.read_peak() - before < 120
+    assert time.monotonic() - start < 40
+
+
+def test_a_decompression_bomb_is_refused(open_page, served):
+    page = open_page()
+    before = served.read_peak()
+    upload(page, encode(Image.new("1", (12000, 12000)), format="PNG"), "bomb.png")
+    assert "144 megapixels, and at most 80 are taken" in read_answer(page, "cannot be read")
+    upload_again = open_page()
+    upload(upload_again, encode(Image.new("1", (30000, 30000)), format="PNG"), "bomb.png")
+    read_answer(upload_again, "cannot be read")
+    assert served.read_peak() - before < 120
+    assert "Warning" not in served.read_log()
+
+
+def test_two_users_at_once_get_their_own_answers(open_page, tmp_path):
+    pages = {name: open_page() for name in ("aster", "clover")}
+    files = {name: encode_class(name, tmp_path) for name in pages}
+    for name, page in pages.items():
+        upload(page, files[name])
+    for name, page in pages.items():
+        read_answer(page, "Nearest training pictures")
+        nearest = page.locator(".sf-nearest figcaption").all_inner_texts()
+        assert [line.split(",")[0] for line in nearest[:3]] == [name] * 3
+        overlay = page.locator(".sf-overlay img").get_attribute("src")
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(overlay.split(",")[1]))))
+        assert pixels.mean(axis=(0, 1)).argmax() == int(np.argmax(COLOURS[name]))
+
+
+def press_until(page, label):
+    """Go to a control by the Tab key, seeing where the focus is at each step."""
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(
+            "(() => { const e = document.activeElement; const s = getComputedStyle(e);"
+            "return [e.getAttribute('aria-label') || e.innerText, s.outlineStyle, e.tagName]; })()"
+        )
+        if focused[2] == "BUTTON":
+            assert focused[0].strip(), "a control has no name"
+            assert focused[1] == "solid", f"the focus on {focused[0]!r} cannot be seen"
+        if focused[0].startswith(label):
+            return
+    raise AssertionError(f"the Tab key does not reach {label!r}")
+
+
+def test_everything_can_be_done_by_keyboard(open_page, tmp_path):
+    page = open_page()
+    press_until(page, "Example")
+    page.keyboard.press("Enter")
+    read_answer(page, "Nearest training pictures")
+    page = open_page()
+    press_until(page, "Drop an image")
+    with page.expect_file_chooser() as chosen:
+        page.keyboard.press("Enter")
+    path = tmp_path / "aster.png"
+    draw_picture(path, "aster", seed=7, size=48)
+    chosen.value.set_files(path)
+    assert "aster" in read_answer(page, "Nearest training pictures")
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(open_page, tmp_path):
+    page = open_page(390, 844)
+    upload(page, encode_class("clover", tmp_path))
+    read_answer(page, "Nearest training pictures")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    edges = page.locator(f"{ANSWER} *").evaluate_all(
+        "all => all.map(e => e.getBoundingClientRect().right)"
+    )
+    assert max(edges) <= 390
+
+
+def refuse(capsys, *arguments):
+    assert main([str(argument) for argument in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    assert err.startswith("siglip-flowers demo: error: ")
+    return err
+
+
+def test_a_missing_model_and_a_taken_port_are_one_sentence(tmp_path, small_model, capsys):
+    assert "nowhere" in refuse(capsys, "--model", tmp_path / "nowhere", "--port", find_free_port())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert f"127.0.0.1:{port}" in refuse(capsys, "--model", small_model, "--port", port)

@@ -1,0 +1,277 @@
+"""What README and docs tell users to type exists, and what can run here does.
+
+Every command of a block, and every one in running text, is parsed by the command itself. Those of
+blocks are run in a folder with a tiny trained model, or stand with a reason in
+``documented_commands.yaml``; a new one that is in neither fails. Python blocks are run or compiled.
+"""
+
+import configparser
+import importlib
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from siglip_flowers.commands.main import COMMANDS
+from siglip_flowers.commands.main import main as siglip_flowers_main
+from siglip_flowers.commands.publish import name_run
+from siglip_flowers.parsing import check_command_line
+from tests.conftest import REPOSITORY
+from tests.small_runs import make_checkpoint, make_folder, small_options
+
+PAGES = sorted(
+    [
+        *(REPOSITORY / name for name in ("README.md", "README.ru.md", "CONTRIBUTING.md")),
+        *(REPOSITORY / "docs").rglob("*.md"),
+    ]
+)
+NOT_RUN = yaml.safe_load((REPOSITORY / "tests" / "documented_commands.yaml").read_text("utf-8"))
+# Run as they stand, or with these words at the end, which make a training small: an untrained
+# encoder of a few thousand parameters, three classes of drawn pictures, one epoch.
+SMALL = "SMALL"
+RUN = {
+    "python train.py --data_dir pictures --output_dir results/my-run": SMALL,
+    "python train.py --data_dir flowers102 --model_name_or_path siglip2-base "
+    "--output_dir results/my-run": SMALL,
+    "python train.py --config configs/demo.yaml --overwrite_output_dir": SMALL,
+    "python eval.py --split test": "",
+    "python eval.py --model results/demo --split test": "",
+    "python eval.py --model results/my-run --split test": "",
+    "python eval.py --model results/nano_64px --split test": "",
+    "siglip-flowers predict flower.jpg --model results/my-run --top_k 3": "",
+    "siglip-flowers predict flower.jpg holiday/ 'more/*.png' --model results/nano_64px --top_k 5": "",
+    "siglip-flowers predict holiday/ --csv --output names.csv": "",
+    "python -m siglip_flowers predict --help": "",
+    "siglip-flowers predict pictures/ --json": "",
+    "siglip-flowers predict pictures/ --threshold 0.7": "",
+    "siglip-flowers predict pictures/ --no_threshold": "",
+    "siglip-flowers threshold --model results/my-run --accepted 0.99 "
+    "--not_flowers pictures_of_other_things/": "",
+    "python -m siglip_flowers.export --model results/my-run --format safetensors_native "
+    "--output exported/native": "",
+    "python -m siglip_flowers.export --model results/my-run --format exported_program "
+    "--output exported/program": "",
+    "python -m siglip_flowers.export --model results/my-run --format onnx --output exported/onnx": "",
+}
+# Python blocks that are compiled only, by a word of theirs and the reason.
+COMPILED = {
+    "onnxruntime": "needs the optional ONNX Runtime; test_export.py follows export.json",
+    "my-team/": "downloads from the Hub; test_publish.py does so from a Hub of its own",
+    "aim.Repo": "needs runs tracked by Aim; test_trackers.py reads them so",
+}
+FOREIGN = {
+    *("pip", "source", "aim", "wandb", "hf", "tensorboard", "trackio", "chrt", "scontrol", "gradio")
+}
+PROGRAMS = r"(?:python|accelerate|siglip-flowers\S*|torchrun|sbatch|make|pip|aim|wandb|hf)"
+
+
+class Documented(NamedTuple):
+    """A command line, where it stands, and whether in a block."""
+
+    text: str
+    page: str
+    in_block: bool
+
+
+def list_blocks(page: Path, languages: set[str]) -> list[str]:
+    """Return the fenced blocks of these languages, wherever they are indented."""
+    pattern = r"^( *)```(\w*)[^\n]*\n(.*?)^\1```"
+    found = re.findall(pattern, page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [body for _, language, body in found if language in languages]
+
+
+def list_commands(page: Path) -> list[Documented]:
+    """Return the commands of blocks, line by line, and those between backquotes."""
+    name = str(page.relative_to(REPOSITORY))
+    found = []
+    for block in list_blocks(page, {"bash", "sh", "console", "shell", ""}):
+        for line in block.replace("\\\n", " ").splitlines():
+            text = re.sub(r"(^|\s)#.*$", "", line)
+            parts = [" ".join(part.split()) for part in text.split("&&")]
+            found += [Documented(part, name, True) for part in parts if part]
+    indented = re.findall(rf"^ {{4,}}({PROGRAMS} .*)$", page.read_text("utf-8"), re.MULTILINE)
+    found += [Documented(" ".join(text.split()), name, False) for text in indented]
+    for code in re.findall(
+        r"`([^`]+)`", re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text("utf-8"))
+    ):
+        if re.match(rf"{PROGRAMS} ", code):
+            found.append(Documented(" ".join(code.split()), name, False))
+    return found
+
+
+DOCUMENTED = [command for page in PAGES for command in list_commands(page)]
+BLOCKS = sorted({command.text for command in DOCUMENTED if command.in_block})
+
+
+def split_command(text: str) -> tuple[str, list[str]]:
+    """Return the program of ours that a command starts, or another's name, and its words."""
+    words = [word for word in shlex.split(text) if word not in ("...", "…")]
+    while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+        words = words[1:]
+    scripts = [word for word in words if word in ("train.py", "eval.py", "configs/slurm/train.sh")]
+    if words[0] in ("accelerate", "torchrun", "sbatch", "python") and scripts:
+        place = words.index(scripts[0])
+        return Path(scripts[0]).stem, words[place + 1 :]
+    if words[:2] == ["python", "-m"] and len(words) > 2:
+        module, rest = words[2], words[3:]
+        if module == "siglip_flowers":
+            return (rest[0], rest[1:]) if rest else ("help", [])
+        package, _, name = module.partition(".")
+        return (name, rest) if package == "siglip_flowers" else (module, rest)
+    if words[0] == "siglip-flowers":
+        return (words[1], words[2:]) if len(words) > 1 else ("help", [])
+    if words[0].startswith("siglip-flowers-"):
+        return words[0].removeprefix("siglip-flowers-"), words[1:]
+    return words[0], words[1:]
+
+
+def check_options(program: str, words: list[str]) -> None:
+    """Parse a command line of ours as its command does before any work."""
+    module = importlib.import_module(COMMANDS[program][0])
+    if program == "predict":
+        if words and words[0] != "--model":
+            module.parse_prediction_arguments(words)
+    elif program == "search":
+        from siglip_flowers.config.search import SearchArguments
+        from siglip_flowers.training.search.line import list_kinds
+
+        check(module, (*list_kinds(make_options()), SearchArguments), words)
+    elif program == "train":
+        from siglip_flowers.training.search.line import list_kinds
+
+        check(module, list_kinds(make_options()), words)
+    else:
+        check(module, module.KINDS, name_run(words) if program == "publish" else words)
+
+
+def make_options() -> type:
+    from siglip_flowers.config import make_training_options
+
+    return make_training_options()
+
+
+def check(module, kinds: tuple[type, ...], words: list[str]) -> None:
+    check_command_line(kinds, words, prog=module.PROG, description=module.DESCRIPTION)
+
+
+@pytest.mark.parametrize("text", sorted({command.text for command in DOCUMENTED}))
+def test_documented_commands_and_options_exist(text, monkeypatch, capsys):
+    monkeypatch.chdir(REPOSITORY)
+    program, words = split_command(text)
+    if "OUTPUT" in text or any(word in ("COMMAND", "--model") for word in words[-1:]):
+        return  # A form with a name to be filled in, such as eval.py --model.
+    try:
+        if program in COMMANDS:
+            check_options(program, words)
+        elif program == "experiment":
+            from siglip_flowers.experiment.__main__ import _parse
+
+            _parse(words)
+        elif program == "make":
+            targets = re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.M)
+            assert {word for word in words if "=" not in word} <= set(targets)
+        elif program == "pip":
+            check_extras(words)
+        elif program.startswith(("benchmarks", "tests")):
+            path = REPOSITORY.joinpath(*program.split("."))
+            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+        elif program == "python":
+            assert words[0] == "-m" or (REPOSITORY / words[0]).is_file()
+        else:
+            assert program in {*FOREIGN, "accelerate", "torchrun", "help", "pytest"}, program
+    except SystemExit as end:
+        # --help
+        assert end.code == 0
+    if text.startswith("accelerate launch "):
+        check_launcher(text)
+
+
+def check_extras(words: list[str]) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= set(setup["options.extras_require"])
+
+
+def check_launcher(text: str) -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    words = shlex.split(text)[2:]
+    options = launch_command_parser().parse_args(words or ["train.py"])
+    assert options.training_script == "train.py"
+    assert options.config_file is None or (REPOSITORY / options.config_file).is_file()
+
+
+@pytest.mark.parametrize("text", BLOCKS)
+def test_commands_of_blocks_are_run_or_say_why_not(text):
+    reasons = [reason for reason, texts in NOT_RUN.items() if text in texts]
+    pages = {command.page for command in DOCUMENTED if command.text == text}
+    assert (text in RUN) + len(reasons) == 1, f"{text} of {pages} is in neither list, or in both"
+
+
+def test_the_lists_name_documented_commands_only():
+    listed = {*RUN, *(text for texts in NOT_RUN.values() for text in texts)}
+    assert not listed - set(BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder as the pages assume it: pictures, a checkpoint, configurations, trained models."""
+    path = tmp_path_factory.mktemp("documented")
+    (path / "configs").symlink_to(REPOSITORY / "configs")
+    make_checkpoint(path / "siglip2-base")
+    for name in ("pictures", "flowers102"):
+        make_folder(path / name)
+    shutil.copytree(path / "pictures" / "test" / "aster", path / "more")
+    shutil.copytree(path / "pictures" / "test" / "borage", path / "holiday")
+    shutil.copytree(path / "pictures" / "test" / "clover", path / "pictures_of_other_things")
+    for name in ("flower.jpg", "other.png", "rose.jpg", "cat.jpg"):
+        shutil.copy(path / "more" / "0.png", path / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        words = small_options(Path("siglip2-base"), Path("pictures"), Path("results/my-run"))
+        assert siglip_flowers_main(["train", *words, "--pooling", "mean"]) == 0
+    for name in ("results/nano_64px", "results/demo"):
+        shutil.copytree(path / "results" / "my-run", path / name)
+    shutil.copytree(path / "results" / "my-run" / "model", path / "results" / "model")
+    return path
+
+
+def make_small(folder: Path, words: list[str], output_dir: Path) -> list[str]:
+    """Append what makes a documented training small, in a directory of its own."""
+    small = small_options(folder / "siglip2-base", folder / "pictures", output_dir)
+    more = "--num_train_epochs 1 --eval_strategy epoch --save_strategy epoch --data_source folder"
+    return [*words, *small, *shlex.split(more), "--train_eval_samples", "4"]
+
+
+@pytest.mark.parametrize("text", sorted(RUN))
+def test_documented_commands_run(folder, tmp_path, monkeypatch, capfd, text):
+    if "--format onnx" in text:
+        pytest.importorskip("onnxscript")
+    monkeypatch.chdir(folder)
+    program, words = split_command(text)
+    if RUN[text] == SMALL:
+        words = make_small(folder, words, tmp_path / "run")
+    try:
+        code = siglip_flowers_main([program, *words])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capfd.readouterr()
+    assert code == 0, err
+    assert out or "--output" in words
+
+
+PYTHON = [(page.name, block) for page in PAGES for block in list_blocks(page, {"python", "py"})]
+
+
+@pytest.mark.parametrize(("page", "block"), PYTHON, ids=[page for page, _ in PYTHON])
+def test_python_blocks_run(folder, monkeypatch, page, block):
+    code = compile(block, page, "exec")
+    if any(word in block for word in COMPILED):
+        return
+    monkeypatch.chdir(folder)
+    exec(code, {"__name__": "documented"})

@@ -1,0 +1,209 @@
+"""Exports run without this package and give the original's logits, in batches of any size."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoImageProcessor,
+    Siglip2ImageProcessorPil,
+    Siglip2VisionConfig,
+    pipeline,
+)
+
+from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.commands.export import main as export
+from siglip_flowers.errors import RunError
+from siglip_flowers.exporting.check import compare_accuracy, compare_logits
+from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
+from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_onnx
+from siglip_flowers.exporting.program import load_program, trace_program
+from siglip_flowers.model.loading import load_classifier, load_image_processor
+from tests.small_runs import CLASSES, draw_picture, make_checkpoint, make_folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Saved classifiers by pooling, map with normalised features."""
+    directory = tmp_path_factory.mktemp("export")
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    for pooling in ("map", "mean"):
+        torch.manual_seed(1)
+        model = load_classifier(
+            str(checkpoint), CLASSES, pooling=pooling, normalize_features=pooling == "map"
+        )
+        with torch.no_grad():
+            model.classifier.weight.mul_(50)
+        model.save_pretrained(directory / pooling)
+        load_image_processor(str(checkpoint)).save_pretrained(directory / pooling)
+    make_folder(directory / "data")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def onnx_export(models):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    output = models / "onnx"
+    options = ["--model", str(models / "map"), "--format", "onnx", "--output", str(output)]
+    options += ["--int8", "static", "--calibration_pictures", "9"]
+    assert export([*options, "--data_dir", str(models / "data")]) == 0
+    return output
+
+
+def original_logits(model, pictures):
+    """Logits by transformers' own processor and the model itself."""
+    inputs = AutoImageProcessor.from_pretrained(model, use_fast=False)(
+        pictures, return_tensors="pt"
+    )
+    with torch.no_grad():
+        return inputs["pixel_values"], SiglipClassifier.from_pretrained(model)(**inputs).logits
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_onnx_gives_the_logits_of_the_original(models, onnx_export, count):
+    import onnxruntime
+
+    pixels, expected = original_logits(models / "map", draw_pictures(count))
+    session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
+    (logits,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_the_onnx_file_says_how_pictures_are_prepared(models, onnx_export):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(CLASSES)
+    preprocessing = json.loads(facts["preprocessing"])
+    assert preprocessing["size"] == {"height": 16, "width": 16}
+    picture = draw_pictures(1)[0]
+    side = preprocessing["size"]["width"]
+    resized = picture.resize((side, side), Image.Resampling[preprocessing["resample"].upper()])
+    pixels = np.asarray(resized) * preprocessing["rescale_factor"]
+    pixels = ((pixels - preprocessing["mean"]) / preprocessing["std"]).transpose(2, 0, 1)
+    expected, _ = original_logits(models / "map", [picture])
+    np.testing.assert_allclose(pixels[None], expected, atol=1e-6)
+    assert [axis.shape for axis in session.get_inputs()] == [["batch", 3, 16, 16]]
+    assert [axis.shape for axis in session.get_outputs()] == [["batch", 3]]
+
+
+def test_int8_is_measured_on_the_test_pictures(models, onnx_export):
+    facts = json.loads((onnx_export / "export.json").read_text())
+    assert facts["largest_difference"] <= 1e-4
+    figures = facts["int8"]["test"]
+    assert figures["n"] == 12
+    assert figures["accuracy_loss"] == pytest.approx(figures["accuracy"] - figures["accuracy_int8"])
+    assert facts["int8"]["calibration_pictures"] == 9
+    # Pictures like those that set the scales.
+    pictures = [Image.open(path) for path in sorted((models / "data" / "test").rglob("*.png"))]
+    pixels, _ = original_logits(models / "map", pictures)
+    exact = OnnxClassifier(onnx_export / "model.onnx")(pixels)
+    rounded = OnnxClassifier(onnx_export / facts["int8"]["file"])(pixels)
+    assert not torch.equal(exact, rounded)
+    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.9
+
+
+def test_an_exported_program_carries_its_facts_and_any_batch(models, capsys):
+    output = models / "program"
+    options = ["--model", str(models / "map"), "--format", "exported_program"]
+    assert export([*options, "--output", str(output)]) == 0
+    assert "logits differ" in capsys.readouterr().out
+    program, facts = load_program(output / "model.pt2")
+    for count in (1, 2, 7):
+        pixels, expected = original_logits(models / "map", draw_pictures(count))
+        torch.testing.assert_close(program(pixels), expected, atol=1e-4, rtol=0)
+    assert facts["class_names"] == list(CLASSES)
+    # Not overwritten unasked.
+    assert export([*options, "--output", str(output)]) == 2
+    assert "--overwrite_output" in capsys.readouterr().err
+
+
+def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path):
+    output = tmp_path / "native"
+    options = ["--model", str(models / "mean"), "--format", "safetensors_native"]
+    assert export([*options, "--output", str(output)]) == 0
+    assert json.loads((output / "config.json").read_text())["architectures"] == [
+        "SiglipForImageClassification"
+    ]
+    draw_picture(tmp_path / "picture.png", "aster", 1)
+    picture = str(tmp_path / "picture.png")
+    native, ours = (
+        pipeline("image-classification", model=str(path), device="cpu")(picture)
+        for path in (output, models / "mean")
+    )
+    assert [row["label"] for row in native] == [row["label"] for row in ours]
+    assert [r["score"] for r in native] == pytest.approx([r["score"] for r in ours], abs=1e-5)
+
+
+def test_a_model_that_no_plain_class_can_be_is_refused_with_the_reason(models, tmp_path, capsys):
+    options = ["--model", str(models / "map"), "--format", "safetensors_native"]
+    assert export([*options, "--output", str(tmp_path / "out")]) == 2
+    assert "pools by 'map'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "x"], "--format is missing"),
+        (["--format", "onnx"], "--output is missing"),
+        (["--format", "tflite", "--output", "x"], "choose one of onnx"),
+        (["--format", "exported_program", "--output", "x", "--int8", "static"], "is for --format"),
+        (["--format", "onnx", "--output", "x", "--int8", "four"], "choose one of dynamic"),
+    ],
+)
+def test_bad_usage_is_told_before_anything_is_loaded(options, message, capsys):
+    assert export(options) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_no_export_is_not_replaced(models, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    options = ["--model", str(models / "mean"), "--format", "safetensors_native"]
+    assert export([*options, "--output", str(tmp_path), "--overwrite_output"]) == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_another_model_does_not_pass_the_check(models):
+    model = SiglipClassifier.from_pretrained(models / "mean").eval()
+    inputs = (torch.randn(8, 3, 16, 16),)
+    for wrong in (lambda x: model(x).logits + 2e-4, lambda x: model(x).logits * float("nan")):
+        with pytest.raises(RunError, match="logits differ"):
+            compare_logits(model, wrong, ("pixel_values",), inputs)
+
+
+def test_accuracies_are_counted_over_all_batches():
+    def answer(*classes):
+        parts = iter(torch.eye(3)[list(classes)].split(2))
+        return lambda batch: next(parts)
+
+    batches = iter([(torch.zeros(2),), (torch.zeros(1),)])
+    figures = compare_accuracy(answer(0, 1, 2), answer(0, 2, 2), batches, np.array([0, 1, 1]))
+    assert figures["accuracy"] == pytest.approx(2 / 3)
+    assert figures["accuracy_loss"] == pytest.approx(1 / 3)
+    assert figures["agreement"] == pytest.approx(2 / 3)
+
+
+def test_naflex_models_are_exported_with_their_three_inputs(tmp_path):
+    pytest.importorskip("onnxruntime")
+    config = Siglip2VisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        patch_size=8,
+        num_patches=16,
+    )
+    names = dict(enumerate(CLASSES))
+    model = SiglipClassifier(SiglipClassifierConfig(config, id2label=names)).eval()
+    names = name_inputs(model)
+    processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    inputs = prepare_pictures(draw_pictures(6), processor, names)
+    program = trace_program(model, names, inputs)
+    assert compare_logits(model, program.module(), names, inputs) <= 1e-4
+    write_onnx(program, names, tmp_path / "model.onnx", {"format": "onnx"})
+    assert compare_logits(model, OnnxClassifier(tmp_path / "model.onnx"), names, inputs) <= 1e-4

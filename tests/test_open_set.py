@@ -1,0 +1,251 @@
+"""Telling pictures of no known class: scores, threshold, where it is kept, what predict says."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.special import expit, logsumexp, softmax
+from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
+
+from siglip_flowers import FlowerClassifier
+from siglip_flowers.commands.predict import main as predict
+from siglip_flowers.commands.predict import parse_prediction_arguments
+from siglip_flowers.commands.threshold import main as fit_command
+from siglip_flowers.commands.train import main as train
+from siglip_flowers.data.not_flowers import KINDS, draw_not_flower
+from siglip_flowers.errors import InputError
+from siglip_flowers.inference.open_set import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
+from siglip_flowers.metrics.open_set import (
+    area_under_roc,
+    average_classes,
+    fit_threshold,
+    measure_separation,
+    score_class_means,
+    score_logits,
+    score_neighbours,
+)
+from tests.small_runs import make_checkpoint, make_folder, small_options
+
+RANDOM = np.random.default_rng(0)
+LOGITS = RANDOM.normal(0, 5, (40, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logit_scores_are_the_published_formulas(activation):
+    probabilities = softmax(LOGITS, axis=1) if activation == "softmax" else expit(LOGITS)
+    energy = (
+        logsumexp(LOGITS, axis=1)
+        if activation == "softmax"
+        else torch.nn.functional.softplus(torch.from_numpy(LOGITS)).sum(1).numpy()
+    )
+    expected = {"max_probability": probabilities.max(1), "max_logit": LOGITS.max(1)}
+    for score, values in {**expected, "energy": energy}.items():
+        np.testing.assert_allclose(score_logits(LOGITS, score, activation), values, rtol=1e-5)
+
+
+def test_huge_logits_give_finite_scores_and_unknown_names_are_refused():
+    for score in ("max_probability", "energy"):
+        for activation in ("softmax", "sigmoid"):
+            assert np.isfinite(score_logits(1e4 * LOGITS, score, activation)).all()
+    with pytest.raises(ValueError, match="choose one of max_probability"):
+        score_logits(LOGITS, "margin")
+
+
+def test_neighbour_scores_are_scikit_learns_distances():
+    known, asked = RANDOM.normal(size=(300, 8)), RANDOM.normal(size=(270, 8))
+    search = NearestNeighbors(n_neighbors=5).fit(normalize(known))
+    distances, _ = search.kneighbors(normalize(asked))
+    np.testing.assert_allclose(score_neighbours(known, asked, 5), -distances[:, 4], atol=1e-9)
+    # More neighbours than there are pictures: the farthest.
+    assert score_neighbours(known[:2], asked, 5).shape == (270,)
+
+
+def test_class_means_leave_out_classes_without_pictures():
+    features, labels = RANDOM.normal(size=(20, 4)), np.repeat([0, 3], 10)
+    means = average_classes(features, labels)
+    np.testing.assert_allclose(means[1], features[10:].mean(0), rtol=1e-6)
+    assert means.shape == (2, 4)
+    expected = (normalize(features) @ normalize(means).T).max(1)
+    np.testing.assert_allclose(score_class_means(means, features), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("digits", [1, 8])
+def test_separation_is_what_scikit_learn_measures_with_and_without_ties(digits):
+    known = RANDOM.normal(1, 1, 200).round(digits)
+    unknown = RANDOM.normal(0, 1, 90).round(digits)
+    truth = np.repeat([1, 0], [200, 90])
+    scores = np.concatenate([known, unknown])
+    found = measure_separation(known, unknown)
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores))
+    false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+    assert found["false_positive_rate"] == pytest.approx(false[true >= 0.95].min())
+
+
+@pytest.mark.parametrize("count", [1, 7, 20, 1000])
+@pytest.mark.parametrize("accepted", [0.5, 0.95, 1.0])
+def test_the_threshold_lets_just_enough_pictures_pass(count, accepted):
+    scores = RANDOM.normal(size=count)
+    passed = np.mean(scores >= fit_threshold(scores, accepted))
+    assert accepted <= passed + 1e-9 < accepted + 1 / count + 1e-8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_drawings_differ_but_are_the_same_again(kind):
+    first, again = (np.asarray(draw_not_flower(kind, 0)) for _ in range(2))
+    assert first.shape == (96, 96, 3)
+    assert (first == again).all()
+    assert (first != np.asarray(draw_not_flower(kind, 1))).any()
+    assert (first != np.asarray(draw_not_flower(kind, 0, seed=1))).any()
+
+
+@pytest.mark.parametrize("means", [None, RANDOM.normal(size=(3, 5)).astype(np.float32)])
+def test_the_file_is_read_back(tmp_path, means):
+    score = "energy" if means is None else "class_mean"
+    OpenSet(score, -1.25, 0.9, means).save(tmp_path)
+    found = load_open_set(tmp_path)
+    assert (found.score, found.threshold, found.accepted) == (score, -1.25, 0.9)
+    if means is not None:
+        np.testing.assert_allclose(found.class_means, means, rtol=1e-6)
+    assert load_open_set(tmp_path / "..") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"score": "energy"}',
+        '{"score": "x", "threshold": 1, "accepted": 1, "class_means": null}',
+        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": null}',
+        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [1]}',
+        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [[1], [1, 2]]}',
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, text):
+    (tmp_path / OPEN_SET_FILE).write_text(text)
+    with pytest.raises(InputError, match=r"cannot be read.*siglip-flowers threshold"):
+        load_open_set(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two epochs on three colours."""
+    directory = tmp_path_factory.mktemp("open_set")
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    folder = make_folder(directory / "data", train=8, held_out=8)
+    assert train(small_options(checkpoint, folder, directory / "run")) == 0
+    return directory
+
+
+def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
+    open_set = load_open_set(run / "run" / "model")
+    assert open_set.score in SCORES
+    classifier = FlowerClassifier.from_pretrained(run / "run" / "model", dtype="float32")
+    pictures = sorted((run / "data" / "validation").rglob("*.png"))
+    known = [picture.known for picture in classifier.stream(pictures)]
+    assert sum(known) == int(np.ceil(0.95 * len(known)))
+    figures = json.loads((run / "run" / "metrics.json").read_text())["open_set"]
+    assert figures["score"] == open_set.score
+    assert figures["auroc_by_score"][open_set.score] == max(figures["auroc_by_score"].values())
+    assert figures["validation"]["n_unknown"] == figures["test"]["n_unknown"] == 16 * len(KINDS)
+    assert 0 <= figures["test"]["unknown_accepted"] <= 1
+
+
+def test_predict_marks_pictures_below_the_threshold(run, capsys):
+    model = str(run / "run" / "model")
+    picture = str(next((run / "data" / "test").rglob("*.png")))
+    everything = [picture, "--model", model, "--top_k", "1", "--dtype", "float32"]
+    score = FlowerClassifier.from_pretrained(model, dtype="float32")
+    value = next(score.stream([picture])).known_score
+    answers = {}
+    for name, options in {
+        "above": ["--threshold", str(value + 1e-3)],
+        "below": [f"--threshold={value - 1e-3}"],
+        "without": ["--no_threshold"],
+    }.items():
+        for kind in ("--json", "--csv", None):
+            assert predict([*everything, *options, *([kind] if kind else [])]) == 0
+            answers[name, kind] = capsys.readouterr().out
+    known = {"above": False, "below": True, "without": None}
+    assert {name: json.loads(answers[name, "--json"])["known"] for name in known} == known
+    rows = {name: next(csv.DictReader(io.StringIO(answers[name, "--csv"]))) for name in known}
+    assert {name: row["known"] for name, row in rows.items()} == {
+        "above": "false",
+        "below": "true",
+        "without": "",
+    }
+    marked = {name for name in known if "not one of the known classes" in answers[name, None]}
+    assert marked == {"above"}
+
+
+def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in (run / "run" / "model").iterdir():
+        if file.name != OPEN_SET_FILE:
+            (model / file.name).write_bytes(file.read_bytes())
+    picture = Image.new("RGB", (16, 16))
+    plain = next(FlowerClassifier.from_pretrained(model).stream([picture], 1))
+    assert (plain.known, plain.known_score) == (None, None)
+    marked = next(FlowerClassifier.from_pretrained(model, threshold=0.999).stream([picture], 1))
+    assert marked.known is False
+    assert marked.known_score == pytest.approx(plain.results[0]["score"], abs=1e-3)
+    assert marked.results == plain.results
+
+
+def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
+    for number, kind in enumerate(KINDS):
+        draw_not_flower(kind, number).save(tmp_path / f"{kind}.png")
+    (tmp_path / "broken.png").write_text("no picture")
+    options = ["--model", str(run / "run"), "--accepted", "0.5", "--not_flowers", str(tmp_path)]
+    try:
+        assert fit_command(options) == 0
+        out = capsys.readouterr().out
+        assert f"{len(KINDS)} of {len(KINDS) + 1} pictures in {tmp_path} could be read" in out
+        assert load_open_set(run / "run" / "model").accepted == 0.5
+    finally:
+        assert fit_command(["--model", str(run / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--threshold", "0.5", "--no_threshold"], "exclude each other"),
+        (["--threshold", "nan"], "must be a finite number"),
+        (["--threshold", "high"], "invalid float value"),
+    ],
+)
+def test_wrong_thresholds_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        parse_prediction_arguments(["x.jpg", *options])
+
+
+def test_the_command_refuses_what_it_cannot_do(run, capsys):
+    assert fit_command(["--model", str(run / "run"), "--accepted", "0"]) == 2
+    assert "must lie above 0" in capsys.readouterr().err
+    assert fit_command(["--model", "someone/model"]) == 2
+    assert "no directory with a model" in capsys.readouterr().err
+
+
+def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir, nano_dir):
+    """Crops of a temple, against real flowers: what the features of a real encoder are worth."""
+    from sklearn.datasets import load_sample_image
+
+    from siglip_flowers.evaluation.open_set import classify_pictures
+    from siglip_flowers.model.loading import load_classifier, load_image_processor
+    from tests.small_flowers import read_pictures
+
+    temple = Image.fromarray(load_sample_image("china.jpg"))
+    crops = [temple.crop((x, y, x + 150, y + 150)) for x in range(0, 480, 80) for y in (0, 90, 200)]
+    model = load_classifier(str(nano_dir), ("a", "b"), pooling="mean").eval()
+    processor = load_image_processor(str(nano_dir))
+    flowers, _ = classify_pictures(model, processor, read_pictures(flowers_dir, 400))
+    temples, _ = classify_pictures(model, processor, crops)
+    known = score_neighbours(flowers[::2], flowers[1::2])
+    assert area_under_roc(known, score_neighbours(flowers[::2], temples)) > 0.95

@@ -1,0 +1,274 @@
+"""Publishing from end to end: both commands and the real client against a Hub on loopback."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
+
+from siglip_flowers.commands import publish as publish_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.commands.publish import name_run
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.publishing.check import _compare
+from siglip_flowers.publishing.finished import PREDICTIONS_FILE, read_finished_run
+from tests.hub_server import TOKEN, Fault, serve_hub
+from tests.small_hub import ODD_NAME, hub_environment, publish_small_runs
+from tests.small_runs import list_files, small_options
+
+PUSHED = {
+    *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
+    *("metrics.json", "history.csv", "loss_plot.png", "accuracy_plot.png"),
+}
+FAULTS = """
+import json, sys
+from pathlib import Path
+from siglip_flowers.errors import RunError
+from siglip_flowers.publishing.hub import check_hub_access, push_directory
+directory, names = json.load(sys.stdin)
+messages = []
+for name in names:
+    try:
+        check_hub_access(name)
+        push_directory(Path(directory), name, message="a test")
+        messages.append(None)
+    except RunError as error:
+        messages.append(str(error))
+json.dump(messages, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def published():
+    return publish_small_runs()
+
+
+@pytest.fixture
+def copied(published, tmp_path):
+    """A copy of a finished run, to be spoilt."""
+    return Path(shutil.copytree(published.run("mean"), tmp_path / "run"))
+
+
+def test_a_cut_upload_is_tried_again_and_the_run_is_pushed(published):
+    assert published.trained_map.code == 0, published.trained_map.errors
+    assert "classifies 12 test pictures as recorded" in published.trained_map.output
+    assert f"published: {published.hub.endpoint}/garden/map" in published.trained_map.output
+    pushed = published.hub.repositories["garden/map"]
+    assert set(pushed.files) >= PUSHED | {"modeling_siglip_classifier.py"}
+    # Pictures of the data set, and what is of this machine.
+    assert not [name for name in pushed.files if name.startswith(("example", "config.yaml"))]
+    assert pushed.commits == ["Publish the classifier"]
+    uploads = [line for line in published.hub.requests if line.startswith("PUT")]
+    assert len(uploads) == len(set(uploads)) + 1
+
+
+def test_a_failed_push_leaves_a_whole_run_and_says_how_to_go_on(published):
+    step = published.failed_mean
+    assert step.code == 1
+    (line,) = [line for line in step.errors.splitlines() if "error:" in line]
+    assert "the Hub failed (500)" in line
+    again = f"python -m siglip_flowers.publish {published.run('mean')} --hub_model_id garden/mean"
+    assert again in line
+    assert "Traceback" not in step.errors
+
+
+def test_the_command_typed_again_uploads_only_what_is_missing(published):
+    step = published.resumed_mean
+    assert step.code == 0, step.errors
+    assert not [line for line in published.requests_of_resumed if line.startswith("PUT")]
+    pushed = set(published.hub.repositories["garden/mean"].files)
+    assert pushed >= PUSHED
+    assert "modeling_siglip_classifier.py" not in pushed
+    assert len(published.hub.repositories["garden/mean"].commits) == 1
+
+
+@pytest.mark.parametrize("name", ["map", "mean"])
+def test_what_was_pushed_belongs_together(published, name):
+    files = published.hub.repositories[f"garden/{name}"].files
+    metrics = json.loads(files["metrics.json"])
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert metrics["weights"] == {"model.safetensors": digest}
+    card = ModelCard(files["README.md"].decode())
+    assert digest in card.text
+    recorded = json.loads((published.run(name) / "metrics.json").read_text())["splits"]["test"]
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert values["test accuracy"] == recorded["accuracy"]
+    assert values["test F1 (macro)"] == recorded["f1_macro"]
+    assert values["test loss"] == recorded["loss"]
+    config = json.loads(files["config.json"])
+    expected = {"map": "SiglipClassifier", "mean": "SiglipForImageClassification"}[name]
+    assert config["architectures"] == [expected]
+    assert ("auto_map" in config) is (name == "map")
+    assert ODD_NAME in config["label2id"]
+
+
+def test_nothing_of_the_machine_and_no_token_is_pushed_or_saved(published):
+    for name in ("map", "mean"):
+        for path, data in published.hub.repositories[f"garden/{name}"].files.items():
+            assert TOKEN.encode() not in data, path
+            assert str(published.root).encode() not in data, path
+            assert str(Path.home()).encode() + b"/" not in data, path
+        settings = yaml.safe_load((published.run(name) / "config.yaml").read_text())
+        assert not {"hub_token", "push_to_hub"} & set(settings)
+        for path in published.run(name).rglob("*"):
+            assert path.is_dir() or TOKEN.encode() not in path.read_bytes(), path
+    for step in (published.trained_map, published.failed_mean, published.resumed_mean):
+        assert TOKEN not in step.output + step.errors
+
+
+def test_every_answer_of_the_hub_is_one_clear_sentence(tmp_path):
+    (tmp_path / "notes.txt").write_text("A file like any other.")
+    expected = {
+        "me/a": (Fault("GET", "whoami", 401), "does not accept the token.*hf auth login"),
+        "me/b": (Fault("POST", "repos/create", 403), "may not write there.*write access"),
+        "me/c": (Fault("POST", "repos/create", 404), "does not know that organisation"),
+        "me/d": (
+            Fault("POST", "repos/create", 429, headers={"Retry-After": "7"}),
+            "no more requests.*wait 7 seconds",
+        ),
+        "me/e": (Fault("POST", "me/e/commit", 500), r"the Hub failed \(500\).*again later"),
+        "me/f": (Fault("POST", "me/f/commit"), "dropped the connection.*check the network"),
+    }
+    with serve_hub() as hub:
+        hub.faults += [fault for fault, _ in expected.values()]
+        messages = answer_faults(hub.endpoint, tmp_path, list(expected))
+    for (name, (_, pattern)), message in zip(expected.items(), messages, strict=True):
+        assert message.startswith(f"{name} could not be pushed: "), message
+        assert re.search(pattern, message), message
+        assert "\n" not in message
+        assert TOKEN not in message
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    (message,) = answer_faults(closed, tmp_path, ["me/a"])
+    assert f"{closed} cannot be reached" in message
+
+
+def answer_faults(endpoint, directory, names):
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS],
+        input=json.dumps([str(directory), names]),
+        env=hub_environment(endpoint, directory.parent / "home"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_without_a_token_nothing_begins(published, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    out = tmp_path / "out"
+    push = ["--hub_model_id", "me/x"]
+    train = small_options(published.root / "checkpoint", published.pictures, out, *push)
+    assert publish_command.main([str(published.run("mean")), *push]) == 1
+    assert "cannot be pushed without a token" in capsys.readouterr().err
+    assert train_command.main([*train, "--push_to_hub", "true"]) == 1
+    assert "cannot be pushed without a token" in capsys.readouterr().err
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert publish_command.main([str(published.run("mean")), *push]) == 1
+    assert "while HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def digest_files(directory):
+    return {
+        name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        for name in list_files(directory)
+        if (directory / name).is_file()
+    }
+
+
+def test_other_weights_than_those_measured_are_refused(copied):
+    path = copied / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"] += 1e-3
+    save_file(tensors, path, metadata={"format": "pt"})
+    before = digest_files(copied)
+    with pytest.raises(RunError, match="not those that metrics.json measured"):
+        read_finished_run(copied)
+    assert digest_files(copied) == before
+
+
+def test_figures_that_contradict_the_predictions_are_refused(copied):
+    path = copied / "metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["splits"]["test"]["accuracy"] -= 0.01
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="contradict each other.*accuracy"):
+        read_finished_run(copied)
+
+
+def test_a_run_that_ties_no_weights_to_its_figures_is_refused(copied):
+    path = copied / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["weights"]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="does not record 'weights'"):
+        read_finished_run(copied)
+
+
+def test_unfinished_runs_are_refused(copied, tmp_path):
+    with pytest.raises(InputError, match="the run itself is"):
+        read_finished_run(copied / "model")
+    (copied / PREDICTIONS_FILE).unlink()
+    with pytest.raises(InputError, match=PREDICTIONS_FILE):
+        read_finished_run(copied)
+    with pytest.raises(InputError, match="no finished run"):
+        read_finished_run(tmp_path / "nowhere")
+
+
+def test_files_that_classify_otherwise_are_refused_by_the_command(copied, tmp_path, capsys):
+    """The recorded predictions stay consistent with the figures, but are not the model's."""
+    path = copied / PREDICTIONS_FILE
+    table = pyarrow.parquet.read_table(path)
+    shares = [
+        [0.9, *(share / 10 for share in row[1:])] for row in table["top_probabilities"].to_pylist()
+    ]
+    column = table.schema.get_field_index("top_probabilities")
+    pyarrow.parquet.write_table(
+        table.set_column(column, "top_probabilities", pyarrow.array(shares)), path
+    )
+    out, gone = tmp_path / "out", tmp_path / "gone"
+    argv = [str(copied), "--output_dir", str(out)]
+    assert publish_command.main([*argv, "--check_samples", "2"]) == 1
+    assert "do not classify as the run recorded" in capsys.readouterr().err
+    assert publish_command.main([*argv, "--data_dir", str(gone)]) == 2
+    assert "--data_dir says where the run's data lie" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_answers_are_compared_by_class_and_probability():
+    recorded = {"a": 0.6, "b": 0.3, "c": 0.1}
+    _compare("x", recorded, {"a": 0.601, "b": 0.299, "c": 0.1})
+    _compare("x", {"a": 0.5, "b": 0.499}, {"b": 0.4995, "a": 0.4994})
+    for found in ({"a": 0.61, "b": 0.3}, {"b": 0.6, "a": 0.3}, {"d": 0.9}):
+        with pytest.raises(RunError, match="picture x was 'a'"):
+            _compare("x", recorded, found)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["results/x"], ["--run", "results/x"]),
+        (["--hub_model_id", "a/b", "r/x"], ["--hub_model_id", "a/b", "--run", "r/x"]),
+        (["--hub-private-repo", "r/x"], ["--hub-private-repo", "--run", "r/x"]),
+        (["--hub_model_id=a/b", "x"], ["--hub_model_id=a/b", "--run", "x"]),
+        (["--run", "x", "--help"], ["--run", "x", "--help"]),
+    ],
+)
+def test_the_run_may_stand_anywhere(given, expected):
+    assert name_run(given) == expected

@@ -1,0 +1,404 @@
+"""The report: its figures against independent references, and its page in a real browser."""
+
+import csv
+import dataclasses
+import io
+import json
+import shutil
+
+import imagehash
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from rich.console import Console
+from scipy.special import softmax
+from sklearn import metrics as sklearn_metrics
+from sklearn.neighbors import KNeighborsClassifier
+
+from siglip_flowers.commands import eval as eval_command
+from siglip_flowers.commands import train as train_command
+from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.temperature import load_temperature
+from siglip_flowers.metrics.functions import per_class_rows
+from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.reporting import labels as label_suspects
+from siglip_flowers.reporting.analysis import analyse
+from siglip_flowers.reporting.confusions import order_classes
+from siglip_flowers.reporting.contents import Attention, UnknownRow
+from siglip_flowers.reporting.duplicates import find_close, hash_pictures
+from siglip_flowers.reporting.features import measure_neighbours
+from siglip_flowers.reporting.files import REPORT_FILES, check_report_dir, write_report
+from siglip_flowers.reporting.numbers import format_class_table, format_pair_table
+from siglip_flowers.reporting.page import render_page
+from siglip_flowers.reporting.terminal import print_report
+from siglip_flowers.training.output import MODEL_DIR
+from tests.small_runs import list_files, make_checkpoint, make_folder, small_options
+
+CHROMIUM = shutil.which("chromium")
+ALERTS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "</script><script>alert(3)</script>",
+    "'+alert(4)+'",
+    "</title><svg onload=alert(5)>",
+    "=HYPERLINK(1)",
+    "[red]rose[/red]",
+    "\x1b[31m\u202eesor",
+    "{{ 7 * 7 }}",
+    "a very long name " * 12,
+)
+
+
+class Pictures(list):
+    """Pictures in memory, as ``SplitPictures`` gives them."""
+
+    def read(self, rows):
+        return [self[row] for row in rows]
+
+
+def draw(count: int, seed: int = 0) -> Pictures:
+    random = np.random.default_rng(seed)
+    small = [random.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(count)]
+    return Pictures(Image.fromarray(pixels).resize((32, 32)) for pixels in small)
+
+
+def build(labels, logits, *, pictures=None, others=None, names=None, temperature=2.0, ids=None):
+    labels, logits = np.asarray(labels, dtype=np.int64), np.asarray(logits, dtype=np.float32)
+    names = names or [f"class {number}" for number in range(logits.shape[1])]
+    features = np.random.default_rng(1).normal(size=(len(labels), 6)).astype(np.float32)
+    # As a model does it, with sense in its features.
+    features[:, 0] += 3 * labels
+    result = SplitResult(
+        split="test",
+        ids=ids or [f"picture {row}" for row in range(len(labels))],
+        labels=labels,
+        features=features,
+        logits=logits,
+        probabilities=softmax(logits, axis=1),
+        metrics=compute_metrics(logits, labels, "softmax"),
+        per_class=per_class_rows(labels, logits.argmax(axis=1), names),
+    )
+    return analyse(
+        result,
+        pictures or draw(len(labels)),
+        others or {},
+        title="model on data",
+        model="model",
+        description="data",
+        command="python eval.py --report true",
+        environment={"python": "3", "packages": {"torch": "2"}},
+        class_names=names,
+        activation="softmax",
+        temperature=temperature,
+    )
+
+
+def make_logits(labels, classes: int, strength: float = 1.5, seed: int = 0) -> np.ndarray:
+    logits = np.random.default_rng(seed).normal(size=(len(labels), classes))
+    logits[np.arange(len(labels)), labels] += strength
+    return logits
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return np.arange(200) % len(ALERTS)
+
+
+@pytest.fixture(scope="module")
+def contents(labels):
+    return build(labels, make_logits(labels, len(ALERTS)))
+
+
+@pytest.fixture(scope="module")
+def hostile(labels):
+    contents = build(
+        labels,
+        make_logits(labels, len(ALERTS)),
+        names=list(ALERTS),
+        ids=[f"{ALERTS[row % len(ALERTS)]}{row}" for row in range(200)],
+    )
+    jpeg = next(iter(contents.thumbnails.values()))
+    row = {"kind": ALERTS[0], "strength": 1, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+    views = {"name": ALERTS[1], "accuracy": 0.5, "low": 0.4, "high": 0.6, "gain": 0.01}
+    return dataclasses.replace(
+        contents,
+        title=ALERTS[4],
+        model=ALERTS[1],
+        description=ALERTS[0],
+        command=f"python eval.py '{ALERTS[2]}'",
+        environment={ALERTS[0]: {"device": ALERTS[1]}},
+        unknowns=[UnknownRow(ALERTS[1], ALERTS[0], 5, 0.9, 0.1)],
+        attention=[Attention(0, jpeg, jpeg)],
+        robustness=[row],
+        augmented=[{**views, "seconds_per_picture": 0.1, "cost": 2.0}],
+    )
+
+
+def test_figures_agree_with_scikit_learn(contents, labels):
+    logits = make_logits(labels, len(ALERTS)).astype(np.float32)
+    predicted, probabilities = logits.argmax(axis=1), softmax(logits.astype(float), axis=1)
+    headline = contents.headline
+    assert headline["accuracy"].value == sklearn_metrics.accuracy_score(labels, predicted)
+    assert headline["f1_macro"].value == pytest.approx(
+        sklearn_metrics.f1_score(labels, predicted, average="macro")
+    )
+    assert headline["top5_accuracy"].value == pytest.approx(
+        sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=5)
+    )
+    assert headline["loss"].value == pytest.approx(
+        sklearn_metrics.log_loss(labels, probabilities), rel=1e-5
+    )
+    assert all(figure.low <= figure.value <= figure.high for figure in headline.values())
+    indicators = np.eye(len(ALERTS))[labels]
+    assert contents.calibration.brier == pytest.approx(
+        ((probabilities - indicators) ** 2).sum(axis=1).mean()
+    )
+    assert contents.calibrated.loss == pytest.approx(
+        sklearn_metrics.log_loss(labels, softmax(logits.astype(float) / 2, axis=1))
+    )
+    assert (contents.confusion == sklearn_metrics.confusion_matrix(labels, predicted)).all()
+    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+        labels, predicted
+    )
+    rows = contents.per_class
+    assert [row.precision for row in rows] == pytest.approx(precision)
+    assert [row.recall.value for row in rows] == pytest.approx(recall)
+    assert [row.f1 for row in rows] == pytest.approx(f1)
+    assert [row.support for row in rows] == support.tolist()
+    worst = contents.mistakes[0]
+    wrong = predicted != labels
+    assert wrong[worst]
+    assert contents.confidence[worst] == probabilities.max(axis=1)[wrong].max()
+    pair = contents.confused_pairs[0]
+    errors = contents.confusion - np.diag(np.diag(contents.confusion))
+    assert pair.count == errors.max() == errors[pair.label, pair.predicted]
+
+
+def test_hashes_are_those_of_imagehash():
+    pictures = draw(20)
+    expected = [int(str(imagehash.phash(picture)), 16) for picture in pictures]
+    assert hash_pictures(pictures).tolist() == expected
+    distances = [
+        (row, other, bin(expected[row] ^ expected[other]).count("1"))
+        for row in range(20)
+        for other in range(20)
+    ]
+    found = find_close(hash_pictures(pictures), hash_pictures(pictures), 24)
+    assert sorted(found) == sorted(pair for pair in distances if pair[2] <= 24)
+
+
+def test_votes_of_neighbours_are_those_of_scikit_learn():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 60)
+    features = random.normal(size=(60, 5)).astype(np.float32)
+    features[:, 0] += labels
+    hits = 0
+    for row in range(60):
+        others = np.arange(60) != row
+        # One neighbour: no ties.
+        model = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
+        model.fit(features[others], labels[others])
+        hits += model.predict(features[[row]])[0] == labels[row]
+    assert measure_neighbours(features, labels, 4, neighbours=1).value == hits / 60
+
+
+def test_classes_that_are_confused_stand_side_by_side():
+    counts = np.diag([10] * 6)
+    for one, other in ((0, 3), (1, 5), (2, 4)):
+        counts[one, other] = counts[other, one] = 5
+    order = order_classes(counts).tolist()
+    assert sorted(order) == list(range(6))
+    assert {frozenset(order[place : place + 2]) for place in (0, 2, 4)} == {
+        frozenset({0, 3}), frozenset({1, 5}), frozenset({2, 4})
+    }  # fmt: skip
+
+
+def test_wrong_labels_are_suspected_and_missing_cleanlab_is_no_error(monkeypatch):
+    truth = np.arange(120) % 4
+    probabilities = softmax(make_logits(truth, 4, 6.0), axis=1)
+    labels = truth.copy()
+    labels[:5] = (labels[:5] + 1) % 4
+    found = label_suspects.find_label_suspects(labels, probabilities)
+    assert {suspect.row for suspect in found} == set(range(5))
+    assert all(suspect.suggested == truth[suspect.row] for suspect in found)
+    monkeypatch.setattr(label_suspects, "PACKAGE", "cleanlab_is_not_here")
+    assert label_suspects.find_label_suspects(labels, probabilities) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits"),
+    [
+        pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[0, 1, 2] * 4], id="all right"),
+        pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[1, 2, 0] * 4], id="all wrong"),
+        pytest.param([0] * 6, np.ones((6, 1)), id="one class"),
+        pytest.param([1], [[0.0, 1.0]], id="one picture"),
+        pytest.param([0, 1], np.zeros((2, 3)), id="constant"),
+    ],
+)
+def test_degenerate_results_give_a_report(labels, logits, tmp_path):
+    contents = build(labels, logits, temperature=None)
+    page = write_report(contents, tmp_path / "report_test").read_text(encoding="utf-8")
+    accuracy = contents.headline["accuracy"].value
+    assert ("Confident mistakes" in page) == (accuracy < 1)
+    assert ("Least certain hits" in page) == (accuracy > 0)
+    assert sorted(list_files(tmp_path / "report_test")) == sorted(REPORT_FILES)
+    print_report(contents, Console(file=io.StringIO()))
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    logits = make_logits([0, 1, 2], 3)
+    good = build([0, 1, 2], logits)
+    assert good.headline
+    logits[1, 2] = np.nan
+    with pytest.raises(RunError, match="finite"):
+        build([0, 1, 2], logits)
+
+
+def test_markup_in_names_does_nothing_in_tables_and_terminal(hostile):
+    for table in (format_class_table(hostile), format_pair_table(hostile)):
+        rows = list(csv.reader(io.StringIO(table)))
+        assert len({len(row) for row in rows}) == 1
+        assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
+    file = io.StringIO()
+    print_report(hostile, Console(file=file, width=300, force_terminal=True, emoji=False))
+    assert "[red]rose[/red]" in file.getvalue()
+    assert "\x1b[31m\u202e" not in file.getvalue()
+    assert "\u202e" not in file.getvalue()
+
+
+def test_markup_in_names_does_nothing_in_the_page(hostile):
+    page = render_page(hostile)
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "<svg onload" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert page.count("</script>") == 2
+
+
+def test_the_report_replaces_only_itself(contents, tmp_path):
+    directory = tmp_path / "report_test"
+    check_report_dir(directory, contents.title)
+    write_report(contents, directory)
+    check_report_dir(directory, contents.title)
+    with pytest.raises(InputError, match="another report"):
+        check_report_dir(directory, "another model")
+    (directory / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt"):
+        check_report_dir(directory, contents.title)
+    saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    assert saved["headline"]["accuracy"]["value"] == contents.headline["accuracy"].value
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report")
+    checkpoint = make_checkpoint(directory / "checkpoint")
+    folder = make_folder(directory / "data")
+    run = directory / "run"
+    assert train_command.main(small_options(checkpoint, folder, run)) == 0
+    return run
+
+
+@pytest.mark.slow
+def test_eval_writes_the_report_of_a_run(small_run, capsys):
+    arguments = ["--model", str(small_run), "--split", "test", "--report", "true"]
+    assert eval_command.main(arguments) == 0
+    assert "Calibration" in capsys.readouterr().out
+    directory = small_run / "report_test"
+    assert sorted(list_files(directory)) == sorted(REPORT_FILES)
+    saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    table = pyarrow.parquet.read_table(small_run / "predictions_test.parquet")
+    assert saved["headline"]["accuracy"]["value"] == np.mean(table["correct"].to_pylist())
+    assert saved["calibrated"]["temperature"] == load_temperature(small_run / MODEL_DIR)
+    assert {row["source"] for row in saved["unknowns"]} > {"all drawings", "noise"}
+    assert {row["score"] for row in saved["unknowns"]} >= {"energy", "class_mean", "neighbours"}
+    before = saved["headline"]
+    # Once more, without cached pixels: it takes its own place, with the same figures.
+    assert eval_command.main([*arguments, "--pixel_cache", "false"]) == 0
+    saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    assert saved["headline"] == before
+
+
+@pytest.mark.slow
+def test_predictions_are_calibrated_when_asked(small_run):
+    model = small_run / MODEL_DIR
+    temperature = load_temperature(model)
+    picture = draw(1)[0]
+    plain, calibrated = (
+        FlowerClassifier.from_pretrained(model, dtype="float32", calibrated=asked)
+        for asked in (False, True)
+    )
+    before = np.log([result["score"] for result in plain(picture, 3)])
+    after = np.log([result["score"] for result in calibrated(picture, 3)])
+    assert np.diff(after) == pytest.approx(np.diff(before) / temperature, rel=1e-3, abs=1e-5)
+
+
+def test_a_model_without_temperature_is_told_so(small_run, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(small_run / MODEL_DIR, model)
+    (model / "calibration.json").write_text('{"temperature": -1}')
+    with pytest.raises(InputError, match="cannot be read"):
+        FlowerClassifier.from_pretrained(model, calibrated=True)
+    (model / "calibration.json").unlink()
+    with pytest.raises(InputError, match="has no"):
+        FlowerClassifier.from_pretrained(model, calibrated=True)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_page_works_in_a_browser(hostile, browser, tmp_path, width, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    path = tmp_path / "report.html"
+    path.write_text(render_page(hostile), encoding="utf-8")
+    assert path.stat().st_size < 10e6
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    # Nothing is wider than the screen.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    violations = axe.Axe().run(page).response["violations"]
+    assert not [found["id"] for found in violations if found["impact"] in ("serious", "critical")]
+    # Sorted by the keyboard, up and down.
+    heading = page.locator("#classes th").nth(1)
+    for order in ("descending", "ascending"):
+        heading.locator("button").press("Enter")
+        assert heading.get_attribute("aria-sort") == order
+    # Plots answer to the keyboard and show pictures as text and image.
+    mark = page.locator("#features .mark").first
+    mark.focus()
+    assert page.locator("#tip").is_visible()
+    assert (
+        page.locator("#tip span").inner_text().strip() == mark.get_attribute("aria-label").strip()
+    )
+    assert page.locator("#tip img").get_attribute("src").startswith("data:image/jpeg")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.ariaLabel") == page.locator("#features .mark").nth(
+        1
+    ).get_attribute("aria-label")
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(background)
+    page.locator("#theme").click()
+    assert page.evaluate(background) != before
+    assert not [url for url in asked if not url.startswith(("data:", "file:"))]
+    assert said == []
+    page.close()
