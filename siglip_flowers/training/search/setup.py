@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from siglip_flowers.config.search import SearchArguments
 from siglip_flowers.config.training import FlowersTrainingArguments
@@ -60,7 +60,7 @@ class Search:
         return f"eval_{self.metric}"
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         """Optuna's word for whether a larger value is better."""
         return "maximize" if self.run.training.greater_is_better else "minimize"
 

@@ -11,7 +11,7 @@ import yaml
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import suggest_nearest
+from siglip_flowers.parsing import YAML_ERRORS, suggest_nearest
 
 Value: TypeAlias = bool | int | float | str | None
 RANGE_KEYS = ("low", "high", "log", "step")
@@ -97,10 +97,10 @@ def read_space(text: str, hints: dict[str, Any]) -> SearchSpace:
     """
     try:
         entries = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         raise InputError(
             f"--search_space is not valid YAML: {' '.join(str(error).split())}."
-        ) from (error)
+        ) from error
     if not isinstance(entries, dict) or not entries:
         raise InputError("--search_space must be a mapping of options to values, with one or more.")
     return {str(name): _read_entry(str(name), entry, hints) for name, entry in entries.items()}

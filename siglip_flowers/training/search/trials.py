@@ -65,8 +65,9 @@ def run_trials(search: Search, take: Callable[[], bool], *, parallel: bool) -> N
     keep_freed_memory(training.device)
     trainer = SearchTrainer(search, load_flowers(search.run.data), take)
     try:
+        draw: Any = trainer.draw  # the Trainer's annotation knows of floats only
         trainer.hyperparameter_search(
-            hp_space=trainer.draw,
+            hp_space=draw,
             compute_objective=trainer.judge,
             n_trials=options.n_trials,
             direction=search.direction,
@@ -92,6 +93,8 @@ class SearchTrainer(Trainer):
     Trainer are built anew, by the functions that ``train.py`` uses: a trial is what the same
     options would be there, without the final evaluation, which looks at the test split.
     """
+
+    objective: float
 
     def __init__(self, search: Search, data: FlowerData, take: Callable[[], bool]) -> None:
         self.search = search
@@ -133,7 +136,7 @@ class SearchTrainer(Trainer):
         directory = self.search.name_directory(find_origin(trial))
         judge = _Judge(trial, self.judge, self.search)
         try:
-            changes = self.hp_space(trial)
+            changes: Any = self.hp_space(trial)
             outcome = self._run(self.search.build_trial(changes, directory), judge)
             self.objective = judge.find_value()
         except (InputError, BadStepError, TooLittleMemoryError) as error:
