@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 TORCH_INDEX ?=
-EXTRAS ?= aim,wandb,peft,test
+EXTRAS ?= aim,wandb,tensorboard,trackio,peft,search,export,report,demo,docs,test
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed

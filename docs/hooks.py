@@ -1,7 +1,7 @@
 """What the documentation site adds to its pages: options, modules, files of the repository.
 
 - ``<!-- options: MODULE.DATACLASS -->`` becomes a table of the dataclass's fields with their help.
-- ``<!-- modules: PACKAGE -->`` becomes one entry a module, which mkdocstrings fills from docstrings.
+- ``<!-- modules: PACKAGE -->`` becomes one entry a module, which mkdocstrings fills.
 - A link that leaves docs/ leads to a copy of the file under repository/ of the site. Where there is
   no such file the link is left alone, and MkDocs warns of it.
 - Pages that the navigation does not name are added to the section Guides.
@@ -100,8 +100,8 @@ def describe_options(name: str) -> str:
     kind = getattr(importlib.import_module(module), kind_name)
     hints = get_type_hints(kind)
     rows = [
-        f"| `--{field.name}` | {_cell(_describe_type(hints[field.name]))} | {_describe_default(field)} "
-        f"| {_cell(str(field.metadata['help']))} |"
+        f"| `--{field.name}` | {_cell(_describe_type(hints[field.name]))} "
+        f"| {_describe_default(field)} | {_cell(str(field.metadata['help']))} |"
         for field in dataclasses.fields(kind)
         if field.init and "help" in field.metadata
     ]
