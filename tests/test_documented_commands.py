@@ -43,6 +43,8 @@ RUN = {
     "python eval.py --model results/my-run --split test": "",
     "python eval.py --model results/nano_64px --split test": "",
     "python eval.py --compare results/run_a results/run_b results/run_c --output_dir out": "",
+    "python eval.py --compare results/my-run results/other-run": "",
+    "python eval.py --model results/my-run --split test --report true": "",
     "python eval.py --leaderboard": "",
     "siglip-flowers predict flower.jpg --model results/my-run --top_k 3": "",
     "siglip-flowers predict flower.jpg holiday/ 'more/*.png' --model results/nano_64px "
@@ -241,7 +243,7 @@ def folder(tmp_path_factory) -> Path:
         patch.chdir(path)
         words = small_options(Path("siglip2-base"), Path("pictures"), Path("results/my-run"))
         assert siglip_flowers_main(["train", *words, "--pooling", "mean"]) == 0
-    for name in ("nano_64px", "demo", "run_a", "run_b", "run_c"):
+    for name in ("nano_64px", "demo", "run_a", "run_b", "run_c", "other-run"):
         shutil.copytree(path / "results" / "my-run", path / "results" / name)
     shutil.copytree(path / "results" / "my-run" / "model", path / "results" / "model")
     shutil.copy(path / "results" / "my-run" / "config.yaml", path / "results")

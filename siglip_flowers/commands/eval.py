@@ -14,7 +14,7 @@ from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.parsing import check_command_line, parse_arguments
 from siglip_flowers.prompts import load_templates
 from siglip_flowers.records import describe_environment, write_json
-from siglip_flowers.training.output import CONFIG_FILE
+from siglip_flowers.training.output import CONFIG_FILE, REPORT_DIRS
 
 PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
@@ -167,7 +167,7 @@ def choose_report_dir(options: EvaluationArguments) -> Path:
             f"The model {options.model} lies in no run's directory, where its report could go; "
             "name a directory with --output_dir."
         )
-    return parent / f"report_{options.split}"
+    return parent / REPORT_DIRS[options.split]
 
 
 def _parse(argv: list[str]) -> tuple[EvaluationArguments, DataArguments]:

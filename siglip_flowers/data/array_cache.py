@@ -114,7 +114,7 @@ def open_array(
         has too little room.
 
     Raises:
-        Whatever ``build`` raises; nothing is left behind then.
+        Exception: Whatever ``build`` raises; nothing is left behind then.
     """
     path = directory / entry.name
     array = _read(path, entry)

@@ -6,8 +6,6 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-import matplotlib
-import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
@@ -17,12 +15,12 @@ from siglip_flowers.inference.classifier import FlowerClassifier
 from siglip_flowers.inference.reading import explain_problem
 from siglip_flowers.inference.saliency import compute_saliency
 from siglip_flowers.page.neighbours import TrainingPictures
+from siglip_flowers.reporting.attention import draw_overlay
 
 # A JPEG is read at an eighth, quarter or half of its size where that leaves this many pixels a
 # side: more than any encoder takes.
 DRAFT_PIXELS = 2048
 OVERLAY_PIXELS = 448
-COLOURS = "inferno"
 
 
 @dataclass(frozen=True)
@@ -122,18 +120,8 @@ class Explainer:
         return Answer(
             results=prediction.results,
             known=prediction.known,
-            overlay=draw_overlay(picture, saliency),
+            overlay=draw_overlay(
+                PIL.ImageOps.contain(picture, (OVERLAY_PIXELS, OVERLAY_PIXELS)), saliency
+            ),
             neighbours=nearest,
         )
-
-
-def draw_overlay(picture: PIL.Image.Image, saliency: np.ndarray) -> PIL.Image.Image:
-    """Lay a saliency map (rows, columns) over a picture: dark where little weight lies."""
-    shown = PIL.ImageOps.contain(picture, (OVERLAY_PIXELS, OVERLAY_PIXELS))
-    low, high = float(saliency.min()), float(saliency.max())
-    scaled = (saliency - low) / max(high - low, 1e-12)
-    heat = PIL.Image.fromarray(scaled.astype(np.float32))
-    weights = np.asarray(heat.resize(shown.size, PIL.Image.Resampling.BILINEAR))
-    colours = matplotlib.colormaps[COLOURS](weights)[..., :3] * 255
-    blended = 0.5 * np.asarray(shown, dtype=np.float64) + 0.5 * colours
-    return PIL.Image.fromarray(blended.round().astype(np.uint8))

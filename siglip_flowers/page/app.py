@@ -141,14 +141,16 @@ def build_page(explainer: Explainer, examples_folder: Path) -> Any:
                     elem_id="picture",
                 )
                 # Gradio would decode the file, without limits, only to hand on its path.
-                picture.preprocess = lambda payload: payload.path if payload else None
+                picture.preprocess = (  # type: ignore[method-assign]
+                    lambda payload: payload.path if payload else None
+                )
                 examples = draw_examples(examples_folder)
                 gradio.Examples(
                     examples,
                     picture,
                     label="Examples (drawn, not photographs)",
                     cache_examples=False,
-                    api_name=False,
+                    api_name=False,  # type: ignore[arg-type]
                 )
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(EMPTY, label="Answer", elem_id="answer", padding=False)

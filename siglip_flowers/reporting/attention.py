@@ -38,7 +38,7 @@ def draw_attention(
             Attention(
                 row,
                 encode_thumbnail(shown, SIDE),
-                encode_thumbnail(_overlay(shown, saliency), SIDE),
+                encode_thumbnail(draw_overlay(shown, saliency), SIDE),
             )
         )
     return drawn
@@ -59,8 +59,8 @@ def _enlarge(picture: Image.Image) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _overlay(picture: Image.Image, saliency: np.ndarray) -> Image.Image:
-    """Colour a picture by the weights (rows, columns) of its patches."""
+def draw_overlay(picture: Image.Image, saliency: np.ndarray) -> Image.Image:
+    """Colour a picture by the weights (rows, columns) of its patches: dark where they are small."""
     shares = (saliency - saliency.min()) / max(float(np.ptp(saliency)), 1e-12)
     heat = Image.fromarray(shares.astype(np.float32))
     smooth = np.asarray(heat.resize(picture.size, Image.Resampling.BILINEAR))

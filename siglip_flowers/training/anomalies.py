@@ -59,13 +59,13 @@ class AnomalyWatch:
             waits for the device in every step. ``rollback``: RollBack.
         limit: Bad steps that are skipped before the run stops all the same.
         largest_norm: Gradient norm above which a step is bad; None: only one that is not finite.
-        excluded: Steps whose update is left out from the beginning.
     """
 
     def __init__(self, policy: str, limit: int, largest_norm: float | None) -> None:
         self.policy = policy
         self.limit = limit
         self.largest_norm = largest_norm
+        # Steps whose update is left out from the beginning.
         self.excluded: frozenset[int] = frozenset()
         self.skipped: list[int] = []
         self.name_images: Callable[[Sequence[int]], list[str]] = lambda rows: [
