@@ -1,8 +1,9 @@
-"""Experiment trackers: a real small run, read back from Aim, W&B's offline files, TensorBoard."""
+"""Experiment trackers: a real small run, read back from the files of each of them."""
 
 import importlib.util
 import json
 import logging
+import sqlite3
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,8 @@ from siglip_flowers.training.trackers.tracker import name_values
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 SECRET = "hf_" + "q7" * 17
-NEEDED = [name for name in ("aim", "wandb", "tensorboard") if importlib.util.find_spec(name)]
+NAMES = ("aim", "wandb", "tensorboard", "trackio")
+NEEDED = [name for name in NAMES if importlib.util.find_spec(name)]
 FIND_SPEC = "importlib.util.find_spec"
 
 
@@ -40,6 +42,7 @@ def environment(tmp_path_factory):
             patch.delenv(name, raising=False)
         patch.setenv("HOME", str(root / "home"))
         patch.setenv("WANDB_SILENT", "true")
+        patch.setenv("TRACKIO_DIR", str(root / "trackio"))
         patch.setenv("HF_TOKEN", SECRET)
         patch.chdir(root)
         yield root
@@ -204,8 +207,24 @@ def test_tensorboard_gives_back_the_curves(run_dir, metrics):
     assert test.value == pytest.approx(metrics["test"]["accuracy"])
 
 
+@needs("trackio")
+def test_trackio_gives_back_the_curves(environment, run_dir, metrics):
+    with sqlite3.connect(environment / "trackio" / "siglip_flowers.db") as database:
+        logged = [json.loads(row) for (row,) in database.execute("select metrics from metrics")]
+    rows = [row for row in read_history(run_dir) if row["validation_loss"]]
+    shown = {
+        row["train/global_step"]: row["eval/validation_loss"]
+        for row in logged
+        if "eval/validation_loss" in row
+    }
+    assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
+    (test,) = [row["test/accuracy"] for row in logged if "test/accuracy" in row]
+    assert test == pytest.approx(metrics["test"]["accuracy"])
+
+
 def test_no_secret_is_in_what_trackers_wrote(environment, run_dir):
     paths = [*environment.glob(".aim/**/*"), *environment.glob("wandb/**/*")]
+    paths += environment.glob("trackio/**/*")
     paths += [*run_dir.glob("tensorboard/*"), run_dir / "config.yaml"]
     assert not [path for path in paths if path.is_file() and SECRET.encode() in path.read_bytes()]
 
