@@ -56,10 +56,9 @@ def small_options(checkpoint: Path, folder: Path, output_dir: Path, *more: str) 
     """Options of a run that takes a second or two; later ones win."""
     return [
         *("--model_name_or_path", str(checkpoint), "--data_dir", str(folder)),
-        *("--output_dir", str(output_dir), "--num_train_epochs", "2"),
+        *("--report_to", "none", "--output_dir", str(output_dir), "--num_train_epochs", "2"),
         *("--per_device_train_batch_size", "8", "--learning_rate", "1e-3", "--bf16", "false"),
         *("--train_resize_scale", "1", "--disable_tqdm", "true", "--logging_steps", "2"),
-        *("--report_to", "none"),
         *more,
     ]
 
