@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs" / "accelerate"
-LAUNCH_SECONDS = 600
+LAUNCH_SECONDS = 240
 CLEANUP_SECONDS = 60
 # Python runs a module of this name in every process whose path has it. Events of Python's own audit
 # are what the process does, whoever calls it; ranks are told apart, launchers (no rank) left out.

@@ -70,18 +70,17 @@ def one(small, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def launched(small, tmp_path_factory):
-    """Launches on two processes, on two machines of two, and sharded on two elastic machines."""
+    """Launches on two processes, on two machines of two, and sharded on two machines of one."""
 
-    def name_machines(processes, *more):
+    def name_machines(processes):
         address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(find_port())]
-        size = ["--num_machines", "2", "--num_processes", str(processes), *address, *more]
+        size = ["--num_machines", "2", "--num_processes", str(processes), *address]
         return [[*size, "--machine_rank", str(rank)] for rank in range(2)]
 
-    elastic = name_machines(2, "--rdzv_backend", "c10d")
     plans = {
         "two": ("cpu.yaml", 2, [["--num_processes", "2"]]),
         "machines": ("multi_machine.yaml", 4, name_machines(4)),
-        "sharded": ("fsdp2.yaml", 2, elastic),
+        "sharded": ("fsdp2.yaml", 2, name_machines(2)),
     }
     return {
         name: launch(
