@@ -17,6 +17,16 @@ os.environ["SIGLIP_FLOWERS_CACHE"] = _CACHE.name
 # The same goes for tracked runs, where a test does not ask for them.
 os.environ["SIGLIP_FLOWERS_REPORT_TO"] = "none"
 
+# Tests that run side by side share the cores evenly: threads of two programs on the same cores
+# wait for each other longer than they work. What tests start inherits this.
+_WORKER = os.environ.get("PYTEST_XDIST_WORKER")
+if _WORKER is not None and hasattr(os, "sched_setaffinity"):
+    _CORES = sorted(os.sched_getaffinity(0))
+    _COUNT = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _MINE = _CORES[int(_WORKER.removeprefix("gw")) % len(_CORES) :: _COUNT]
+    os.sched_setaffinity(0, _MINE)
+    torch.set_num_threads(len(_MINE))
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
