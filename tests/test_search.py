@@ -147,7 +147,11 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_trials(small, finished, t
         assert "the same command goes on" in errors
         assert "Traceback" not in errors
     assert search_command.main(argv) == 0
-    assert list_trials(tmp_path / "out") == list_trials(finished)
+    # The processes may differ in threads, and with them in the last digits.
+    options, values = zip(*list_trials(tmp_path / "out"), strict=True)
+    expected_options, expected_values = zip(*list_trials(finished), strict=True)
+    assert options == expected_options
+    assert values == pytest.approx(expected_values, abs=1e-6)
     states = [trial.state for trial in open_study(tmp_path / "out").get_trials()]
     assert states.count(TrialState.FAIL) == 1
 
