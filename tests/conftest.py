@@ -16,6 +16,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix="siglip_flowers_tests_")
 os.environ["SIGLIP_FLOWERS_CACHE"] = _CACHE.name
 # The same goes for tracked runs, where a test does not ask for them.
 os.environ["SIGLIP_FLOWERS_REPORT_TO"] = "none"
+# Trackio asks for it once, when it is imported.
+os.environ["TRACKIO_DIR"] = f"{_CACHE.name}/trackio"
 
 # Tests that run side by side share the cores evenly: threads of two programs on the same cores
 # wait for each other longer than they work. What tests start inherits this.
