@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from transformers.utils import cached_file
 
 from siglip_flowers.errors import InputError
+from siglip_flowers.inference.companions import find_companion
 from siglip_flowers.metrics.open_set import LOGIT_SCORES, score_class_means, score_logits
 from siglip_flowers.records import write_text
 
@@ -61,17 +61,11 @@ def load_open_set(model: str | os.PathLike[str]) -> OpenSet | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = cached_file(
-        os.fspath(model),
-        OPEN_SET_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = find_companion(model, OPEN_SET_FILE)
     if path is None:
         return None
     try:
-        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+        facts = json.loads(path.read_text(encoding="utf-8"))
         means = facts["class_means"]
         open_set = OpenSet(
             facts["score"],

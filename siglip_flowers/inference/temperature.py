@@ -5,9 +5,8 @@ import math
 import os
 from pathlib import Path
 
-from transformers.utils import cached_file
-
 from siglip_flowers.errors import InputError
+from siglip_flowers.inference.companions import find_companion
 from siglip_flowers.records import write_json
 
 CALIBRATION_FILE = "calibration.json"
@@ -24,17 +23,11 @@ def load_temperature(model: str | os.PathLike[str]) -> float | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = cached_file(
-        os.fspath(model),
-        CALIBRATION_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    path = find_companion(model, CALIBRATION_FILE)
     if path is None:
         return None
     try:
-        temperature = float(json.loads(Path(path).read_text(encoding="utf-8"))["temperature"])
+        temperature = float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"it is {temperature}")
     except (OSError, KeyError, TypeError, ValueError) as error:
