@@ -408,6 +408,23 @@ def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
     assert imported[0].whole
 
 
+def test_a_signal_that_comes_where_exceptions_are_dropped_is_not_lost():
+    class Hit:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0)
+
+    def command():
+        with stop_on_signals():
+            Hit()
+            time.sleep(30)
+
+    began = time.monotonic()
+    with pytest.raises(Preempted):
+        command()
+    assert time.monotonic() - began < 20
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_runs_end_as_if_they_had_not_been():
     """A short soak: one process and two, three recipes, SIGKILL, SIGTERM and SIGUSR1."""

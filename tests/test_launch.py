@@ -1,6 +1,7 @@
 """``accelerate launch`` with the shipped configurations: one run, whatever starts it."""
 
 import csv
+import importlib.util
 import json
 import math
 from collections import Counter
@@ -282,10 +283,15 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_read(
     assert not output_dir.exists()
 
 
-def test_weights_in_parts_of_deepspeed_are_refused(small, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("stage", "reason"), [("3", "zero_stage is 3"), ("2", "DeepSpeed, which is not installed")]
+)
+def test_deepspeed_that_cannot_work_is_refused(tmp_path, monkeypatch, capsys, stage, reason):
+    if stage == "2" and importlib.util.find_spec("deepspeed"):
+        pytest.skip("deepspeed is installed")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
     output_dir = tmp_path / "run"
-    assert train([*write_options(small, 1), "--output_dir", str(output_dir)]) == 2
-    assert "zero_stage is 3" in capsys.readouterr().err
+    assert train(["--output_dir", str(output_dir)]) == 2
+    assert reason in capsys.readouterr().err
     assert not output_dir.exists()

@@ -155,6 +155,8 @@ def test_a_run_leaves_every_promised_file_and_no_other(small_run):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "calibration.json",
+        "open_set.json",
     }
 
 

@@ -38,8 +38,18 @@ def _quieten_libraries() -> None:
         enable_progress_bars()
 
 
+def _end(message: str, goes_on: bool) -> str:
+    if goes_on and "the same command" not in message:
+        return f"{message}; the same command goes on where it was."
+    return f"{message}."
+
+
 def run_command(
-    prog: str, command: Callable[[], None], *, check: Callable[[], None] | None = None
+    prog: str,
+    command: Callable[[], None],
+    *,
+    check: Callable[[], None] | None = None,
+    goes_on: bool = False,
 ) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C)
     or 143 (SIGTERM, SIGUSR1).
@@ -48,6 +58,7 @@ def run_command(
         prog: The command's name, for messages.
         command: The work. What it needs of torch and datasets it should import itself.
         check: Looks at the command line before anything slow is imported.
+        goes_on: Whether a command that was stopped goes on where it was when typed again.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
@@ -89,9 +100,9 @@ def run_command(
         return EXIT_RUN_FAILED
     except Preempted as stop:
         if is_first_process():
-            print(f"{prog}: {stop.message}", file=sys.stderr)
+            print(f"{prog}: {_end(stop.message, goes_on)}", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print(f"{prog}: stopped; the same command goes on where it was.", file=sys.stderr)
+        print(f"{prog}: {_end('stopped', goes_on)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

@@ -19,7 +19,7 @@ KINDS = (PublishArguments, DataArguments)
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, try the files, and push them."""
     given = name_run(sys.argv[1:] if argv is None else argv)
-    return run_command(PROG, lambda: _publish(given), check=lambda: _check(given))
+    return run_command(PROG, lambda: _publish(given), check=lambda: _check(given), goes_on=True)
 
 
 def name_run(argv: list[str]) -> list[str]:

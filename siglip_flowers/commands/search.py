@@ -19,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
         PROG,
         lambda: _search(given),
         check=lambda: check_line(given, prog=PROG, description=DESCRIPTION),
+        goes_on=True,
     )
 
 

@@ -13,6 +13,7 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.parsing import check_command_line, is_first_process, parse_arguments
+from siglip_flowers.training.deepspeed import check_deepspeed
 
 PROG = "train.py"
 DESCRIPTION = "Fine-tune a SigLIP vision encoder into an image classifier."
@@ -22,10 +23,11 @@ OTHER_KINDS = (DataArguments, AugmentationArguments, ModelArguments)
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _train(given), check=lambda: _check(given))
+    return run_command(PROG, lambda: _train(given), check=lambda: _check(given), goes_on=True)
 
 
 def _check(argv: list[str]) -> None:
+    check_deepspeed()
     kinds = (*OTHER_KINDS, make_training_options(), ProbeArguments)
     check_command_line(kinds, argv, prog=PROG, description=DESCRIPTION)
 

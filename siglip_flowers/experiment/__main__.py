@@ -37,7 +37,9 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Do the runs that are missing, then analyse all of them; return the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command("experiment", lambda: _run(*_parse(given)), check=lambda: _check(given))
+    return run_command(
+        "experiment", lambda: _run(*_parse(given)), check=lambda: _check(given), goes_on=True
+    )
 
 
 def _check(argv: list[str]) -> None:

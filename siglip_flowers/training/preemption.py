@@ -5,6 +5,7 @@ Without torch, so that a command can watch for signals before it imports anythin
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ STOP_SIGNALS = tuple(
 )
 # The two names of the module that imports: before and after the package importlib is imported.
 IMPORT_MODULES = ("_frozen_importlib", "importlib._bootstrap")
-# Seconds after which a signal that came during an import is looked at again.
-IMPORT_RECHECK = 0.05
+# Seconds after which a signal that could not end the process where it came is looked at again.
+RECHECK = 0.05
 # Seconds that a process that loads data works on after SIGTERM, for the last step of its parent.
 LOADER_GRACE = 60
 
@@ -26,9 +27,9 @@ LOADER_GRACE = 60
 class Preempted(SystemExit):
     """The process was asked to end and leaves whole files; not an ``Exception``, as Ctrl-C."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str = "stopped by a signal", number: int | None = None) -> None:
         super().__init__(EXIT_PREEMPTED)
-        self.message = message
+        self.message, self.number = message, number
 
 
 class _Watch:
@@ -39,6 +40,7 @@ class _Watch:
         self.requested = False
         self.held = False
         self.recheck: threading.Timer | None = None
+        self.hook_before = sys.unraisablehook
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -48,14 +50,30 @@ class _Watch:
             return
         if _is_importing(frame):
             # An exception there would cross native code that is being initialised, which aborts.
-            self.recheck = threading.Timer(IMPORT_RECHECK, os.kill, (self.process, number))
-            self.recheck.daemon = True
-            self.recheck.start()
+            self.send_again(number)
             return
         repeated, self.requested = self.requested, True
         # Launchers pass on what the process has got already: the second must not disturb the end.
         if not self.held and not repeated:
-            raise Preempted(_describe())
+            raise Preempted(number=number)
+
+    def send_again(self, number: int) -> None:
+        """Send the signal to this process a moment later."""
+        self.recheck = threading.Timer(RECHECK, os.kill, (self.process, number))
+        self.recheck.daemon = True
+        self.recheck.start()
+
+    def catch_lost(self, lost: "sys.UnraisableHookArgs") -> None:
+        """Send a signal again whose exception came up where Python drops every exception.
+
+        That is in a ``__del__``, a callback of the garbage collector or of native code.
+        """
+        stop = lost.exc_value
+        if not isinstance(stop, Preempted) or stop.number is None:
+            self.hook_before(lost)
+            return
+        self.requested = False
+        self.send_again(stop.number)
 
 
 _watch = _Watch()
@@ -69,10 +87,6 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-def _describe() -> str:
-    return "stopped by a signal; the same command goes on where it was."
-
-
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
     """Raise :class:`Preempted` in the block on SIGTERM or SIGUSR1; see :func:`hold_signals`."""
@@ -81,12 +95,15 @@ def stop_on_signals() -> Iterator[None]:
         yield
         return
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    _watch.hook_before = sys.unraisablehook
     _watch.process, _watch.requested, _watch.held = os.getpid(), False, False
     for number in STOP_SIGNALS:
         signal.signal(number, _watch.handle)
+    sys.unraisablehook = _watch.catch_lost
     try:
         yield
     finally:
+        sys.unraisablehook = _watch.hook_before
         if _watch.recheck is not None:
             _watch.recheck.cancel()
         for number, handler in before.items():
@@ -113,7 +130,7 @@ def is_stop_requested() -> bool:
 
 def _raise_if_requested() -> None:
     if _watch.requested:
-        raise Preempted(_describe())
+        raise Preempted()
 
 
 def outlive_signals(worker: int) -> None:

@@ -151,7 +151,7 @@ class SafeTrainer(Trainer):
                 self._save_checkpoint(model, None)
             raise Preempted(
                 f"stopped by a signal after step {self.state.global_step}; the same command goes "
-                f"on from {self._name_newest_checkpoint()}."
+                f"on from {self._name_newest_checkpoint()}"
             )
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -28,19 +28,11 @@ def check_sharding(
 ) -> None:
     """Raise InputError for options that cannot be carried out under FSDP, if it is asked for.
 
-    ZeRO stage 3 is refused too: each process would save its part of the weights.
-
     Args:
         model: What is trained.
         training: How it is trained.
         on_features: Whether only heads are fitted, on features.
     """
-    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true" and stage == "3":
-        raise InputError(
-            "DeepSpeed's zero_stage is 3, whose weights this project does not gather; use "
-            "configs/accelerate/fsdp2.yaml, which spreads the same, or zero_stage 2."
-        )
     if not asks_for_sharding(training):
         return
     if training.fsdp:
