@@ -41,7 +41,14 @@ def run_demo(*arguments, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     environment["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-m", "siglip_flowers", "demo", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, text=True, **options)
+
+    def take_interrupts():
+        # A shell that starts tests in the background lets them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    return subprocess.Popen(
+        command, env=environment, text=True, preexec_fn=take_interrupts, **options
+    )
 
 
 def find_free_port():

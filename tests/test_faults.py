@@ -429,7 +429,7 @@ def test_a_signal_that_comes_where_exceptions_are_dropped_is_not_lost():
 def test_killed_again_and_again_runs_end_as_if_they_had_not_been():
     """A short soak: one process and two, three recipes, SIGKILL, SIGTERM and SIGUSR1."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.soak", "--rounds", "9", "--seed", "1"],
+        [sys.executable, "-m", "tests.faults.soak", "--rounds", "6", "--seed", "1"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

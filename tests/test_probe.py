@@ -588,6 +588,6 @@ def test_two_processes_fit_what_one_does(flowers_dir, nano_dir, tmp_path):
     ]
     for ours, theirs in zip(histories[1], histories[0], strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
-    assert launch("train.py", *options("two", 16), "--overwrite_output_dir").returncode == 0
+    assert train([*options("two", 16), "--overwrite_output_dir"]) == 0
     again = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert again["probe"]["encoded_pictures"] == 0

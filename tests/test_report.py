@@ -303,7 +303,7 @@ def small_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_eval_writes_the_report_of_a_run(small_run, capsys):
+def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     arguments = ["--model", str(small_run), "--split", "test", "--report", "true"]
     assert eval_command.main(arguments) == 0
     assert "Calibration" in capsys.readouterr().out
@@ -316,10 +316,24 @@ def test_eval_writes_the_report_of_a_run(small_run, capsys):
     assert {row["source"] for row in saved["unknowns"]} > {"all drawings", "noise"}
     assert {row["score"] for row in saved["unknowns"]} >= {"energy", "class_mean", "neighbours"}
     before = saved["headline"]
-    # Once more, without cached pixels: it takes its own place, with the same figures.
-    assert eval_command.main([*arguments, "--pixel_cache", "false"]) == 0
+    # Once more, without cached pixels: it takes its own place, with the same figures. Pictures of
+    # the split itself, given as unknown ones, cannot be told from it.
+    unknown = tmp_path / "unknown"
+    shutil.copytree(small_run.parent / "data" / "test", unknown)
+    (unknown / "broken.png").write_bytes(b"no picture")
+    more = ["--pixel_cache", "false", "--unknown_dir", str(unknown)]
+    assert eval_command.main([*arguments, *more]) == 0
+    assert "pictures in --unknown_dir" in capsys.readouterr().out
     saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     assert saved["headline"] == before
+    given = [row for row in saved["unknowns"] if row["source"] == "pictures in --unknown_dir"]
+    assert {row["n"] for row in given} == {table.num_rows}
+    assert [row["auroc"] for row in given] == pytest.approx([0.5] * len(given), abs=1e-3)
+    options = ["--unknown_dir", str(tmp_path / "nothing"), "--model", str(small_run)]
+    assert eval_command.main(options) == 2
+    assert "add --report true" in capsys.readouterr().err
+    assert eval_command.main([*options, "--report", "true"]) == 2
+    assert "nothing' does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.slow

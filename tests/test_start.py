@@ -18,7 +18,7 @@ from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pi
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
-EVALUATED = 204
+EVALUATED = 102
 STEPS = 4
 
 

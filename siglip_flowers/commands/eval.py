@@ -37,10 +37,12 @@ def _evaluate(argv: list[str]) -> None:
     from accelerate import PartialState
 
     from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.data.decoding import list_image_extensions
     from siglip_flowers.evaluation.extras import check_extras, measure_extras
     from siglip_flowers.evaluation.predict import evaluate_split
     from siglip_flowers.evaluation.predictions import write_predictions
     from siglip_flowers.evaluation.tables import format_metrics
+    from siglip_flowers.inference.finding import check_paths, find_pictures
     from siglip_flowers.model.heads import load_zero_shot_classifier
     from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
     from siglip_flowers.model.text_head import check_text_tower
@@ -52,6 +54,9 @@ def _evaluate(argv: list[str]) -> None:
         show_runs(options, data_arguments)
         return
     report_dir = choose_report_dir(options)
+    if options.unknown_dir is not None:
+        check_paths([options.unknown_dir], allow_urls=False)
+        find_pictures([options.unknown_dir], list_image_extensions())
     model_path = options.model_name_or_path or options.model
     assert model_path is not None
     # Without an accelerator the processes of a launch join only if they are told to use the CPU.
@@ -107,6 +112,7 @@ def _evaluate(argv: list[str]) -> None:
             },
             data_arguments=data_arguments,
             batch_size=options.per_device_eval_batch_size,
+            unknown_dir=options.unknown_dir,
         )
         contents = build_report(
             subject,

@@ -44,6 +44,13 @@ class EvaluationArguments:
             "report_SPLIT in --output_dir, or in the run's directory, and print a summary."
         },
     )
+    unknown_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": "--report: a folder of pictures that show none of the classes; how well scores "
+            "tell them from the split's is reported beside the drawn ones."
+        },
+    )
     robustness: bool = field(
         default=False,
         metadata={
@@ -110,6 +117,10 @@ class EvaluationArguments:
             )
         if self.report and self.zero_shot and self.output_dir is None:
             raise InputError("--report with --zero_shot needs --output_dir; name a directory.")
+        if self.unknown_dir is not None and not self.report:
+            raise InputError(
+                f"--unknown_dir {self.unknown_dir} is for the report; add --report true."
+            )
         if self.zero_shot and self.model is not None:
             raise InputError(
                 f"--model {self.model} is a trained model and --zero_shot evaluates a checkpoint; "

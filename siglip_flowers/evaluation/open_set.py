@@ -4,6 +4,8 @@ The score is the one that tells validation pictures best from drawn pictures tha
 the threshold lets 95 % of the validation pictures pass. Test pictures take no part.
 """
 
+import logging
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,15 @@ import torch
 from accelerate import PartialState
 from PIL import Image
 
+from siglip_flowers.data.decoding import list_image_extensions
 from siglip_flowers.data.not_flowers import draw_not_flowers
 from siglip_flowers.data.pixels import get_picture_size, resize_picture
+from siglip_flowers.errors import InputError
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.inference.finding import find_pictures
 from siglip_flowers.inference.open_set import SCORES, OpenSet
+from siglip_flowers.inference.reading import PictureReader
 from siglip_flowers.metrics.open_set import (
     ACCEPTED,
     average_classes,
@@ -29,6 +35,8 @@ PICTURES_PER_KIND = 16
 CHOICE_SEED, REPORT_SEED = 0, 1
 ROUNDING = 1e-5
 _BATCH_SIZE = 32
+
+logger = logging.getLogger(__name__)
 
 
 def fit_open_set(
@@ -100,12 +108,41 @@ def classify_pictures(
     model: SiglipClassifier, processor: Any, pictures: list[Image.Image]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and logits (N, C) float32; every process classifies all pictures."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    engine = InferenceEngine(model, processor, device=state.device)
     size = get_picture_size(processor)
     pixels = torch.stack([resize_picture(p, size, processor.resample) for p in pictures])
-    parts = [engine.classify_with_features(part).cpu() for part in pixels.split(_BATCH_SIZE)]
-    outputs = torch.cat(parts).numpy()
+    return classify_pixels(model, processor, pixels.split(_BATCH_SIZE))
+
+
+def classify_folder(
+    model: SiglipClassifier, processor: Any, folder: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32 of the pictures below a folder.
+
+    One that cannot be read is left out, with a warning.
+
+    Raises:
+        InputError: The folder does not exist, or none of its files is a picture.
+    """
+    paths = find_pictures([folder], list_image_extensions())
+    reader = PictureReader(get_picture_size(processor), processor.resample, num_workers=2)
+    batches = list(reader.read_batches(paths, _BATCH_SIZE))
+    for batch in batches:
+        for path, problem in zip(batch.sources, batch.problems, strict=True):
+            if problem:
+                logger.warning("%s is left out of the unknown pictures: %s.", path, problem)
+    pixels = [batch.pixels for batch in batches if len(batch.pixels)]
+    if not pixels:
+        raise InputError(f"No picture in {folder} can be read; name a folder of pictures.")
+    return classify_pixels(model, processor, pixels)
+
+
+def classify_pixels(
+    model: SiglipClassifier, processor: Any, batches: Iterable[torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32 of uint8 pixels, batch by batch."""
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    engine = InferenceEngine(model, processor, device=state.device)
+    outputs = torch.cat([engine.classify_with_features(part).cpu() for part in batches]).numpy()
     width = outputs.shape[1] - len(model.class_names)
     return outputs[:, :width], outputs[:, width:]
 

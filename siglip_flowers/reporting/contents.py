@@ -10,6 +10,9 @@ import numpy as np
 
 from siglip_flowers.metrics.calibration import ReliabilityBin
 
+# The source of unknown pictures that the user names.
+GIVEN = "pictures in --unknown_dir"
+
 
 @dataclass(frozen=True)
 class Figure:

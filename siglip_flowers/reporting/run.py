@@ -39,6 +39,7 @@ class Subject:
         splits: All splits, with the model's class numbers.
         data_arguments: Where they come from.
         batch_size: Pictures classified at once.
+        unknown_dir: A folder with pictures of no class; None without one.
     """
 
     model: SiglipClassifier
@@ -48,6 +49,7 @@ class Subject:
     splits: Mapping[str, datasets.Dataset]
     data_arguments: DataArguments
     batch_size: int
+    unknown_dir: str | None = None
 
 
 def build_report(
@@ -94,7 +96,9 @@ def build_report(
     )
     start = time.perf_counter()
     fitted = load_open_set(subject.name) if subject.fitted else None
-    unknowns = measure_unknowns(subject.model, subject.processor, result, train, fitted)
+    unknowns = measure_unknowns(
+        subject.model, subject.processor, result, train, fitted, subject.unknown_dir
+    )
     unknown = time.perf_counter() - start
     start = time.perf_counter()
     attention = draw_attention(

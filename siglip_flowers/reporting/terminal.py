@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from siglip_flowers.inference.output import escape_unprintable
-from siglip_flowers.reporting.contents import ReportContents
+from siglip_flowers.reporting.contents import GIVEN, ReportContents
 from siglip_flowers.reporting.words import (
     SCORE_NAMES,
     clean_names,
@@ -23,6 +23,8 @@ ROWS = 5
 
 def print_report(contents: ReportContents, console: Console | None = None) -> None:
     """Print the report's figures, and the first rows of its lists.
+
+    Robustness and augmentation are left to the tables that any evaluation prints of them.
 
     Names are shown as they are: markup and what a terminal would obey do nothing.
     """
@@ -158,28 +160,7 @@ def _list_tables(
                 percent(row.fpr95, 1),
             )
             for row in contents.unknowns
-            if row.source == contents.unknowns[0].source
-        ],
-    )
-    yield _tabulate(
-        "Robustness",
-        ("change", "strength", "accuracy"),
-        [
-            (str(row["kind"]), str(row["strength"]), percent(row["accuracy"], 1))
-            for row in contents.robustness
-        ],
-    )
-    yield _tabulate(
-        "Test-time augmentation",
-        ("views", "accuracy", "gain, points", "cost"),
-        [
-            (
-                str(row["name"]),
-                percent(row["accuracy"]),
-                f"{100 * row['gain']:+.2f}",
-                f"{row['cost']:.2f}x",
-            )
-            for row in contents.augmented
+            if row.source in (contents.unknowns[0].source, GIVEN)
         ],
     )
 
