@@ -19,6 +19,9 @@ os.environ["SIGLIP_FLOWERS_REPORT_TO"] = "none"
 # Trackio asks for it once, when it is imported.
 os.environ["TRACKIO_DIR"] = f"{_CACHE.name}/trackio"
 
+# Dozens of commands start below: none should compile the package anew, whatever the shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Tests that run side by side share the cores evenly: threads of two programs on the same cores
 # wait for each other longer than they work. What tests start inherits this.
 _WORKER = os.environ.get("PYTEST_XDIST_WORKER")

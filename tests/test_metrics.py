@@ -283,15 +283,22 @@ def test_compute_metrics_refuses_an_unknown_activation():
         compute_metrics(np.zeros((1, 2)), np.array([0]), "relu")
 
 
-def test_compute_metrics_is_fast_on_the_large_split():
+def test_compute_metrics_takes_time_in_proportion_to_the_pictures_at_most():
     random = np.random.default_rng(0)
-    logits = random.normal(size=(6149, 102)).astype(np.float32)
-    labels = random.integers(0, 102, 6149)
+    logits = random.normal(size=(8 * 6149, 102)).astype(np.float32)
+    labels = random.integers(0, 102, len(logits))
+
+    def take(count: int) -> float:
+        """The least seconds of this thread's processor, which a busy machine hardly stretches."""
+        times = []
+        for _ in range(3):
+            start = time.thread_time()
+            compute_metrics(logits[:count], labels[:count])
+            times.append(time.thread_time() - start)
+        return min(times)
+
     compute_metrics(logits[:10], labels[:10])
-    # Processor time, which a busy machine does not stretch.
-    start = time.process_time()
-    compute_metrics(logits, labels)
-    assert time.process_time() - start < 0.5
+    assert take(8 * 6149) < 16 * take(6149)
 
 
 def test_compute_metrics_leaves_the_random_state_alone():

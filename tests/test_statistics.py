@@ -199,11 +199,18 @@ class TestPairedBootstrap:
         assert result.low > 0
         assert result.p_value < 0.01
 
-    def test_ten_thousand_resamples_take_about_a_second_at_most(self):
+    def test_ten_thousand_resamples_take_no_longer_than_scipys(self):
         a, b = _draw_correct(3, 1020, 0.8, 1), _draw_correct(3, 1020, 0.8, 2)
-        start = time.process_time()
-        paired_bootstrap(a, b)
-        assert time.process_time() - start < 1.5
+        difference = (a.astype(float) - b).mean(axis=0)
+        ours, scipys = [], []
+        for _ in range(3):
+            start = time.thread_time()
+            paired_bootstrap(a, b)
+            between = time.thread_time()
+            stats.bootstrap((difference,), np.mean, n_resamples=10_000, method="percentile")
+            ours.append(between - start)
+            scipys.append(time.thread_time() - between)
+        assert min(ours) < 3 * min(scipys)
 
     def test_shapes_that_differ_are_refused(self):
         with pytest.raises(ValueError, match=r"one shape .*\(2, 3\) and \(2, 4\)"):
