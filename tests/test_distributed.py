@@ -19,12 +19,12 @@ from tests.conftest import REPOSITORY
 from tests.distributed_worker import evaluate
 from tests.small_flowers import build_flowers
 
-LIMITS = [37, 1]
-CLASSES, HELD_OUT = 8, 9
-# 96 training pictures make 3 steps of 2 x 16 or 1 x 32: consecutive runs of the same shuffled
+LIMITS = [19, 1]
+CLASSES, HELD_OUT = 8, 3
+# 48 training pictures make 3 steps of 2 x 8 or 1 x 16: consecutive runs of the same shuffled
 # order, so that both see the same pictures in every step. (A last batch that is not full is
 # another matter: of several processes, each fills its own up from the start of the order.)
-TRAIN, STEPS = 12, 3
+TRAIN, STEPS = 6, 3
 
 
 def write_folder(flowers_dir: Path, directory: Path) -> Path:
@@ -45,8 +45,8 @@ def write_options(nano_dir, data_dir, output_dir, batch_size, *more):
         *("--output_dir", str(output_dir), "--per_device_train_batch_size", str(batch_size)),
         *("--num_train_epochs", "1", "--learning_rate", "1e-4", "--train_resize_scale", "1"),
         *("--bf16", "false", "--use_cpu", "true", "--gradient_checkpointing", "true"),
-        *("--disable_tqdm", "true", "--logging_steps", "1", "--max_eval_samples", "37"),
-        *("--per_device_eval_batch_size", "9", "--train_eval_samples", "19"),
+        *("--disable_tqdm", "true", "--logging_steps", "1", "--max_eval_samples", "19"),
+        *("--per_device_eval_batch_size", "5", "--train_eval_samples", "9"),
         *more,
     ]
 
@@ -88,14 +88,14 @@ def runs(nano_dir, flowers_dir, tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for name, more in VARIANTS.items():
-        assert train(write_options(nano_dir, data_dir, folder / f"one-{name}", 32, *more)) == 0
+        assert train(write_options(nano_dir, data_dir, folder / f"one-{name}", 16, *more)) == 0
     torch.set_num_threads(threads)
     model = folder / "one-map" / "model"
     evaluation = ["--model", str(model), "--split", "test", "--output_dir", str(folder / "eval")]
     plan = {
         "evaluation": evaluation,
         "runs": {
-            name: write_options(nano_dir, data_dir, folder / f"two-{name}", 16, *more)
+            name: write_options(nano_dir, data_dir, folder / f"two-{name}", 8, *more)
             for name, more in VARIANTS.items()
         },
         "data_dir": str(data_dir),
@@ -153,13 +153,13 @@ def test_two_processes_train_along_the_curve_of_one(runs, variant):
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant):
-    """37 and 19 pictures on 2 processes in batches of 9: the Trainer pads, and must drop again."""
+    """19 and 9 pictures on 2 processes in batches of 5: the Trainer pads, and must drop again."""
     directory = runs["folder"] / f"two-{variant}"
     splits = read_metrics(directory)["splits"]
     assert {name: split["n"] for name, split in splits.items()} == {
-        "train": 19,
-        "validation": 37,
-        "test": 37,
+        "train": 9,
+        "validation": 19,
+        "test": 19,
     }
     # The last evaluation is the Trainer's, the other evaluate_split's of what was saved.
     for split in ("train", "validation"):
@@ -167,7 +167,7 @@ def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant)
             logged = read_curve(directory, f"{split}_{figure}")[-1]
             assert logged == pytest.approx(splits[split][figure], rel=1e-4), (split, figure)
     predictions = pd.read_parquet(directory / "predictions_test.parquet")
-    assert len(predictions) == 37
+    assert len(predictions) == 19
     assert predictions.iloc[:, 0].is_unique
 
 
@@ -194,7 +194,7 @@ def test_evaluate_split_gives_every_process_the_whole_result(runs, variant, limi
 def test_eval_command_on_two_processes_gives_the_figures_of_one(runs):
     shared = json.loads((runs["folder"] / "eval" / "metrics_test.json").read_text())
     alone = read_metrics(runs["folder"] / "one-map")["splits"]["test"]
-    assert shared["n"] == alone["n"] == 37
+    assert shared["n"] == alone["n"] == 19
     for key in ("accuracy", "top5_accuracy", "f1_macro", "recall_weighted"):
         assert shared[key] == pytest.approx(alone[key], abs=1e-12)
     assert shared["loss"] == pytest.approx(alone["loss"], abs=1e-5)

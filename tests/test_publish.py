@@ -1,4 +1,7 @@
-"""Publishing from end to end: both commands and the real client against a Hub on loopback."""
+"""Publishing from end to end: both commands and the real client against a Hub on loopback.
+
+What was pushed then works on a machine without this package.
+"""
 
 import contextlib
 import hashlib
@@ -8,10 +11,13 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
@@ -20,6 +26,7 @@ from siglip_flowers.commands import publish as publish_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.publish import name_run
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.publishing.check import _compare
 from siglip_flowers.publishing.finished import PREDICTIONS_FILE, read_finished_run
 from tests.hub_server import TOKEN, Fault, serve_hub
@@ -45,6 +52,32 @@ for name in names:
     except RunError as error:
         messages.append(str(error))
 json.dump(messages, sys.stdout)
+"""
+
+STRANGER = """
+import importlib.util, json, sys
+from transformers import pipeline, SiglipForImageClassification
+pictures = json.load(sys.stdin)
+def classify(name, **options):
+    classifier = pipeline("image-classification", model=name, **options)
+    rows = [{row["label"]: row["score"] for row in answer} for answer in classifier(pictures)]
+    return {"class": type(classifier.model).__name__, "rows": rows}
+def refusal(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+answers = json.dumps(
+    {
+        "has_package": importlib.util.find_spec("siglip_flowers") is not None,
+        "mean": classify("garden/mean"),
+        "untrusted": refusal(lambda: classify("garden/map")),
+        "map": classify("garden/map", trust_remote_code=True),
+    }
+)
+# Asked whether to trust the code, the library has printed its question on this line.
+print()
+print(answers)
 """
 
 
@@ -272,3 +305,78 @@ def test_answers_are_compared_by_class_and_probability():
 )
 def test_the_run_may_stand_anywhere(given, expected):
     assert name_run(given) == expected
+
+
+def build_bare_environment(directory: Path) -> Path:
+    """Make a virtual environment with all of this one's packages but ours; return its Python."""
+    venv.create(directory, with_pip=False, symlinks=True)
+    python = directory / "bin" / "python"
+    (target,) = directory.glob("lib/python*/site-packages")
+    for source in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(source).iterdir():
+            # Nor the file that makes an editable installation of ours importable.
+            ours = entry.name.startswith(("siglip_flowers", "__editable__"))
+            if not ours and entry.suffix != ".pth" and not (target / entry.name).exists():
+                (target / entry.name).symlink_to(entry)
+    return python
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory):
+    """What a stranger's machine makes of both models on the Hub, and of the test pictures."""
+    published = publish_small_runs()
+    place = tmp_path_factory.mktemp("stranger")
+    environment = hub_environment(published.hub.endpoint, place / "home", token=None)
+    del environment["PYTHONPATH"]
+    pictures = sorted((published.pictures / "test").rglob("*.png"))
+    done = subprocess.run(
+        [build_bare_environment(place / "venv"), "-I", "-c", STRANGER],
+        input=json.dumps([str(path) for path in pictures]),
+        env=environment,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert TOKEN not in environment.values()
+    return {**json.loads(done.stdout.splitlines()[-1]), "pictures": pictures}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mean", "SiglipForImageClassification"), ("map", "SiglipClassifier")]
+)
+def test_the_pipeline_gives_the_recorded_labels_without_this_package(answers, name, kind):
+    assert answers["has_package"] is False
+    assert answers[name]["class"] == kind
+    path = publish_small_runs().run(name) / "predictions_test.parquet"
+    table = pyarrow.parquet.read_table(path).to_pylist()
+    recorded = {row["image_id"]: row for row in table}
+    assert len(recorded) == len(answers["pictures"]) == 12
+    for picture, found in zip(answers["pictures"], answers[name]["rows"], strict=True):
+        row = recorded[f"{picture.parent.name}/{picture.stem}"]
+        expected = dict(zip(row["top_names"], row["top_probabilities"], strict=True))
+        assert max(found, key=found.get) == row["top_names"][0]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_without_trust_the_call_fails_and_says_so(answers):
+    assert "trust_remote_code=True" in answers["untrusted"]
+    assert "custom code" in answers["untrusted"]
+
+
+def test_this_package_reads_both_back(tmp_path):
+    pixels = torch.randn(2, 3, 16, 16)
+    for name in ("mean", "map"):
+        run = publish_small_runs().run(name)
+        files = publish_small_runs().hub.repositories[f"garden/{name}"].files
+        directory = tmp_path / name
+        directory.mkdir()
+        for path, data in files.items():
+            (directory / path).write_bytes(data)
+        with torch.no_grad():
+            ours = load_saved_classifier(str(directory))
+            expected = load_saved_classifier(str(run / "model"))(pixels).logits
+            torch.testing.assert_close(ours(pixels).logits, expected, rtol=1e-5, atol=1e-6)
+        assert ours.config.activation == "softmax"

@@ -134,18 +134,18 @@ def test_a_finished_search_answers_again_and_refuses_other_settings(small, finis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_search_that_was_stopped_goes_on_to_the_same_trials(small, finished, tmp_path, number):
+def test_a_search_that_was_stopped_twice_goes_on_to_the_same_trials(small, finished, tmp_path):
     argv = make_argv(small, tmp_path / "out")
-    process = start_search(argv)
-    # In the second trial: the first one was counted.
-    wait_for(lambda: (tmp_path / "out" / "trials" / "trial-1").is_dir(), process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=240)
-    if number == signal.SIGTERM:
-        assert process.returncode == 143
-        assert "the same command goes on" in errors
-        assert "Traceback" not in errors
+    # Each in a trial after the first, which was counted.
+    for number, trial in ((signal.SIGTERM, "trial-1"), (signal.SIGKILL, "trial-3")):
+        process = start_search(argv)
+        wait_for((tmp_path / "out" / "trials" / trial).is_dir, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=240)
+        if number == signal.SIGTERM:
+            assert process.returncode == 143
+            assert "the same command goes on" in errors
+            assert "Traceback" not in errors
     assert search_command.main(argv) == 0
     # The processes may differ in threads, and with them in the last digits.
     options, values = zip(*list_trials(tmp_path / "out"), strict=True)
@@ -153,7 +153,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_trials(small, finished, t
     assert options == expected_options
     assert values == pytest.approx(expected_values, abs=1e-6)
     states = [trial.state for trial in open_study(tmp_path / "out").get_trials()]
-    assert states.count(TrialState.FAIL) == 1
+    assert states.count(TrialState.FAIL) == 2
 
 
 @pytest.mark.slow
@@ -175,12 +175,12 @@ def test_two_workers_share_the_trials_of_one_study(small, tmp_path, monkeypatch)
 @pytest.mark.usefixtures("_unset_determinism")
 def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
     argv = make_argv(small, tmp_path / "out", space={"learning_rate": [1e-2, 1e-30]})
-    argv += ["--n_trials", "6", "--head_learning_rate", "1e-30"]
+    argv += ["--n_trials", "5", "--head_learning_rate", "1e-30"]
     argv += ["--num_train_epochs", "3", "--pruning_startup_trials", "1", "--pruning_warmup", "0"]
     assert search_command.main([*argv, "--sampler", "random"]) == 0
     trials = open_study(tmp_path / "out").get_trials()
     pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
-    assert len(trials) == 6
+    assert len(trials) == 5
     assert {trial.params["learning_rate"] for trial in pruned} == {1e-30}
     assert all(len(trial.intermediate_values) == 1 for trial in pruned)
 

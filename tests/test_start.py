@@ -18,7 +18,7 @@ from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pi
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
-EVALUATED = 102
+EVALUATED = 51
 STEPS = 4
 
 
@@ -56,7 +56,7 @@ def score_by_hand(nano_dir: Path, flowers_dir: Path, split: str) -> tuple[np.nda
 def options(nano_dir, flowers_dir):
     return [
         *("--model_name_or_path", str(nano_dir), "--data_dir", str(flowers_dir)),
-        *("--shots", "2", "--max_eval_samples", str(EVALUATED), "--train_eval_samples", "64"),
+        *("--shots", "2", "--max_eval_samples", str(EVALUATED), "--train_eval_samples", "32"),
         *("--max_steps", str(STEPS), "--per_device_train_batch_size", "16"),
         *("--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"),
         *("--save_steps", "2", "--bf16", "false", "--disable_tqdm", "true"),
