@@ -196,6 +196,9 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
         write_run(results / name, TRUE, **metrics)
     (results / "experiment").mkdir()
     (results / "experiment" / "metrics.json").write_text('{"splits": []}')
+    # The report of a run is no run without test figures.
+    (results / "good" / "report_test").mkdir()
+    (results / "good" / "report_test" / "metrics.json").write_text('{"title": "good on flowers"}')
     rows, left_out = rank_runs(results)
     assert left_out == ["experiment/metrics.json"]
     places = {row.run: (row.rank, row.protocol, row.n) for row in rows}

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from siglip_flowers.commands.train import main
-from siglip_flowers.data.pixels import PixelBatch
+from siglip_flowers.data.pixels import PixelBatch, _copy_stream, _open_stream
 from siglip_flowers.training.compute import set_cpu_threads
 from siglip_flowers.training.throughput import Throughput
 from siglip_flowers.training.trainer import FlowersTrainer
@@ -169,18 +169,30 @@ def test_batch_keeps_row_numbers_in_main_memory():
     assert moved.wait() is moved
 
 
+def test_a_gpu_without_a_number_has_the_stream_of_the_current_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    _open_stream.cache_clear()
+    streams = {name: _copy_stream(torch.device(name)) for name in ("cuda", "cuda:1", "cuda:0")}
+    _open_stream.cache_clear()
+    assert streams["cuda"] is streams["cuda:1"]
+    assert streams["cuda"] is not streams["cuda:0"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_copied_on_their_own_stream_arrive_whole():
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_batches_copied_on_their_own_stream_arrive_whole(device):
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for _ in range(5):
         pixels = torch.randint(0, 256, (64, 3, 224, 224), generator=generator).to(torch.uint8)
         batch = PixelBatch(
             pixel_values=pixels.pin_memory(),
             labels=torch.arange(64).pin_memory(),
             index=torch.arange(64),
         )
-        moved = batch.to("cuda").wait()
-        busy = torch.randn(2048, 2048, device="cuda")
-        for _ in range(5):
-            busy = busy @ busy
-        assert torch.equal(moved["pixel_values"].cpu(), pixels)
+        # Copies that are late by a tenth of a second or so: reading without waiting shows.
+        with torch.cuda.stream(_copy_stream(torch.device(device))):
+            torch.cuda._sleep(200_000_000)
+        moved = batch.to(device).wait()
+        read = moved["pixel_values"].clone()
+        assert torch.equal(read.cpu(), pixels)

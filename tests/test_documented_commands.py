@@ -46,6 +46,9 @@ RUN = {
     "python eval.py --compare results/my-run results/other-run": "",
     "python eval.py --model results/my-run --split test --report true": "",
     "python eval.py --leaderboard": "",
+    "python eval.py --leaderboard elsewhere --output_dir out": "",
+    "python eval.py --model results/my-run --robustness true --max_eval_samples 500 "
+    "--output_dir out": "",
     "siglip-flowers predict flower.jpg --model results/my-run --top_k 3": "",
     "siglip-flowers predict flower.jpg holiday/ 'more/*.png' --model results/nano_64px "
     "--top_k 5": "",
@@ -65,7 +68,6 @@ RUN = {
 }
 # Python blocks that are compiled only, by a word of theirs and the reason.
 COMPILED = {
-    "onnxruntime": "needs the optional ONNX Runtime; test_export.py follows export.json",
     "my-team/": "downloads from the Hub; test_publish.py does so from a Hub of its own",
     "aim.Repo": "needs runs tracked by Aim; test_trackers.py reads them so",
 }
@@ -245,6 +247,7 @@ def folder(tmp_path_factory) -> Path:
         assert siglip_flowers_main(["train", *words, "--pooling", "mean"]) == 0
     for name in ("nano_64px", "demo", "run_a", "run_b", "run_c", "other-run"):
         shutil.copytree(path / "results" / "my-run", path / "results" / name)
+    shutil.copytree(path / "results" / "my-run", path / "elsewhere" / "run_d")
     shutil.copytree(path / "results" / "my-run" / "model", path / "results" / "model")
     shutil.copy(path / "results" / "my-run" / "config.yaml", path / "results")
     return path
@@ -283,4 +286,9 @@ def test_python_blocks_run(folder, monkeypatch, page, block):
     if any(word in block for word in COMPILED):
         return
     monkeypatch.chdir(folder)
+    if "onnxruntime" in block and not Path("exported/onnx").exists():
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        words = "export --model results/my-run --format onnx --output exported/onnx"
+        assert siglip_flowers_main(words.split()) == 0
     exec(code, {"__name__": "documented"})

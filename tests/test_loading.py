@@ -126,6 +126,37 @@ def test_incomplete_vision_weights_are_an_error(copy, spoil):
         load_classifier(str(copy), NAMES, pooling="mean")
 
 
+def test_vision_weights_that_the_configuration_has_no_place_for_are_an_error(copy, tmp_path):
+    saved = tmp_path / "saved"
+    load_classifier(str(copy), NAMES).save_pretrained(saved)
+    for folder in (copy, saved):
+        config = json.loads((folder / "config.json").read_text())
+        config["vision_config"]["num_hidden_layers"] = 4
+        (folder / "config.json").write_text(json.dumps(config))
+    # Four layers of sixteen weights, whatever is in the text tower.
+    message = r"has 64 (vision )?weights that .* no place for .*encoder\.layers\.4\..*and 61 more"
+    for load in (
+        lambda: load_classifier(str(copy), NAMES),
+        lambda: load_classifier(str(copy), NAMES, pooling="mean"),
+        lambda: load_classifier(str(saved), NAMES),
+        lambda: load_saved_classifier(str(saved)),
+    ):
+        with pytest.raises(InputError, match=message):
+            load()
+
+
+def test_buffers_of_old_files_and_strange_weights_are_told_apart(copy):
+    weights = load_file(copy / "model.safetensors")
+    for tower in ("vision_model", "text_model"):
+        weights[f"{tower}.embeddings.position_ids"] = torch.arange(64)[None]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    load_classifier(str(copy), NAMES)
+    weights["vision_model.embeddings.class_embedding"] = torch.zeros(192)
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="has 1 vision weights .*embeddings.class_embedding"):
+        load_classifier(str(copy), NAMES)
+
+
 @pytest.mark.parametrize("config", [CLIPConfig(), ViTConfig()])
 def test_another_model_is_refused_by_name(config, tmp_path):
     config.save_pretrained(tmp_path)

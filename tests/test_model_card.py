@@ -136,6 +136,12 @@ def test_the_text_has_every_section_and_none_is_blank(run):
     assert "2 unreadable pictures" in text
 
 
+def test_what_is_no_plain_class_is_not_loaded_as_one(run):
+    use = make_card(run).text.split("\n## ")[1]
+    assert "Do not load it through `SiglipForImageClassification.from_pretrained`" in use
+    assert "Do not load" not in make_card(run, native=True).text
+
+
 def test_a_plain_model_needs_no_trust(run):
     assert "trust_remote_code" not in make_card(run, native=True).content
 
@@ -174,7 +180,14 @@ def test_the_intervals_of_accuracies_are_wilsons_and_all_hold_their_figure(run):
 
 def test_settings_shown_are_the_essential_and_the_changed_ones():
     settings = {"learning_rate": 2e-5, "crop_min_scale": 0.5, "ema": 0.99, "cache_dir": "/x"}
-    assert choose_settings(settings) == {"learning_rate": 2e-5, "ema": 0.99}
+    private = {
+        **{"aim_repo": "aim://10.0.0.7:53800", "wandb_log_model": True, "use_cpu": True},
+        **{"trackio_bucket_id": "me/runs", "trackio_static_space_id": "me/space"},
+        **{"resume_from_checkpoint": "/x/checkpoint-1", "log_level": "debug"},
+        "log_level_replica": "debug",
+    }
+    shown = choose_settings({**settings, **private})
+    assert shown == {"learning_rate": 2e-5, "ema": 0.99}
 
 
 def test_paths_are_cut_out_of_any_text():

@@ -1,6 +1,5 @@
 """Pixels from the cache against pixels decoded on the spot and against the image processor."""
 
-import logging
 import os
 import pickle
 
@@ -21,6 +20,7 @@ from siglip_flowers.data.pixels import (
     PixelNormalizer,
     collate_pixels,
 )
+from siglip_flowers.errors import RunError
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import build_flowers
 from tests.small_runs import draw_picture, make_folder
@@ -75,11 +75,21 @@ def test_pictures_are_decoded_once(rows, tmp_path, monkeypatch):
         open_pixels(rows, 72, BICUBIC, arguments)
 
 
-def test_disk_use_is_said_before_building(rows, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
-    megabytes = len(rows) * 3 * 64 * 64 / 1e6
-    assert f"{len(rows)} pictures to 64 x 64 pixels once: {megabytes:.1f} MB" in caplog.text
+def test_disk_use_is_said_before_building(rows, tmp_path, monkeypatch, capsys):
+    line = f"Keeping {len(rows) * 3 * 64 * 64 / 1e6:.1f} MB of pixels in {tmp_path}\n"
+    said = []
+    read = PixelDataset.__getitems__
+
+    def read_and_listen(self, indices):
+        said.append(capsys.readouterr().err)
+        return read(self, indices)
+
+    monkeypatch.setattr(PixelDataset, "__getitems__", read_and_listen)
+    arguments = DataArguments(cache_dir=str(tmp_path), image_workers=1)
+    open_pixels(rows, 64, BICUBIC, arguments)
+    open_pixels(rows, 64, BICUBIC, arguments)
+    assert said[0] == line
+    assert "Keeping" not in "".join(said[1:]) + capsys.readouterr().err
 
 
 def test_without_a_cache_pictures_are_decoded_when_asked_for(rows, tmp_path):
@@ -88,6 +98,15 @@ def test_without_a_cache_pictures_are_decoded_when_asked_for(rows, tmp_path):
     (tmp_path / "file").write_text("")
     unusable = DataArguments(cache_dir=str(tmp_path / "file" / "cache"))
     assert isinstance(open_pixels(rows, 64, BICUBIC, unusable), PixelDataset)
+
+
+def test_a_picture_that_can_no_longer_be_read_is_named(tmp_path, caplog):
+    rows = load_folder(make_folder(tmp_path / "data"))
+    missing = tmp_path / "data" / "train" / "aster" / "0.png"
+    missing.unlink()
+    with pytest.raises(RunError, match=f"{missing} cannot be read any more .No such file"):
+        open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
+    assert not caplog.text
 
 
 def test_pickled_pixels_travel_as_the_name_of_their_file(rows, tmp_path):

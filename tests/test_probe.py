@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -471,7 +472,10 @@ def test_the_command_leaves_a_whole_run_and_encodes_nothing_again(tmp_path, caps
         *("--probe_poolings", "mean", "map", "--cache_dir", str(tmp_path / "cache")),
     ]
     assert train(options) == 0
-    assert "encoded 48 pictures once" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "encoded 48 pictures once" in shown.out
+    kept = re.findall(r"^Keeping \d+\.\d MB of (\w+) in (.+)$", shown.err, flags=re.MULTILINE)
+    assert {("pixels", str(tmp_path / "cache")), ("features", str(tmp_path / "cache"))} == set(kept)
     assert set(os.listdir(tmp_path / "run")) == {*RUN_FILES, PROBE_GRID_FILE} - {ADAPTER_DIR}
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     probe = metrics["probe"]
@@ -489,7 +493,9 @@ def test_the_command_leaves_a_whole_run_and_encodes_nothing_again(tmp_path, caps
     assert 0 <= metrics["knn"]["test_accuracy"] <= 1
     again = [*options, "--overwrite_output_dir"]
     assert train(again) == 0
-    assert "encoded" not in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "encoded" not in shown.out
+    assert "Keeping" not in shown.err
     repeated = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert repeated["probe"]["encoded_pictures"] == 0
     assert repeated["splits"] == metrics["splits"]
@@ -569,8 +575,8 @@ def test_two_processes_fit_what_one_does(flowers_dir, nano_dir, tmp_path):
             *("--logging_steps", "1", "--cache_dir", str(tmp_path / f"cache-{name}")),
         ]
 
-    assert train(options("one", 32)) == 0
-    outcome = launch("train.py", *options("two", 16))
+    assert train(options("one", 16)) == 0
+    outcome = launch("train.py", *options("two", 8))
     assert outcome.returncode == 0, outcome.stderr
     one, two = (
         json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
@@ -588,6 +594,6 @@ def test_two_processes_fit_what_one_does(flowers_dir, nano_dir, tmp_path):
     ]
     for ours, theirs in zip(histories[1], histories[0], strict=True):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
-    assert train([*options("two", 16), "--overwrite_output_dir"]) == 0
+    assert train([*options("two", 8), "--overwrite_output_dir"]) == 0
     again = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert again["probe"]["encoded_pictures"] == 0

@@ -29,6 +29,7 @@ from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.publishing.check import _compare
 from siglip_flowers.publishing.finished import PREDICTIONS_FILE, read_finished_run
+from siglip_flowers.publishing.hub import explained_errors
 from tests.hub_server import TOKEN, Fault, serve_hub
 from tests.small_hub import ODD_NAME, hub_environment, publish_small_runs
 from tests.small_runs import list_files, small_options
@@ -186,6 +187,34 @@ def test_every_answer_of_the_hub_is_one_clear_sentence(tmp_path):
     assert f"{closed} cannot be reached" in message
 
 
+class XetAuthenticationError(PermissionError):
+    """As hf_xet's, whose compiled module is optional."""
+
+
+class ProxyError(Exception):
+    """As the HTTP client's."""
+
+
+@pytest.mark.parametrize(
+    ("error", "pattern"),
+    [
+        (ConnectionError("HTTP status client error (403 Forbidden) for url (x)"), r"\(403\)"),
+        (ConnectionError("HTTP status server error (503 Service Unavailable)"), r"failed \(503\)"),
+        (ConnectionError("Too Many Requests, status code: 429"), r"no more requests.*\(429\)"),
+        (ConnectionError("error sending request to 10.0.0.1:4040"), "cannot be reached"),
+        (XetAuthenticationError("Authentication error: token refresh"), "not accept the token"),
+        (XetAuthenticationError("HTTP status client error (403 Forbidden)"), r"\(403\)"),
+        (ProxyError("503"), r"cannot be reached.*ProxyError"),
+    ],
+)
+def test_errors_of_uploads_over_xet_are_told_apart(error, pattern):
+    with pytest.raises(RunError, match=pattern) as caught, explained_errors("me/x"):
+        raise error
+    assert str(caught.value).startswith("me/x could not be pushed: ")
+    with pytest.raises(PermissionError), explained_errors("me/x"):
+        raise PermissionError("a file of this machine")
+
+
 def answer_faults(endpoint, directory, names):
     done = subprocess.run(
         [sys.executable, "-c", FAULTS],
@@ -215,6 +244,21 @@ def test_without_a_token_nothing_begins(published, tmp_path, monkeypatch, capsys
     assert publish_command.main([str(published.run("mean")), *push]) == 1
     assert "while HF_HUB_OFFLINE is set" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_the_files_can_be_written_to_a_directory_instead(published, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    out = tmp_path / "to-be-published"
+    argv = [str(published.run("mean")), "--output_dir", str(out), "--check_samples", "2"]
+    assert publish_command.main(argv) == 0
+    assert "classifies 2 test pictures as recorded" in capsys.readouterr().out
+    assert set(list_files(out)) >= PUSHED
+    weights = published.hub.repositories["garden/mean"].files["model.safetensors"]
+    assert (out / "model.safetensors").read_bytes() == weights
+    # It is never written over.
+    assert publish_command.main(argv) == 2
+    assert "exists already" in capsys.readouterr().err
 
 
 def digest_files(directory):

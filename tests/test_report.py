@@ -6,11 +6,13 @@ import io
 import json
 import shutil
 
+import datasets
 import imagehash
 import numpy as np
 import pyarrow.parquet
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from rich.console import Console
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
@@ -19,6 +21,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.inference.classifier import FlowerClassifier
 from siglip_flowers.inference.temperature import load_temperature
@@ -28,7 +31,14 @@ from siglip_flowers.reporting import labels as label_suspects
 from siglip_flowers.reporting.analysis import analyse
 from siglip_flowers.reporting.confusions import order_classes
 from siglip_flowers.reporting.contents import Attention, UnknownRow
-from siglip_flowers.reporting.duplicates import find_close, hash_pictures
+from siglip_flowers.reporting.duplicates import (
+    EncodedRows,
+    OtherSplit,
+    find_alike,
+    find_close,
+    find_duplicates,
+    hash_pictures,
+)
 from siglip_flowers.reporting.features import measure_neighbours
 from siglip_flowers.reporting.files import REPORT_FILES, check_report_dir, write_report
 from siglip_flowers.reporting.numbers import format_class_table, format_pair_table
@@ -190,6 +200,72 @@ def test_hashes_are_those_of_imagehash():
     assert sorted(found) == sorted(pair for pair in distances if pair[2] <= 24)
 
 
+def describe_rows(pictures) -> np.ndarray:
+    """Features that a mirror does not change: the colours of each line, averaged."""
+    return np.stack([np.asarray(picture).mean(axis=1).ravel() - 127.5 for picture in pictures])
+
+
+def make_result(features) -> SplitResult:
+    """Return a result of which only the features matter."""
+    count = len(features)
+    ids, labels = [f"picture {row}" for row in range(count)], np.zeros(count, dtype=np.int64)
+    none = np.zeros((count, 2), dtype=np.float32)
+    return SplitResult("test", ids, labels, np.float32(features), none, none, {}, [])
+
+
+def test_mirrored_pictures_are_found_by_features_alone_and_copies_by_the_hash():
+    pictures = draw(30)
+    pictures += [ImageOps.mirror(pictures[3]), pictures[7]]
+    train = Pictures([*draw(9, seed=1), ImageOps.mirror(pictures[5]), pictures[11]])
+    rows = datasets.Dataset.from_dict(
+        {"image": [None] * 11, "label": [1] * 11},
+        features=datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])}
+        ),
+    )
+    known = np.array([2, 9])
+    other = OtherSplit(
+        rows,
+        train,
+        lambda wanted: describe_rows(train.read(wanted)),
+        EncodedRows(known, describe_rows(train.read(known))),
+    )
+    found = find_duplicates(make_result(describe_rows(pictures)), pictures, {"train": other})
+    # Pairs that are equally alike come in any order.
+    places = [(pair.found_by, pair.row, pair.other_split, pair.other_id) for pair in found]
+    assert [place[0] for place in places] == ["hash", "hash", "features", "features"]
+    assert set(places) == {
+        ("hash", 7, "test", "picture 31"),
+        ("hash", 11, "train", "row_10"),
+        ("features", 3, "test", "picture 30"),
+        ("features", 5, "train", "row_9"),
+    }
+    assert [pair.hash_distance > 8 for pair in found] == [False, False, True, True]
+    assert all(pair.other_label == (pair.other_split == "train") for pair in found)
+    assert [pair.cosine for pair in found] == pytest.approx([1] * 4)
+
+
+def test_pairs_that_only_the_hash_finds_alike_crowd_out_no_others():
+    # 45 pairs with the same hash and nothing in common, and one pair a little apart that is alike.
+    first = draw(1, seed=3)[0]
+    pictures = Pictures([first] * 10 + draw(1, seed=4) * 2)
+    pictures[11] = Image.fromarray(np.asarray(pictures[10]) // 2)
+    features = np.eye(12)[[*range(11), 10]]
+    (pair,) = find_duplicates(make_result(features), pictures, {})
+    assert (pair.row, pair.other_id, pair.found_by) == (10, "picture 11", "hash")
+
+
+def test_pairs_alike_are_those_of_all_cosines_and_the_best_of_too_many():
+    features = np.random.default_rng(0).normal(size=(700, 3)).astype(np.float32)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = unit @ unit.T
+    expected = {(i, j) for i, j in np.argwhere(cosines >= 0.999).tolist() if i < j}
+    found = find_alike(features, features, 0.999, within=True, most=10**6)
+    assert {pair[:2] for pair in found} == expected
+    assert len(found) == len(expected) > 100
+    assert find_alike(features, features, 0.999, within=True, most=20) == found[:20]
+
+
 def test_votes_of_neighbours_are_those_of_scikit_learn():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 60)
@@ -246,6 +322,18 @@ def test_degenerate_results_give_a_report(labels, logits, tmp_path):
     assert ("Least certain hits" in page) == (accuracy > 0)
     assert sorted(list_files(tmp_path / "report_test")) == sorted(REPORT_FILES)
     print_report(contents, Console(file=io.StringIO()))
+
+
+def test_suspects_among_training_pictures_are_said_to_be_learnt(contents):
+    assert contents.label_suspects
+    for trained_on in (False, True):
+        shown = dataclasses.replace(contents, trained_on=trained_on)
+        file = io.StringIO()
+        print_report(shown, Console(file=file, width=300))
+        for text in (render_page(shown), file.getvalue()):
+            # A table breaks its title into lines.
+            said = "The model was trained on these pictures" in " ".join(text.split())
+            assert said == trained_on
 
 
 def test_logits_that_are_not_finite_are_an_error():
@@ -334,6 +422,26 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     assert "add --report true" in capsys.readouterr().err
     assert eval_command.main([*options, "--report", "true"]) == 2
     assert "nothing' does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_all_that_a_report_compares_is_computed_in_one_number_format(
+    small_run, tmp_path, monkeypatch
+):
+    asked = []
+
+    class Engine(predict.InferenceEngine):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            asked.append(self.dtype)
+
+    monkeypatch.setattr(predict, "InferenceEngine", Engine)
+    arguments = ["--model", str(small_run), "--report", "true", "--dtype", "bfloat16"]
+    arguments += ["--unknown_dir", str(small_run.parent / "data" / "train")]
+    assert eval_command.main([*arguments, "--output_dir", str(tmp_path)]) == 0
+    # The split, the sample of training pictures, the drawn pictures and the given ones.
+    assert len(asked) >= 4
+    assert set(asked) == {torch.bfloat16}
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Experiment trackers: a real small run, read back from the files of each of them."""
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import sqlite3
 import struct
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +24,7 @@ from siglip_flowers.training.trackers.choice import (
     check_trackers,
     choose_trackers,
 )
-from siglip_flowers.training.trackers.tracker import name_values
+from siglip_flowers.training.trackers.tracker import RunFacts, name_values
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 SECRET = "hf_" + "q7" * 17
@@ -142,6 +145,13 @@ def test_aim_gives_back_example_pictures_and_the_confusion_matrix(environment, r
     assert confusion.to_pil_image().size == (800, 700)
 
 
+def read_trackio():
+    """Return (name of the run, logged figures) of every row of Trackio's database."""
+    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], "siglip_flowers.db")) as database:
+        rows = database.execute("select run_name, metrics from metrics").fetchall()
+    return [(name, json.loads(row)) for name, row in rows]
+
+
 def read_wandb(path):
     """Return the records of a .wandb file: a LevelDB log of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
@@ -209,8 +219,7 @@ def test_tensorboard_gives_back_the_curves(run_dir, metrics):
 
 @needs("trackio")
 def test_trackio_gives_back_the_curves(run_dir, metrics):
-    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], "siglip_flowers.db")) as database:
-        logged = [json.loads(row) for (row,) in database.execute("select metrics from metrics")]
+    logged = [row for _, row in read_trackio()]
     rows = [row for row in read_history(run_dir) if row["validation_loss"]]
     shown = {
         row["train/global_step"]: row["eval/validation_loss"]
@@ -238,6 +247,14 @@ def test_a_resumed_run_goes_on_with_the_same_tracked_runs(environment, options, 
     finally:
         (run_dir / "kept.json").unlink()
     assert read_ids(run_dir) == before
+    assert len(before) == len(NEEDED)
+    if "trackio" in before:
+        assert {name for name, _ in read_trackio()} == {before["trackio"]}
+    if "tensorboard" in before:
+        # The same directory: TensorBoard shows it as one run.
+        (directory,) = {path.parent for path in run_dir.rglob("events.out.tfevents.*")}
+        assert directory == run_dir / "tensorboard"
+        assert len(list(directory.iterdir())) == 2
     if "aim" in before:
         from aim import Repo
 
@@ -297,6 +314,19 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog, 
     assert "good" in json.loads((tmp_path / "trackers.json").read_text(encoding="utf-8"))
 
 
+def test_a_tracker_that_cannot_be_opened_today_keeps_its_id(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    trackers = Trackers({"bad": Moody(), "good": Moody()})
+    trackers.open(SimpleNamespace(), None)
+    trackers.save(tmp_path / "first")
+    resumed = Trackers({"bad": Moody("open"), "good": Moody()})
+    resumed.open(SimpleNamespace(), str(tmp_path / "first"))
+    resumed.save(tmp_path / "second")
+    kept = json.loads((tmp_path / "second" / "trackers.json").read_text(encoding="utf-8"))
+    assert kept == {"bad": "id", "good": "id"}
+
+
 @needs("aim")
 def test_a_repository_that_cannot_be_written_does_not_stop_the_run(tmp_path, options, caplog):
     (tmp_path / "file").write_text("")
@@ -351,12 +381,21 @@ def test_only_the_main_process_logs(monkeypatch, tmp_path, main_process):
 
 @pytest.fixture
 def nobody(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC", "WANDB_BASE_URL"):
+    """W&B as in a new process of somebody who is not logged in."""
+    wandb = pytest.importorskip("wandb")
+    # Before: it takes the address of its own process out of the environment.
+    wandb.teardown()
+    for name in [*(name for name in os.environ if name.startswith("WANDB_")), "NETRC"]:
         monkeypatch.delenv(name, raising=False)
+    # Else it asks the server for the name of who is logged in.
+    monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    yield wandb
+    wandb.teardown()
 
 
-def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_path):
+def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch):
     assert wb.choose_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert wb.choose_mode() == "online"
@@ -364,11 +403,24 @@ def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_
     assert wb.choose_mode() == "disabled"
 
 
-def test_wandb_is_online_with_a_login_file(nobody, monkeypatch, tmp_path):
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password secret\n")
+@pytest.mark.parametrize("prompt", [True, False], ids=["as installed", "without prompt="])
+def test_wandb_is_online_with_a_login_to_its_server(nobody, monkeypatch, tmp_path, prompt):
+    path, host = tmp_path / ".netrc", "api.wandb.ai"
+    if not prompt:
+        monkeypatch.setattr(nobody, "login", lambda: pytest.fail("it would ask"))
+        host = "wandb.example.com"
+        monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}")
+    path.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
     assert wb.choose_mode() == "online"
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    # As 'wandb login --host' leaves them.
+    settings = tmp_path / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("[default]\nbase_url = http://wandb.example.org:8080\n")
+    nobody.teardown()
     assert wb.choose_mode() == "offline"
+    path.write_text(f"machine wandb.example.org:8080\n  login user\n  password {'0' * 40}\n")
+    assert wb.choose_mode() == "online"
 
 
 @pytest.mark.parametrize("text", ["machine elsewhere.org login a password b\n", "garbage {{{\n"])
@@ -376,3 +428,57 @@ def test_a_login_file_without_wandb_means_offline(nobody, tmp_path, monkeypatch,
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     Path(tmp_path / "netrc").write_text(text)
     assert wb.choose_mode() == "offline"
+
+
+def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("WANDB_SILENT")
+    nobody.setup()
+    master, slave = os.openpty()
+    shown = bytearray()
+
+    def read():
+        # Until the terminal is closed.
+        with contextlib.suppress(OSError):
+            while True:
+                shown.extend(os.read(master, 65536))
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    # Were it to ask, this would answer: go on offline.
+    os.write(master, b"3\n")
+    tracker = wb.WandbTracker(log_model=False)
+    with (
+        open(slave) as keyboard,
+        open(slave, "w", closefd=False) as screen,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdin", keyboard)
+        patch.setattr(sys, "stderr", screen)
+        assert nobody.errors.term.can_use_terminput()
+        tracker.open(RunFacts("run", {}, tmp_path), None)
+        settings = tracker._run.settings
+        tracker.close(failed=False)
+    reader.join(timeout=20)
+    os.close(master)
+    assert b"Enter your choice" not in shown
+    assert settings.mode == "offline"
+    assert (settings.finish_timeout, settings.finish_timeout_raises) == (wb.FINISH_SECONDS, True)
+    said = [row.message for row in caplog.records if row.name.startswith("siglip_flowers")]
+    assert len(said) == 1
+    assert "WANDB_MODE is online, but nobody is logged in" in said[0]
+
+
+def test_an_upload_that_does_not_end_is_left_for_later(caplog):
+    class Stuck:
+        dir = "/runs/wandb/run-1/files"
+
+        def finish(self, exit_code):
+            raise TimeoutError("Timed out finishing run.")
+
+    tracker = wb.WandbTracker(log_model=False)
+    tracker._run = Stuck()
+    Trackers({"wandb": tracker}).close(failed=False)
+    (said,) = [record.message for record in caplog.records]
+    assert "wandb sync /runs/wandb/run-1" in said

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import SOURCE_OPTIONS, parse_with_run_data
 from siglip_flowers.config import DataArguments
@@ -45,10 +45,11 @@ def _check(argv: list[str]) -> None:
 
 def _serve(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from siglip_flowers.inference.classifier import FlowerClassifier
-    from siglip_flowers.model.loading import load_image_processor
-    from siglip_flowers.page.answer import Explainer
-    from siglip_flowers.page.app import serve_page
+    with import_quickly():
+        from siglip_flowers.inference.classifier import FlowerClassifier
+        from siglip_flowers.model.loading import load_image_processor
+        from siglip_flowers.page.answer import Explainer
+        from siglip_flowers.page.app import serve_page
 
     options, data = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
     classifier = FlowerClassifier.from_pretrained(options.model, dtype=options.dtype)

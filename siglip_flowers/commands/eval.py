@@ -4,17 +4,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
 from siglip_flowers.commands.run_tables import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
+from siglip_flowers.config.evaluation import REPORT_DIRS
 from siglip_flowers.errors import InputError
 from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.parsing import check_command_line, parse_arguments
 from siglip_flowers.prompts import load_templates
 from siglip_flowers.records import describe_environment, write_json
-from siglip_flowers.training.output import CONFIG_FILE, REPORT_DIRS
+from siglip_flowers.training.output import CONFIG_FILE
 
 PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
@@ -33,21 +34,22 @@ def _check(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    import torch
-    from accelerate import PartialState
+    with import_quickly():
+        import torch
+        from accelerate import PartialState
 
-    from siglip_flowers.data import check_data_arguments, load_flowers
-    from siglip_flowers.data.decoding import list_image_extensions
-    from siglip_flowers.evaluation.extras import check_extras, measure_extras
-    from siglip_flowers.evaluation.predict import evaluate_split
-    from siglip_flowers.evaluation.predictions import write_predictions
-    from siglip_flowers.evaluation.tables import format_metrics
-    from siglip_flowers.inference.finding import check_paths, find_pictures
-    from siglip_flowers.model.heads import load_zero_shot_classifier
-    from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-    from siglip_flowers.model.text_head import check_text_tower
-    from siglip_flowers.training.compute import set_cpu_threads
-    from siglip_flowers.training.report import describe_device
+        from siglip_flowers.data import check_data_arguments, load_flowers
+        from siglip_flowers.data.decoding import list_image_extensions
+        from siglip_flowers.evaluation.extras import check_extras, measure_extras
+        from siglip_flowers.evaluation.predict import evaluate_split
+        from siglip_flowers.evaluation.predictions import write_predictions
+        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.inference.finding import check_paths, find_pictures
+        from siglip_flowers.model.heads import load_zero_shot_classifier
+        from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+        from siglip_flowers.model.text_head import check_text_tower
+        from siglip_flowers.training.compute import set_cpu_threads
+        from siglip_flowers.training.report import describe_device
 
     options, data_arguments = _parse(argv)
     if options.compare or options.leaderboard:
@@ -113,6 +115,7 @@ def _evaluate(argv: list[str]) -> None:
             data_arguments=data_arguments,
             batch_size=options.per_device_eval_batch_size,
             unknown_dir=options.unknown_dir,
+            dtype=options.dtype,
         )
         contents = build_report(
             subject,

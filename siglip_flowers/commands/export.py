@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
@@ -50,10 +50,11 @@ def _check(argv: list[str]) -> None:
 
 def _export(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from siglip_flowers.exporting.export import MODEL_FILES, export_model
-    from siglip_flowers.exporting.onnx_file import check_onnx_packages
-    from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-    from siglip_flowers.training.compute import set_cpu_threads
+    with import_quickly():
+        from siglip_flowers.exporting.export import MODEL_FILES, export_model
+        from siglip_flowers.exporting.onnx_file import check_onnx_packages
+        from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+        from siglip_flowers.training.compute import set_cpu_threads
 
     options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
     if options.format == "onnx":

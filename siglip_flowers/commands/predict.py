@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hints
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.prediction import PredictionArguments
 from siglip_flowers.errors import RunError
@@ -50,8 +50,9 @@ def _check(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from siglip_flowers.data.decoding import list_image_extensions
-    from siglip_flowers.inference.classifier import FlowerClassifier
+    with import_quickly():
+        from siglip_flowers.data.decoding import list_image_extensions
+        from siglip_flowers.inference.classifier import FlowerClassifier
 
     options = parse_prediction_arguments(argv)
     found = find_pictures(options.paths, list_image_extensions())

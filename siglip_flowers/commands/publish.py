@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.run_data import read_data_defaults
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.publishing import PublishArguments, check_hub_model_id
@@ -45,9 +45,10 @@ def _check(argv: list[str]) -> None:
 
 def _publish(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from siglip_flowers.publishing.finished import check_finished
-    from siglip_flowers.publishing.hub import check_hub_access
-    from siglip_flowers.training.output import CONFIG_FILE
+    with import_quickly():
+        from siglip_flowers.publishing.finished import check_finished
+        from siglip_flowers.publishing.hub import check_hub_access
+        from siglip_flowers.training.output import CONFIG_FILE
 
     options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     check_finished(Path(options.run))

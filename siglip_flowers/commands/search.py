@@ -2,7 +2,7 @@
 
 import sys
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.training.search.line import check_line
 
 PROG = "search"
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _search(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from siglip_flowers.training.search.run import run_search
+    with import_quickly():
+        from siglip_flowers.training.search.run import run_search
 
     outcome = run_search(argv, prog=PROG, description=DESCRIPTION)
     print(outcome.table)

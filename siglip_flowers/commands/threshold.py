@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
@@ -38,21 +38,22 @@ def _check(argv: list[str]) -> None:
 
 def _fit(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    import numpy as np
+    with import_quickly():
+        import numpy as np
 
-    from siglip_flowers.data import check_data_arguments, load_flowers
-    from siglip_flowers.data.decoding import list_image_extensions
-    from siglip_flowers.evaluation.open_set import (
-        fit_open_set,
-        format_open_set,
-        format_separation,
-        score_split,
-    )
-    from siglip_flowers.evaluation.predict import evaluate_split
-    from siglip_flowers.inference.classifier import FlowerClassifier
-    from siglip_flowers.inference.open_set import OPEN_SET_FILE
-    from siglip_flowers.metrics.open_set import measure_separation
-    from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+        from siglip_flowers.data import check_data_arguments, load_flowers
+        from siglip_flowers.data.decoding import list_image_extensions
+        from siglip_flowers.evaluation.open_set import (
+            fit_open_set,
+            format_open_set,
+            format_separation,
+            score_split,
+        )
+        from siglip_flowers.evaluation.predict import evaluate_split
+        from siglip_flowers.inference.classifier import FlowerClassifier
+        from siglip_flowers.inference.open_set import OPEN_SET_FILE
+        from siglip_flowers.metrics.open_set import measure_separation
+        from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 
     options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
     check_data_arguments(data_arguments)

@@ -2,7 +2,7 @@
 
 import sys
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.publish import check_training_push, push_trained
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -34,12 +34,13 @@ def _check(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from accelerate import PartialState
+    with import_quickly():
+        from accelerate import PartialState
 
-    from siglip_flowers.config.training import FlowersTrainingArguments
-    from siglip_flowers.evaluation.tables import format_metrics
-    from siglip_flowers.training.build import RunArguments
-    from siglip_flowers.training.run import run_training
+        from siglip_flowers.config.training import FlowersTrainingArguments
+        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.training.build import RunArguments
+        from siglip_flowers.training.run import run_training
 
     kinds = (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments)
     parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)

@@ -7,6 +7,8 @@ from siglip_flowers.config.precision import DTYPES
 from siglip_flowers.errors import InputError
 
 SPLITS = ("train", "validation", "test")
+# The directories of reports, in that of the run or of the other results, by split.
+REPORT_DIRS = {split: f"report_{split}" for split in SPLITS}
 TTA_KINDS = ("none", "flip", "multicrop")
 
 

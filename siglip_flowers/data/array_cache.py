@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,8 +100,18 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
     return _read(directory / entry.name, entry)
 
 
+def state_disk_use(directory: Path, entry: ArrayEntry) -> None:
+    """Say what an entry takes of the disk, beside the bars and not among the results."""
+    size = f"{entry.nbytes / 1e6:.1f} MB"
+    print(f"Keeping {size} of {entry.kind} in {directory}", file=sys.stderr, flush=True)
+
+
 def open_array(
-    directory: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]
+    directory: Path,
+    entry: ArrayEntry,
+    build: Callable[[np.ndarray], None],
+    *,
+    quiet: bool = False,
 ) -> np.memmap | None:
     """Return the entry as a read-only memory map, building it first where there is no good one.
 
@@ -108,6 +119,7 @@ def open_array(
         directory: The cache directory.
         entry: What is wanted.
         build: Fills the whole array it is given; called by one process of the machine only.
+        quiet: Do not say what the array takes of the disk before it is built.
 
     Returns:
         The array, or None, with one warning, where the directory cannot be written or its disk
@@ -127,11 +139,16 @@ def open_array(
             array = _read(path, entry)
             if array is None:
                 _check_room(directory, entry)
+                if not quiet:
+                    # By whichever process builds: it is one of the machine.
+                    state_disk_use(directory, entry)
                 _build(path, entry, build)
                 array = _read(path, entry)
     except _Unusable as problem:
         _warn_once(f"{problem}; the {entry.kind} are computed anew whenever they are needed.")
         return None
+    except _BuildFailed as failure:
+        raise failure.error
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
@@ -146,6 +163,14 @@ def open_array(
 
 class _Unusable(Exception):
     """The cache cannot be used; the message says why."""
+
+
+class _BuildFailed(Exception):
+    """What was to be kept could not be computed: an error of a picture, say, not of the cache."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 def _choose_rows(count: int) -> list[int]:
@@ -199,7 +224,10 @@ def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        build(array)
+        try:
+            build(array)
+        except OSError as error:
+            raise _BuildFailed(error) from error
         array.flush()
         write_json(temporary / ENTRY_FILE, entry.describe_with(array))
 

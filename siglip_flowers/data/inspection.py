@@ -132,7 +132,7 @@ def _examine_once(
         dtype="uint8",
     )
     try:
-        digests = open_array(cache_dir, entry, examine)
+        digests = open_array(cache_dir, entry, examine, quiet=True)
     except _ProblemsFound:
         return examined
     if digests is None:

@@ -1,6 +1,5 @@
 """Decode every picture once: the pixels of a split, kept on disk and memory-mapped."""
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -18,10 +17,9 @@ from siglip_flowers.data.pixels import (
     PixelDataset,
     get_pixel_shape,
 )
+from siglip_flowers.errors import RunError
 
 BATCH_ROWS = 32
-
-logger = logging.getLogger(__name__)
 
 
 def open_pixels(
@@ -37,11 +35,13 @@ def open_pixels(
 
     Returns:
         The cached pixels; or, without a cache or where its disk is full, a data set that decodes.
+
+    Raises:
+        RunError: A picture of the cache to be built can no longer be read.
     """
     decoding = PixelDataset(rows, size, resample)
     if not arguments.pixel_cache or not len(rows):
         return decoding
-    cache_dir = locate_cache(arguments)
     entry = ArrayEntry(
         kind="pixels",
         # Another Pillow may decode or resample to other values.
@@ -56,16 +56,9 @@ def open_pixels(
     )
 
     def build(array: np.ndarray) -> None:
-        logger.info(
-            "Decoding %d pictures to %s once: %.1f MB in %s.",
-            len(rows),
-            f"{size} x {size} pixels" if isinstance(size, int) else f"patches ({size})",
-            entry.nbytes / 1e6,
-            cache_dir,
-        )
         _decode_into(array, decoding, count_workers(arguments.image_workers))
 
-    pixels = open_array(cache_dir, entry, build)
+    pixels = open_array(locate_cache(arguments), entry, build)
     return decoding if pixels is None else CachedPixels(pixels, decoding.labels)
 
 
@@ -74,7 +67,16 @@ def _decode_into(array: np.ndarray, pictures: PixelDataset, workers: int) -> Non
 
     def decode_batch(start: int) -> int:
         numbers = range(start, min(start + BATCH_ROWS, len(pictures)))
-        for number, item in zip(numbers, pictures.__getitems__(numbers), strict=True):
+        try:
+            items = pictures.__getitems__(numbers)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise RunError(
+                f"{error.filename} cannot be read any more ({error.strerror}); make it readable "
+                "or leave it out, and repeat the command."
+            ) from error
+        for number, item in zip(numbers, items, strict=True):
             array[number] = item["pixel_values"].numpy()
         return len(numbers)
 

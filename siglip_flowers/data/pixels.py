@@ -55,9 +55,15 @@ class PixelBatch(dict[str, torch.Tensor]):
         return self
 
 
-@cache
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
+    # "cuda", as accelerate names the device of a single process, is the current one; a tensor that
+    # lies there says "cuda:0". Both must get the same stream, or ``wait`` waits for an empty one.
+    return _open_stream(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _open_stream(index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index)
 
 
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from siglip_flowers.config.evaluation import REPORT_DIRS
 from siglip_flowers.errors import InputError
 from siglip_flowers.evaluation.runs import METRICS_FILE, read_metrics
 from siglip_flowers.evaluation.tables import align_columns, format_markdown_table
@@ -55,7 +56,9 @@ def rank_runs(directory: Path) -> tuple[list[LeaderboardRow], list[str]]:
         try:
             found.append(_read_row(file, directory))
         except (KeyError, TypeError, ValueError, AttributeError):
-            left_out.append(str(file.relative_to(directory)))
+            # A report has metrics of its own, and is none of the runs.
+            if file.parent.name not in REPORT_DIRS.values():
+                left_out.append(str(file.relative_to(directory)))
     if not found:
         raise InputError(
             f"There is no finished run with test figures below {directory}; train one, or name "

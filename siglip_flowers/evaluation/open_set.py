@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 
 from siglip_flowers.data.decoding import list_image_extensions
 from siglip_flowers.data.not_flowers import draw_not_flowers
 from siglip_flowers.data.pixels import get_picture_size, resize_picture
 from siglip_flowers.errors import InputError
-from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.evaluation.predict import SplitResult, prepare_engine
 from siglip_flowers.inference.finding import find_pictures
 from siglip_flowers.inference.open_set import SCORES, OpenSet
 from siglip_flowers.inference.reading import PictureReader
@@ -105,16 +103,22 @@ def measure_open_set(
 
 
 def classify_pictures(
-    model: SiglipClassifier, processor: Any, pictures: list[Image.Image]
+    model: SiglipClassifier,
+    processor: Any,
+    pictures: list[Image.Image],
+    dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return features (N, D) and logits (N, C) float32; every process classifies all pictures."""
+    """Return features (N, D) and logits (N, C) float32; every process classifies all pictures.
+
+    dtype: what is computed in; what is compared needs the same one.
+    """
     size = get_picture_size(processor)
     pixels = torch.stack([resize_picture(p, size, processor.resample) for p in pictures])
-    return classify_pixels(model, processor, pixels.split(_BATCH_SIZE))
+    return classify_pixels(model, processor, pixels.split(_BATCH_SIZE), dtype)
 
 
 def classify_folder(
-    model: SiglipClassifier, processor: Any, folder: str
+    model: SiglipClassifier, processor: Any, folder: str, dtype: str = "float32"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and logits (N, C) float32 of the pictures below a folder.
 
@@ -133,15 +137,17 @@ def classify_folder(
     pixels = [batch.pixels for batch in batches if len(batch.pixels)]
     if not pixels:
         raise InputError(f"No picture in {folder} can be read; name a folder of pictures.")
-    return classify_pixels(model, processor, pixels)
+    return classify_pixels(model, processor, pixels, dtype)
 
 
 def classify_pixels(
-    model: SiglipClassifier, processor: Any, batches: Iterable[torch.Tensor]
+    model: SiglipClassifier,
+    processor: Any,
+    batches: Iterable[torch.Tensor],
+    dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and logits (N, C) float32 of uint8 pixels, batch by batch."""
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    engine = InferenceEngine(model, processor, device=state.device)
+    engine = prepare_engine(model, processor, dtype, compile=False)
     outputs = torch.cat([engine.classify_with_features(part).cpu() for part in batches]).numpy()
     width = outputs.shape[1] - len(model.class_names)
     return outputs[:, :width], outputs[:, width:]

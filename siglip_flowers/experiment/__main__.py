@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.errors import InputError
 from siglip_flowers.experiment.settings import (
     ExperimentSettings,
@@ -70,12 +70,13 @@ def _parse(argv: list[str]) -> tuple[ExperimentSettings, str]:
 
 def _run(settings: ExperimentSettings, config_file: str) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    from filelock import FileLock, Timeout
+    with import_quickly():
+        from filelock import FileLock, Timeout
 
-    from siglip_flowers.experiment.analysis import analyse
-    from siglip_flowers.experiment.plan import check_runs
-    from siglip_flowers.experiment.report import write_report
-    from siglip_flowers.experiment.runner import execute_runs
+        from siglip_flowers.experiment.analysis import analyse
+        from siglip_flowers.experiment.plan import check_runs
+        from siglip_flowers.experiment.report import write_report
+        from siglip_flowers.experiment.runner import execute_runs
 
     check_runs(settings)
     settings.directory.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,12 @@ from siglip_flowers.exporting.inputs import (
     name_inputs,
     prepare_pictures,
 )
-from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_int8, write_onnx
+from siglip_flowers.exporting.onnx_file import (
+    OnnxClassifier,
+    check_onnx_size,
+    write_int8,
+    write_onnx,
+)
 from siglip_flowers.exporting.program import load_program, save_program, trace_program, wrap_logits
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.native import NativeModel, to_native
@@ -67,6 +72,8 @@ def export_model(
         InputError: The model cannot be written in this format.
         RunError: The result is not the same model.
     """
+    if format == "onnx":
+        check_onnx_size(model)
     names = name_inputs(model)
     inputs = prepare_pictures(draw_pictures(CHECKED_PICTURES), processor, names)
     path = directory / MODEL_FILES[format]

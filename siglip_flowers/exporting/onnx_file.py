@@ -21,6 +21,8 @@ from siglip_flowers.model.weights import first_line
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OUTPUT = "logits"
+# A file holds no more: its format, Protocol Buffers, counts in 31 bits.
+LARGEST_BYTES = 2**31 - 1
 # Weights of these operators are most of the model; the rest stays in float32.
 _INT8_OPERATORS = ["MatMul", "Gemm"]
 
@@ -32,6 +34,18 @@ def check_onnx_packages() -> None:
         raise InputError(
             f"--format onnx needs {', '.join(missing)}, which is not installed: pip install "
             "'siglip_flowers[export]'."
+        )
+
+
+def check_onnx_size(model: torch.nn.Module) -> None:
+    """Raise InputError if a model's weights do not fit into one ONNX file."""
+    size = sum(
+        tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers())
+    )
+    if size > LARGEST_BYTES:
+        raise InputError(
+            f"The model has {size / 2**30:.2f} GiB of weights, and an ONNX file holds at most "
+            f"{LARGEST_BYTES / 2**30:.2f}; use --format exported_program."
         )
 
 

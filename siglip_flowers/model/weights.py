@@ -1,5 +1,6 @@
 """Read a checkpoint's weights, all of them or none."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -14,19 +15,24 @@ from siglip_flowers.model.naflex import name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
+# What checkpoints hold beside the vision tower, and a model is made of or not.
+OTHER_PARTS = ("text_model", "logit_scale", "logit_bias", "classifier")
+OLD_BUFFERS = "embeddings.position_ids"
+
 
 def load_weights(model_class: type[Model], checkpoint: str, what: str, **options: Any) -> Model:
     """Load a model in float32 from a directory or Hub id, from safetensors only.
 
     Args:
         model_class: The class to load; weights of the checkpoint that it has no place for, such
-            as the other tower's, are left out.
+            as the other tower's, are left out; see :func:`find_left_over`.
         checkpoint: A directory or a Hub id.
         what: Names the weights in messages.
         **options: Passed on to ``from_pretrained``.
 
     Raises:
-        InputError: A weight of the model is missing or of another shape.
+        InputError: A weight of the model is missing or of another shape, or the checkpoint has
+            more of them than the model.
         RunError: The file cannot be reached or read.
     """
     check_weight_files(checkpoint)
@@ -67,12 +73,42 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
             )
     bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if bad:
-        shown = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise InputError(
             f"The checkpoint {checkpoint!r} lacks {len(bad)} {what} or has them in another shape "
-            f"than its config.json says ({shown}); use a complete SigLIP checkpoint."
+            f"than its config.json says ({_list_names(bad)}); use a complete SigLIP checkpoint."
+        )
+    left_over = find_left_over(model, report["unexpected_keys"])
+    if left_over:
+        raise InputError(
+            f"The checkpoint {checkpoint!r} has {len(left_over)} {what} that its config.json has "
+            f"no place for ({_list_names(left_over)}); give it the config.json that it was "
+            "published with."
         )
     return model
+
+
+def find_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Return the weights of a checkpoint that are left over, but not by design.
+
+    By design a model goes without the parts of its checkpoint that it is not made of (the text
+    tower, the two scalars of the loss, a head over classes, attention pooling where it averages),
+    and without what old files hold besides weights.
+    """
+    tower: Any = getattr(model, "vision_model", model)
+    absent = [part for part in OTHER_PARTS if not hasattr(model, part)]
+    # Not every version of transformers gives the setting a default.
+    if not getattr(tower.config, "vision_use_head", True):
+        absent.append("head")
+    names = {name: name.removeprefix("vision_model.") for name in unexpected}
+    return sorted(
+        name
+        for name, short in names.items()
+        if short.split(".")[0] not in absent and not short.endswith(OLD_BUFFERS)
+    )
+
+
+def _list_names(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.Tensor:

@@ -80,7 +80,7 @@ def build_card(
         f"# {escape(model_id.split('/')[-1])}",
         _introduce(run, config),
         "## How to use",
-        _explain_use(model_id, native),
+        _explain_use(model_id, config, native),
         "## Results",
         _report_results(run, weights),
         "## Plots",
@@ -143,7 +143,9 @@ def _introduce(run: FinishedRun, config: Any) -> str:
     )
 
 
-def _explain_use(model_id: str, native: bool) -> str:
+def _explain_use(model_id: str, config: Any, native: bool) -> str:
+    family = "Siglip2" if is_naflex(config.vision_config) else "Siglip"
+    plain = f"{family}ForImageClassification"
     trust = "" if native else ", trust_remote_code=True"
     lines = [
         "```python",
@@ -160,7 +162,9 @@ def _explain_use(model_id: str, native: bool) -> str:
         lines.append(
             "`trust_remote_code=True` runs `modeling_siglip_classifier.py` of this repository, "
             "since transformers has no class that pools or normalises as this model does; read it "
-            "first. Without it the call is refused."
+            "first. Without it the call is refused. Do not load it through "
+            f"`{plain}.from_pretrained`: that class averages patches under a plain head, and is "
+            "another model."
         )
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ PREDICTIONS_FILE = "predictions_test.parquet"
 COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")
 # Settings that may hold a path of this machine.
 PATH_SETTINGS = (
+    "aim_repo",
     "cache_dir",
     "data_dir",
     "dataset_name",

@@ -1,6 +1,7 @@
 """Push a directory to the Hugging Face Hub, and say in a sentence why that failed."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +18,12 @@ from siglip_flowers.errors import RunError
 REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py"]
 # Of the client's errors, without naming the HTTP library, which differs between its versions.
 NETWORK_ERRORS = (
+    "CloseError",
     "ConnectError",
     "ConnectTimeout",
     "NetworkError",
     "PoolTimeout",
+    "ProxyError",
     "ReadError",
     "ReadTimeout",
     "RemoteProtocolError",
@@ -95,7 +98,11 @@ def explain_failure(error: BaseException) -> str | None:
         if isinstance(cause, OfflineModeIsEnabled):
             return "HF_HUB_OFFLINE is set; unset it"
         if isinstance(cause, HfHubHTTPError):
-            return _explain_status(cause)
+            return _explain_response(cause)
+        if type(cause).__name__ == "XetAuthenticationError":
+            return _explain_status(_find_status(cause) or 401)
+        if isinstance(cause, ConnectionError) and (status := _find_status(cause)):
+            return _explain_status(status)
         if type(cause).__name__ in NETWORK_ERRORS or isinstance(cause, ConnectionError):
             return (
                 f"{constants.ENDPOINT} cannot be reached or dropped the connection "
@@ -106,10 +113,21 @@ def explain_failure(error: BaseException) -> str | None:
     return None
 
 
-def _explain_status(error: HfHubHTTPError) -> str:
+def _explain_response(error: HfHubHTTPError) -> str:
     response: Any = error.response
-    status = response.status_code
     wait = str(response.headers.get("Retry-After", ""))
+    told = error.server_message or "no reason given"
+    return _explain_status(response.status_code, wait, " ".join(told.split()).rstrip("."))
+
+
+def _find_status(error: BaseException) -> int | None:
+    """Return the status that hf_xet, which has no errors for it, names in its text."""
+    known = r"(401|403|404|429|5\d\d)"
+    found = re.search(rf"\b{known} [A-Z]|[Ss]tatus\D{{0,20}}{known}\b", str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def _explain_status(status: int, wait: str = "", told: str = "no reason given") -> str:
     known = {
         401: f"the Hub does not accept the token (401); {TOKEN_PLACES}",
         403: "the token may not write there (403); use one with write access, or another name",
@@ -125,5 +143,4 @@ def _explain_status(error: HfHubHTTPError) -> str:
             f"the Hub failed ({status}); type the command again later, which uploads only what is "
             "missing"
         )
-    told = error.server_message or "no reason given"
-    return f"the Hub refused ({status}: {' '.join(told.split()).rstrip('.')})"
+    return f"the Hub refused ({status}: {told})"

@@ -64,6 +64,8 @@ NOT_SHOWN = (
     "hub_private_repo",
     "image_workers",
     "local_rank",
+    "log_level",
+    "log_level_replica",
     "logging_first_step",
     "logging_steps",
     "logging_strategy",
@@ -73,10 +75,15 @@ NOT_SHOWN = (
     "project",
     "report_to",
     "resume",
+    "resume_from_checkpoint",
     "save_steps",
     "save_strategy",
     "save_total_limit",
+    "trackio_bucket_id",
     "trackio_space_id",
+    "trackio_static_space_id",
+    "use_cpu",
+    "wandb_log_model",
 )
 
 

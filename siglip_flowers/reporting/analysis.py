@@ -1,16 +1,13 @@
 """Everything that one pass over a split tells about a classifier."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from siglip_flowers.data import image_ids
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.calibration import (
@@ -37,30 +34,17 @@ from siglip_flowers.reporting.confusions import find_pairs, order_classes, score
 from siglip_flowers.reporting.contents import (
     CalibrationFigures,
     Figure,
-    NearDuplicate,
     ReportContents,
     Selective,
 )
-from siglip_flowers.reporting.duplicates import compare_features, find_close, hash_pictures
+from siglip_flowers.reporting.duplicates import OtherSplit, find_duplicates
 from siglip_flowers.reporting.features import map_features, measure_neighbours
 from siglip_flowers.reporting.labels import find_label_suspects
 from siglip_flowers.reporting.pictures import SplitPictures, encode_thumbnail
 
 GALLERY = 24
-NEAR_DUPLICATES = 24
-# Candidates of the perceptual hash whose features differ more than this only look alike to it.
-SMALLEST_COSINE = 0.9
 TOP_K = 5
 RISK = 0.05
-
-
-@dataclass(frozen=True)
-class OtherSplit:
-    """A split that the evaluated one is compared with; ``features`` encodes some of its rows."""
-
-    rows: datasets.Dataset
-    pictures: SplitPictures
-    features: Callable[[Sequence[int]], np.ndarray]
 
 
 def analyse(
@@ -116,7 +100,7 @@ def analyse(
     with _measure(seconds, "label errors"):
         suspects = find_label_suspects(labels, probabilities)
     with _measure(seconds, "near-duplicates"):
-        duplicates = _find_duplicates(result, pictures, others)
+        duplicates = find_duplicates(result, pictures, others)
     # Its threads would wait for each other longer than they work.
     with _measure(seconds, "feature map"), threadpool_limits(1):
         feature_map = map_features(result.features, labels)
@@ -210,57 +194,3 @@ def _select(confidence: np.ndarray, correct: np.ndarray) -> Selective:
         best_aurc=best_area_under_risk_coverage(correct),
         coverage_at_5_percent_risk=coverage_at_risk(confidence, correct, RISK),
     )
-
-
-def _find_duplicates(
-    result: SplitResult, pictures: SplitPictures, others: Mapping[str, OtherSplit]
-) -> list[NearDuplicate]:
-    """Look for pictures of the split in itself and in the other splits."""
-    hashes = hash_pictures(pictures)
-    found: list[NearDuplicate] = []
-    within = [pair for pair in find_close(hashes, hashes) if pair[0] < pair[1]]
-    found += _judge(
-        result, within[:NEAR_DUPLICATES], result.split, result.ids, result.labels,
-        lambda rows: result.features[rows], pictures,
-    )  # fmt: skip
-    for name, other in others.items():
-        close = find_close(hashes, hash_pictures(other.pictures))[:NEAR_DUPLICATES]
-        found += _judge(
-            result, close, name, image_ids(other.rows), other.rows["label"],
-            other.features, other.pictures,
-        )  # fmt: skip
-    found.sort(key=lambda pair: (pair.hash_distance, -pair.cosine, pair.row))
-    return found[:NEAR_DUPLICATES]
-
-
-def _judge(
-    result: SplitResult,
-    pairs: list[tuple[int, int, int]],
-    split: str,
-    ids: Sequence[str],
-    labels: Sequence[int] | np.ndarray,
-    features: Callable[[Sequence[int]], np.ndarray],
-    pictures: SplitPictures,
-) -> list[NearDuplicate]:
-    """Keep the candidates that the model's features find alike too."""
-    if not pairs:
-        return []
-    wanted = sorted({other for _, other, _ in pairs})
-    place = {row: number for number, row in enumerate(wanted)}
-    cosines = compare_features(
-        result.features, features(wanted), [(row, place[other]) for row, other, _ in pairs]
-    )
-    thumbnails = dict(zip(wanted, map(encode_thumbnail, pictures.read(wanted)), strict=True))
-    return [
-        NearDuplicate(
-            row=row,
-            other_split=split,
-            other_id=ids[other],
-            other_label=int(labels[other]),
-            hash_distance=distance,
-            cosine=float(cosine),
-            other_picture=thumbnails[other],
-        )
-        for (row, other, distance), cosine in zip(pairs, cosines, strict=True)
-        if cosine >= SMALLEST_COSINE
-    ]

@@ -72,7 +72,8 @@ class NearDuplicate:
     """A picture of the split that looks like one of a split (perhaps the same).
 
     ``hash_distance`` counts the differing bits of two 64-bit perceptual hashes, ``cosine`` is of
-    the features. ``other_picture`` is a JPEG thumbnail.
+    the features. ``found_by`` is ``hash``, or ``features`` where the hashes are not alike.
+    ``other_picture`` is a JPEG thumbnail.
     """
 
     row: int
@@ -81,6 +82,7 @@ class NearDuplicate:
     other_label: int
     hash_distance: int
     cosine: float
+    found_by: str
     other_picture: bytes
 
 
@@ -126,7 +128,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class ReportContents:
-    """Everything a report shows. ``thumbnails`` holds a JPEG for every row that is shown."""
+    """Everything a report shows. ``thumbnails`` holds a JPEG for every row that is shown.
+
+    ``trained_on`` says that the model was trained on these pictures.
+    """
 
     title: str
     model: str
@@ -155,6 +160,7 @@ class ReportContents:
     feature_map: FeatureMap
     unknowns: list[UnknownRow] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
+    trained_on: bool = False
     robustness: list[dict[str, Any]] = field(default_factory=list)
     augmented: list[dict[str, Any]] = field(default_factory=list)
     thumbnails: dict[int, bytes] = field(default_factory=dict)

@@ -29,7 +29,7 @@ def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> Featu
     Source: van der Maaten and Hinton 2008, "Visualizing data using t-SNE".
     """
     rows = _sample_rows(labels, MAP_PICTURES, seed)
-    values = _normalise(features)[rows].astype(np.float64)
+    values = normalise(features)[rows].astype(np.float64)
     values -= values.mean(axis=0)
     components = min(_COMPONENTS, *(side - 1 for side in values.shape))
     if components < 2:
@@ -59,7 +59,7 @@ def measure_neighbours(
     """
     if len(labels) < 2:
         return Figure(0.0, 0.0, 1.0)
-    known = torch.from_numpy(_normalise(features))
+    known = torch.from_numpy(normalise(features))
     classes = torch.from_numpy(np.asarray(labels))
     count = min(neighbours, len(labels) - 1)
     # Nearer ones weigh a little more, which decides among equal counts only.
@@ -77,7 +77,8 @@ def measure_neighbours(
     return Figure(hits / len(labels), *wilson_interval(hits, len(labels)))
 
 
-def _normalise(features: np.ndarray) -> np.ndarray:
+def normalise(features: np.ndarray) -> np.ndarray:
+    """Return the rows of (N, D) scaled to length 1."""
     return functional.normalize(torch.from_numpy(np.asarray(features)), dim=1).numpy()
 
 

@@ -75,6 +75,7 @@ def list_numbers(contents: ReportContents) -> dict[str, Any]:
                 "other_label": names[pair.other_label],
                 "hash_distance": pair.hash_distance,
                 "cosine": pair.cosine,
+                "found_by": pair.found_by,
             }
             for pair in contents.near_duplicates
         ],

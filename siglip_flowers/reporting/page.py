@@ -20,6 +20,7 @@ from siglip_flowers.reporting.plots import (
 )
 from siglip_flowers.reporting.words import (
     SCORE_NAMES,
+    TRAINED_ON,
     clean_names,
     format_ends,
     format_metric,
@@ -64,6 +65,7 @@ def render_page(contents: ReportContents) -> str:
         names=names,
         ids=ids,
         captions=captions,
+        trained_on=TRAINED_ON,
         style=_read("report.css"),
         script=_read("report.js"),
         headline=order_headline(contents),

@@ -17,9 +17,10 @@ from siglip_flowers.evaluation.predict import SplitResult, extract_features
 from siglip_flowers.inference.open_set import load_open_set
 from siglip_flowers.inference.temperature import load_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.reporting.analysis import OtherSplit, analyse
+from siglip_flowers.reporting.analysis import analyse
 from siglip_flowers.reporting.attention import choose_attention_rows, draw_attention
 from siglip_flowers.reporting.contents import ReportContents
+from siglip_flowers.reporting.duplicates import EncodedRows, OtherSplit
 from siglip_flowers.reporting.pictures import SplitPictures
 from siglip_flowers.reporting.unknowns import measure_unknowns
 
@@ -40,6 +41,7 @@ class Subject:
         data_arguments: Where they come from.
         batch_size: Pictures classified at once.
         unknown_dir: A folder with pictures of no class; None without one.
+        dtype: What the pass over the split computed in, and everything that is compared with it.
     """
 
     model: SiglipClassifier
@@ -50,6 +52,7 @@ class Subject:
     data_arguments: DataArguments
     batch_size: int
     unknown_dir: str | None = None
+    dtype: str = "float32"
 
 
 def build_report(
@@ -77,7 +80,12 @@ def build_report(
         for name, rows in subject.splits.items()
     }
     others = {
-        name: OtherSplit(subject.splits[name], other, partial(_encode_rows, subject, other))
+        name: OtherSplit(
+            subject.splits[name],
+            other,
+            partial(_encode_rows, subject, other),
+            train if name == "train" else None,
+        )
         for name, other in pictures.items()
         if name != result.split
     }
@@ -97,7 +105,13 @@ def build_report(
     start = time.perf_counter()
     fitted = load_open_set(subject.name) if subject.fitted else None
     unknowns = measure_unknowns(
-        subject.model, subject.processor, result, train, fitted, subject.unknown_dir
+        subject.model,
+        subject.processor,
+        result,
+        None if train is None else train.features,
+        fitted,
+        subject.unknown_dir,
+        subject.dtype,
     )
     unknown = time.perf_counter() - start
     start = time.perf_counter()
@@ -113,22 +127,31 @@ def build_report(
         "unknown pictures": encoding + unknown,
         "attention": time.perf_counter() - start,
     }
-    return dataclasses.replace(contents, unknowns=unknowns, attention=attention, seconds=seconds)
+    return dataclasses.replace(
+        contents,
+        unknowns=unknowns,
+        attention=attention,
+        trained_on=subject.fitted and result.split == "train",
+        seconds=seconds,
+    )
 
 
-def _encode_training(subject: Subject) -> np.ndarray:
+def _encode_training(subject: Subject) -> EncodedRows:
     """Return features of a sample of the training split, each process encoding its share."""
     rows = subject.splits["train"]
-    chosen = np.random.default_rng(0).permutation(len(rows))[:TRAIN_PICTURES]
-    return extract_features(
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:TRAIN_PICTURES])
+    features = extract_features(
         subject.model,
         subject.processor,
-        rows.select(np.sort(chosen)),
+        rows.select(chosen),
         batch_size=subject.batch_size,
+        dtype=subject.dtype,
         data_arguments=subject.data_arguments,
     )
+    return EncodedRows(chosen, features)
 
 
 def _encode_rows(subject: Subject, pictures: SplitPictures, rows: Sequence[int]) -> np.ndarray:
     """Return the features of a few pictures, in this process alone."""
-    return classify_pictures(subject.model, subject.processor, pictures.read(rows))[0]
+    read = pictures.read(rows)
+    return classify_pictures(subject.model, subject.processor, read, subject.dtype)[0]

@@ -10,6 +10,7 @@ from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.reporting.contents import GIVEN, ReportContents
 from siglip_flowers.reporting.words import (
     SCORE_NAMES,
+    TRAINED_ON,
     clean_names,
     format_ends,
     format_metric,
@@ -124,7 +125,8 @@ def _list_tables(
             ],
         )
     yield _tabulate(
-        f"Suspected label errors: {len(contents.label_suspects)} most suspect, the first of them",
+        f"Suspected label errors: {len(contents.label_suspects)} most suspect, the first of them"
+        + (f". {TRAINED_ON}" if contents.trained_on else ""),
         ("picture", "label", "perhaps", "label fits"),
         [
             (
@@ -138,11 +140,12 @@ def _list_tables(
     )
     yield _tabulate(
         f"Near-duplicates: {len(contents.near_duplicates)} nearest, the first of them",
-        ("picture", "looks like", "differing bits", "cosine"),
+        ("picture", "looks like", "found by", "differing bits", "cosine"),
         [
             (
                 ids[pair.row],
                 f"{pair.other_split} {escape_unprintable(pair.other_id)}",
+                pair.found_by,
                 str(pair.hash_distance),
                 f"{pair.cosine:.3f}",
             )

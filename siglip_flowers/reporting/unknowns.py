@@ -26,6 +26,7 @@ def measure_unknowns(
     train_features: np.ndarray | None,
     fitted: OpenSet | None,
     folder: str | None = None,
+    dtype: str = "float32",
 ) -> list[UnknownRow]:
     """Return AUROC and FPR95 of every score against all drawings, a folder and kinds of drawings.
 
@@ -36,15 +37,16 @@ def measure_unknowns(
         train_features: Of training pictures (M, D), for the score by neighbours; None without it.
         fitted: What lies beside the model, for the score by class means; None without it.
         folder: With pictures that show none of the classes; None without it.
+        dtype: What ``result`` and ``train_features`` were computed in.
     """
     drawn = draw_not_flowers(PICTURES_PER_KIND, REPORT_SEED)
     features, logits = classify_pictures(
-        model, processor, [picture for kind in drawn.values() for picture in kind]
+        model, processor, [picture for kind in drawn.values() for picture in kind], dtype
     )
     kinds = np.repeat(list(drawn), PICTURES_PER_KIND)
     sources = (ALL, *drawn)
     if folder is not None:
-        given = classify_folder(model, processor, folder)
+        given = classify_folder(model, processor, folder, dtype)
         features, logits = np.concatenate([features, given[0]]), np.concatenate([logits, given[1]])
         kinds = np.concatenate([kinds, np.repeat(GIVEN, len(given[0]))])
         sources = (ALL, GIVEN, *drawn)

@@ -16,6 +16,10 @@ METRIC_NAMES = {
     "recall_weighted": "Recall, weighted",
     "loss": "Loss",
 }
+TRAINED_ON = (
+    "The model was trained on these pictures and has learnt wrong labels with them, so it doubts "
+    "fewer than on pictures that are new to it."
+)
 SCORE_NAMES = {
     "max_probability": "highest probability",
     "max_logit": "highest logit (sigmoid score)",

@@ -16,7 +16,13 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments, FlowersTrainingArguments
-from siglip_flowers.data.array_cache import ArrayEntry, find_array, locate_cache, open_array
+from siglip_flowers.data.array_cache import (
+    ArrayEntry,
+    find_array,
+    locate_cache,
+    open_array,
+    state_disk_use,
+)
 from siglip_flowers.data.augment import BatchAugmenter, uniform_numbers
 from siglip_flowers.data.fingerprint import fingerprint_images
 from siglip_flowers.data.inspection import count_workers
@@ -152,8 +158,12 @@ class FeatureExtractor:
             return self._encode_all(rows, name, augmenter, pixel_size or self.size, view)
 
         if PartialState().num_processes > 1:
+            if PartialState().is_main_process:
+                state_disk_use(directory, entry)
             features = encode()
-            stored = open_array(directory, entry, lambda array: np.copyto(array, features))
+            stored = open_array(
+                directory, entry, lambda array: np.copyto(array, features), quiet=True
+            )
             return features if stored is None else stored
         # Within the lock of the cache, so that a second run waits instead of encoding as well.
         stored = open_array(directory, entry, lambda array: np.copyto(array, encode()))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from siglip_flowers.config.evaluation import SPLITS
+from siglip_flowers.config.evaluation import REPORT_DIRS
 from siglip_flowers.errors import InputError
 from siglip_flowers.parsing import read_yaml
 from siglip_flowers.records import write_text
@@ -31,8 +31,6 @@ RUN_FILES = (
     "examples.png",
     *(f"example{number}.png" for number in range(1, 6)),
 )
-# Reports that eval.py has made of it since, by split.
-REPORT_DIRS = {split: f"report_{split}" for split in SPLITS}
 # Left by runs that fit heads on features, besides those.
 PROBE_GRID_FILE = "probe_grid.csv"
 # Left by TensorBoard, besides those.

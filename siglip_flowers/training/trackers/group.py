@@ -39,6 +39,8 @@ class Trackers(TrainerCallback):
     def open(self, run: RunFacts, checkpoint: str | None) -> None:
         """Start the trackers' runs, or go on with those whose ids the checkpoint holds."""
         known = _read_ids(checkpoint)
+        # Also of those that fail today: the next checkpoint must not forget them.
+        self._ids = dict(known)
 
         def start(name: str, tracker: Tracker) -> None:
             self._ids[name] = tracker.open(run, known.get(name))

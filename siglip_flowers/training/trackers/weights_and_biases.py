@@ -1,5 +1,6 @@
 """W&B: online where somebody is logged in, else offline, and never with a prompt."""
 
+import inspect
 import logging
 import netrc
 import os
@@ -20,8 +21,11 @@ from siglip_flowers.training.trackers.tracker import (
 logger = logging.getLogger(__name__)
 
 PROJECT = "siglip_flowers"
-DEFAULT_URL = "https://api.wandb.ai"
 STEP = "global_step"
+# Modes that need nobody to be logged in.
+LOCAL_MODES = ("offline", "dryrun", "disabled")
+# How long the end of a run waits for its upload; W&B itself would wait for ever.
+FINISH_SECONDS = 600.0
 
 
 class WandbTracker(Tracker):
@@ -44,15 +48,16 @@ class WandbTracker(Tracker):
             "name": run.name,
             "id": run_id or uuid.uuid4().hex[:8],
             "config": dict(run.config),
+            "settings": _limit_finish(),
         }
         mode: Any = choose_mode()
-        if mode != "offline":
+        if mode not in LOCAL_MODES:
             # Offline it is ignored, with a warning; the id alone joins the parts there.
             options["resume"] = "allow"
         try:
             self._run = wandb.init(mode=mode, **options)
         except Exception as error:
-            if mode == "offline":
+            if mode in LOCAL_MODES:
                 raise
             logger.warning("W&B is not to be reached (%s); the run is kept offline.", error)
             options.pop("resume")
@@ -91,10 +96,21 @@ class WandbTracker(Tracker):
             self._run.log_artifact(artifact)
 
     def close(self, *, failed: bool) -> None:
-        """End the run."""
+        """End the run.
+
+        Raises:
+            TimeoutError: What is left was not uploaded in time; it stays on the disk.
+        """
         run, self._run = self._run, None
-        if run is not None:
+        if run is None:
+            return
+        try:
             run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the upload did not end in time; 'wandb sync {Path(run.dir).parent}' uploads the "
+                "rest later"
+            ) from error
 
     def _log(self, values: Mapping[str, Any], view: TrainerView) -> None:
         state = view.state
@@ -102,16 +118,49 @@ class WandbTracker(Tracker):
 
 
 def choose_mode() -> str:
-    """Return ``WANDB_MODE`` where it is set, ``online`` where somebody is logged in, or offline."""
-    return os.environ.get("WANDB_MODE") or ("online" if _is_logged_in() else "offline")
+    """Return the mode of W&B's own settings, or offline where it would ask for a login."""
+    import wandb
+
+    settings = wandb.setup().settings
+    asked = os.environ.get("WANDB_MODE")
+    mode = str(asked or settings.mode)
+    if mode in LOCAL_MODES or _is_logged_in(settings):
+        return mode
+    if asked:
+        logger.warning(
+            "WANDB_MODE is %s, but nobody is logged in to W&B at %s; the run is kept offline. Run "
+            "'wandb login' or set WANDB_API_KEY.",
+            asked,
+            settings.base_url,
+        )
+    return "offline"
 
 
-def _is_logged_in() -> bool:
+def _is_logged_in(settings: Any) -> bool:
+    import wandb
+
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        try:
+            return bool(wandb.login(prompt=False, verify=False))
+        except wandb.Error:
+            # A key that is none.
+            return False
+    # Versions that cannot say it without asking keep the key by the server's host and port.
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", DEFAULT_URL)).hostname or ""
-    path = Path(os.environ.get("NETRC", Path.home() / ".netrc")).expanduser()
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
     try:
-        return netrc.netrc(path).authenticators(host) is not None
+        return netrc.netrc(path).authenticators(urlsplit(settings.base_url).netloc) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _limit_finish() -> Any:
+    """Return settings that end the wait for an upload, unless the user's have a time."""
+    import wandb
+
+    if not {"finish_timeout", "finish_timeout_raises"} <= wandb.Settings.model_fields.keys():
+        # A version that cannot.
+        return None
+    seconds = wandb.setup().settings.finish_timeout or FINISH_SECONDS
+    return wandb.Settings(finish_timeout=seconds, finish_timeout_raises=True)
