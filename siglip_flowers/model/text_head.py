@@ -21,7 +21,7 @@ from siglip_flowers.model.checking import (
 )
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.naflex import VISION_TYPES, TextModel, get_text_class
-from siglip_flowers.model.weights import first_line
+from siglip_flowers.model.weights import OLD_BUFFERS, first_line
 from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
 _WEIGHTS = "model.safetensors"
@@ -90,6 +90,13 @@ def load_text_tower(checkpoint: str) -> TextTower:
         raise InputError(
             f"{checkpoint} lacks {len(bad)} weights of its text tower, or has them in another "
             f"shape than its config.json says, {bad[0]} among them: {_REMEDY}"
+        )
+    # Older files hold a buffer besides.
+    more = sorted(key for key in report["unexpected_keys"] if not key.endswith(OLD_BUFFERS))
+    if more:
+        raise InputError(
+            f"{checkpoint} has {len(more)} weights of its text tower that its config.json has no "
+            f"place for, {more[0]} among them: {_REMEDY}"
         )
     return TextTower(model.eval(), tokenizer, weights["logit_scale"], weights["logit_bias"])
 
