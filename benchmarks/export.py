@@ -17,7 +17,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
+from benchmarks.harness import (
+    REPOSITORY,
+    Sample,
+    alternate,
+    compare,
+    name_device,
+    run_benchmark,
+    summarize,
+)
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.config.checks import check_positive
 from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
@@ -36,7 +44,8 @@ class Options:
     """What is measured."""
 
     model_name_or_path: str = field(
-        default="../shared/siglip-nano", metadata={"help": "The checkpoint."}
+        default=str(REPOSITORY.parent / "shared" / "siglip-nano"),
+        metadata={"help": "The checkpoint."},
     )
     pooling: str = field(default="map", metadata={"help": "map or mean."})
     batch_size: int = field(default=32, metadata={"help": "Pictures classified at once."})

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -212,6 +212,29 @@ def measure_memory(module: str, argv: Sequence[str]) -> dict[str, int | None]:
         RunError: The process failed or reported nothing.
     """
     return run_alone(module, argv, MEMORY_MARK)
+
+
+def list_memory_options(options: Any, arm: str) -> list[str]:
+    """Return the options of a process that runs one arm for its memory.
+
+    Args:
+        options: A dataclass of options, among them ``memory`` and ``memory_of``.
+        arm: The arm's name.
+    """
+    values = {
+        **{key: value for key, value in asdict(options).items() if value is not None},
+        "memory_of": arm,
+        "memory": False,
+    }
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def get_own_bytes(peaks: Mapping[str, int | None] | None) -> int | None:
+    """Return the peak that targets are about: a GPU's, or what a process has to itself.
+
+    Not the resident size, which counts the mapped pages of the pixel cache; None: not measured.
+    """
+    return (peaks or {}).get("cuda_bytes") or (peaks or {}).get("anonymous_bytes")
 
 
 def run_alone(module: str, argv: Sequence[str], mark: str) -> dict[str, Any]:

@@ -3,6 +3,9 @@
     python -m benchmarks.inference              # the small model, or SigLIP B/16 where a GPU is
     python -m benchmarks.inference --size base  # SigLIP B/16 at 224 pixels, full-size pictures
 
+The small model classifies the 64-pixel photographs. The pictures of base are photographs or drawn
+flowers enlarged to 667 x 500 pixels, without added noise, which would swell the files.
+
 Every round runs every arm once, so that a busy machine slows all of them alike; the first round
 warms up and does not count. All arms classify the same JPEG files, with the same weights under a
 random head; the limit classifies as many pictures that lie in memory, one batch again and again.
@@ -10,19 +13,16 @@ Writes inference_<device>.json, .md and .png to --output_dir; --size base on a C
 GPU, add the size to the name.
 """
 
-import argparse
-import functools
-import io
 import os
+import shutil
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
 
 from benchmarks.harness import (
@@ -33,15 +33,19 @@ from benchmarks.harness import (
     compare,
     measure_memory,
     name_device,
+    run_benchmark,
     select_device,
     summarize,
 )
+from benchmarks.pictures import SHARED, write_full_size
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
-from siglip_flowers.data.drawing import draw_flower
+from siglip_flowers.config import check_choice, check_positive
+from siglip_flowers.errors import InputError
 from siglip_flowers.labels import FLOWER_NAMES
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
+MODULE = "benchmarks.inference"
 PIPELINE = "pipeline, defaults"
 PIPELINE_BATCH = "pipeline, batch_size=64"
 OURS = "FlowerClassifier"
@@ -50,22 +54,77 @@ OURS_COMPILED = "FlowerClassifier, compiled"
 LIMIT = "limit of the model"
 LIMIT_FLOAT32 = "limit of the model, float32"
 ARMS = (PIPELINE, PIPELINE_BATCH, OURS_FLOAT32, OURS, OURS_COMPILED, LIMIT_FLOAT32, LIMIT)
-DRAWN_PICTURES = 204
-# As the photographs of Flowers102, whose shorter side has 500 pixels.
-DRAWN_SIZE = (667, 500)
+ARCHIVE = "102flowers.tgz"
+# Of each class, and two more; they are repeated until there are enough.
+LARGE_PER_CLASS = 2
 
 
-def prepare(options: argparse.Namespace, directory: Path) -> None:
-    """Write the model and the JPEG files of a size into a directory."""
+@dataclass
+class InferenceOptions:
+    """What is classified, and how often."""
+
+    size: str | None = field(
+        default=None,
+        metadata={"help": "small or base, SigLIP B/16 at 224 pixels; default: by the device."},
+    )
+    images: int | None = field(
+        default=None, metadata={"help": "JPEG files; default: 1024 small, 4096 base."}
+    )
+    rounds: int = field(default=7, metadata={"help": "Rounds that count."})
+    compile: bool = field(default=False, metadata={"help": "Measure torch.compile too."})
+    cpu: bool = field(default=False, metadata={"help": "Leave the GPU alone."})
+    data_dir: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Folder with {ARCHIVE}, which small reads; default: shared/flowers102-64px "
+            "beside the repository."
+        },
+    )
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint of small; default: shared/siglip-nano beside the repository."
+        },
+    )
+    output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
+    memory_of: str | None = field(
+        default=None,
+        metadata={"help": "Run one arm only, on --directory, and print its peak memory."},
+    )
+    directory: str | None = field(
+        default=None, metadata={"help": "Model and pictures of --memory_of."}
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("size", self.size, ("small", "base"))
+        check_choice("memory_of", self.memory_of, ARMS)
+        for name in ("images", "rounds"):
+            check_positive(name, getattr(self, name))
+
+
+def prepare(options: InferenceOptions, directory: Path) -> None:
+    """Write the model and the JPEG files of a size into a directory.
+
+    Raises:
+        InputError: The photographs or the checkpoint of the small size are not there.
+    """
+    assert options.images is not None
     torch.manual_seed(0)
     pictures = directory / "pictures"
     pictures.mkdir()
     if options.size == "small":
-        model = load_classifier(options.model_name_or_path, FLOWER_NAMES)
-        processor = load_image_processor(options.model_name_or_path)
-        with tarfile.open(Path(options.data_dir) / "102flowers.tgz") as archive:
-            files = [member for member in archive if member.name.endswith(".jpg")]
-            for member in files[: options.images]:
+        checkpoint = options.model_name_or_path or str(SHARED / "siglip-nano")
+        path = Path(options.data_dir or SHARED / "flowers102-64px") / ARCHIVE
+        if not path.is_file():
+            raise InputError(
+                f"There is no {path}; name a folder that holds {ARCHIVE} with --data_dir, or "
+                "choose --size base, whose pictures are made on the spot."
+            )
+        model = load_classifier(checkpoint, FLOWER_NAMES)
+        processor = load_image_processor(checkpoint)
+        with tarfile.open(path) as archive:
+            members = [member for member in archive if member.name.endswith(".jpg")]
+            for member in members[: options.images]:
                 content = archive.extractfile(member)
                 assert content is not None
                 (pictures / Path(member.name).name).write_bytes(content.read())
@@ -77,22 +136,14 @@ def prepare(options: argparse.Namespace, directory: Path) -> None:
             SiglipVisionConfig(), id2label=dict(enumerate(FLOWER_NAMES))
         )
         model = SiglipClassifier(config)
+        photographs = SHARED / "flowers102-64px"
+        source = photographs if photographs.is_dir() else None
+        large = write_full_size(directory / "large", source, LARGE_PER_CLASS)
+        files = sorted(large.rglob("*.jpg"))
         for number in range(options.images):
-            content = draw_jpeg(number % DRAWN_PICTURES)
-            (pictures / f"{number:05d}.jpg").write_bytes(content)
+            shutil.copyfile(files[number % len(files)], pictures / f"{number:05d}.jpg")
     model.save_pretrained(directory / "model")
     processor.save_pretrained(directory / "model")
-
-
-@functools.cache
-def draw_jpeg(number: int) -> bytes:
-    """Draw a flower at full size, with the fine grain that makes a photograph slow to decode."""
-    drawn = Image.fromarray(draw_flower(number % 102, number // 102, 256, 0)).resize(DRAWN_SIZE)
-    noise = np.random.default_rng(number).normal(0, 6, (DRAWN_SIZE[1], DRAWN_SIZE[0], 1))
-    pixels = np.clip(np.asarray(drawn) + noise, 0, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=90)
-    return file.getvalue()
 
 
 def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], Sample]:
@@ -129,7 +180,9 @@ def run_timed(work: Callable[[], object], images: int, device: torch.device) -> 
     return Sample(images, watch.seconds)
 
 
-def measure(options: argparse.Namespace, directory: Path, device: torch.device) -> None:
+def measure(
+    options: InferenceOptions, directory: Path, device: torch.device, argv: list[str]
+) -> None:
     """Run all rounds, then each arm in a process of its own for its memory, and write it up."""
     names = [name for name in ARMS if options.compile or name != OURS_COMPILED]
     arms = {name: build_arm(name, directory, device) for name in names}
@@ -140,8 +193,7 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
         ratio = compare(samples, name, PIPELINE)
         results[name]["times_pipeline"] = ratio
         memory = measure_memory(
-            "benchmarks.inference",
-            ["--memory_of", name, "--directory", str(directory), *(["--cpu"] * options.cpu)],
+            MODULE, [f"--memory_of={name}", f"--directory={directory}", f"--cpu={options.cpu}"]
         )
         results[name]["memory"] = memory
     share = compare(samples, OURS, LIMIT)
@@ -163,7 +215,7 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
     pictures = (
         "64-pixel photographs, SigLIP of 4.1 M parameters"
         if options.size == "small"
-        else f"drawn pictures of {DRAWN_SIZE[0]} x {DRAWN_SIZE[1]} pixels, SigLIP B/16 at 224"
+        else "noise-free pictures of 667 x 500 pixels, SigLIP B/16 at 224"
     )
     table = (
         f"{options.images} JPEG files ({pictures}), {options.rounds} rounds. {OURS} reaches "
@@ -175,7 +227,7 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
     path = write_report(
         "inference" if options.size == usual else f"inference_{options.size}",
         device,
-        describe_command(),
+        describe_command(argv),
         {name: getattr(options, name) for name in ("size", "images", "rounds")},
         {"arms": results, "share_of_limit": share, "share_of_limit_float32": share_float32},
         table,
@@ -185,44 +237,35 @@ def measure(options: argparse.Namespace, directory: Path, device: torch.device) 
             results,
             {name: f"({result['times_pipeline']:.1f}x)" for name, result in results.items()},
         ),
-        options.output_dir,
+        Path(options.output_dir),
     )
     print(f"Written to {path}")
 
 
-def describe_command() -> str:
+def describe_command(argv: list[str]) -> str:
     """Return what was typed, with the number of threads where the environment sets it."""
     threads = os.environ.get("OMP_NUM_THREADS")
-    words = ["python -m benchmarks.inference", *sys.argv[1:]]
+    words = ["python -m", MODULE, *argv]
     return " ".join([f"OMP_NUM_THREADS={threads}", *words] if threads else words)
 
 
-def main() -> int:
-    """Parse the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=("small", "base"), help="Default: by the device.")
-    parser.add_argument("--images", type=int, help="JPEG files; default: 1024 small, 4096 base.")
-    parser.add_argument("--rounds", type=int, default=7, help="Rounds that count.")
-    parser.add_argument("--compile", action="store_true", help="Measure torch.compile too.")
-    parser.add_argument("--cpu", action="store_true", help="Leave the GPU alone.")
-    parser.add_argument("--data_dir", default="../shared/flowers102-64px")
-    parser.add_argument("--model_name_or_path", default="../shared/siglip-nano")
-    parser.add_argument("--output_dir", type=Path, default=RESULTS)
-    parser.add_argument("--memory_of", choices=ARMS, help=argparse.SUPPRESS)
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and measure."""
+    return run_benchmark(InferenceOptions, MODULE, __doc__, _run, argv)
+
+
+def _run(options: InferenceOptions, argv: list[str]) -> None:
     device = select_device(options.cpu)
-    if options.memory_of:
+    if options.memory_of is not None:
         with MemoryMeter(device) as meter:
-            build_arm(options.memory_of, options.directory, device)()
+            build_arm(options.memory_of, Path(str(options.directory)), device)()
         meter.report()
-        return 0
+        return
     options.size = options.size or ("base" if device.type == "cuda" else "small")
     options.images = options.images or (4096 if options.size == "base" else 1024)
     with tempfile.TemporaryDirectory() as directory:
         prepare(options, Path(directory))
-        measure(options, Path(directory), device)
-    return 0
+        measure(options, Path(directory), device, argv)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,15 @@
 
 One training step (forward, backward, clip, step) of a randomly initialised SigLIP on a batch that
 lies on the device, in every combination of eager and sdpa attention, float32 and bfloat16 autocast,
-plain and compiled. The time that compiling takes is given apart.
+plain and compiled. The time that compiling takes is given apart. Writes kernels_<device>.json, .md
+and .png to --output_dir.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,7 +28,7 @@ from benchmarks.harness import (
     synchronize,
 )
 from benchmarks.pictures import base_config
-from benchmarks.report import draw_bars, format_table, write_report
+from benchmarks.report import RESULTS, draw_bars, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 
@@ -95,11 +97,13 @@ def main() -> int:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("small", "base"), default="small")
-    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--image_size", type=int, help="Default: 64 small, 224 base.")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3, help="Steps of a round.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output_dir", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.image_size = options.image_size or (224 if options.size == "base" else 64)
     device = select_device()
     arms: dict[str, Callable[[], Sample]] = {}
     first_step: dict[str, float] = {}
@@ -139,7 +143,11 @@ def main() -> int:
         {name: f"{row['ratio']:.2f}x" for name, row in results.items()},
     )
     command = "python -m benchmarks.kernels " + " ".join(sys.argv[1:])
-    write_report("kernels", device, command.strip(), vars(options), results, table, figure)
+    settings = {name: value for name, value in vars(options).items() if name != "output_dir"}
+    write_report(
+        *("kernels", device, command.strip(), settings, results, table, figure),
+        directory=options.output_dir,
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ The package's probe is measured whole, with an empty cache: decoding, encoding e
 three splits, the fit of 10 learning rates times 5 weight decays with an evaluation of all in every
 epoch, and k-NN. The others would take hours: of each, some epochs of one setting are measured,
 training and evaluation, and their median multiplied by epochs and settings; the table says so.
+Then each runs by itself for its peak memory, the others for one epoch.
 Writes ``benchmarks/results/linear_probe_<device>.json``, ``.md`` and ``.png``.
 """
 
@@ -23,15 +24,33 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from benchmarks import usual_script
-from benchmarks.harness import Stopwatch, name_device, run_benchmark, synchronize
+from benchmarks.harness import (
+    MemoryMeter,
+    Stopwatch,
+    get_own_bytes,
+    list_memory_options,
+    measure_memory,
+    name_device,
+    run_benchmark,
+    synchronize,
+)
 from benchmarks.pictures import SourceOptions, fill_sources
-from benchmarks.report import COLOURS, RESULTS, format_cell, format_table, make_axes, write_report
+from benchmarks.report import (
+    COLOURS,
+    RESULTS,
+    format_bytes,
+    format_cell,
+    format_table,
+    make_axes,
+    write_report,
+)
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    check_choice,
     check_positive,
 )
 from siglip_flowers.data import FlowerData, load_flowers
@@ -41,7 +60,7 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
-from siglip_flowers.training.probe import encoder_arguments, fit_probe
+from siglip_flowers.training.probe import ProbeResult, encoder_arguments, fit_probe
 
 MODULE = "benchmarks.linear_probe"
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-4, -1, 10).round(6))
@@ -70,10 +89,15 @@ class ProbeOptions(SourceOptions):
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on fewer pictures, for a trial."}
     )
+    memory: bool = field(default=True, metadata={"help": "Measure peak memory too."})
+    memory_of: str | None = field(
+        default=None, metadata={"help": "Run one arm only and print its peak memory."}
+    )
     output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_choice("memory_of", self.memory_of, tuple(LABELS))
         for name in ("epochs", "measured_epochs", "max_train_samples"):
             check_positive(name, getattr(self, name))
 
@@ -114,6 +138,14 @@ def _run(options: ProbeOptions, argv: list[str]) -> None:
         arguments = resolve(options, Path(work_dir))
         data = load_flowers(arguments.data)
         processor = load_image_processor(arguments.model.model_name_or_path)
+        if options.memory_of is not None:
+            with MemoryMeter(arguments.training.device) as meter:
+                if options.memory_of == "ours":
+                    run_probe(arguments, data, processor)
+                else:
+                    STEP_BY_STEP[options.memory_of](arguments, data, processor, 1)
+                meter.report()
+            return
         results = measure(arguments, data, processor, options)
     command = " ".join(["python", "-m", MODULE, *argv])
     path = write_probe(arguments.training.device, options, given, results, command)
@@ -159,9 +191,7 @@ def measure(
     settings = len(LEARNING_RATES) * len(WEIGHT_DECAYS)
     device = arguments.training.device
     with Stopwatch(device) as watch:
-        set_seed(arguments.training.seed)
-        model = build_model(encoder_arguments(arguments), data, processor)
-        probe = fit_probe(arguments, data, model, processor)
+        probe = run_probe(arguments, data, processor)
     facts = probe.facts["probe"]
     arms: dict[str, Any] = {
         "ours": {
@@ -171,14 +201,17 @@ def measure(
             "encoded_pictures": facts["encoded_pictures"],
         }
     }
-    for name, time_epochs in (("steps", time_steps), ("usual", time_usual)):
+    for name, time_epochs in STEP_BY_STEP.items():
         epochs = time_epochs(arguments, data, processor, options.measured_epochs)
         arms[name] = {
             "epoch_seconds": epochs,
             "seconds": statistics.median(epochs) * options.epochs * settings,
         }
-    for arm in arms.values():
+    for name, arm in arms.items():
         arm["times_ours"] = arm["seconds"] / arms["ours"]["seconds"]
+        arm["peak_memory"] = (
+            measure_memory(MODULE, list_memory_options(options, name)) if options.memory else None
+        )
     return {
         "settings": settings,
         "pictures": {name: len(rows) for name, rows in data.splits.items()},
@@ -186,6 +219,13 @@ def measure(
         "knn": probe.facts["knn"],
         "arms": arms,
     }
+
+
+def run_probe(arguments: RunArguments, data: FlowerData, processor: Any) -> ProbeResult:
+    """Run the package's probe from the checkpoint on."""
+    set_seed(arguments.training.seed)
+    model = build_model(encoder_arguments(arguments), data, processor)
+    return fit_probe(arguments, data, model, processor)
 
 
 def plain_arguments(training: FlowersTrainingArguments, epochs: int) -> TrainingArguments:
@@ -245,6 +285,9 @@ def time_steps(
     return time_trainer(trainer, arguments.training.device)
 
 
+STEP_BY_STEP = {"steps": time_steps, "usual": time_usual}
+
+
 def write_probe(
     device: torch.device,
     options: ProbeOptions,
@@ -263,13 +306,18 @@ def write_probe(
             LABELS[name],
             arm["seconds"],
             f"{arm['times_ours']:.1f}x",
+            format_bytes(get_own_bytes(arm["peak_memory"])),
             "measured whole" if name == "ours" else measured,
         ]
         for name, arm in arms.items()
     ]
     ours, winner, pictures = arms["ours"], results["winner"], results["pictures"]
     table = format_table(
-        [f"{results['settings']} settings, {options.epochs} epochs", "seconds", "time", "how"], rows
+        [
+            f"{results['settings']} settings, {options.epochs} epochs",
+            *("seconds", "time", "peak memory", "how"),
+        ],
+        rows,
     )
     table += (
         f"\n\n{pictures['train']} training, {pictures['validation']} validation and "
@@ -299,7 +347,11 @@ def write_probe(
         "linear_probe",
         device,
         command,
-        {name: value for name, value in given.items() if name != "output_dir"},
+        {
+            name: value
+            for name, value in given.items()
+            if name not in ("output_dir", "memory", "memory_of")
+        },
         results,
         table,
         figure,

@@ -191,7 +191,16 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
     """Write JSON, table and plot."""
     device = select_device()
     table = format_table(
-        ["", "pictures", "pixels", "set-up, s", "input path, s", "epoch, s", "peak memory"],
+        [
+            "",
+            "pictures",
+            "pixels",
+            "set-up, s",
+            "input path, s",
+            "epoch, s",
+            "peak memory",
+            "without mapped files",
+        ],
         [
             [
                 LABELS[cell["arm"]],
@@ -201,6 +210,7 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
                 cell["input_seconds"],
                 cell["epoch_seconds"],
                 format_bytes(cell["peak_memory"]["resident_bytes"]),
+                format_bytes(cell["peak_memory"]["anonymous_bytes"]),
             ]
             for cell in cells
         ],

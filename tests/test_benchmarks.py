@@ -11,13 +11,14 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import scaling, stores, train_profile, train_throughput, usual_script
+from benchmarks import inference, scaling, stores, train_profile, train_throughput, usual_script
 from benchmarks.flops import compute_utilization, count_forward_flops
 from benchmarks.harness import (
     MEMORY_MARK,
     Sample,
     alternate,
     compare,
+    get_own_bytes,
     measure_memory,
     slug_gpu,
     summarize,
@@ -139,6 +140,20 @@ def test_peak_memory_is_the_childs_own_and_not_its_parents(tmp_path):
     assert peaks["cuda_bytes"] is None
 
 
+def test_a_targets_memory_is_a_gpus_or_what_a_process_has_to_itself():
+    peaks = {"resident_bytes": 9, "anonymous_bytes": 5, "cuda_bytes": None}
+    assert get_own_bytes(peaks) == 5
+    assert get_own_bytes({**peaks, "cuda_bytes": 3}) == 3
+    assert get_own_bytes(None) is None
+
+
+def test_inference_without_the_photographs_is_a_sentence(tmp_path, capsys):
+    assert inference.main(["--size", "small", "--data_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"benchmarks.inference: error: There is no {tmp_path}")
+    assert error.count("\n") == 1
+
+
 def test_a_measured_process_that_fails_is_an_error():
     with pytest.raises(RunError, match=r"no_such_module .*ended with code 1"):
         measure_memory("benchmarks.no_such_module", ["--x"])
@@ -218,6 +233,9 @@ def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path)
     assert 0 < results["arms"]["usual"]["data_wait_share"] < 1
     assert results["ours_over_limit"] > 0
     assert results["ours_over_usual"] > 0
+    # Without --memory, whether its target is met is not known.
+    assert results["memory_over_usual"] is None
+    assert not results["targets"]["met"]
 
 
 def test_parts_within_parts_count_once():

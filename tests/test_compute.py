@@ -1,6 +1,7 @@
 """Runs fit their machine: threads, memory, and what they say about their speed."""
 
 import json
+import multiprocessing
 import time
 
 import pytest
@@ -8,8 +9,13 @@ import torch
 from safetensors.torch import load_file
 
 from siglip_flowers.commands.train import main
+from siglip_flowers.config.training import FlowersTrainingArguments
 from siglip_flowers.data.pixels import PixelBatch, _copy_stream, _open_stream
-from siglip_flowers.training.compute import set_cpu_threads
+from siglip_flowers.training.compute import (
+    TooLittleMemoryError,
+    set_cpu_threads,
+    shrink_batch,
+)
 from siglip_flowers.training.throughput import Throughput
 from siglip_flowers.training.trainer import FlowersTrainer
 from tests.small_runs import make_checkpoint, make_folder, small_options
@@ -78,6 +84,20 @@ def test_a_batch_that_cannot_be_halved_is_an_error(run, little_memory, capsys):
     assert "--per_device_train_batch_size 7, which cannot be halved" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("size", "half", "given"), [(8, 4, True), (7, 3, True), (8, 4, False)])
+def test_one_of_several_processes_names_half_the_batch(tmp_path, size, half, given):
+    # The others wait for it in a step, so that it cannot go on with another batch.
+    training = FlowersTrainingArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=3,
+        auto_find_batch_size=given,
+    )
+    remedy = f"--per_device_train_batch_size {half} --gradient_accumulation_steps 6"
+    with pytest.raises(TooLittleMemoryError, match=f"{size} in one of 2 processes.*{remedy}"):
+        shrink_batch(training, 2)
+
+
 def test_evaluation_survives_too_large_a_batch(run, monkeypatch):
     whole = FlowersTrainer.prediction_step
     sizes = []
@@ -90,8 +110,11 @@ def test_evaluation_survives_too_large_a_batch(run, monkeypatch):
 
     _, expected = run("plain")
     monkeypatch.setattr(FlowersTrainer, "prediction_step", prediction_step)
-    code, found = run("shrunk", "--per_device_eval_batch_size", "16")
+    # A loader whose workers persist must not keep the batch that was too large.
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
+    code, found = run("shrunk", "--per_device_eval_batch_size", "16", *workers)
     assert code == 0
+    assert not multiprocessing.active_children()
     assert max(sizes) == 16
     assert sizes[-1] <= 4
     ours, theirs = ((path / "history.csv").read_text() for path in (found, expected))

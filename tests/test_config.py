@@ -1,5 +1,7 @@
 """The arguments: which values are allowed, and what they become on this machine."""
 
+import os
+
 import pytest
 import torch
 from transformers import TrainingArguments
@@ -104,6 +106,32 @@ def test_a_machine_without_a_gpu_trains_on_its_processor():
     assert arguments.dataloader_pin_memory is False
     assert FlowersTrainingArguments(bf16=True).bf16 is True
     assert FlowersTrainingArguments(bf16=False).bf16 is False
+
+
+@pytest.mark.parametrize(
+    ("cuda", "given", "workers", "persistent"),
+    [
+        (True, {}, 3, True),
+        (True, {"dataloader_persistent_workers": False}, 3, False),
+        (True, {"dataloader_num_workers": 0}, 0, False),
+        (False, {}, 0, False),
+        (False, {"dataloader_num_workers": 2}, 2, False),
+        (False, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, 2, True),
+        # Taken from a run on a GPU, say.
+        (False, {"dataloader_persistent_workers": True}, 0, False),
+    ],
+)
+def test_workers_of_a_gpu_follow_the_usable_cores_and_outlive_an_epoch(
+    monkeypatch, cuda, given, workers, persistent
+):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5, 6}, raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    arguments = FlowersTrainingArguments(bf16=False, tf32=False, **given)
+    assert arguments.dataloader_num_workers == workers
+    assert arguments.dataloader_persistent_workers is persistent
 
 
 def test_trackers_are_as_named_and_nothing_said_is_kept_apart_from_none():

@@ -138,8 +138,9 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_goes_on(
     assert read_steps(tmp_path / "run")["steps"] == 18
 
 
+@pytest.mark.parametrize("persistent", ["false", "true"])
 def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
-    options, disturb, tmp_path
+    options, disturb, tmp_path, persistent
 ):
     def strike(step, loss):
         if step == 5:
@@ -149,8 +150,10 @@ def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
         return loss
 
     disturb(strike)
-    assert train_command.main(options("run", "--dataloader_num_workers", "1")) == 143
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", persistent)
+    assert train_command.main(options("run", *workers)) == 143
     assert list_steps(tmp_path / "run") == [3, 5]
+    assert not multiprocessing.active_children()
 
 
 def test_at_the_end_of_an_epoch_a_signal_waits_for_the_evaluation(options, disturb, tmp_path):

@@ -386,6 +386,11 @@ def test_compilation_without_a_compiler_is_refused(small_model, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"--compile needs a C\+\+ compiler"):
         FlowerClassifier.from_pretrained(small_model, device="cpu", compile=True)
+    monkeypatch.delenv("CC", raising=False)
+    model = load_saved_classifier(str(small_model))
+    processor = load_image_processor(str(small_model))
+    with pytest.raises(InputError, match=r"--compile needs a C compiler .* on cuda"):
+        InferenceEngine(model, processor, device=torch.device("cuda"), compile=True)
 
 
 def test_number_formats_and_devices_are_checked(small_model, monkeypatch):

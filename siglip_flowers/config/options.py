@@ -96,6 +96,13 @@ class FlowersTrainingOptions:
         default=None,
         metadata={"help": "Processes that decode pictures; default: 0 on CPU, up to 8 a GPU."},
     )
+    dataloader_persistent_workers: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Keep those processes from epoch to epoch instead of starting them anew; "
+            "default: on a GPU."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Stays false: the input path needs every column."}
     )
@@ -110,7 +117,8 @@ class FlowersTrainingOptions:
         default=False,
         metadata={
             "help": "Where memory runs out, halve the batch of a device, double "
-            "--gradient_accumulation_steps and go on; a step sees the same pictures."
+            "--gradient_accumulation_steps and go on; a step sees the same pictures. In a single "
+            "process; of several, the one without memory names the smaller batch and ends."
         },
     )
     logging_nan_inf_filter: bool = field(

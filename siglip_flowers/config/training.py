@@ -27,9 +27,12 @@ class FlowersTrainingArguments(FlowersTrainingOptions, TrainingArguments):  # ty
             self.bf16 = not self.fp16 and computes_bfloat16(device_type)
         if self.dataloader_num_workers is None:
             local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self.dataloader_num_workers = (
-                min(8, (os.cpu_count() or 1) // local_ranks) if cuda else 0
-            )
+            self.dataloader_num_workers = min(8, _count_cores() // local_ranks) if cuda else 0
+        keep = self.dataloader_persistent_workers
+        # Where there are none, torch refuses to keep them.
+        self.dataloader_persistent_workers = self.dataloader_num_workers > 0 and (
+            cuda if keep is None else keep
+        )
         if not cuda:
             self.dataloader_pin_memory = False
         elif self.tf32 is None:
@@ -45,3 +48,10 @@ class FlowersTrainingArguments(FlowersTrainingOptions, TrainingArguments):  # ty
         """The directory that holds ``checkpoint-STEP`` directories."""
         assert self.output_dir is not None
         return os.path.join(self.output_dir, "checkpoints")
+
+
+def _count_cores() -> int:
+    # Those of this process: a container or a batch system may leave it a few of the machine's.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

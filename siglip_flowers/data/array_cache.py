@@ -148,7 +148,7 @@ def open_array(
         _warn_once(f"{problem}; the {entry.kind} are computed anew whenever they are needed.")
         return None
     except _BuildFailed as failure:
-        raise failure.error
+        raise failure.error from failure.error.__cause__
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise

@@ -1,7 +1,9 @@
 """Vary a batch of training pictures on the device it lies on.
 
-Every random number is a function of (seed, step, row of the data set): the same picture at the
-same step is varied alike whatever device, worker or process it lands on, and after a resume.
+Every random number of a single picture is a function of (seed, step, row of the data set): the same
+picture at the same step is varied alike whatever device, worker or process it lands on, and after a
+resume. Mixup and CutMix draw once for a batch, from (seed, step) alone, and mix each picture with
+the one before it in its batch: there the number of processes and the size of the batch matter.
 """
 
 import math
@@ -135,6 +137,12 @@ class BatchAugmenter:
     def draw_boxes(self, u: np.ndarray) -> tuple[np.ndarray, ...]:
         """Draw the box that is cut out of each picture, and whether it is mirrored.
 
+        The area is uniform and the logarithm of the aspect ratio is uniform within what that area
+        has room for, as in Szegedy et al. 2015, section 6 (sizes "distributed evenly", ratios
+        constrained); torchvision draws both anew where a box does not fit, which makes large boxes
+        rarer. The ratio is one of shares of the picture, squashed to a square as the model sees
+        it; torchvision's is one of pixels of the file.
+
         Args:
             u: (B, 5) uniform numbers.
 
@@ -226,7 +234,7 @@ class BatchAugmenter:
     def _mix_pictures(
         self, pixels: torch.Tensor, labels: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mix each picture with its neighbour in the batch, by mixup or CutMix.
+        """Mix each picture with the one before it in the batch, by mixup or CutMix.
 
         Sources: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix", equation 1. One draw of
         lambda serves the whole batch, as in both papers' own code.

@@ -1,6 +1,7 @@
 """Run a classifier's forward pass at the speed of the device."""
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,12 @@ from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
 from siglip_flowers.inference.precision import choose_attention, resolve_dtype
 from siglip_flowers.model.classifier import SiglipClassifier
 
-COMPILERS = ("c++", "g++", "clang++")
+# What torch.compile builds its code with: on a GPU triton, which builds its launchers in C. Each
+# with the environment variable that names another.
+COMPILERS = {
+    "cpu": ("C++", ("c++", "g++", "clang++"), "CXX"),
+    "cuda": ("C", ("gcc", "clang"), "CC"),
+}
 
 
 class InferenceEngine:
@@ -36,7 +42,7 @@ class InferenceEngine:
         attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
 
     Raises:
-        InputError: A number format the device has not, no C++ compiler, unknown attention.
+        InputError: A number format the device has not, no C or C++ compiler, unknown attention.
     """
 
     def __init__(
@@ -52,11 +58,8 @@ class InferenceEngine:
         self.device = device
         keep_freed_memory(device)
         self.dtype = resolve_dtype(dtype, device)
-        if compile and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
-            raise InputError(
-                f"--compile needs a C++ compiler ({', '.join(COMPILERS)}), and none is installed; "
-                "install one or leave the option out."
-            )
+        if compile:
+            _check_compiler(device)
         attention = attn_implementation or choose_attention(
             device,
             self.dtype,
@@ -144,6 +147,17 @@ class InferenceEngine:
             for table, channel in zip(self._table, pixels.unbind(axis), strict=True)
         ]
         return torch.stack(channels, dim=axis)
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type not in COMPILERS:
+        return
+    language, names, variable = COMPILERS[device.type]
+    if not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
+        raise InputError(
+            f"--compile needs a {language} compiler ({', '.join(names)}) on {device.type}, and "
+            "none is installed; install one or leave the option out."
+        )
 
 
 def count_tokens(vision_config: Any, processor: Any) -> int:

@@ -29,14 +29,27 @@ def set_cpu_threads(cpu_threads: int | None) -> None:
     torch.set_num_threads(cpu_threads)
 
 
-def shrink_batch(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
+def shrink_batch(
+    training: FlowersTrainingArguments, num_processes: int = 1
+) -> FlowersTrainingArguments:
     """Halve the batch of a device and double the accumulation: the optimiser sees the same batch.
 
     Raises:
-        TooLittleMemoryError: The batch cannot be halved, or ``--auto_find_batch_size`` is off.
+        TooLittleMemoryError: The batch cannot be halved, ``--auto_find_batch_size`` is off, or
+            there are several processes, of which the others wait for this one in a step.
     """
     size = training.per_device_train_batch_size
-    if not training.auto_find_batch_size:
+    several = num_processes > 1
+    if several and size > 1:
+        # An optimiser's step of an odd batch cannot be kept: it becomes smaller by a picture.
+        accumulation = 2 * training.gradient_accumulation_steps
+        raise TooLittleMemoryError(
+            f"There is too little memory for --per_device_train_batch_size {size} in one of "
+            f"{num_processes} processes, which cannot halve it alone; use "
+            f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps "
+            f"{accumulation}, or --gradient_checkpointing true."
+        )
+    if not (several or training.auto_find_batch_size):
         raise TooLittleMemoryError(
             f"There is too little memory for --per_device_train_batch_size {size}; add "
             "--auto_find_batch_size true, which halves it and doubles "

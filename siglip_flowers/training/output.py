@@ -41,6 +41,7 @@ UNCOMPARED = (
     "local_rank",
     "disable_tqdm",
     "dataloader_num_workers",
+    "dataloader_persistent_workers",
     "image_workers",
     "pixel_cache",
     "cache_dir",

@@ -241,7 +241,7 @@ def train_to_the_end(
         if bad_step is not None:
             excluded |= {bad_step}
         else:
-            training = shrink_batch(training)
+            training = shrink_batch(training, PartialState().num_processes)
             arguments = dataclasses.replace(arguments, training=training)
             logger.warning(
                 "Memory ran out; going on with --per_device_train_batch_size %d and "

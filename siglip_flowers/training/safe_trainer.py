@@ -103,8 +103,17 @@ class SafeTrainer(Trainer):
                     "damaged; remove the checkpoint, and the same command goes on from the one "
                     "before."
                 ) from error
+            finally:
+                self._end_workers()
             self.stop.agreement.close()
         return outcome
+
+    def _end_workers(self) -> None:
+        """End the processes that load data and outlive an epoch: they end with their loaders."""
+        self._eval_dataloaders: dict[str, Any] = {}
+        self.callback_handler.train_dataloader = None
+        self.callback_handler.eval_dataloader = None
+        self.accelerator._dataloaders.clear()
 
     def get_train_dataloader(self) -> Any:
         """Return the parent's, with workers that let the last step finish on a signal."""
@@ -294,7 +303,9 @@ class _DropCallback(TrainerCallback):
 
 def _shield_workers(loader: Any) -> Any:
     initialize = getattr(loader, "worker_init_fn", None)
-    if getattr(loader, "num_workers", 0):
+    # A loader whose workers persist comes here at every evaluation.
+    shielded = isinstance(initialize, partial) and initialize.func is _initialize_worker
+    if getattr(loader, "num_workers", 0) and not shielded:
         loader.worker_init_fn = partial(_initialize_worker, initialize)
     return loader
 

@@ -177,6 +177,8 @@ class FlowersTrainer(SafeTrainer):
         if size == 1:
             raise RunError("There is too little memory to evaluate a single picture.")
         self.args.per_device_eval_batch_size = size // 2
+        # The parent keeps loaders whose workers persist, with the batch that was too large.
+        getattr(self, "_eval_dataloaders", {}).clear()
         logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
