@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import optuna
 import pytest
 import yaml
+from filelock import FileLock
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -31,7 +34,7 @@ from siglip_flowers.training.search.space import (
     read_space,
     refuse_impossible,
 )
-from siglip_flowers.training.search.study import build_sampler, hide_password
+from siglip_flowers.training.search.study import FileStorage, build_sampler, hide_password
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -328,3 +331,25 @@ def test_pictures_are_drawn_of_any_trials(tmp_path, maximize):
         )
         with Image.open(path) as picture:
             picture.verify()
+
+
+def test_of_two_processes_one_takes_a_waiting_trial(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(storage=url, study_name="search")
+    for number in range(20):
+        study.enqueue_trial({"number": number})
+    # Each with a connection and a lock of its own, as processes have them.
+    storages = [FileStorage(url, FileLock(tmp_path / "lock")) for _ in range(2)]
+    together = threading.Barrier(2)
+
+    def take(storage):
+        taken = []
+        for trial in study.get_trials(deepcopy=False):
+            together.wait(60)
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                taken.append(trial.number)
+        return taken
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(take, storages)
+    assert sorted(one + two) == list(range(20))

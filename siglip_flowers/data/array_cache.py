@@ -23,6 +23,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from siglip_flowers.config import DataArguments
+from siglip_flowers.parsing import is_first_process
 from siglip_flowers.records import atomic_directory, write_json
 
 ARRAY_FILE = "array.npy"
@@ -101,7 +102,12 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
 
 
 def state_disk_use(directory: Path, entry: ArrayEntry) -> None:
-    """Say what an entry takes of the disk, beside the bars and not among the results."""
+    """Say what an entry takes of the disk, beside the bars and not among the results.
+
+    The first process of a launch says it, whichever of them builds.
+    """
+    if not is_first_process():
+        return
     size = f"{entry.nbytes / 1e6:.1f} MB"
     print(f"Keeping {size} of {entry.kind} in {directory}", file=sys.stderr, flush=True)
 
@@ -134,14 +140,14 @@ def open_array(
         return array
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        _check_room(directory, entry)
+        if not quiet:
+            state_disk_use(directory, entry)
         with _locked(directory / f"{entry.name}.lock"):
             # Another process may have built it while this one waited.
             array = _read(path, entry)
             if array is None:
                 _check_room(directory, entry)
-                if not quiet:
-                    # By whichever process builds: it is one of the machine.
-                    state_disk_use(directory, entry)
                 _build(path, entry, build)
                 array = _read(path, entry)
     except _Unusable as problem:

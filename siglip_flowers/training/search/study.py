@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
@@ -20,6 +21,8 @@ from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.training.search.setup import Search
 
 STUDY_FILE = "study.db"
+# Held while a process begins or ends a trial.
+TAKING_FILE = ".trial.lock"
 # Seconds that a process waits for another that writes to the file.
 LOCK_SECONDS = 120
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -27,6 +30,25 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 RETRY_OF, ORIGIN = "retry_of", "origin"
 # Attributes of a study and of a trial.
 OWNER, REASON = "output_dir", "reason"
+
+
+class FileStorage(RDBStorage):
+    """Trials in an SQLite file, each of which only one process takes.
+
+    SQLite has no locks of rows, which Optuna relies on: of two processes that look at the same
+    waiting trial, both would begin it.
+    """
+
+    def __init__(self, url: str, lock: FileLock, **options: Any) -> None:
+        self._taking = lock
+        super().__init__(url, **options)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Set the state of a trial; False where another process has begun it."""
+        with self._taking:
+            return super().set_trial_state_values(trial_id, state, values)
 
 
 def open_storage(search: Search) -> RDBStorage:
@@ -40,10 +62,13 @@ def open_storage(search: Search) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     url = search.options.storage
     local = url is None or url.startswith("sqlite")
-    options = {"connect_args": {"timeout": LOCK_SECONDS}} if local else {"pool_pre_ping": True}
     try:
-        return RDBStorage(
-            url or f"sqlite:///{search.directory / STUDY_FILE}", engine_kwargs=options
+        if url is not None and not local:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        return FileStorage(
+            url or f"sqlite:///{search.directory / STUDY_FILE}",
+            FileLock(search.directory / TAKING_FILE, timeout=LOCK_SECONDS),
+            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
         )
     # Their messages may repeat the URL, and the cause would be printed with it.
     except ImportError as error:
