@@ -314,6 +314,27 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+def test_a_slow_disk_costs_nothing_but_time(options, monkeypatch, tmp_path):
+    assert train_command.main(options("fast")) == 0
+    waits = []
+    for name in ("fsync", "replace", "rename"):
+        call = getattr(os, name)
+
+        def slowly(*args, call=call, **kwargs):
+            waits.append(args)
+            time.sleep(0.02)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(os, name, slowly)
+    assert train_command.main(options("slow")) == 0
+    assert waits
+    fast, slow = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("fast", "slow")
+    )
+    assert all(torch.equal(slow[name], fast[name]) for name in fast)
+    assert list_steps(tmp_path / "slow") == list_steps(tmp_path / "fast")
+
+
 def test_a_full_or_read_only_disk_costs_no_checkpoint(
     inputs, options, disturb, small_disk, capfd, tmp_path
 ):
