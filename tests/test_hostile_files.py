@@ -526,9 +526,12 @@ def test_absurd_configurations_are_refused(copy, change, message):
             load_classifier(str(copy), ["a", "b"], from_scratch=from_scratch)
 
 
-def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy):
+@pytest.mark.parametrize(
+    "change", [{"vision_config": [1]}, {"text_config": []}, {"text_config": {"hidden_size": -1}}]
+)
+def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy, change):
     path = copy / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"vision_config": [1]}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     assert load_classifier(str(copy), ["a", "b"]).class_names == ["a", "b"]
 
 

@@ -51,8 +51,9 @@ def check_sizes(checkpoint: str, config: Any) -> None:
     problem = ""
     if width % sizes["num_attention_heads"]:
         problem = f"hidden_size {width} is no multiple of its {sizes['num_attention_heads']} heads"
-    if getattr(config, "hidden_act", None) not in ACT2FN:
-        problem = f"hidden_act is {str(config.hidden_act)[:100]!r}, which transformers lacks"
+    activation = getattr(config, "hidden_act", None)
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        problem = f"hidden_act is {str(activation)[:100]!r}, which transformers lacks"
     if problem:
         raise InputError(f"In the config.json of {checkpoint!r}, {problem}.")
     if hasattr(config, "image_size"):

@@ -88,7 +88,8 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"{expected!r} belongs; give it the config.json that it was published with."
         )
     for tower in (vision_config_of(config), getattr(config, "text_config", None)):
-        if tower is not None:
+        # What transformers overlooks in a vision-only configuration may be of any kind.
+        if isinstance(tower, PreTrainedConfig):
             check_sizes(checkpoint, tower)
     return config
 
