@@ -17,15 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import (
-    REPOSITORY,
-    Sample,
-    alternate,
-    compare,
-    name_device,
-    run_benchmark,
-    summarize,
-)
+from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
+from benchmarks.pictures import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.config.checks import check_positive
 from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
@@ -43,9 +36,9 @@ CALIBRATION_PICTURES = 32
 class Options:
     """What is measured."""
 
-    model_name_or_path: str = field(
-        default=str(REPOSITORY.parent / "shared" / "siglip-nano"),
-        metadata={"help": "The checkpoint."},
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The checkpoint; default: shared/siglip-nano beside the repository."},
     )
     pooling: str = field(default="map", metadata={"help": "map or mean."})
     batch_size: int = field(default=32, metadata={"help": "Pictures classified at once."})
@@ -62,11 +55,10 @@ def build_arms(
     options: Options, directory: Path
 ) -> tuple[dict[str, Any], tuple[torch.Tensor, ...]]:
     """Write every format; return runners by name, and a batch."""
+    checkpoint = options.model_name_or_path or str(SHARED / "siglip-nano")
     torch.manual_seed(0)
-    model = load_classifier(
-        options.model_name_or_path, FLOWER_NAMES, pooling=options.pooling
-    ).eval()
-    processor = load_image_processor(options.model_name_or_path)
+    model = load_classifier(checkpoint, FLOWER_NAMES, pooling=options.pooling).eval()
+    processor = load_image_processor(checkpoint)
     names = name_inputs(model)
     inputs = prepare_pictures(
         draw_pictures(max(options.batch_size, CALIBRATION_PICTURES)), processor, names

@@ -140,7 +140,6 @@ def open_array(
         return array
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _check_room(directory, entry)
         if not quiet:
             state_disk_use(directory, entry)
         with _locked(directory / f"{entry.name}.lock"):
