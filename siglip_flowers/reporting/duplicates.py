@@ -25,7 +25,8 @@ CANDIDATES = 500
 SMALLEST_COSINE = 0.9
 # From here on features alone are believed: a mirrored picture turns half of the hash. The small
 # checkpoint fine-tuned on Flowers102 at 64 pixels gives six in ten mirrored pictures such features,
-# crops of less than nine tenths of the side hardly any, and no two of 510 test pictures.
+# crops of less than nine tenths of the side hardly any, and no two unrelated ones of 510 test
+# pictures.
 ALIKE_COSINE = 0.98
 # Shown of each of the two kinds.
 MOST = 24
