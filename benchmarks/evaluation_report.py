@@ -52,15 +52,15 @@ def main() -> int:
     seconds: dict[str, list[float]] = {"plain": [], "report": []}
     with tempfile.TemporaryDirectory() as directory:
         arms = {
-            "plain": common,
-            "report": [*common, "--report", "true", "--output_dir", directory],
+            "plain": [*common, "--output_dir", f"{directory}/plain"],
+            "report": [*common, "--output_dir", f"{directory}/report", "--report", "true"],
         }
         for number in range(options.rounds + 1):
             for name, arguments in arms.items():
                 measured = measure_seconds(arguments)
                 if number > 0:
                     seconds[name].append(measured)
-        written = Path(directory) / f"report_{options.split}" / "metrics.json"
+        written = Path(directory) / "report" / f"report_{options.split}" / "metrics.json"
         report = json.loads(written.read_text(encoding="utf-8"))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["report"] / medians["plain"]

@@ -68,6 +68,9 @@ class Pictures(list):
     def read(self, rows):
         return [self[row] for row in rows]
 
+    def read_blocks(self):
+        return (np.asarray(picture)[None] for picture in self)
+
 
 def draw(count: int, seed: int = 0) -> Pictures:
     random = np.random.default_rng(seed)
@@ -190,14 +193,24 @@ def test_figures_agree_with_scikit_learn(contents, labels):
 def test_hashes_are_those_of_imagehash():
     pictures = draw(20)
     expected = [int(str(imagehash.phash(picture)), 16) for picture in pictures]
-    assert hash_pictures(pictures).tolist() == expected
+    hashes = hash_pictures(pictures.read_blocks())
+    assert hashes.tolist() == expected
     distances = [
         (row, other, bin(expected[row] ^ expected[other]).count("1"))
         for row in range(20)
         for other in range(20)
     ]
-    found = find_close(hash_pictures(pictures), hash_pictures(pictures), 24)
+    found = find_close(hashes, hashes, 24)
     assert sorted(found) == sorted(pair for pair in distances if pair[2] <= 24)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 71), (224, 224), (9, 40)])
+def test_a_block_of_pictures_has_the_hashes_of_each_alone(size):
+    pictures = [picture.resize(size) for picture in draw(12, seed=2)]
+    expected = [int(str(imagehash.phash(picture)), 16) for picture in pictures]
+    block = np.stack([np.asarray(picture) for picture in pictures])
+    assert hash_pictures([block[:5], block[5:], block[:0]]).tolist() == expected
+    assert hash_pictures([]).tolist() == []
 
 
 def describe_rows(pictures) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
@@ -81,6 +81,10 @@ def analyse(
     """
     seconds: dict[str, float] = {}
     labels, logits = result.labels, result.logits
+    # The slowest part leaves the interpreter free: the others go on meanwhile.
+    background = ThreadPoolExecutor(1)
+    placing = background.submit(map_features, result.features, labels)
+    background.shutdown(wait=False)
     predicted = logits.argmax(axis=1)
     probabilities = to_probabilities(logits, activation)
     confidence = probabilities.max(axis=1)
@@ -101,10 +105,10 @@ def analyse(
         suspects = find_label_suspects(labels, probabilities)
     with _measure(seconds, "near-duplicates"):
         duplicates = find_duplicates(result, pictures, others)
-    # Its threads would wait for each other longer than they work.
-    with _measure(seconds, "feature map"), threadpool_limits(1):
-        feature_map = map_features(result.features, labels)
+    with _measure(seconds, "nearest neighbours"):
         neighbours = measure_neighbours(result.features, labels, len(class_names))
+    with _measure(seconds, "feature map"):
+        feature_map = placing.result()
     shown = {
         *mistakes,
         *hits,

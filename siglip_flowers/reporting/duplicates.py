@@ -74,7 +74,7 @@ def find_duplicates(
     Those that the hash finds come first, the closest ahead; then those that only features find,
     within the split and among the rows of others that have been encoded.
     """
-    hashes = hash_pictures(pictures)
+    hashes = hash_pictures(pictures.read_blocks())
     by_hash: list[_Pair] = []
     by_features: list[_Pair] = []
 
@@ -109,7 +109,7 @@ def find_duplicates(
     every = EncodedRows(np.arange(len(hashes)), result.features)
     judge(result.split, hashes, within[:CANDIDATES], lambda rows: result.features[rows], every)
     for name, split in others.items():
-        other_hashes = hash_pictures(split.pictures)
+        other_hashes = hash_pictures(split.pictures.read_blocks())
         close = find_close(hashes, other_hashes)[:CANDIDATES]
         judge(name, other_hashes, close, split.features, split.encoded)
     by_hash.sort(key=lambda pair: (pair.distance, -pair.cosine, pair.row))
@@ -135,25 +135,41 @@ def find_duplicates(
     ]
 
 
-def hash_pictures(pictures: Iterable[Image.Image]) -> np.ndarray:
+def hash_pictures(blocks: Iterable[np.ndarray]) -> np.ndarray:
     """Return the perceptual hash of each picture: (N,) uint64.
 
     A bit tells whether one of the 64 lowest frequencies of the grey picture, scaled to 32 x 32,
     lies above their median: scaling, compression and small changes of colour turn few of them.
 
+    blocks: (B, H, W, 3) uint8 each, N pictures in all.
+
     Source: Zauner 2010, "Implementation and benchmarking of perceptual image hash functions".
     """
-    size = (_SIDE, _SIDE)
-    grey = [
-        np.asarray(picture.convert("L").resize(size, Image.Resampling.LANCZOS))
-        for picture in pictures
-    ]
+    grey = [_shrink_to_grey(block) for block in blocks if len(block)]
     if not grey:
         return np.zeros(0, dtype=np.uint64)
-    values = np.stack(grey).astype(np.float64)
-    low = dct(dct(values, axis=1), axis=2)[:, :_LOW, :_LOW].reshape(len(values), -1)
+    values = np.concatenate(grey).astype(np.float64)
+    low = dct(dct(values, axis=1)[:, :_LOW], axis=2)[:, :, :_LOW].reshape(len(values), -1)
     bits = low > np.median(low, axis=1, keepdims=True)
     return np.packbits(bits, axis=1).view(">u8").ravel().astype(np.uint64)
+
+
+def _shrink_to_grey(block: np.ndarray) -> np.ndarray:
+    """Return (B, 32, 32) uint8 as Pillow turns each picture of (B, H, W, 3) grey and small.
+
+    All pictures of the block at once, one above the other and then side by side: scaling one side
+    at a time, as Pillow does it within a picture too, mixes none with its neighbour.
+    """
+    count, height, width, _ = block.shape
+    column = Image.fromarray(block.reshape(count * height, width, 3)).convert("L")
+    narrow = np.asarray(_resize(column, _SIDE, count * height)).reshape(count, height, _SIDE)
+    row = Image.fromarray(narrow.transpose(1, 0, 2).reshape(height, count * _SIDE))
+    small = np.asarray(_resize(row, count * _SIDE, _SIDE)).reshape(_SIDE, count, _SIDE)
+    return small.transpose(1, 0, 2)
+
+
+def _resize(picture: Image.Image, width: int, height: int) -> Image.Image:
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def find_close(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import svds
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 from torch.nn import functional
 
 from siglip_flowers.metrics.functions import IntArray
@@ -37,13 +38,15 @@ def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> Featu
         return FeatureMap(rows, _scale(places), "in order")
     left, sizes, _ = svds(values, k=components, rng=seed)
     reduced = (left * sizes)[:, ::-1]
-    places = TSNE(
-        perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3),
-        init=reduced[:, :2] / max(reduced[:, 0].std(), 1e-12) * 1e-4,
-        random_state=seed,
-        # Half of the usual number: the picture hardly changes after that.
-        max_iter=500,
-    ).fit_transform(reduced)
+    # Its threads would wait for each other longer than they work.
+    with threadpool_limits(1):
+        places = TSNE(
+            perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3),
+            init=reduced[:, :2] / max(reduced[:, 0].std(), 1e-12) * 1e-4,
+            random_state=seed,
+            # Half of the usual number: the picture hardly changes after that.
+            max_iter=500,
+        ).fit_transform(reduced)
     return FeatureMap(rows, _scale(places), "t-SNE")
 
 

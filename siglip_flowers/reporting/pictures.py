@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
 from siglip_flowers.config import DataArguments
@@ -49,12 +50,21 @@ class SplitPictures:
             return []
         if self._pixels is None:
             return [decode_rgb(picture) for picture in self.rows[list(rows)]["image"]]
-        batch = collate_pixels(self._pixels.__getitems__(list(rows)))["pixel_values"]
-        return [Image.fromarray(picture) for picture in batch.permute(0, 2, 3, 1).numpy()]
+        return [Image.fromarray(picture) for picture in self._read_squares(rows)]
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def read_blocks(self) -> Iterator[np.ndarray]:
+        """Yield every picture in turn, as (B, H, W, 3) uint8 with B pictures of one size."""
         for start in range(0, len(self), _ROWS_AT_A_TIME):
-            yield from self.read(range(start, min(len(self), start + _ROWS_AT_A_TIME)))
+            rows = range(start, min(len(self), start + _ROWS_AT_A_TIME))
+            if self._pixels is None:
+                yield from (np.asarray(picture)[None] for picture in self.read(rows))
+            else:
+                yield self._read_squares(rows)
+
+    def _read_squares(self, rows: Sequence[int]) -> np.ndarray:
+        assert self._pixels is not None
+        batch = collate_pixels(self._pixels.__getitems__(list(rows)))["pixel_values"]
+        return batch.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def encode_thumbnail(picture: Image.Image, side: int = THUMBNAIL) -> bytes:
