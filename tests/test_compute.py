@@ -1,7 +1,6 @@
 """Runs fit their machine: threads, memory, and what they say about their speed."""
 
 import json
-import multiprocessing
 import time
 
 import pytest
@@ -11,6 +10,8 @@ from safetensors.torch import load_file
 from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import FlowersTrainingArguments
 from siglip_flowers.data.pixels import PixelBatch, _copy_stream, _open_stream
+from siglip_flowers.errors import RunError
+from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.training.compute import (
     TooLittleMemoryError,
     set_cpu_threads,
@@ -18,7 +19,9 @@ from siglip_flowers.training.compute import (
 )
 from siglip_flowers.training.throughput import Throughput
 from siglip_flowers.training.trainer import FlowersTrainer
+from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_trainers import start_trainer
 
 MORE_THAN_ANY_MACHINE_HAS = 10**15
 
@@ -98,27 +101,55 @@ def test_one_of_several_processes_names_half_the_batch(tmp_path, size, half, giv
         shrink_batch(training, 2)
 
 
-def test_evaluation_survives_too_large_a_batch(run, monkeypatch):
-    whole = FlowersTrainer.prediction_step
+@pytest.fixture
+def little_memory_for_evaluation(monkeypatch):
+    """Make more than five pictures run out of memory in a forward pass that is no training step."""
     sizes = []
+    whole = SiglipClassifier.forward
 
-    def prediction_step(self, model, inputs, *more, **options):
-        sizes.append(len(inputs["labels"]))
-        if sizes[-1] > 5:
-            torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.uint8)
-        return whole(self, model, inputs, *more, **options)
+    def forward(self, pixel_values, **more):
+        if not self.training:
+            sizes.append(len(pixel_values))
+            if sizes[-1] > 5:
+                torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.uint8)
+        return whole(self, pixel_values, **more)
 
+    def limit():
+        monkeypatch.setattr(SiglipClassifier, "forward", forward)
+        return sizes
+
+    return limit
+
+
+def test_evaluation_survives_too_large_a_batch(run, little_memory_for_evaluation):
     _, expected = run("plain")
-    monkeypatch.setattr(FlowersTrainer, "prediction_step", prediction_step)
-    # A loader whose workers persist must not keep the batch that was too large.
-    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
-    code, found = run("shrunk", "--per_device_eval_batch_size", "16", *workers)
+    sizes = little_memory_for_evaluation()
+    code, found = run("shrunk", "--per_device_eval_batch_size", "16")
     assert code == 0
-    assert not multiprocessing.active_children()
-    assert max(sizes) == 16
-    assert sizes[-1] <= 4
+    # Found out once, and known from then on.
+    assert sizes[:3] == [16, 8, 4]
+    assert max(sizes[2:]) <= 4
     ours, theirs = ((path / "history.csv").read_text() for path in (found, expected))
     assert ours == theirs
+
+
+def test_a_process_that_holds_a_share_of_the_weights_cannot_evaluate_a_batch_in_parts(
+    nano_dir, flowers_dir, tmp_path, monkeypatch, little_memory_for_evaluation
+):
+    data = build_flowers(flowers_dir)
+    trainer = start_trainer(nano_dir, data, tmp_path / "run")
+    trainer.model.eval()
+    batch = next(iter(trainer.get_eval_dataloader("validation")))
+    expected = trainer.prediction_step(trainer.model, batch, False)[1]
+    little_memory_for_evaluation()
+    found = trainer.prediction_step(trainer.model, batch, False)[1]
+    torch.testing.assert_close(found, expected)
+    trainer = start_trainer(nano_dir, data, tmp_path / "other")
+    trainer.model.eval()
+    trainer.is_fsdp_enabled = True
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
+    with pytest.raises(RunError, match="16 pictures .*of 2 processes; .*eval_batch_size 8"):
+        trainer.prediction_step(trainer.model, batch, False)
 
 
 @pytest.mark.parametrize(

@@ -454,6 +454,11 @@ def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "metrics_test.json").read_text())
     assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
+    # With a report, of pictures that have shapes of their own.
+    report = tmp_path / "with"
+    assert run_eval([*options, "--report", "true", "--output_dir", str(report)]) == 0
+    found = json.loads((report / "report_test" / "metrics.json").read_text())
+    assert found["headline"]["accuracy"]["value"] == again["accuracy"]
     processor = load_image_processor(str(run / "model"))
     assert isinstance(processor, Siglip2ImageProcessorPil)
     assert processor.max_num_patches == 12
@@ -478,7 +483,12 @@ def test_predict_and_the_pipeline_agree(run, folder, capsys):
 def test_eval_measures_the_checkpoints_own_zero_shot_classifier(checkpoint, folder, tmp_path):
     options = ["--zero_shot", "--model_name_or_path", str(checkpoint), "--data_dir", str(folder)]
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "metrics_test.json").read_text())["n"] == 12
+    plain = json.loads((tmp_path / "metrics_test.json").read_text())
+    assert plain["n"] == 12
+    report = tmp_path / "with"
+    assert run_eval([*options, "--report", "true", "--output_dir", str(report)]) == 0
+    found = json.loads((report / "report_test" / "metrics.json").read_text())
+    assert found["headline"]["accuracy"]["value"] == plain["accuracy"]
 
 
 def test_a_frozen_encoder_starts_from_its_text_tower(checkpoint, folder, tmp_path):

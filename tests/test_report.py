@@ -204,6 +204,19 @@ def test_hashes_are_those_of_imagehash():
     assert sorted(found) == sorted(pair for pair in distances if pair[2] <= 24)
 
 
+def test_the_page_of_a_whole_split_stays_below_10_megabytes(tmp_path):
+    # Of every class ten pictures of noise, which JPEG makes larger than any photograph.
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(102), 10)
+    pictures = Pictures(
+        Image.fromarray(random.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in labels
+    )
+    names = [f"a flower whose name is long {number}" for number in range(102)]
+    page = render_page(build(labels, make_logits(labels, 102, 4), pictures=pictures, names=names))
+    assert page.count("data:image/jpeg") >= 1020
+    assert len(page.encode()) < 10_000_000
+
+
 @pytest.mark.parametrize("size", [(64, 64), (50, 71), (224, 224), (9, 40)])
 def test_a_block_of_pictures_has_the_hashes_of_each_alone(size):
     pictures = [picture.resize(size) for picture in draw(12, seed=2)]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import TrainerCallback
 
@@ -64,6 +65,7 @@ class FlowersTrainer(SafeTrainer):
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
         self._running_hits: list[torch.Tensor] = []
+        self._largest_eval_batch: int | None = None
         self.throughput = Throughput()
         share = self.args.gradual_unfreezing
         self.unfreezing = None if share is None else GradualUnfreezing(self._trained_model, share)
@@ -146,9 +148,42 @@ class FlowersTrainer(SafeTrainer):
         batch of several processes. ``compute_metrics`` takes the loss from the gathered logits.
         """
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = model(**self.normalizer.prepare(inputs["pixel_values"]))
-        return None, outputs.logits.float(), inputs["labels"]
+        return None, self._classify(model, inputs["pixel_values"]), inputs["labels"]
+
+    @torch.no_grad()
+    def _classify(self, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+        """Return logits (B, C) float32; in halves, from then on at once, where memory runs out.
+
+        Within the step, since the other processes know nothing of it.
+        """
+        while True:
+            size = self._largest_eval_batch or len(pixels)
+            try:
+                with self.compute_loss_context_manager():
+                    parts = [
+                        model(**self.normalizer.prepare(part)).logits for part in pixels.split(size)
+                    ]
+                return torch.cat(parts).float()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise RunError(
+                        "There is too little memory to evaluate a single picture."
+                    ) from error
+                if self.accelerator.num_processes > 1 and (
+                    self.is_fsdp_enabled or self.is_deepspeed_enabled
+                ):
+                    # Their forward passes gather weights from all processes, each the same number.
+                    raise RunError(
+                        f"There is too little memory to evaluate {size} pictures at once in one of "
+                        f"{self.accelerator.num_processes} processes; use "
+                        f"--per_device_eval_batch_size {size // 2}."
+                    ) from error
+            # The error is gone by here, and with it the frames that held the batch's memory.
+            clear_device_cache(garbage_collection=True)
+            self._largest_eval_batch = size // 2
+            logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the accuracy on the training batches since the last row beside their loss."""
@@ -164,22 +199,7 @@ class FlowersTrainer(SafeTrainer):
         average = self.average
         averaged = nullcontext() if average is None else average.applied_to(self._trained_model)
         with self.throughput.paused(), averaged:
-            while True:
-                try:
-                    return super().evaluate(*args, **kwargs)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error):
-                        raise
-                self._shrink_eval_batch()
-
-    def _shrink_eval_batch(self) -> None:
-        size = self.args.per_device_eval_batch_size
-        if size == 1:
-            raise RunError("There is too little memory to evaluate a single picture.")
-        self.args.per_device_eval_batch_size = size // 2
-        # The parent keeps loaders whose workers persist, with the batch that was too large.
-        getattr(self, "_eval_dataloaders", {}).clear()
-        logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
+            return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the weights, and beside them in a checkpoint their average and the tracked runs."""
