@@ -111,9 +111,20 @@ def write_sheet(
         return
     width, height = _SIDE + _GAP, _SIDE + _LINE * (len(runs) + 1) + 2 * _GAP
     rows = -(-len(shown) // _SHEET_COLUMNS)
-    size = (width * min(len(shown), _SHEET_COLUMNS) + _GAP, height * rows + _GAP)
+    # Below the pictures the letters' meaning: whole names would run into the next picture's.
+    legend = _GAP + _LINE * len(runs)
+    size = (width * min(len(shown), _SHEET_COLUMNS) + _GAP, height * rows + _GAP + legend)
     figure = Figure(figsize=size, facecolor="white")
     FigureCanvasAgg(figure)
+    letters = [
+        chr(ord("A") + number) if len(runs) <= 26 else str(number + 1)
+        for number in range(len(runs))
+    ]
+
+    def write(left: float, top: float, text: str, colour: str) -> None:
+        place = left / size[0], top / size[1]
+        figure.text(*place, text, fontsize=7, color=colour, va="top", parse_math=False)
+
     for place, each in enumerate(shown):
         row, column = divmod(place, _SHEET_COLUMNS)
         left, top = _GAP + column * width, size[1] - _GAP - row * height
@@ -123,23 +134,17 @@ def write_sheet(
         axes.imshow(np.asarray(images[each.id].convert("RGB")), interpolation="nearest")
         axes.set_axis_off()
         lines = [(_shorten(each.true), TEXT_COLOUR)]
-        for run, predicted, confidence, correct in zip(
-            runs, each.predicted, each.confidence, each.correct, strict=True
+        for letter, predicted, confidence, correct in zip(
+            letters, each.predicted, each.confidence, each.correct, strict=True
         ):
             # Right and wrong also differ without colour.
             mark = "\N{CHECK MARK}" if correct else "\N{BALLOT X}"
-            text = f"{mark} {_shorten(run, 10)}: {_shorten(predicted, 20)} {100 * confidence:.0f} %"
+            text = f"{mark} {letter}: {_shorten(predicted, 20)} {100 * confidence:.0f} %"
             lines.append((text, RIGHT_COLOUR if correct else WRONG_COLOUR))
         for number, (text, colour) in enumerate(lines):
-            figure.text(
-                left / size[0],
-                (top - _SIDE - _GAP / 2 - _LINE * number) / size[1],
-                text,
-                fontsize=7,
-                color=colour,
-                va="top",
-                parse_math=False,
-            )
+            write(left, top - _SIDE - _GAP / 2 - _LINE * number, text, colour)
+    for number, (letter, run) in enumerate(zip(letters, runs, strict=True)):
+        write(_GAP, legend - _LINE * number, f"{letter}: {run}", TEXT_COLOUR)
     save_figure(figure, path)
 
 
