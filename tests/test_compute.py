@@ -1,6 +1,7 @@
 """Runs fit their machine: threads, memory, and what they say about their speed."""
 
 import json
+import multiprocessing
 import time
 
 import pytest
@@ -124,8 +125,13 @@ def little_memory_for_evaluation(monkeypatch):
 def test_evaluation_survives_too_large_a_batch(run, little_memory_for_evaluation):
     _, expected = run("plain")
     sizes = little_memory_for_evaluation()
-    code, found = run("shrunk", "--per_device_eval_batch_size", "16")
+    # Loaders whose workers persist end with the run all the same.
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
+    code, found = run("shrunk", "--per_device_eval_batch_size", "16", *workers)
     assert code == 0
+    assert not multiprocessing.active_children()
+    assert max(sizes) == 16
+    assert sizes[-1] <= 4
     # Found out once, and known from then on.
     assert sizes[:3] == [16, 8, 4]
     assert max(sizes[2:]) <= 4

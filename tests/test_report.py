@@ -204,7 +204,7 @@ def test_hashes_are_those_of_imagehash():
     assert sorted(found) == sorted(pair for pair in distances if pair[2] <= 24)
 
 
-def test_the_page_of_a_whole_split_stays_below_10_megabytes(tmp_path):
+def test_the_page_of_a_whole_split_stays_below_10_megabytes():
     # Of every class ten pictures of noise, which JPEG makes larger than any photograph.
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(102), 10)

@@ -107,7 +107,7 @@ def analyse(
         duplicates = find_duplicates(result, pictures, others)
     with _measure(seconds, "nearest neighbours"):
         neighbours = measure_neighbours(result.features, labels, len(class_names))
-    with _measure(seconds, "feature map"):
+    with _measure(seconds, "waiting for the feature map"):
         feature_map = placing.result()
     shown = {
         *mistakes,
