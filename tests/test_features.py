@@ -200,3 +200,19 @@ def test_rows_go_through_all_views_in_as_many_epochs():
         seen.append(dataset.gather(np.arange(50)).ravel())
     assert (np.sort(seen, axis=0) == np.arange(4)[:, None]).all()
     assert len(set(seen[0])) == 4
+
+
+def test_memory_that_runs_out_loses_no_picture(build, rows):
+    expected = build(batch_size=8, cache="whole").open(rows, "train")
+    extractor = build(batch_size=8)
+
+    def limit(module, args, kwargs):
+        if len(kwargs["pixel_values"]) > 3:
+            torch.empty(10**15, dtype=torch.uint8)
+
+    extractor.model.vision_model.register_forward_pre_hook(limit, with_kwargs=True)
+    found = extractor.open(rows, "train")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # Found out once, and known from then on.
+    assert extractor.seen[:3] == [8, 4, 2]
+    assert max(extractor.seen[2:]) == 2

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 
 from siglip_flowers.data.naflex import PatchBudget
 from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, prepare_patches
 from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
+from siglip_flowers.inference.memory import keep_freed_memory, run_in_parts
 from siglip_flowers.inference.precision import choose_attention, resolve_dtype
 from siglip_flowers.model.classifier import SiglipClassifier
 
@@ -105,24 +104,25 @@ class InferenceEngine:
         self, pixels: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """Run a batch, in halves where it is too large for the memory, from then on at once."""
-        while True:
-            size = self._largest_batch or max(len(pixels), self._compiled_size)
+
+        def run(part: torch.Tensor, size: int) -> torch.Tensor:
             if self.compiled:
                 self._compiled_size = size
-            try:
-                parts = [finish(self._encode(part, size)) for part in pixels.split(size)]
-                return torch.cat(parts) if len(parts) > 1 else parts[0]
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise RunError(
-                        f"One picture is too much for the memory of {self.device}; use --device "
-                        "cpu or a smaller model."
-                    ) from error
-                self._largest_batch = size // 2
-            # After the handler, whose traceback would keep the tensors alive.
-            clear_device_cache(garbage_collection=True)
+            return finish(self._encode(part, size))
+
+        def refuse(size: int) -> RunError | None:
+            if size > 1:
+                return None
+            return RunError(
+                f"One picture is too much for the memory of {self.device}; use --device cpu or a "
+                "smaller model."
+            )
+
+        size = self._largest_batch or max(len(pixels), self._compiled_size)
+        outputs, fitted = run_in_parts(run, pixels, size, refuse)
+        if fitted < size:
+            self._largest_batch = fitted
+        return outputs
 
     def _encode(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
         count = len(pixels)

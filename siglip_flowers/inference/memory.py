@@ -3,9 +3,10 @@
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 # glibc's names for what mallopt sets (malloc.h).
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -34,3 +35,35 @@ def keep_freed_memory(device: torch.device) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Say whether an error means that device or main memory did not suffice."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def run_in_parts(
+    run: Callable[[torch.Tensor, int], torch.Tensor],
+    batch: torch.Tensor,
+    size: int,
+    refuse: Callable[[int], Exception | None],
+) -> tuple[torch.Tensor, int]:
+    """Run a batch in parts of at most ``size``, which is halved as long as memory runs out.
+
+    Args:
+        run: Gets a part (at most S, ...) and S, and returns as many rows.
+        batch: (B, ...).
+        size: S to begin with.
+        refuse: The error to end with where parts of S are too large; None where they may be halved.
+
+    Returns:
+        The rows of all parts (B, ...), and the S that fitted.
+    """
+    while True:
+        try:
+            parts = [run(part, size) for part in batch.split(size)]
+            return (torch.cat(parts) if len(parts) > 1 else parts[0]), size
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            refusal = refuse(size)
+            if refusal is not None:
+                raise refusal from error
+        # After the handler, whose traceback would keep the tensors alive.
+        clear_device_cache(garbage_collection=True)
+        size //= 2

@@ -36,7 +36,7 @@ from siglip_flowers.data.pixels import (
     get_pixel_shape,
 )
 from siglip_flowers.errors import RunError
-from siglip_flowers.inference.memory import is_out_of_memory
+from siglip_flowers.inference.memory import run_in_parts
 from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.naflex import run_vision_tower
@@ -90,6 +90,7 @@ class FeatureExtractor:
         self.normalizer = PixelNormalizer(processor)
         self.device: torch.device = training.device
         self.batch_size: int = training.per_device_eval_batch_size
+        self._largest_batch: int | None = None
         self.autocast_dtype = (
             torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
         )
@@ -215,20 +216,23 @@ class FeatureExtractor:
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map pixels, uint8 or on the 0..255 scale, to features (B, P, D) float32.
 
-        In halves where a batch is too large for the memory.
+        In halves where a batch is too large for the memory, from then on at once.
         """
-        try:
-            features = self._run_tower(self.normalizer.prepare(pixels))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(pixels) == 1:
-                raise RunError("There is too little memory to encode a single picture.") from error
-        else:
-            return features
-        self.batch_size = half = len(pixels) // 2
-        logger.warning("Memory ran out; encoding %d pictures at once.", half)
-        return torch.cat([self.encode(part) for part in pixels.split(half)])
+        size = self._largest_batch or len(pixels)
+        features, fitted = run_in_parts(
+            lambda part, _: self._run_tower(self.normalizer.prepare(part)),
+            pixels,
+            size,
+            lambda size: (
+                None
+                if size > 1
+                else RunError("There is too little memory to encode a single picture.")
+            ),
+        )
+        if fitted < size:
+            self._largest_batch = fitted
+            logger.warning("Memory ran out; encoding %d pictures at once.", fitted)
+        return features
 
     def _run_tower(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         with self._autocast():

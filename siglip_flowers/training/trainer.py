@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import clear_device_cache
 from torch import nn
 from transformers import TrainerCallback
 
@@ -14,7 +13,7 @@ from siglip_flowers.config import FlowersTrainingArguments
 from siglip_flowers.data.augment import BatchAugmenter
 from siglip_flowers.data.pixels import PixelBatch, PixelNormalizer
 from siglip_flowers.errors import RunError
-from siglip_flowers.inference.memory import is_out_of_memory
+from siglip_flowers.inference.memory import run_in_parts
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.training.objectives import Objective, TrainingBatch
@@ -156,34 +155,31 @@ class FlowersTrainer(SafeTrainer):
 
         Within the step, since the other processes know nothing of it.
         """
-        while True:
-            size = self._largest_eval_batch or len(pixels)
-            try:
-                with self.compute_loss_context_manager():
-                    parts = [
-                        model(**self.normalizer.prepare(part)).logits for part in pixels.split(size)
-                    ]
-                return torch.cat(parts).float()
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if size == 1:
-                    raise RunError(
-                        "There is too little memory to evaluate a single picture."
-                    ) from error
-                if self.accelerator.num_processes > 1 and (
-                    self.is_fsdp_enabled or self.is_deepspeed_enabled
-                ):
-                    # Their forward passes gather weights from all processes, each the same number.
-                    raise RunError(
-                        f"There is too little memory to evaluate {size} pictures at once in one of "
-                        f"{self.accelerator.num_processes} processes; use "
-                        f"--per_device_eval_batch_size {size // 2}."
-                    ) from error
-            # The error is gone by here, and with it the frames that held the batch's memory.
-            clear_device_cache(garbage_collection=True)
-            self._largest_eval_batch = size // 2
-            logger.warning("Memory ran out; evaluating %d pictures at once.", size // 2)
+
+        def run(part: torch.Tensor, _: int) -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                logits: torch.Tensor = model(**self.normalizer.prepare(part)).logits
+            return logits
+
+        size = self._largest_eval_batch or len(pixels)
+        logits, fitted = run_in_parts(run, pixels, size, self._refuse_parts)
+        if fitted < size:
+            self._largest_eval_batch = fitted
+            logger.warning("Memory ran out; evaluating %d pictures at once.", fitted)
+        return logits.float()
+
+    def _refuse_parts(self, size: int) -> RunError | None:
+        """Say why an evaluation of this many pictures at once cannot go on with half of them."""
+        if size == 1:
+            return RunError("There is too little memory to evaluate a single picture.")
+        processes = self.accelerator.num_processes
+        if processes > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            # Their forward passes gather weights from all processes, each the same number.
+            return RunError(
+                f"There is too little memory to evaluate {size} pictures at once in one of "
+                f"{processes} processes; use --per_device_eval_batch_size {size // 2}."
+            )
+        return None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the accuracy on the training batches since the last row beside their loss."""
