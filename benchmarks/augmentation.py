@@ -1,4 +1,4 @@
-"""Compare the package's augmentation with kornia's: time, and whether pictures can be keyed.
+"""Compare the package's augmentation with kornia's: time, and whether images can be keyed.
 
     python -m benchmarks.augmentation [--threads 2] [--device cpu] [--output_dir DIR]
 
@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from siglip_flowers.base.files import describe_environment, write_json, write_text
 from siglip_flowers.config import AugmentationArguments
-from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.records import describe_environment, write_json, write_text
+from siglip_flowers.data.augmentation.images import BatchAugmenter
 
 BATCH = 64
 WARM_UP = 5
@@ -41,9 +41,9 @@ CASES: dict[str, dict[str, Any]] = {
 }
 NOTE = """\
 Both sides get the same uint8 batch and give float32 pixels; times are medians, taken in turns. Ours
-draws the operation of RandAugment and TrivialAugment for each picture; kornia draws one for the
+draws the operation of RandAugment and TrivialAugment for each image; kornia draws one for the
 whole batch, which is less work and less variation. Mixup and CutMix are measured for ours only:
-here one share serves a batch, there each picture has its own."""
+here one share serves a batch, there each image has its own."""
 
 
 def build_kornia(kornia: Any, case: str, size: int) -> Any:
@@ -88,7 +88,7 @@ def measure(
 
 
 def check_keying(function: Callable[[torch.Tensor, np.ndarray, int], torch.Tensor]) -> bool:
-    """Return whether the same picture at the same step comes out alike in another batch."""
+    """Return whether the same image at the same step comes out alike in another batch."""
     pixels = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     order = np.array([5, 2, 7])
     return all(
@@ -100,14 +100,14 @@ def check_keying(function: Callable[[torch.Tensor, np.ndarray, int], torch.Tenso
 
 
 def check_replay(pipeline: Any) -> bool:
-    """Return whether kornia obeys parameters that are handed in, permuted with the pictures."""
+    """Return whether kornia obeys parameters that are handed in, permuted with the images."""
     pixels = torch.rand(8, 3, 32, 32)
     order = torch.tensor([5, 2, 7, 0, 1, 3, 4, 6])
     varied = pipeline(pixels)
     params = pipeline._params
     for item in params:
         for key, value in item.data.items():
-            # The order of the colour changes and the batch's shape belong to all pictures.
+            # The order of the color changes and the batch's shape belong to all images.
             if key not in ("order", "forward_input_shape"):
                 item.data[key] = value[order]
     return torch.allclose(pipeline(pixels[order], params=params), varied[order], atol=1e-5)
@@ -143,9 +143,9 @@ def compare(kornia: Any, device: str) -> dict[str, Any]:
 
 
 def check_case(kornia: Any, case: str, arguments: AugmentationArguments) -> dict[str, bool]:
-    """Return which ways there are to vary a picture alike in any batch."""
+    """Return which ways there are to vary an image alike in any batch."""
     if arguments.mixup_alpha:
-        return {}  # A picture is mixed with its neighbour: it depends on the batch by definition.
+        return {}  # An image is mixed with its neighbor: it depends on the batch by definition.
     ours = BatchAugmenter(arguments, 32, 102, seed=0)
     result = {
         "ours": check_keying(lambda x, rows, step: ours(x, torch.zeros(len(x)), rows, step)[0])
@@ -188,7 +188,7 @@ def format_markdown(result: dict[str, Any]) -> str:
         if "kornia" in row:
             ratio = f"{row['kornia']['median_ms'] / row['ours']['median_ms']:.1f}"
         lines.append(f"| {row['case']} | {row['size']} | {cells[0]} | {cells[1]} | {ratio} |")
-    lines += ["", NOTE, "", "Same picture, same step, same variation in another batch:", ""]
+    lines += ["", NOTE, "", "Same image, same step, same variation in another batch:", ""]
     for case, checks in result["keyed"].items():
         if checks:
             words = (f"{name}: {'yes' if holds else 'no'}" for name, holds in checks.items())

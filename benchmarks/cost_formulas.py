@@ -50,7 +50,7 @@ def make_config(name: str, layers: int | None = None) -> SiglipVisionConfig:
 
 
 def count_tokens(config: SiglipVisionConfig) -> int:
-    """Return the patches of a picture."""
+    """Return the patches of an image."""
     assert isinstance(config.image_size, int)
     assert isinstance(config.patch_size, int)
     return (config.image_size // config.patch_size) ** 2
@@ -71,7 +71,7 @@ def build_on_meta(config: SiglipVisionConfig, num_labels: int = CLASSES) -> Sigl
 
 @dataclass(frozen=True)
 class Flops:
-    """Operations of matrix products for one picture."""
+    """Operations of matrix products for one image."""
 
     forward: int
     backward: int
@@ -90,7 +90,7 @@ def count_step_flops(
     lora_r: int = 16,
     num_labels: int = CLASSES,
 ) -> Flops:
-    """Count the products of one training step for one picture.
+    """Count the products of one training step for one image.
 
     Args:
         config: The tower, with the attention-pooling head.
@@ -142,10 +142,10 @@ def _without_layers(config: SiglipVisionConfig) -> SiglipVisionConfig:
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """What autograd keeps of one picture between forward and backward.
+    """What autograd keeps of one image between forward and backward.
 
     Attributes:
-        pixels: The normalised picture.
+        pixels: The normalized image.
         layer: One encoder layer without checkpointing.
         layer_input: The same with checkpointing.
         head: Last norm, attention pooling, classifier and loss.
@@ -181,7 +181,7 @@ def count_saved_bytes(
     attention: str = "sdpa",
     num_labels: int = CLASSES,
 ) -> SavedBytes:
-    """Count the saved tensors of one picture, in float32 or under bfloat16 autocast.
+    """Count the saved tensors of one image, in float32 or under bfloat16 autocast.
 
     The residual stream and the inputs of the norms stay in float32 under autocast; queries, keys
     and values are projected from three bfloat16 copies of one norm's output.
@@ -285,7 +285,7 @@ def peak_bytes(
 
     The highest of three moments: early in the backward pass all activations live and no gradient
     does; in the first encoder layer one layer's activations and nearly all gradients; at the
-    optimiser's step all gradients. Gradients that are accumulated live all the time instead.
+    optimizer's step all gradients. Gradients that are accumulated live all the time instead.
     """
     lasting, gradients = static_bytes(parameters, strategy, ranks)
     saved = count_saved_bytes(config, bf16=bf16, attention=attention)
@@ -309,7 +309,7 @@ def largest_batch(
     strategy: str = "ddp",
     ranks: int = 1,
 ) -> int:
-    """Return the largest batch of one GPU under bfloat16 autocast; 0 if no picture fits."""
+    """Return the largest batch of one GPU under bfloat16 autocast; 0 if no image fits."""
 
     def fits(batch: int) -> bool:
         return usable_bytes >= peak_bytes(

@@ -36,13 +36,13 @@ from benchmarks.cost_times import (
 )
 from benchmarks.harness import run_benchmark
 from benchmarks.report import RESULTS, draw_lines, format_cell, format_table, make_panels
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.config import check_positive, check_range
-from siglip_flowers.evaluation.plots import save_figure
-from siglip_flowers.records import write_json, write_text
+from siglip_flowers.plots.curves import save_figure
 
 MODULE = "benchmarks.cost_model"
 WORLDS = [2**power for power in range(11)]
-# One of each size; all take 64 pictures on 80 GB without checkpointing.
+# One of each size; all take 64 images on 80 GB without checkpointing.
 SCALED = ("B/16-224", "L/16-256", "so400m/14-384", "g-opt/16-256")
 GPU_GIGABYTES = (24, 40, 80)
 FLOWERS, MILLION = 6149, 10**6
@@ -67,7 +67,7 @@ class CostOptions:
         default=0.4, metadata={"help": "Share of a GPU's peak that the products reach."}
     )
     local_batch: int = field(
-        default=LOCAL_BATCH, metadata={"help": "Pictures a GPU where the batch grows with GPUs."}
+        default=LOCAL_BATCH, metadata={"help": "Images a GPU where the batch grows with GPUs."}
     )
     output_dir: str = field(default=str(RESULTS), metadata={"help": "Where results are written."})
 
@@ -79,7 +79,7 @@ class CostOptions:
 def read_cache_rate(path: Path = STORES) -> float:
     """Return the bytes a second that one process read from the pixel cache, as measured here.
 
-    The slowest of the measured batches of 224-pixel pictures, whose pages are in memory.
+    The slowest of the measured batches of 224-pixel images, whose pages are in memory.
     """
     rows = json.loads(path.read_text(encoding="utf-8"))["results"]["rows"]
     rates = [
@@ -91,7 +91,7 @@ def read_cache_rate(path: Path = STORES) -> float:
 
 
 def tabulate_models(counts: dict[str, Parameters]) -> str:
-    """Return a row a model: parameters, GFLOP and saved megabytes of one picture."""
+    """Return a row a model: parameters, GFLOP and saved megabytes of one image."""
     rows: list[list[Any]] = []
     for name, parameters in counts.items():
         config = make_config(name)
@@ -156,7 +156,7 @@ def tabulate_memory(counts: dict[str, Parameters], assumptions: Assumptions) -> 
 
 
 def compare_worlds(
-    jobs: dict[str, Job], pictures: int, *, global_batch: int | None, local_batch: int
+    jobs: dict[str, Job], images: int, *, global_batch: int | None, local_batch: int
 ) -> dict[str, dict[int, Epoch]]:
     """Predict an epoch for every number of GPUs: with one global batch, or one batch a GPU."""
     found: dict[str, dict[int, Epoch]] = {}
@@ -170,13 +170,13 @@ def compare_worlds(
                 # Accumulated: as many updates, each of several equal parts.
                 parts = math.ceil(batch / local_batch)
                 step = predict_step(job, ranks, local_batch)
-                epoch = predict_epoch(job, ranks, batch, pictures)
+                epoch = predict_epoch(job, ranks, batch, images)
                 hidden = (parts - 1) * max(step.compute, step.input)
                 train = epoch.updates * (step.total + hidden)
                 hours = ranks * (train + epoch.other_seconds) / 3600
                 found[name][ranks] = Epoch(epoch.updates, train, epoch.other_seconds, hours)
             else:
-                found[name][ranks] = predict_epoch(job, ranks, batch, pictures)
+                found[name][ranks] = predict_epoch(job, ranks, batch, images)
     return found
 
 
@@ -215,11 +215,11 @@ def tabulate_price(jobs: dict[str, Job], gpu_list: tuple[Gpu, ...]) -> str:
     for name, job in jobs.items():
         for gpu in gpu_list:
             row: list[Any] = [f"{name}, {gpu.name.split(',')[0]}"]
-            for pictures in (FLOWERS, MILLION):
+            for images in (FLOWERS, MILLION):
                 for share in UTILIZATIONS:
                     guess = replace(job.assumptions, utilization=share)
                     there = replace(job, gpu=gpu, assumptions=guess)
-                    row.append(predict_epoch(there, 1, LOCAL_BATCH, pictures).gpu_hours)
+                    row.append(predict_epoch(there, 1, LOCAL_BATCH, images).gpu_hours)
             rows.append(row)
     columns = [f"{count:,}, {share:.0%}" for count in (FLOWERS, MILLION) for share in UTILIZATIONS]
     return format_table(["GPU hours an epoch", *columns], rows)
@@ -266,13 +266,13 @@ def _run(options: CostOptions, argv: list[str]) -> None:
     }
     local = options.local_batch
     studies = {
-        f"Flowers102 ({FLOWERS} pictures), {FLOWERS_BATCH} pictures an update": compare_worlds(
+        f"Flowers102 ({FLOWERS} images), {FLOWERS_BATCH} images an update": compare_worlds(
             jobs, FLOWERS, global_batch=FLOWERS_BATCH, local_batch=local
         ),
-        f"1 M pictures, {MILLION_BATCH} an update": compare_worlds(
+        f"1 M images, {MILLION_BATCH} an update": compare_worlds(
             jobs, MILLION, global_batch=MILLION_BATCH, local_batch=local
         ),
-        f"1 M pictures, {local} a GPU": compare_worlds(
+        f"1 M images, {local} a GPU": compare_worlds(
             jobs, MILLION, global_batch=None, local_batch=local
         ),
         f"Flowers102, {local} a GPU": compare_worlds(
@@ -280,7 +280,7 @@ def _run(options: CostOptions, argv: list[str]) -> None:
         ),
     }
     sections = {
-        "Models, one picture": tabulate_models(counts),
+        "Models, one image": tabulate_models(counts),
         "Bytes without activations; largest batch of a GPU, plain / checkpointing": tabulate_memory(
             counts, assumptions
         ),

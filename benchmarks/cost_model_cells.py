@@ -51,7 +51,7 @@ class CellOptions:
 
     cell: str = field(default="memory", metadata={"help": f"One of {', '.join(CELLS)}."})
     shape: str = field(default="B/16-224", metadata={"help": "The model, by its published name."})
-    batch_size: int = field(default=1, metadata={"help": "Pictures a step."})
+    batch_size: int = field(default=1, metadata={"help": "Images a step."})
     bf16: bool = field(default=False, metadata={"help": "bfloat16 autocast."})
     checkpointing: bool = field(default=False, metadata={"help": "Recompute the layers."})
     ranks: int = field(default=2, metadata={"help": "Processes, of ddp and fsdp."})

@@ -26,7 +26,7 @@ from benchmarks.cost_times import all_reduce_bytes
 from benchmarks.harness import name_device, run_alone
 from benchmarks.kernels import small_config
 from benchmarks.report import (
-    COLOURS,
+    COLORS,
     MARKERS,
     format_bytes,
     format_table,
@@ -34,7 +34,7 @@ from benchmarks.report import (
     write_report,
 )
 
-# Shape, pictures, bfloat16, checkpointing. This CPU emulates bfloat16, which is slow.
+# Shape, images, bfloat16, checkpointing. This CPU emulates bfloat16, which is slow.
 MEMORY_POINTS = (
     ("B/16-224", 1, False, False),
     ("B/16-224", 2, False, False),
@@ -184,7 +184,7 @@ def run_check(directory: Path, command: str) -> None:
     table += (
         f"\n\nStep times are predicted at {flop_rate / 1e9:.0f} GFLOP/s and "
         f"{update_rate / 1e6:.0f} M parameters updated a second, which {TIME_POINTS[0][0]} reached "
-        f"with {TIME_POINTS[0][1]} pictures a step. gloo on the loopback: "
+        f"with {TIME_POINTS[0][1]} images a step. gloo on the loopback: "
     )
     table += "; ".join(
         f"{ranks} ranks {line['bytes_per_second'] / 1e9:.2f} GB/s and "
@@ -200,7 +200,7 @@ def run_check(directory: Path, command: str) -> None:
             [point["measured"] for point in shown],
             [100 * point["relative_error"] for point in shown],
             MARKERS[number],
-            color=COLOURS[number],
+            color=COLORS[number],
             label=kind,
         )
     axes.axhline(0, color="#999999", linewidth=1)

@@ -1,7 +1,7 @@
 """How long a training step takes on N GPUs, on paper, and what an epoch costs.
 
-The step is the slower of computing (with the communication that nothing hides, and the optimiser)
-and of bringing pictures to the GPU. Nothing here was measured on a GPU; all that is assumed stands
+The step is the slower of computing (with the communication that nothing hides, and the optimizer)
+and of bringing images to the GPU. Nothing here was measured on a GPU; all that is assumed stands
 in :class:`Gpu` and :class:`Assumptions`.
 """
 
@@ -22,9 +22,9 @@ from benchmarks.cost_formulas import (
 # AdamW reads parameter, gradient and moments and writes parameter and moments; the next forward
 # pass reads the parameter again and writes its bfloat16 copy.
 UPDATE_BYTES_PER_PARAMETER = (4 + 3 + 1) * FLOAT32_BYTES + BFLOAT16_BYTES
-# Pictures are cached larger than the model sees them, as ``train_resize_scale`` says.
+# Images are cached larger than the model sees them, as ``train_resize_scale`` says.
 CACHE_SCALE = 1.15
-EVALUATED_PICTURES = 2040
+EVALUATED_IMAGES = 2040
 CHECKPOINT_BYTES_PER_PARAMETER = (1 + MOMENTS) * FLOAT32_BYTES
 
 
@@ -161,7 +161,7 @@ def transfer_seconds(
 
 
 def predict_step(job: Job, ranks: int, batch: int) -> Step:
-    """Predict one step of ``ranks`` GPUs with ``batch`` pictures each."""
+    """Predict one step of ``ranks`` GPUs with ``batch`` images each."""
     assumptions, gpu, parameters = job.assumptions, job.gpu, job.parameters
     flops = count_step_flops(job.config, checkpointing=job.checkpointing)
     depth = job.config.num_hidden_layers
@@ -202,24 +202,24 @@ def predict_step(job: Job, ranks: int, batch: int) -> Step:
             exposed += last + max(0.0, gather + scatter - last - hidden_backward)
     side = job.config.image_size
     assert isinstance(side, int)
-    picture = job.config.num_channels * round(side * CACHE_SCALE) ** 2
+    image = job.config.num_channels * round(side * CACHE_SCALE) ** 2
     return Step(
         compute=compute,
         update=UPDATE_BYTES_PER_PARAMETER * owned / gpu.memory_rate,
         communication=communication,
         exposed=exposed,
-        input=batch * picture / min(job.read_rate, assumptions.host_rate),
+        input=batch * image / min(job.read_rate, assumptions.host_rate),
     )
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the pictures takes.
+    """What one pass over the images takes.
 
     Attributes:
-        updates: Steps of the optimiser.
+        updates: Steps of the optimizer.
         train_seconds: Training alone.
-        other_seconds: Evaluation of ``EVALUATED_PICTURES`` and one checkpoint.
+        other_seconds: Evaluation of ``EVALUATED_IMAGES`` and one checkpoint.
         gpu_hours: Of all GPUs, everything included.
     """
 
@@ -234,13 +234,13 @@ class Epoch:
         return self.train_seconds + self.other_seconds
 
 
-def predict_epoch(job: Job, ranks: int, batch: int, pictures: int) -> Epoch:
+def predict_epoch(job: Job, ranks: int, batch: int, images: int) -> Epoch:
     """Predict an epoch. The last step may be short, and takes as long as the others."""
-    updates = math.ceil(pictures / (ranks * batch))
+    updates = math.ceil(images / (ranks * batch))
     train = updates * predict_step(job, ranks, batch).total
     forward = count_step_flops(job.config).forward
     reached = job.gpu.flops * job.assumptions.utilization
-    evaluation = math.ceil(EVALUATED_PICTURES / ranks) * forward / reached
+    evaluation = math.ceil(EVALUATED_IMAGES / ranks) * forward / reached
     written = CHECKPOINT_BYTES_PER_PARAMETER * job.parameters.trained
     other = evaluation + written / job.assumptions.disk_rate
     return Epoch(updates, train, other, ranks * (train + other) / 3600)

@@ -76,7 +76,7 @@ def main() -> int:
         "parts": report["seconds"],
     }
     lines = [
-        f"{report['n']} pictures, {os.cpu_count()} CPU cores, torch {result['torch']}; median of "
+        f"{report['n']} images, {os.cpu_count()} CPU cores, torch {result['torch']}; median of "
         f"{options.rounds} rounds",
         "",
         "| command | seconds |",

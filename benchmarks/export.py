@@ -18,18 +18,18 @@ from typing import Any
 import torch
 
 from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
-from benchmarks.pictures import SHARED
+from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config.checks import check_positive
-from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
-from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_int8, write_onnx
-from siglip_flowers.exporting.program import load_program, save_program, trace_program, wrap_logits
-from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.export.inputs import draw_images, name_inputs, prepare_images
+from siglip_flowers.export.onnx_file import OnnxClassifier, write_int8, write_onnx
+from siglip_flowers.export.program import load_program, save_program, trace_program, wrap_logits
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
 MODULE = "benchmarks.export"
 REFERENCE = "eager"
-CALIBRATION_PICTURES = 32
+CALIBRATION_IMAGES = 32
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Options:
         metadata={"help": "The checkpoint; default: shared/siglip-nano beside the repository."},
     )
     pooling: str = field(default="map", metadata={"help": "map or mean."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures classified at once."})
+    batch_size: int = field(default=32, metadata={"help": "Images classified at once."})
     batches: int = field(default=4, metadata={"help": "Batches of a round."})
     rounds: int = field(default=5, metadata={"help": "Rounds that count."})
     output_dir: str = field(default=str(RESULTS), metadata={"help": "Where the files go."})
@@ -60,8 +60,8 @@ def build_arms(
     model = load_classifier(checkpoint, FLOWER_NAMES, pooling=options.pooling).eval()
     processor = load_image_processor(checkpoint)
     names = name_inputs(model)
-    inputs = prepare_pictures(
-        draw_pictures(max(options.batch_size, CALIBRATION_PICTURES)), processor, names
+    inputs = prepare_images(
+        draw_images(max(options.batch_size, CALIBRATION_IMAGES)), processor, names
     )
     batch = tuple(tensor[: options.batch_size].contiguous() for tensor in inputs)
     program = trace_program(model, names, inputs)

@@ -15,7 +15,7 @@ TRAINING_FACTOR = 3
 
 
 def count_forward_flops(config: SiglipVisionConfig, num_labels: int, map_head: bool = True) -> int:
-    """Return the multiplications and additions of matrix products for one picture.
+    """Return the multiplications and additions of matrix products for one image.
 
     Source: the count of Kaplan et al. 2020, section 2.1, with the attention-pooling head.
     """

@@ -18,10 +18,10 @@ from typing import Any, Self
 
 import torch
 
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import describe_environment
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.errors import RunError
-from siglip_flowers.parsing import parse_arguments
-from siglip_flowers.records import describe_environment
+from siglip_flowers.config.parsing import parse_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY_MARK = "peak memory: "
@@ -33,7 +33,7 @@ class Sample:
     """One round of one arm.
 
     Attributes:
-        images: Pictures that were worked through, or any other thing that is counted.
+        images: Images that were worked through, or any other thing that is counted.
         seconds: Wall-clock time.
         waiting_seconds: The part of it spent waiting for data; None where it was not measured.
     """
@@ -54,7 +54,7 @@ def alternate(
     """Run every arm once a round, and return the samples of all rounds after the warm-up.
 
     Each round starts with another arm, so that none always runs on the machine that one
-    particular neighbour leaves behind.
+    particular neighbor leaves behind.
     """
     names = list(arms)
     samples: dict[str, list[Sample]] = {name: [] for name in names}

@@ -1,14 +1,14 @@
-"""Classify picture files: this package against transformers.pipeline and the model's own limit.
+"""Classify image files: this package against transformers.pipeline and the model's own limit.
 
     python -m benchmarks.inference              # the small model, or SigLIP B/16 where a GPU is
-    python -m benchmarks.inference --size base  # SigLIP B/16 at 224 pixels, full-size pictures
+    python -m benchmarks.inference --size base  # SigLIP B/16 at 224 pixels, full-size images
 
-The small model classifies the 64-pixel photographs. The pictures of base are photographs or drawn
+The small model classifies the 64-pixel photographs. The images of base are photographs or drawn
 flowers enlarged to 667 x 500 pixels, without added noise, which would swell the files.
 
 Every round runs every arm once, so that a busy machine slows all of them alike; the first round
 warms up and does not count. All arms classify the same JPEG files, with the same weights under a
-random head; the limit classifies as many pictures that lie in memory, one batch again and again.
+random head; the limit classifies as many images that lie in memory, one batch again and again.
 Writes inference_<device>.json, .md and .png to --output_dir; --size base on a CPU, and small on a
 GPU, add the size to the name.
 """
@@ -37,12 +37,12 @@ from benchmarks.harness import (
     select_device,
     summarize,
 )
-from benchmarks.pictures import SHARED, write_full_size
+from benchmarks.images import SHARED, write_full_size
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import check_choice, check_positive
-from siglip_flowers.errors import InputError
-from siglip_flowers.labels import FLOWER_NAMES
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
 MODULE = "benchmarks.inference"
@@ -92,7 +92,7 @@ class InferenceOptions:
         metadata={"help": "Run one arm only, on --directory, and print its peak memory."},
     )
     directory: str | None = field(
-        default=None, metadata={"help": "Model and pictures of --memory_of."}
+        default=None, metadata={"help": "Model and images of --memory_of."}
     )
 
     def __post_init__(self) -> None:
@@ -110,15 +110,15 @@ def prepare(options: InferenceOptions, directory: Path) -> None:
     """
     assert options.images is not None
     torch.manual_seed(0)
-    pictures = directory / "pictures"
-    pictures.mkdir()
+    images = directory / "images"
+    images.mkdir()
     if options.size == "small":
         checkpoint = options.model_name_or_path or str(SHARED / "siglip-nano")
         path = Path(options.data_dir or SHARED / "flowers102-64px") / ARCHIVE
         if not path.is_file():
             raise InputError(
                 f"There is no {path}; name a folder that holds {ARCHIVE} with --data_dir, or "
-                "choose --size base, whose pictures are made on the spot."
+                "choose --size base, whose images are made on the spot."
             )
         model = load_classifier(checkpoint, FLOWER_NAMES)
         processor = load_image_processor(checkpoint)
@@ -127,7 +127,7 @@ def prepare(options: InferenceOptions, directory: Path) -> None:
             for member in members[: options.images]:
                 content = archive.extractfile(member)
                 assert content is not None
-                (pictures / Path(member.name).name).write_bytes(content.read())
+                (images / Path(member.name).name).write_bytes(content.read())
     else:
         size = {"height": 224, "width": 224}
         half = [0.5, 0.5, 0.5]
@@ -141,7 +141,7 @@ def prepare(options: InferenceOptions, directory: Path) -> None:
         large = write_full_size(directory / "large", source, LARGE_PER_CLASS)
         files = sorted(large.rglob("*.jpg"))
         for number in range(options.images):
-            shutil.copyfile(files[number % len(files)], pictures / f"{number:05d}.jpg")
+            shutil.copyfile(files[number % len(files)], images / f"{number:05d}.jpg")
     model.save_pretrained(directory / "model")
     processor.save_pretrained(directory / "model")
 
@@ -149,7 +149,7 @@ def prepare(options: InferenceOptions, directory: Path) -> None:
 def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], Sample]:
     """Load what an arm needs and return a function that runs one round of it."""
     model = str(directory / "model")
-    paths = sorted(map(str, (directory / "pictures").iterdir()))
+    paths = sorted(map(str, (directory / "images").iterdir()))
     if name in (PIPELINE, PIPELINE_BATCH):
         classify = pipeline("image-classification", model=model, device=device)
         options = {"batch_size": 64} if name == PIPELINE_BATCH else {}
@@ -212,13 +212,13 @@ def measure(
             for name, result in results.items()
         ],
     )
-    pictures = (
+    images = (
         "64-pixel photographs, SigLIP of 4.1 M parameters"
         if options.size == "small"
-        else "noise-free pictures of 667 x 500 pixels, SigLIP B/16 at 224"
+        else "noise-free images of 667 x 500 pixels, SigLIP B/16 at 224"
     )
     table = (
-        f"{options.images} JPEG files ({pictures}), {options.rounds} rounds. {OURS} reaches "
+        f"{options.images} JPEG files ({images}), {options.rounds} rounds. {OURS} reaches "
         f"{100 * share:.0f} % of the model's limit, {100 * share_float32:.0f} % in float32.\n\n"
         + table
     )

@@ -2,9 +2,9 @@
 
     python -m benchmarks.kernels
 
-One training step (forward, backward, clip, step) of a randomly initialised SigLIP on a batch that
+One training step (forward, backward, clip, step) of a randomly initialized SigLIP on a batch that
 lies on the device, in every combination of eager and sdpa attention, float32 and bfloat16 autocast,
-plain, compiled, and with the pictures in channels_last order. The time that compiling takes is
+plain, compiled, and with the images in channels_last order. The time that compiling takes is
 given apart. Writes kernels_<device>.json, .md and .png to --output_dir.
 """
 
@@ -27,7 +27,7 @@ from benchmarks.harness import (
     summarize,
     synchronize,
 )
-from benchmarks.pictures import base_config
+from benchmarks.images import base_config
 from benchmarks.report import RESULTS, draw_bars, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
@@ -75,7 +75,7 @@ class Arm:
         return self
 
     def order_channels_last(self) -> "Arm":
-        """Put the colours of a pixel side by side, of pictures and the weights they meet."""
+        """Put the colors of a pixel side by side, of images and the weights they meet."""
         self.model.to(memory_format=torch.channels_last)
         self.pixels = self.pixels.contiguous(memory_format=torch.channels_last)
         return self

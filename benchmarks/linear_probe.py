@@ -3,7 +3,7 @@
     python -m benchmarks.linear_probe --preset cpu
     python -m benchmarks.linear_probe --preset gpu
 
-The package's probe is measured whole, with an empty cache: decoding, encoding every picture of the
+The package's probe is measured whole, with an empty cache: decoding, encoding every image of the
 three splits, the fit of 10 learning rates times 5 weight decays with an evaluation of all in every
 epoch, and k-NN. The others would take hours: of each, some epochs of one setting are measured,
 training and evaluation, and their median multiplied by epochs and settings; the table says so.
@@ -34,9 +34,9 @@ from benchmarks.harness import (
     run_benchmark,
     synchronize,
 )
-from benchmarks.pictures import SourceOptions, fill_sources
+from benchmarks.images import SourceOptions, fill_sources
 from benchmarks.report import (
-    COLOURS,
+    COLORS,
     RESULTS,
     format_bytes,
     format_cell,
@@ -59,8 +59,8 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     vision_config_of,
 )
+from siglip_flowers.probe.fit import ProbeResult, encoder_arguments, fit_probe
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
-from siglip_flowers.training.probe import ProbeResult, encoder_arguments, fit_probe
 
 MODULE = "benchmarks.linear_probe"
 LEARNING_RATES = tuple(float(rate) for rate in np.logspace(-4, -1, 10).round(6))
@@ -87,7 +87,7 @@ class ProbeOptions(SourceOptions):
         default=None, metadata={"help": "Default: where the device computes it natively."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on fewer pictures, for a trial."}
+        default=None, metadata={"help": "Train on fewer images, for a trial."}
     )
     memory: bool = field(default=True, metadata={"help": "Measure peak memory too."})
     memory_of: str | None = field(
@@ -198,7 +198,7 @@ def measure(
             "seconds": watch.seconds,
             "encoding_seconds": facts["encoding_seconds"],
             "fit_seconds": facts["fit_seconds"],
-            "encoded_pictures": facts["encoded_pictures"],
+            "encoded_images": facts["encoded_images"],
         }
     }
     for name, time_epochs in STEP_BY_STEP.items():
@@ -214,7 +214,7 @@ def measure(
         )
     return {
         "settings": settings,
-        "pictures": {name: len(rows) for name, rows in data.splits.items()},
+        "images": {name: len(rows) for name, rows in data.splits.items()},
         "winner": facts["winner"],
         "knn": probe.facts["knn"],
         "arms": arms,
@@ -259,7 +259,7 @@ def time_usual(
     vision_config = vision_config_of(load_checkpoint_config(arguments.model.model_name_or_path))
     model = usual_script.build_model(vision_config, len(data.class_names), None)
     model.vision_model.requires_grad_(False)
-    # The whole picture, as it is.
+    # The whole image, as it is.
     plain = AugmentationArguments(crop_min_scale=1.0, horizontal_flip=0.0, color_jitter=0.0)
     training = plain_arguments(arguments.training, epochs)
     transform = usual_script.build_transform(processor, plain)
@@ -311,7 +311,7 @@ def write_probe(
         ]
         for name, arm in arms.items()
     ]
-    ours, winner, pictures = arms["ours"], results["winner"], results["pictures"]
+    ours, winner, images = arms["ours"], results["winner"], results["images"]
     table = format_table(
         [
             f"{results['settings']} settings, {options.epochs} epochs",
@@ -320,9 +320,9 @@ def write_probe(
         rows,
     )
     table += (
-        f"\n\n{pictures['train']} training, {pictures['validation']} validation and "
-        f"{pictures['test']} test pictures. Of ours, {ours['encoding_seconds']:.1f} s encode "
-        f"{ours['encoded_pictures']} pictures and {ours['fit_seconds']:.1f} s fit the "
+        f"\n\n{images['train']} training, {images['validation']} validation and "
+        f"{images['test']} test images. Of ours, {ours['encoding_seconds']:.1f} s encode "
+        f"{ours['encoded_images']} images and {ours['fit_seconds']:.1f} s fit the "
         f"{results['settings']} heads. Best setting: learning rate {winner['learning_rate']:g}, "
         f"weight decay {winner['weight_decay']:g}, validation accuracy "
         f"{winner['validation_accuracy']:.2%} (k-NN {results['knn']['validation_accuracy']:.2%})."
@@ -333,7 +333,7 @@ def write_probe(
             LABELS[name].replace(": ", ":\n").replace(", ", ",\n"),
             arm["seconds"],
             height=0.6,
-            color=COLOURS[number],
+            color=COLORS[number],
         )
         note = f"{format_cell(arm['seconds'])} s, {arm['times_ours']:.0f}x"
         axes.annotate(

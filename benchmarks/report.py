@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.harness import REPOSITORY, describe_machine, slug_device
-from siglip_flowers.evaluation.plots import save_figure
-from siglip_flowers.records import write_json, write_text
+from siglip_flowers.base.files import write_json, write_text
+from siglip_flowers.plots.curves import save_figure
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
-# Told apart in grey and with any colour vision (Okabe and Ito, 2008).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Told apart in gray and with any color vision (Okabe and Ito, 2008).
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-TEXT_COLOUR = "#222222"
+TEXT_COLOR = "#222222"
 
 
 def write_report(
@@ -110,9 +110,9 @@ def draw_bars(
             label,
             rate,
             height=0.62,
-            color=COLOURS[number % len(COLOURS)],
+            color=COLORS[number % len(COLORS)],
             xerr=[[rate - low], [high - rate]],
-            error_kw={"ecolor": TEXT_COLOUR, "capsize": 3, "elinewidth": 1},
+            error_kw={"ecolor": TEXT_COLOR, "capsize": 3, "elinewidth": 1},
         )
         axes.annotate(
             f"{format_cell(float(rate))}  {notes.get(label, '')}".strip(),
@@ -121,12 +121,12 @@ def draw_bars(
             textcoords="offset points",
             va="center",
             fontsize=9,
-            color=TEXT_COLOUR,
+            color=TEXT_COLOR,
         )
     axes.invert_yaxis()
     highest = max(result["images_per_second_max"] for result in arms.values())
     axes.set_xlim(0, 1.45 * highest)
-    axes.set_xlabel(x_label, color=TEXT_COLOUR)
+    axes.set_xlabel(x_label, color=TEXT_COLOR)
     axes.grid(True, axis="x", color="#E3E3E3", linewidth=0.8)
     return figure
 
@@ -147,7 +147,7 @@ def draw_lines(
             x,
             y,
             label=label,
-            color=COLOURS[number % len(COLOURS)],
+            color=COLORS[number % len(COLORS)],
             marker=MARKERS[number % len(MARKERS)],
             markersize=6,
             linewidth=1.8,
@@ -157,8 +157,8 @@ def draw_lines(
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(0, 1.15 * max(value for _, y in lines.values() for value in y))
-    axes.set_xlabel(x_label, color=TEXT_COLOUR)
-    axes.set_ylabel(y_label, color=TEXT_COLOUR)
+    axes.set_xlabel(x_label, color=TEXT_COLOR)
+    axes.set_ylabel(y_label, color=TEXT_COLOR)
     axes.grid(True, color="#E3E3E3", linewidth=0.8)
     axes.legend(frameon=False, fontsize=9)
 
@@ -167,7 +167,7 @@ def make_axes(title: str, height: float = 4.6, width: float = 8.0) -> tuple[Figu
     """Return an empty figure in the house style, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOUR, parse_math=False)
+    axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOR, parse_math=False)
     style_axes(axes)
     return figure, axes
 
@@ -182,14 +182,14 @@ def make_panels(title: str, count: int, columns: int = 2) -> tuple[Figure, list[
         panel.set_visible(False)
     for panel in panels:
         style_axes(panel)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=TEXT_COLOUR)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=TEXT_COLOR)
     return figure, panels[:count]
 
 
 def style_axes(axes: Axes) -> None:
     """Leave two thin spines and quiet ticks."""
     axes.set_axisbelow(True)
-    axes.tick_params(colors=TEXT_COLOUR, length=3)
+    axes.tick_params(colors=TEXT_COLOR, length=3)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color("#999999")

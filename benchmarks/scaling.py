@@ -1,4 +1,4 @@
-"""Time and peak memory as the number and the size of the pictures grow, against the usual script.
+"""Time and peak memory as the number and the size of the images grow, against the usual script.
 
     python -m benchmarks.scaling
 
@@ -23,7 +23,7 @@ from benchmarks.harness import (
     run_benchmark,
     select_device,
 )
-from benchmarks.pictures import tiny_config, write_checkpoint, write_random_pictures
+from benchmarks.images import tiny_config, write_checkpoint, write_random_images
 from benchmarks.report import (
     RESULTS,
     draw_lines,
@@ -60,16 +60,16 @@ class ScalingOptions:
     """What grows, and how far."""
 
     factors: list[int] = field(
-        default_factory=lambda: [1, 4, 16], metadata={"help": "Multiples of the pictures."}
+        default_factory=lambda: [1, 4, 16], metadata={"help": "Multiples of the images."}
     )
     image_sizes: list[int] = field(
         default_factory=lambda: [64, 128, 224, 384],
         metadata={"help": "Sides in pixels, multiples of 8; the first goes with --factors."},
     )
     per_class: int = field(
-        default=5, metadata={"help": "Training pictures in each of the 102 classes, times 1."}
+        default=5, metadata={"help": "Training images in each of the 102 classes, times 1."}
     )
-    batch_size: int = field(default=32, metadata={"help": "Pictures a step."})
+    batch_size: int = field(default=32, metadata={"help": "Images a step."})
     num_workers: int | None = field(
         default=None, metadata={"help": "Of both Trainers; default: the package's own choice."}
     )
@@ -77,7 +77,7 @@ class ScalingOptions:
     cell: str | None = field(
         default=None, metadata={"help": "Measure one arm only, on --folder; prints JSON."}
     )
-    folder: str | None = field(default=None, metadata={"help": "Pictures and model of --cell."})
+    folder: str | None = field(default=None, metadata={"help": "Images and model of --cell."})
 
     def __post_init__(self) -> None:
         for name in ("per_class", "batch_size"):
@@ -85,17 +85,17 @@ class ScalingOptions:
 
 
 def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, Any]:
-    """Load the pictures, read them all once, train an epoch; returns seconds and peak memory.
+    """Load the images, read them all once, train an epoch; returns seconds and peak memory.
 
     ``setup_seconds`` is loading and, for the package, building the cache; ``input_seconds`` one
-    pass over decoded, varied and normalised batches; ``epoch_seconds`` one epoch of training.
+    pass over decoded, varied and normalized batches; ``epoch_seconds`` one epoch of training.
     """
     device = select_device()
     with MemoryMeter(device) as meter:
         start = time.perf_counter()
         job = prepare_job(
             ModelArguments(model_name_or_path=str(folder / "model"), attn_implementation="eager"),
-            DataArguments(data_dir=str(folder / "pictures"), cache_dir=str(folder / "cache")),
+            DataArguments(data_dir=str(folder / "images"), cache_dir=str(folder / "cache")),
             folder / "run",
             batch_size=options.batch_size,
             steps=1,
@@ -112,7 +112,7 @@ def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, A
             read_all(trainer, job, arm)
         sample = time_trainer(trainer, job)
         return {
-            "pictures": count,
+            "images": count,
             "setup_seconds": setup,
             "input_seconds": watch.seconds,
             "epoch_seconds": count / sample.rate,
@@ -176,14 +176,14 @@ def _run(options: ScalingOptions, argv: list[str]) -> None:
     for factor, size in grid:
         with tempfile.TemporaryDirectory(prefix="scaling_") as folder:
             place = Path(folder)
-            write_random_pictures(
-                place / "pictures", factor * options.per_class, round(size * FILE_SCALE)
+            write_random_images(
+                place / "images", factor * options.per_class, round(size * FILE_SCALE)
             )
             write_checkpoint(place / "model", tiny_config(size))
             for arm in ARMS:
                 cell = start_cell(arm, place, options)
                 cells.append({"arm": arm, "factor": factor, "image_size": size, **cell})
-                print(f"{LABELS[arm]}, {cell['pictures']} pictures of {size} px: done", flush=True)
+                print(f"{LABELS[arm]}, {cell['images']} images of {size} px: done", flush=True)
     write_scaling(cells, options, argv)
 
 
@@ -193,7 +193,7 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
     table = format_table(
         [
             "",
-            "pictures",
+            "images",
             "pixels",
             "set-up, s",
             "input path, s",
@@ -204,7 +204,7 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
         [
             [
                 LABELS[cell["arm"]],
-                cell["pictures"],
+                cell["images"],
                 cell["image_size"],
                 cell["setup_seconds"],
                 cell["input_seconds"],
@@ -218,7 +218,7 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
     figure, panels = make_panels(f"One epoch as data grows, {name_device(device)}", 6, columns=3)
     first_size, first_factor = options.image_sizes[0], options.factors[0]
     sweeps = (
-        ("pictures", f"pictures of {first_size} px", "image_size", first_size),
+        ("images", f"images of {first_size} px", "image_size", first_size),
         ("image_size", "side in pixels", "factor", first_factor),
     )
     measures = (

@@ -2,7 +2,7 @@
 
     python -m benchmarks.stores
 
-Every store holds the same pictures and returns the same batches: (B, 3, S, S) uint8 tensors of
+Every store holds the same images and returns the same batches: (B, 3, S, S) uint8 tensors of
 random rows. Writes ``benchmarks/results/stores_<device>.json``, ``.md`` and ``.png``.
 """
 
@@ -24,9 +24,9 @@ import torch
 from benchmarks.harness import Sample, alternate, run_benchmark, summarize
 from benchmarks.pixel_stores import STORES, Reader, Store
 from benchmarks.report import (
-    COLOURS,
+    COLORS,
     RESULTS,
-    TEXT_COLOUR,
+    TEXT_COLOR,
     format_bytes,
     format_table,
     make_panels,
@@ -43,10 +43,10 @@ class StoreOptions:
     """Which batches are read, of what."""
 
     sizes: list[int] = field(
-        default_factory=lambda: [64, 224], metadata={"help": "Sides of the pictures in pixels."}
+        default_factory=lambda: [64, 224], metadata={"help": "Sides of the images in pixels."}
     )
     batch_sizes: list[int] = field(
-        default_factory=lambda: [64, 256], metadata={"help": "Pictures that are read at once."}
+        default_factory=lambda: [64, 256], metadata={"help": "Images that are read at once."}
     )
     megabytes: int = field(default=150, metadata={"help": "Decoded pixels of each size."})
     batches: int = field(default=8, metadata={"help": "Batches a round."})
@@ -71,7 +71,7 @@ def drop_from_memory(path: Path) -> None:
 
 
 def measure_size(size: int, options: StoreOptions, work_dir: Path) -> list[dict[str, Any]]:
-    """Build every store of pictures of one size and read it; returns a row a store and batch."""
+    """Build every store of images of one size and read it; returns a row a store and batch."""
     count = max(max(options.batch_sizes), options.megabytes * 1_000_000 // (3 * size * size))
     generator = np.random.default_rng(size)
     pixels = generator.integers(0, 256, (count, 3, size, size), dtype=np.uint8)
@@ -113,7 +113,7 @@ def measure_size(size: int, options: StoreOptions, work_dir: Path) -> list[dict[
                     "store": label,
                     "image_size": size,
                     "batch_size": batch_size,
-                    "pictures": count,
+                    "images": count,
                     "warm": summarize(samples[label]),
                     "cold_images_per_second": cold[label],
                     "build_seconds": seconds,
@@ -230,7 +230,7 @@ def _run(options: StoreOptions, argv: list[str]) -> None:
 
 
 def draw_stores(rows: list[dict[str, Any]]) -> Any:
-    """Draw a panel for each picture size and batch: reading speed from memory and from disk."""
+    """Draw a panel for each image size and batch: reading speed from memory and from disk."""
     speeds = [row["warm"]["images_per_second"] for row in rows]
     speeds += [row["cold_images_per_second"] for row in rows]
     lowest, highest = min(speeds), max(speeds)
@@ -243,15 +243,15 @@ def draw_stores(rows: list[dict[str, Any]]) -> Any:
         warm = [row["warm"]["images_per_second"] for row in shown]
         cold = [row["cold_images_per_second"] for row in shown]
         panel.hlines(places, cold, warm, color="#BBBBBB", linewidth=2)
-        panel.plot(warm, places, "o", color=COLOURS[0], markersize=8, label="in memory")
-        panel.plot(cold, places, "s", color=COLOURS[4], markersize=7, label="first reading")
+        panel.plot(warm, places, "o", color=COLORS[0], markersize=8, label="in memory")
+        panel.plot(cold, places, "s", color=COLORS[4], markersize=7, label="first reading")
         panel.set_yticks(places, [row["store"] for row in shown], fontsize=8)
         panel.set_ylim(len(shown) - 0.5, -0.5)
         panel.set_xscale("log")
         panel.set_xlim(lowest / 2, highest * 2)
         panel.minorticks_off()
         panel.set_title(f"{size} px, batch {batch_size}", loc="left", fontsize=10)
-        panel.set_xlabel("images/s (logarithmic)", color=TEXT_COLOUR)
+        panel.set_xlabel("images/s (logarithmic)", color=TEXT_COLOR)
         panel.grid(True, axis="x", color="#E3E3E3", linewidth=0.8)
     panels[0].legend(frameon=False, fontsize=8)
     return figure

@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.harness import name_device, run_benchmark, synchronize
-from benchmarks.report import COLOURS, TEXT_COLOUR, format_table, make_axes, write_report
+from benchmarks.report import COLORS, TEXT_COLOR, format_table, make_axes, write_report
 from benchmarks.train_throughput import ThroughputOptions, fill_preset, make_job
 from benchmarks.training_arms import TrainingJob, time_bare_loop
 from siglip_flowers.training.build import build_model, build_trainer
@@ -105,7 +105,7 @@ class _TimedObject:
 
 
 class _OptimizerTimer(TrainerCallback):
-    """Wraps the optimiser's parts once Accelerate has prepared them."""
+    """Wraps the optimizer's parts once Accelerate has prepared them."""
 
     def __init__(self, timer: PartTimer, trainer: Any) -> None:
         self.timer = timer
@@ -186,13 +186,13 @@ def _run(options: ThroughputOptions, argv: list[str]) -> None:
     for row, (label, parts) in enumerate((("bare loop", limit), ("siglip_flowers", ours))):
         left = 0.0
         for number, part in enumerate(PARTS):
-            colour = COLOURS[number % len(COLOURS)]
-            hatch = "" if number < len(COLOURS) else "///"
+            color = COLORS[number % len(COLORS)]
+            hatch = "" if number < len(COLORS) else "///"
             name = part if row == 0 else "_"  # matplotlib's legends leave such names out
-            axes.barh(label, parts[part], left=left, color=colour, hatch=hatch, label=name)
+            axes.barh(label, parts[part], left=left, color=color, hatch=hatch, label=name)
             left += parts[part]
     axes.invert_yaxis()
-    axes.set_xlabel("ms a step", color=TEXT_COLOUR)
+    axes.set_xlabel("ms a step", color=TEXT_COLOR)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     command = " ".join(["python", "-m", MODULE, *argv])
     path = write_report(

@@ -25,7 +25,7 @@ from benchmarks.harness import (
     run_benchmark,
     summarize,
 )
-from benchmarks.pictures import SourceOptions, fill_sources
+from benchmarks.images import SourceOptions, fill_sources
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
 from siglip_flowers.config import (
@@ -111,7 +111,7 @@ def _run(options: ThroughputOptions, argv: list[str]) -> None:
 
 
 def fill_preset(options: ThroughputOptions, work_dir: Path) -> None:
-    """Fill what was left out; writes the pictures and the checkpoint that the preset asks for."""
+    """Fill what was left out; writes the images and the checkpoint that the preset asks for."""
     gpu = options.preset == "gpu"
     options.cache_dir = options.cache_dir or str(work_dir / "cache")
     fill_sources(options, work_dir)

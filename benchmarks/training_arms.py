@@ -20,13 +20,13 @@ from siglip_flowers.config import (
     ModelArguments,
 )
 from siglip_flowers.data import FlowerData, load_flowers
-from siglip_flowers.data.pixels import PixelNormalizer, collate_pixels
-from siglip_flowers.inference.memory import keep_freed_memory
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, collate_pixels
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_image_processor,
     vision_config_of,
 )
+from siglip_flowers.runtime.memory import keep_freed_memory
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
 from siglip_flowers.training.trainer import FlowersTrainer
 
@@ -44,7 +44,7 @@ class TrainingJob:
 
     Attributes:
         arguments: The run, as ``train.py`` would resolve it.
-        data: The pictures.
+        data: The images.
         processor: The checkpoint's image processor.
         skip_steps: Steps at the start of a round that are not timed: set-up, and the batches that
             workers fetched ahead while nobody was waiting.
@@ -72,7 +72,7 @@ class TrainingJob:
 
     @property
     def images(self) -> int:
-        """Pictures in the timed steps."""
+        """Images in the timed steps."""
         return self.steps * self.arguments.training.per_device_train_batch_size
 
 
@@ -217,7 +217,7 @@ def time_bare_loop(
 ) -> Sample:
     """Train on one batch that lies on the device: nothing but the model's own work.
 
-    Model, objective, precision, optimiser and clipping are those of the Trainer, whose parts are
+    Model, objective, precision, optimizer and clipping are those of the Trainer, whose parts are
     used.
 
     Args:
@@ -260,7 +260,7 @@ def time_bare_loop(
 
 
 def _draw_batch(trainer: FlowersTrainer, job: TrainingJob) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return normalised pixels (B, 3, S, S) float32 and labels (B,) int64 on the device."""
+    """Return normalized pixels (B, 3, S, S) float32 and labels (B,) int64 on the device."""
     dataset: Any = trainer.train_dataset
     count = trainer.args.per_device_train_batch_size
     batch = collate_pixels(dataset.__getitems__([row % len(dataset) for row in range(count)]))

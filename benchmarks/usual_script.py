@@ -1,8 +1,8 @@
 """The usual script, for comparison: the image-classification example of transformers.
 
-Pictures are decoded, cropped and normalised one by one in Python whenever they are asked for,
+Images are decoded, cropped and normalized one by one in Python whenever they are asked for,
 under ``set_transform``; a plain ``Trainer`` trains ``SiglipForImageClassification``. The transforms
-are torchvision's of the example, written with Pillow, and vary pictures as the package does.
+are torchvision's of the example, written with Pillow, and vary images as the package does.
 """
 
 import math
@@ -31,7 +31,7 @@ ATTEMPTS = 10
 def random_resized_crop(
     image: Image.Image, size: int, min_scale: float, resample: int
 ) -> Image.Image:
-    """Cut a random box out of a picture and resize it to ``size`` pixels square.
+    """Cut a random box out of an image and resize it to ``size`` pixels square.
 
     Source: Szegedy et al. 2015, section 6, with torchvision's retries and fallback.
     """

@@ -31,7 +31,7 @@ APART = ("inference.classifier", "model.classifier", "model.configuration")
 sys.path.insert(0, str(REPOSITORY))
 
 _MARKER = re.compile(r"^<!-- (options|modules): ([\w.]+) -->$", re.MULTILINE)
-# [text](target), ![text](target), with a title or not; and src="target" of pictures.
+# [text](target), ![text](target), with a title or not; and src="target" of images.
 _LINK = re.compile(r'(\]\()([^)\s]+)((?:\s+"[^"]*")?\))|(\bsrc=")([^"]+)(")')
 _CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 # Roles that the docstrings write for other tools.

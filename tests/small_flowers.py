@@ -11,8 +11,8 @@ import scipy.io
 import torch
 from PIL import Image
 
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.data import FlowerData
-from siglip_flowers.labels import FLOWER_NAMES
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def _read_archive(flowers_dir: Path) -> tuple[list[bytes], np.ndarray]:
     return [files[name] for name in sorted(files)], labels
 
 
-def read_pictures(flowers_dir: Path, count: int) -> list[Image.Image]:
+def read_images(flowers_dir: Path, count: int) -> list[Image.Image]:
     """Return photographs from all over the archive, in RGB."""
     files, _ = _read_archive(flowers_dir)
     chosen = np.linspace(0, len(files) - 1, count).astype(int)
@@ -61,6 +61,6 @@ def build_flowers(
 
 
 def draw_pixel_values(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:
-    """Return noise in the range of a normalised picture: (count, 3, size, size) float32."""
+    """Return noise in the range of a normalized image: (count, 3, size, size) float32."""
     generator = torch.Generator().manual_seed(seed)
     return 2 * torch.rand(count, 3, size, size, generator=generator) - 1

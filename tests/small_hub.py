@@ -17,7 +17,7 @@ from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_option
 ODD_NAME = "clover | *x* <b>_y_"
 DRIVER = """
 import json, sys
-from siglip_flowers.commands.publish import main as publish
+from siglip_flowers.publish.command import main as publish
 from siglip_flowers.commands.train import main as train
 for command, argv in json.load(sys.stdin):
     code = {"publish": publish, "train": train}[command](argv)
@@ -50,8 +50,8 @@ class Published:
         return self.root / "runs" / name
 
     @property
-    def pictures(self) -> Path:
-        return self.root / "pictures"
+    def images(self) -> Path:
+        return self.root / "images"
 
 
 def hub_environment(endpoint: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
@@ -107,8 +107,8 @@ def publish_small_runs() -> Published:
     # Both live as long as the process.
     publish_small_runs.__dict__["kept"] = (place, server)
     root = Path(place.name)
-    checkpoint, pictures = make_checkpoint(root / "checkpoint"), make_folder(root / "pictures")
-    for folder in pictures.iterdir():
+    checkpoint, images = make_checkpoint(root / "checkpoint"), make_folder(root / "images")
+    for folder in images.iterdir():
         (folder / CLASSES[-1]).rename(folder / ODD_NAME)
     hub.faults += [
         Fault("PUT", "^/lfs/"),
@@ -117,7 +117,7 @@ def publish_small_runs() -> Published:
 
     def train(name: str) -> tuple[str, list[str]]:
         more = ("--pooling", name, "--push_to_hub", "true", "--hub_model_id", f"garden/{name}")
-        return "train", small_options(checkpoint, pictures, root / "runs" / name, *more)
+        return "train", small_options(checkpoint, images, root / "runs" / name, *more)
 
     environment = hub_environment(hub.endpoint, root / "home")
     again = ["--hub_model_id", "garden/mean", str(root / "runs" / "mean")]

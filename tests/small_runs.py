@@ -12,7 +12,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 from tests.conftest import REPOSITORY
 
 CLASSES = ("aster", "borage", "clover")
-COLOURS = {"aster": (200, 40, 40), "borage": (40, 60, 210), "clover": (40, 190, 60)}
+COLORS = {"aster": (200, 40, 40), "borage": (40, 60, 210), "clover": (40, 190, 60)}
 
 
 def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) -> Path:
@@ -34,21 +34,21 @@ def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) 
     return directory
 
 
-def draw_picture(path: Path, name: str, seed: int, size: int = 16) -> None:
+def draw_image(path: Path, name: str, seed: int, size: int = 16) -> None:
     noise = np.random.default_rng(seed).integers(-30, 31, (size, size, 3))
-    pixels = np.clip(np.array(COLOURS[name]) + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(np.array(COLORS[name]) + noise, 0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(path)
 
 
 def make_folder(directory: Path, train: int = 8, held_out: int = 4) -> Path:
-    """Draw an image folder of three classes that their colour tells apart."""
+    """Draw an image folder of three classes that their color tells apart."""
     for split, count in (("train", train), ("validation", held_out), ("test", held_out)):
         for number, name in enumerate(CLASSES):
             folder = directory / split / name
             folder.mkdir(parents=True)
             for index in range(count):
                 seed = 1000 * len(split) + 100 * number + index
-                draw_picture(folder / f"{index}.png", name, seed)
+                draw_image(folder / f"{index}.png", name, seed)
     return directory
 
 

@@ -25,7 +25,7 @@ def start_trainer(
     augmentation: dict[str, Any] | None = None,
     **options: Any,
 ) -> FlowersTrainer:
-    """Build a Trainer of four steps of eight pictures, in float32, that evaluates nothing.
+    """Build a Trainer of four steps of eight images, in float32, that evaluates nothing.
 
     What the run was asked for stands in the Trainer's ``run``.
     """

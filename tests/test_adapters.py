@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import Siglip2VisionConfig
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import ModelArguments
-from siglip_flowers.errors import InputError
 from siglip_flowers.experiment.plan import Run, build_run_arguments, run_options
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import (
@@ -340,7 +340,7 @@ def test_options_that_cannot_be_meant_are_refused(options, message):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
-    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "pictures")
+    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "images")
 
 
 def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
@@ -384,13 +384,13 @@ def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_p
 
 
 def test_an_arm_of_an_experiment_can_have_adapters(small, tmp_path):
-    checkpoint, pictures = small
+    checkpoint, images = small
     settings = make_settings(
         tmp_path,
         arms={"full": {}, "lora": {"lora_r": 2, "lora_target_modules": ["q_proj", "fc1"]}},
         baseline="full",
         siglip_arm="lora",
-        base={"model_name_or_path": str(checkpoint), "data_dir": str(pictures)},
+        base={"model_name_or_path": str(checkpoint), "data_dir": str(images)},
     )
     regime = next(iter(settings.regimes))
     run = Run(regime, "lora", settings.learning_rates[0], settings.seeds[0])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.array_cache import ArrayEntry, locate_cache, open_array
+from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
 
 ENTRY = ArrayEntry("pixels", {"images": "abc", "size": 4}, (10, 3, 4, 4), "uint8")
 
@@ -140,15 +140,15 @@ def test_damaged_or_foreign_entry_is_rebuilt(tmp_path, damage):
 def test_nothing_is_left_of_an_array_that_could_not_be_built(tmp_path):
     def fail(array: np.ndarray) -> None:
         array[0] = 1
-        raise ValueError("a broken picture")
+        raise ValueError("a broken image")
 
-    with pytest.raises(ValueError, match="a broken picture"):
+    with pytest.raises(ValueError, match="a broken image"):
         open_array(tmp_path, ENTRY, fail)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_an_error_of_what_is_to_be_kept_is_not_one_of_the_cache(tmp_path, caplog):
-    refused = PermissionError(13, "Permission denied", "picture.jpg")
+    refused = PermissionError(13, "Permission denied", "image.jpg")
 
     def fail(array: np.ndarray) -> None:
         raise refused

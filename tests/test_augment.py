@@ -1,4 +1,4 @@
-"""Augmentation: its random numbers, and what they do to real and to constructed pictures."""
+"""Augmentation: its random numbers, and what they do to real and to constructed images."""
 
 import warnings
 
@@ -7,11 +7,11 @@ import pytest
 import scipy.stats
 import torch
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import AugmentationArguments
-from siglip_flowers.data.augment import BatchAugmenter, uniform_numbers
-from siglip_flowers.data.auto_augment import apply_operations, draw_operations
-from siglip_flowers.data.pixels import PixelDataset, collate_pixels
-from siglip_flowers.errors import InputError
+from siglip_flowers.data.augmentation.auto_augment import apply_operations, draw_operations
+from siglip_flowers.data.augmentation.images import BatchAugmenter, uniform_numbers
+from siglip_flowers.data.pixels.tensors import PixelDataset, collate_pixels
 from tests.small_flowers import build_flowers
 
 OFF = {
@@ -40,11 +40,11 @@ def vary(augmenter, batch, rows=None, step=0):
 
 
 def draw_coordinates(count, side=256):
-    """Pictures whose red is the column and whose green is the row, as float in 0..1 units."""
+    """Images whose red is the column and whose green is the row, as float in 0..1 units."""
     ramp = (torch.arange(side, dtype=torch.float32) + 0.5) / side
-    picture = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side)])
-    picture = torch.cat([picture, torch.zeros(1, side, side)])
-    return picture.expand(count, 3, side, side)
+    image = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side)])
+    image = torch.cat([image, torch.zeros(1, side, side)])
+    return image.expand(count, 3, side, side)
 
 
 def measure_boxes(count=4000, crop_min_scale=0.35, step=0, **options):
@@ -72,7 +72,7 @@ def test_uniform_numbers_are_uniform_for_every_counter_and_seed():
         assert abs(correlation).max() < 5 / np.sqrt(20_000)
 
 
-def test_neighbouring_rows_steps_and_seeds_are_unrelated():
+def test_neighboring_rows_steps_and_seeds_are_unrelated():
     rows = np.arange(20_001)
     here = uniform_numbers(7, 3, rows, 16)
     others = {
@@ -91,7 +91,7 @@ def test_neighbouring_rows_steps_and_seeds_are_unrelated():
     assert np.unique(here).size == here.size
 
 
-def test_uniform_numbers_over_steps_are_uniform_for_one_picture():
+def test_uniform_numbers_over_steps_are_uniform_for_one_image():
     numbers = np.concatenate([uniform_numbers(0, step, np.array([17]), 4) for step in range(5000)])
     for column in numbers.T:
         assert scipy.stats.kstest(column, "uniform").pvalue > 1e-5
@@ -142,7 +142,7 @@ def test_rows_may_be_an_array_or_a_tensor_and_pixels_stay_as_they_are(batch):
     assert torch.equal(batch["pixel_values"], before)
 
 
-def test_channels_last_pictures_are_varied_alike(batch):
+def test_channels_last_images_are_varied_alike(batch):
     augmenter = make_augmenter(seed=5, **ALL)
     pixels = batch["pixel_values"]
     for layout in (torch.contiguous_format, torch.channels_last):
@@ -285,38 +285,38 @@ def test_everything_off_is_the_identity(batch):
     assert torch.equal(labels, batch["labels"])
 
 
-def test_full_flip_is_the_mirrored_picture(batch):
+def test_full_flip_is_the_mirrored_image(batch):
     pixels, _ = vary(make_augmenter(**{**OFF, "horizontal_flip": 1.0}), batch)
     expected = batch["pixel_values"].flip(-1).float()
     torch.testing.assert_close(pixels, expected, atol=0.01, rtol=0)
 
 
-def test_larger_pictures_come_out_at_the_models_size(batch):
+def test_larger_images_come_out_at_the_models_size(batch):
     large = torch.nn.functional.interpolate(batch["pixel_values"].float(), scale_factor=1.5)
     augmenter = make_augmenter(size=64, **ALL)
     pixels, _ = vary(augmenter, {**batch, "pixel_values": large.to(torch.uint8)})
     assert pixels.shape == (16, 3, 64, 64)
 
 
-def test_colour_jitter_keeps_the_range_and_changes_brightness_contrast_and_saturation(batch):
+def test_color_jitter_keeps_the_range_and_changes_brightness_contrast_and_saturation(batch):
     strength = 0.4
     augmenter = make_augmenter(**{**OFF, "color_jitter": strength})
     pixels, _ = vary(augmenter, batch)
     assert pixels.min() >= 0
     assert pixels.max() <= 255
-    # Each factor on a picture in which it can be read off, uniform in 1 +- strength.
+    # Each factor on an image in which it can be read off, uniform in 1 +- strength.
     rows = torch.arange(3000)
     small = make_augmenter(size=8, **{**OFF, "color_jitter": strength})
 
-    def jitter(picture):
-        return small(picture.expand(3000, 3, 8, 8).to(torch.uint8), rows, rows, 0)[0]
+    def jitter(image):
+        return small(image.expand(3000, 3, 8, 8).to(torch.uint8), rows, rows, 0)[0]
 
     brightness = jitter(torch.full((3, 8, 8), 100)).mean((1, 2, 3)) / 100
     stripes = jitter(torch.tensor([80, 120] * 4).expand(3, 8, 8))
     contrast = (stripes[:, 0, 0, 1] - stripes[:, 0, 0, 0]) / 40 / brightness
-    colour = jitter(torch.tensor([120, 100, 80]).view(3, 1, 1))
-    # Contrast stretches the distance from the mean grey, and with it the colour.
-    saturation = (colour[:, 0] - colour[:, 2]).mean((1, 2)) / 40 / brightness / contrast
+    color = jitter(torch.tensor([120, 100, 80]).view(3, 1, 1))
+    # Contrast stretches the distance from the mean gray, and with it the color.
+    saturation = (color[:, 0] - color[:, 2]).mean((1, 2)) / 40 / brightness / contrast
     factors = np.stack([brightness, contrast, saturation])
     uniform = scipy.stats.uniform(1 - strength, 2 * strength)
     for factor in factors:
@@ -396,7 +396,9 @@ def test_mixup_and_cutmix_take_turns(batch):
 def test_large_batches_are_varied_in_parts_with_the_same_result(batch, monkeypatch, auto_augment):
     augmenter = make_augmenter(**ALL, mixup_alpha=0.4, auto_augment=auto_augment)
     whole, targets = vary(augmenter, batch, step=3)
-    monkeypatch.setattr("siglip_flowers.data.augment.CPU_BYTES_AT_ONCE", 3 * 4 * 3 * 64 * 64)
+    monkeypatch.setattr(
+        "siglip_flowers.data.augmentation.images.CPU_BYTES_AT_ONCE", 3 * 4 * 3 * 64 * 64
+    )
     parts, same_targets = vary(augmenter, batch, step=3)
     assert torch.equal(targets, same_targets)
     torch.testing.assert_close(parts, whole)

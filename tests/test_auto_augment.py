@@ -6,7 +6,7 @@ import scipy.stats
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from siglip_flowers.data.auto_augment import (
+from siglip_flowers.data.augmentation.auto_augment import (
     GEOMETRIC,
     MAGNITUDE_LEVELS,
     OPERATIONS,
@@ -20,10 +20,10 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 POLICIES = ("randaugment", "trivialaugment")
 WITHOUT_MAGNITUDE = ("identity", "autocontrast", "equalize")
 SIZE = 48
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 
-def draw_pictures():
+def draw_images():
     """Noise, ramps, pale and flat ones: (8, 48, 48, 3) uint8."""
     generator = np.random.default_rng(0)
     noise = generator.integers(0, 256, (SIZE, SIZE, 3))
@@ -38,23 +38,23 @@ def draw_pictures():
     return np.stack(kinds).astype(np.uint8)
 
 
-PICTURES = draw_pictures()
+IMAGES = draw_images()
 
 
-def apply_one(name, magnitude, device="cpu", pictures=PICTURES):
-    """Vary all pictures by one operation: (B, H, W, 3) float32."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().contiguous().to(device)
+def apply_one(name, magnitude, device="cpu", images=IMAGES):
+    """Vary all images by one operation: (B, H, W, 3) float32."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().contiguous().to(device)
     operations = np.full(len(pixels), OPERATIONS.index(name))
     varied = apply_operations(pixels, operations, np.full(len(pixels), float(magnitude)))
     return varied.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def apply_pil(name, magnitude, picture):
-    image = Image.fromarray(picture)
+def apply_pil(name, magnitude, image):
+    pil = Image.fromarray(image)
     enhancers = ("Brightness", "Color", "Contrast", "Sharpness")
     if name.capitalize() in enhancers:
-        return getattr(ImageEnhance, name.capitalize())(image).enhance(1 + magnitude)
-    bilinear = {"resample": Image.Resampling.BILINEAR, "fillcolor": GREY}
+        return getattr(ImageEnhance, name.capitalize())(pil).enhance(1 + magnitude)
+    bilinear = {"resample": Image.Resampling.BILINEAR, "fillcolor": GRAY}
     affine = {
         "shear_x": (1, magnitude, 0, 0, 1, 0),
         "shear_y": (1, 0, 0, magnitude, 1, 0),
@@ -62,17 +62,17 @@ def apply_pil(name, magnitude, picture):
         "translate_y": (1, 0, 0, 0, 1, magnitude),
     }
     if name in affine:
-        return image.transform(image.size, Image.Transform.AFFINE, affine[name], **bilinear)
+        return pil.transform(pil.size, Image.Transform.AFFINE, affine[name], **bilinear)
     match name:
         case "identity":
-            return image
+            return pil
         case "rotate":
-            return image.rotate(magnitude, **bilinear)
+            return pil.rotate(magnitude, **bilinear)
         case "posterize":
-            return ImageOps.posterize(image, int(magnitude))
+            return ImageOps.posterize(pil, int(magnitude))
         case "solarize":
-            return ImageOps.solarize(image, magnitude)
-    return getattr(ImageOps, name)(image)
+            return ImageOps.solarize(pil, magnitude)
+    return getattr(ImageOps, name)(pil)
 
 
 def list_magnitudes(name):
@@ -88,27 +88,27 @@ def test_operations_do_what_pil_does(name, device):
     exact = name in ("identity", "posterize", "solarize", "equalize")
     for magnitude in list_magnitudes(name):
         varied = apply_one(name, magnitude, device)
-        for ours, picture in zip(varied, PICTURES, strict=True):
-            expected = np.asarray(apply_pil(name, magnitude, picture)).astype(float)
+        for ours, image in zip(varied, IMAGES, strict=True):
+            expected = np.asarray(apply_pil(name, magnitude, image)).astype(float)
             difference = abs(ours - expected).max(-1)
             if name in GEOMETRIC:
-                # Where a place is on the picture's very edge, rounding decides on the filling.
+                # Where a place is on the image's very edge, rounding decides on the filling.
                 difference = np.sort(difference.ravel())[: -SIZE // 4]
             # PIL cuts fractions off, we keep them.
             assert difference.max() <= (0 if exact else 1.001), (name, magnitude)
 
 
-def test_every_operation_with_a_magnitude_changes_pictures_more_when_it_is_larger():
+def test_every_operation_with_a_magnitude_changes_images_more_when_it_is_larger():
     for name in set(OPERATIONS) - set(WITHOUT_MAGNITUDE):
         for policy in POLICIES:
             levels = build_magnitudes(policy, SIZE)[OPERATIONS.index(name)]
             # A ramp with a little texture: in noise alone any movement changes as much.
             ramp = np.add.outer(np.arange(SIZE), np.arange(SIZE) * 3)[..., None]
-            smooth = (ramp + [0, 10, 20] + PICTURES[0] // 16)[None].astype(np.uint8)
-            changes = [abs(apply_one(name, m, pictures=smooth) - smooth).mean() for m in levels]
+            smooth = (ramp + [0, 10, 20] + IMAGES[0] // 16)[None].astype(np.uint8)
+            changes = [abs(apply_one(name, m, images=smooth) - smooth).mean() for m in levels]
             assert changes[0] < 1e-3, name
             assert changes[-1] > 1, name
-            # Beyond a third, what a movement brings in may be as grey as what it took out.
+            # Beyond a third, what a movement brings in may be as gray as what it took out.
             last = 11 if name in GEOMETRIC else 31
             assert scipy.stats.spearmanr(changes[:last], range(last)).statistic > 0.9, name
 
@@ -128,10 +128,10 @@ def test_the_ranges_are_those_of_the_papers():
         assert not random[OPERATIONS.index(name)].any()
 
 
-def test_operations_of_a_mixed_batch_are_those_of_each_picture_alone():
+def test_operations_of_a_mixed_batch_are_those_of_each_image_alone():
     numbers = np.random.default_rng(1).random((200, 1, 3))
     operations, magnitudes = draw_operations("trivialaugment", numbers, 0, SIZE)
-    batch = torch.from_numpy(np.resize(PICTURES, (200, SIZE, SIZE, 3))).permute(0, 3, 1, 2)
+    batch = torch.from_numpy(np.resize(IMAGES, (200, SIZE, SIZE, 3))).permute(0, 3, 1, 2)
     varied = apply_operations(batch.float().contiguous(), operations[:, 0], magnitudes[:, 0])
     assert set(operations[:, 0]) == set(range(14))
     for row in range(200):
@@ -143,11 +143,11 @@ def test_operations_of_a_mixed_batch_are_those_of_each_picture_alone():
 
 def test_float_pixels_just_beside_whole_levels_are_varied_like_these():
     # Resampling leaves 99.99999 for 100; an operation with thresholds must not mind.
-    noise = np.random.default_rng(2).uniform(-1e-3, 1e-3, PICTURES.shape).astype(np.float32)
+    noise = np.random.default_rng(2).uniform(-1e-3, 1e-3, IMAGES.shape).astype(np.float32)
     for name in set(OPERATIONS) - set(GEOMETRIC):
         for magnitude in list_magnitudes(name):
-            shaken = apply_one(name, magnitude, pictures=PICTURES.astype(np.float32) + noise)
-            # Grey is in whole levels, and may be one more or less.
+            shaken = apply_one(name, magnitude, images=IMAGES.astype(np.float32) + noise)
+            # Gray is in whole levels, and may be one more or less.
             assert abs(shaken - apply_one(name, magnitude)).max() < 1.01, (name, magnitude)
 
 
@@ -158,7 +158,7 @@ def test_operations_and_signs_are_drawn_evenly(policy):
     for place in range(2):
         counts = np.bincount(operations[:, place], minlength=14)
         assert scipy.stats.chisquare(counts).pvalue > 1e-4
-    # The two of a picture do not depend on each other.
+    # The two of an image do not depend on each other.
     pairs = np.histogram2d(operations[:, 0], operations[:, 1], bins=14)[0]
     assert scipy.stats.chi2_contingency(pairs).pvalue > 1e-4
     for number, name in enumerate(OPERATIONS):

@@ -18,7 +18,7 @@ from transformers import BertConfig
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from tests.small_runs import (
-    draw_picture,
+    draw_image,
     list_files,
     make_checkpoint,
     make_folder,
@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("pictures"))
+    return make_folder(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +259,7 @@ def test_a_truncated_archive_is_refused(refuse_train, flowers_dir, tmp_path, mon
     assert list((tmp_path / "cache").rglob("*.jpg")) == []
 
 
-def test_an_archive_without_the_pictures_is_refused(
-    refuse_train, flowers_dir, tmp_path, monkeypatch
-):
+def test_an_archive_without_the_images_is_refused(refuse_train, flowers_dir, tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -281,8 +279,8 @@ def test_a_wrong_mat_file_is_refused(refuse_train, flowers_dir, tmp_path, labels
     assert "imagelabels.mat" in refuse_train("--data_dir", str(data_dir))
 
 
-def test_a_class_without_training_pictures_is_refused(refuse, checkpoint, tmp_path):
-    folder = make_folder(tmp_path / "pictures", train=2, held_out=1)
+def test_a_class_without_training_images_is_refused(refuse, checkpoint, tmp_path):
+    folder = make_folder(tmp_path / "images", train=2, held_out=1)
     for path in (folder / "train" / "borage").iterdir():
         path.unlink()
     argv = small_options(checkpoint, folder, tmp_path / "out")
@@ -291,15 +289,15 @@ def test_a_class_without_training_pictures_is_refused(refuse, checkpoint, tmp_pa
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Good pictures with a zero-byte and a corrupt one among them."""
-    folder = make_folder(tmp_path / "pictures")
+    """Good images with a zero-byte and a corrupt one among them."""
+    folder = make_folder(tmp_path / "images")
     (folder / "train" / "aster" / "empty.png").touch()
     good = (folder / "test" / "clover" / "0.png").read_bytes()
     (folder / "test" / "clover" / "cut.png").write_bytes(good[: len(good) // 2])
     return folder
 
 
-def test_unreadable_pictures_stop_the_run_with_their_list(refuse, checkpoint, damaged, tmp_path):
+def test_unreadable_images_stop_the_run_with_their_list(refuse, checkpoint, damaged, tmp_path):
     argv = small_options(checkpoint, damaged, tmp_path / "out")
     message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
     assert "empty.png" in message
@@ -307,7 +305,7 @@ def test_unreadable_pictures_stop_the_run_with_their_list(refuse, checkpoint, da
     assert "--skip_corrupt_images" in message
 
 
-def test_unreadable_pictures_are_dropped_and_counted_when_asked(checkpoint, damaged, tmp_path):
+def test_unreadable_images_are_dropped_and_counted_when_asked(checkpoint, damaged, tmp_path):
     out = tmp_path / "out"
     argv = small_options(checkpoint, damaged, out, "--skip_corrupt_images", "--max_steps", "2")
     assert train_command.main(argv) == 0
@@ -393,11 +391,11 @@ def test_eval_of_an_untrained_checkpoint_is_refused(refuse, checkpoint, folder):
 
 
 def test_eval_on_other_classes_is_refused(refuse, trained, tmp_path):
-    other = tmp_path / "pictures"
-    for name, colour in (("aster", "aster"), ("dahlia", "clover")):
+    other = tmp_path / "images"
+    for name, color in (("aster", "aster"), ("dahlia", "clover")):
         (other / "train" / name).mkdir(parents=True)
         for index in range(8):
-            draw_picture(other / "train" / name / f"{index}.png", colour, 77 * index + len(name))
+            draw_image(other / "train" / name / f"{index}.png", color, 77 * index + len(name))
     message = refuse(eval_command.main, ["--model", str(trained), "--data_dir", str(other)], 2)
     assert "does not know 1 of the data's 2 classes ('dahlia' for one)" in message
 

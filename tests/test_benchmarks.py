@@ -23,10 +23,10 @@ from benchmarks.harness import (
     slug_gpu,
     summarize,
 )
-from benchmarks.pictures import write_full_size, write_random_pictures
+from benchmarks.images import write_full_size, write_random_images
 from benchmarks.report import format_table, make_axes, write_report
-from siglip_flowers.data.folder import list_folder
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.data.sources.folder import list_folder
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
 from tests.conftest import REPOSITORY
@@ -81,7 +81,7 @@ def test_gpu_names_become_file_names(name, slug):
     assert slug_gpu(name) == slug
 
 
-def test_a_report_is_json_a_table_and_a_picture(tmp_path):
+def test_a_report_is_json_a_table_and_a_image(tmp_path):
     figure, axes = make_axes("title")
     axes.plot([1, 2], [3, 4])
     path = write_report(
@@ -106,8 +106,8 @@ def test_a_report_is_json_a_table_and_a_picture(tmp_path):
     assert written["environment"]["packages"]["torch"] == torch.__version__
     text = (tmp_path / "speed_cpu.md").read_text(encoding="utf-8")
     assert "| ours | 1,234 |\n| none |  |" in text
-    with Image.open(tmp_path / "speed_cpu.png") as picture:
-        assert picture.format == "PNG"
+    with Image.open(tmp_path / "speed_cpu.png") as image:
+        assert image.format == "PNG"
 
 
 def test_nan_is_no_result(tmp_path):
@@ -195,22 +195,22 @@ def test_the_usual_scripts_crop_keeps_its_size_and_stays_inside():
         assert cropped.getextrema() == ((200, 200), (10, 10), (10, 10))
 
 
-def test_full_size_pictures_are_jpeg_files_of_the_originals_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.pictures.SPECIES_COUNT", 3)
+def test_full_size_images_are_jpeg_files_of_the_originals_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.images.SPECIES_COUNT", 3)
     write_full_size(tmp_path, None, per_class=2)
     listing = list_folder(tmp_path)
     assert {split: len(paths) for split, paths in listing.paths.items()} == {
         "train": 6,
         "validation": 6,
     }
-    with Image.open(listing.paths["train"][0]) as picture:
-        assert picture.format == "JPEG"
-        assert sorted(picture.size) == [500, 667]
+    with Image.open(listing.paths["train"][0]) as image:
+        assert image.format == "JPEG"
+        assert sorted(image.size) == [500, 667]
 
 
-def test_random_pictures_are_all_different(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.pictures.SPECIES_COUNT", 2)
-    write_random_pictures(tmp_path, per_class=4, size=24)
+def test_random_images_are_all_different(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.images.SPECIES_COUNT", 2)
+    write_random_images(tmp_path, per_class=4, size=24)
     contents = [path.read_bytes() for path in tmp_path.rglob("*.jpg")]
     assert len(contents) == len(set(contents)) == 2 * (4 + 1 + 1)
 
@@ -288,9 +288,9 @@ def test_a_store_that_returns_other_pixels_is_noticed(tmp_path):
 
 def test_one_cell_of_the_scaling_benchmark(tmp_path):
     make_checkpoint(tmp_path / "model")
-    make_folder(tmp_path / "pictures", train=8)
+    make_folder(tmp_path / "images", train=8)
     options = scaling.ScalingOptions(batch_size=4, num_workers=0)
     cell = scaling.measure_cell("ours", tmp_path, options)
-    assert cell["pictures"] == 24
+    assert cell["images"] == 24
     assert min(cell["setup_seconds"], cell["input_seconds"], cell["epoch_seconds"]) > 0
     assert cell["peak_memory"]["resident_bytes"] > 0

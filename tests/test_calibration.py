@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.metrics.calibration import (
     brier_score,
     expected_calibration_error,
@@ -66,7 +66,7 @@ def test_brier_score_is_scikit_learns(predictions):
     assert brier_score(values, labels) == pytest.approx(expected)
 
 
-def test_the_temperature_minimises_the_likelihood_and_keeps_the_classes(predictions):
+def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predictions):
     logits, labels = predictions
     temperature = fit_temperature(logits, labels, "softmax")
     # The logits were three times too large.
@@ -82,7 +82,7 @@ def test_the_temperature_minimises_the_likelihood_and_keeps_the_classes(predicti
     )
 
 
-def test_the_temperature_of_sigmoids_minimises_the_pairwise_loss(predictions):
+def test_the_temperature_of_sigmoids_minimizes_the_pairwise_loss(predictions):
     logits, labels = predictions
     temperature = fit_temperature(logits - 3, labels, "sigmoid")
     best = sigmoid_loss((logits - 3) / temperature, labels)

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.classifier import CosineHead
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.heads import set_calibration
@@ -25,7 +25,7 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.native import to_native
-from tests.small_flowers import draw_pixel_values, read_pictures
+from tests.small_flowers import draw_pixel_values, read_images
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NAMES = ["pink primrose", "colt's foot", "sword lily", "rose", "tulip", "wallflower"]
@@ -67,7 +67,7 @@ def test_map_pooling_is_the_checkpoints_own_pooler_and_a_linear_layer(
 
 
 @torch.no_grad()
-def test_mean_pooling_averages_the_normalised_patch_tokens(build, nano_dir, pixel_values):
+def test_mean_pooling_averages_the_normalized_patch_tokens(build, nano_dir, pixel_values):
     model = build(pooling="mean")
     tokens = SiglipVisionModel.from_pretrained(nano_dir).eval()(pixel_values).last_hidden_state
     torch.testing.assert_close(model.extract_features(pixel_values), tokens.mean(1), **CLOSE)
@@ -238,10 +238,10 @@ def test_pipeline_scores_with_the_stored_activation_and_names(
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == problem_type
-    pictures = read_pictures(flowers_dir, 3)
+    images = read_images(flowers_dir, 3)
     classify = pipeline("image-classification", model=str(tmp_path), device="cpu")
-    answers = classify(pictures, top_k=len(NAMES))
-    logits = model(**processor(pictures, return_tensors="pt")).logits
+    answers = classify(images, top_k=len(NAMES))
+    logits = model(**processor(images, return_tensors="pt")).logits
     probabilities = model.to_probabilities(logits)
     by_hand = logits.exp() / logits.exp().sum(1, keepdim=True)
     if activation == "sigmoid":
@@ -256,13 +256,13 @@ def test_pipeline_scores_with_the_stored_activation_and_names(
 def test_saved_processor_gives_bit_identical_pixels(nano_dir, flowers_dir, tmp_path):
     processor = load_image_processor(str(nano_dir), image_size=96)
     processor.save_pretrained(tmp_path)
-    pictures = read_pictures(flowers_dir, 4)
-    expected = processor(pictures, return_tensors="pt")["pixel_values"]
+    images = read_images(flowers_dir, 4)
+    expected = processor(images, return_tensors="pt")["pixel_values"]
     for restored in (
         load_image_processor(str(tmp_path)),
         AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
     ):
-        assert torch.equal(restored(pictures, return_tensors="pt")["pixel_values"], expected)
+        assert torch.equal(restored(images, return_tensors="pt")["pixel_values"], expected)
     assert expected.shape == (4, 3, 96, 96)
 
 

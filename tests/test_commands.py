@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
 
 import siglip_flowers.model  # noqa: F401  (makes the classifier known to pipelines)
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_flowers
-from siglip_flowers.labels import FLOWER_NAMES
 from siglip_flowers.training.output import ADAPTER_DIR, RUN_FILES, find_checkpoint
 from siglip_flowers.training.trainer import FlowersTrainer
 from tests.conftest import REPOSITORY
@@ -42,7 +42,7 @@ def finish(process) -> tuple[int, str, str]:
 
 @pytest.fixture(scope="module")
 def real_command(flowers_dir, nano_dir, tmp_path_factory):
-    """A short training run on the photographs: 408 pictures, four epochs, half a minute."""
+    """A short training run on the photographs: 408 images, four epochs, half a minute."""
     return [
         *("train.py", "--config", str(REPOSITORY / "configs" / "nano_64px.yaml")),
         *("--model_name_or_path", str(nano_dir), "--data_dir", str(flowers_dir)),
@@ -308,15 +308,15 @@ def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
     assert "the same command goes on where it was" in capsys.readouterr().err
 
 
-def test_pictures_of_odd_modes_are_trained_on_and_evaluated(tmp_path):
+def test_images_of_odd_modes_are_trained_on_and_evaluated(tmp_path):
     folder = make_folder(tmp_path / "data")
     for split in ("train", "validation", "test"):
         for number, mode in enumerate(("L", "P", "RGBA", "CMYK", "1")):
-            picture = Image.new("RGB", (1 + number, 20), (40 * number, len(split), 90))
+            image = Image.new("RGB", (1 + number, 20), (40 * number, len(split), 90))
             suffix = "jpg" if mode == "CMYK" else "png"
-            picture.convert(mode).save(folder / split / "aster" / f"{split}{mode}.{suffix}")
-        colour = (len(split), 99, 3)
-        Image.new("RGB", (1, 1), colour).save(folder / split / "aster" / f"{split}dot.png")
+            image.convert(mode).save(folder / split / "aster" / f"{split}{mode}.{suffix}")
+        color = (len(split), 99, 3)
+        Image.new("RGB", (1, 1), color).save(folder / split / "aster" / f"{split}dot.png")
     argv = small_options(make_checkpoint(tmp_path / "checkpoint"), folder, tmp_path / "out")
     assert train_command.main([*argv, "--max_steps", "2", "--allow_duplicates"]) == 0
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())

@@ -12,11 +12,11 @@ import pytest
 import scipy.stats
 from PIL import Image
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
-from siglip_flowers.errors import InputError
-from siglip_flowers.evaluation.comparison import compare_runs
-from siglip_flowers.evaluation.leaderboard import rank_runs
-from siglip_flowers.evaluation.runs import read_runs
+from siglip_flowers.compare.comparison import compare_runs
+from siglip_flowers.compare.leaderboard import rank_runs
+from siglip_flowers.compare.runs import read_runs
 from siglip_flowers.metrics.statistics import wilson_interval
 from tests.small_runs import CLASSES, make_folder
 
@@ -56,7 +56,7 @@ def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: i
     return {
         "data": {
             "split_protocol": protocol,
-            "description": f"image folder data, splits {protocol}, 24/12/{n} pictures",
+            "description": f"image folder data, splits {protocol}, 24/12/{n} images",
             "shots": None,
         },
         "model": {"model_id": "somewhere/small", "parameters": 2_000_000},
@@ -94,7 +94,7 @@ def test_the_tests_are_those_of_scipy_and_holms_by_hand(tmp_path):
     assert "b beats a by" in b.conclusion or "no difference shown" in b.conclusion
 
 
-def test_classes_and_pictures_are_those_that_differ(tmp_path):
+def test_classes_and_images_are_those_that_differ(tmp_path):
     first = write_run(tmp_path / "a", change([0, 1]))
     # Another order of the rows is the same run.
     order = np.random.default_rng(0).permutation(12)
@@ -112,10 +112,10 @@ def test_classes_and_pictures_are_those_that_differ(tmp_path):
     assert (aster.support, aster.first_accuracy, aster.accuracy) == (4, 0.5, 0.75)
     assert (aster.only_first, aster.only_other, aster.p_value) == (0, 1, 1.0)
     assert (per_class["clover"].only_first, per_class["clover"].only_other) == (1, 0)
-    assert {each.id for each in comparison.pictures} == {"aster/0", "clover/0"}
-    picture = next(each for each in comparison.pictures if each.id == "aster/0")
-    assert (picture.true, picture.correct) == ("aster", [False, True])
-    assert picture.predicted == ["borage", "aster"]
+    assert {each.id for each in comparison.images} == {"aster/0", "clover/0"}
+    image = next(each for each in comparison.images if each.id == "aster/0")
+    assert (image.true, image.correct) == ("aster", [False, True])
+    assert image.predicted == ["borage", "aster"]
 
 
 def test_equal_runs_show_no_difference(tmp_path):
@@ -124,7 +124,7 @@ def test_equal_runs_show_no_difference(tmp_path):
     difference = comparison.differences[0]
     assert difference.accuracy.difference == 0
     assert difference.corrected_p == 1
-    assert comparison.pictures == []
+    assert comparison.images == []
 
 
 def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path):
@@ -138,10 +138,10 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path):
         assert str(caught.value).count(". ") == 0
 
     refuse("split", "split 'validation'", "'test'", split="validation")
-    refuse("ids", "12 pictures", "11 of them the same", ids=[*IDS[:-1], "clover/9"])
-    refuse("label", "labelled 'borage'", "'aster'", true=["borage", *TRUE[1:]])
+    refuse("ids", "12 images", "11 of them the same", ids=[*IDS[:-1], "clover/9"])
+    refuse("label", "labeled 'borage'", "'aster'", true=["borage", *TRUE[1:]])
     refuse("protocol", "protocol 'official'", **write_metrics(1.0, protocol="official"))
-    refuse("twice", "a picture twice", ids=[*IDS[:-1], IDS[0]])
+    refuse("twice", "an image twice", ids=[*IDS[:-1], IDS[0]])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "predictions_test.parquet").write_bytes(b"no table")
     with pytest.raises(InputError, match="holds no predictions"):
@@ -150,7 +150,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(tmp_path):
         read_runs([first, str(tmp_path)], "test")
 
 
-def test_the_command_compares_and_shows_pictures(tmp_path, capsys):
+def test_the_command_compares_and_shows_images(tmp_path, capsys):
     folder = make_folder(tmp_path / "data")
     a = write_run(tmp_path / "a", change([0, 1, 2, 3, 4]))
     b = write_run(tmp_path / "b", change([5]))
@@ -167,7 +167,7 @@ def test_the_command_compares_and_shows_pictures(tmp_path, capsys):
     with (out / "comparison.csv").open(newline="", encoding="utf-8") as file:
         assert len(list(csv.reader(file))) == 1 + 6
     assert "| aster |" in (out / "comparison.md").read_text()
-    for name in ("comparison.png", "comparison_pictures.png"):
+    for name in ("comparison.png", "comparison_images.png"):
         assert Image.open(out / name).width > 300
     # Again, but never over the comparison of other runs.
     assert eval_command.main(argv) == 0
@@ -175,12 +175,12 @@ def test_the_command_compares_and_shows_pictures(tmp_path, capsys):
     assert "comparison of other runs" in capsys.readouterr().err
 
 
-def test_without_data_at_hand_there_is_everything_but_pictures(tmp_path):
+def test_without_data_at_hand_there_is_everything_but_images(tmp_path):
     runs = [write_run(tmp_path / name, change(wrong)) for name, wrong in (("a", [0]), ("b", [1]))]
     out = tmp_path / "out"
     assert eval_command.main(["--compare", *runs, "--output_dir", str(out)]) == 0
     assert (out / "comparison.png").is_file()
-    assert not (out / "comparison_pictures.png").exists()
+    assert not (out / "comparison_images.png").exists()
 
 
 def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, capsys):
@@ -216,7 +216,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     out = tmp_path / "out"
     assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("test pictures") == 3
+    assert shown.count("test images") == 3
     assert "91.67 %" in shown
     assert (out / "leaderboard.md").read_text().count("## ") == 3
     with (out / "leaderboard.csv").open(newline="", encoding="utf-8") as file:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import FlowersTrainingArguments
-from siglip_flowers.data.pixels import PixelBatch, _copy_stream, _open_stream
-from siglip_flowers.errors import RunError
+from siglip_flowers.data.pixels.tensors import PixelBatch, _copy_stream, _open_stream
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.training.compute import (
     TooLittleMemoryError,
@@ -45,7 +45,7 @@ def run(small, tmp_path):
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    """Make batches of more than four pictures run out of memory, with torch's own error."""
+    """Make batches of more than four images run out of memory, with torch's own error."""
     calls = []
     whole = FlowersTrainer.compute_loss
 
@@ -104,7 +104,7 @@ def test_one_of_several_processes_names_half_the_batch(tmp_path, size, half, giv
 
 @pytest.fixture
 def little_memory_for_evaluation(monkeypatch):
-    """Make more than five pictures run out of memory in a forward pass that is no training step."""
+    """Make more than five images run out of memory in a forward pass that is no training step."""
     sizes = []
     whole = SiglipClassifier.forward
 
@@ -154,7 +154,7 @@ def test_a_process_that_holds_a_share_of_the_weights_cannot_evaluate_a_batch_in_
     trainer.model.eval()
     trainer.is_fsdp_enabled = True
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    with pytest.raises(RunError, match="16 pictures .*of 2 processes; .*eval_batch_size 8"):
+    with pytest.raises(RunError, match="16 images .*of 2 processes; .*eval_batch_size 8"):
         trainer.prediction_step(trainer.model, batch, False)
 
 
@@ -189,7 +189,7 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
     assert given == ([] if expected is None else [expected])
 
 
-def test_throughput_counts_pictures_waiting_and_no_pauses():
+def test_throughput_counts_images_waiting_and_no_pauses():
     throughput = Throughput()
     throughput.start()
     throughput.count(30)
@@ -202,7 +202,7 @@ def test_throughput_counts_pictures_waiting_and_no_pauses():
     # A busy machine may oversleep, never undersleep.
     assert 30 / 0.5 < figures["images_per_second"] <= 30 / 0.2
     assert 0.1 < figures["data_wait"] < 0.5
-    assert throughput.pictures == 30
+    assert throughput.images == 30
     assert throughput.close_window() == {}
 
 

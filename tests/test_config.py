@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -14,7 +15,6 @@ from siglip_flowers.config import (
     parse_trainable,
     parse_wise_ft,
 )
-from siglip_flowers.errors import InputError
 
 
 @pytest.mark.parametrize(

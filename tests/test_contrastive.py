@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SiglipModel
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.prompts import canonicalize
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
-from siglip_flowers.prompts import canonicalize
 from tests.small_flowers import draw_pixel_values
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -46,7 +46,7 @@ def tokenize(nano_dir, name, template):
 
 @torch.no_grad()
 def score_by_hand(siglip, nano_dir, pixel_values):
-    """Score pictures against averaged prompts with SiglipModel's towers."""
+    """Score images against averaged prompts with SiglipModel's towers."""
     classes = []
     for name in NAMES:
         ids = torch.stack([tokenize(nano_dir, name, template) for template in TEMPLATES])
@@ -168,7 +168,7 @@ def test_training_loss_is_the_sigmoid_loss_of_siglips_features(
             images, texts, labels, siglip.logit_scale, siglip.logit_bias
         )
         logits = siglip(input_ids=ids, pixel_values=pixel_values).logits_per_image
-        # Pairs of the same class are positives: pictures 0, 3 and 5.
+        # Pairs of the same class are positives: images 0, 3 and 5.
         signs = torch.where(labels[:, None] == labels[None, :], 1.0, -1.0)
         by_hand = -torch.nn.functional.logsigmoid(signs * logits).sum(1).mean()
     torch.testing.assert_close(loss, through_loss, **CLOSE)
@@ -177,7 +177,7 @@ def test_training_loss_is_the_sigmoid_loss_of_siglips_features(
 
 
 @torch.no_grad()
-def test_other_picture_size_interpolates_as_transformers_does(nano_dir, siglip):
+def test_other_image_size_interpolates_as_transformers_does(nano_dir, siglip):
     model = load_contrastive(str(nano_dir), NAMES, TEMPLATES, image_size=96).eval()
     pixels = draw_pixel_values(2, 96)
     images = siglip.vision_model(pixels, interpolate_pos_encoding=True).pooler_output

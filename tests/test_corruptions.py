@@ -9,8 +9,8 @@ import scipy.ndimage
 import torch
 from PIL import Image
 
-from siglip_flowers.evaluation.corruptions import KINDS, STRENGTHS, corrupt, jpeg_quality
-from siglip_flowers.evaluation.filters import (
+from siglip_flowers.robustness.corruptions import KINDS, STRENGTHS, corrupt, jpeg_quality
+from siglip_flowers.robustness.filters import (
     blur_disk,
     blur_gaussian,
     blur_line,
@@ -19,11 +19,11 @@ from siglip_flowers.evaluation.filters import (
     rotate,
     zoom,
 )
-from tests.small_flowers import read_pictures
+from tests.small_flowers import read_images
 
 
-def draw_pictures(side: int, count: int = 4) -> torch.Tensor:
-    """Return pictures with areas, edges and gradients: (count, 3, side, side) uint8."""
+def draw_images(side: int, count: int = 4) -> torch.Tensor:
+    """Return images with areas, edges and gradients: (count, 3, side, side) uint8."""
     generator = np.random.default_rng(0)
     grid = generator.random((count, 7, 7, 3))
     big = scipy.ndimage.zoom(grid, (1, side / 7, side / 7, 1), order=1).clip(0, 1)
@@ -35,8 +35,8 @@ def draw_pictures(side: int, count: int = 4) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def photographs(flowers_dir) -> torch.Tensor:
-    pictures = [picture.resize((64, 64)) for picture in read_pictures(flowers_dir, 12)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    images = [image.resize((64, 64)) for image in read_images(flowers_dir, 12)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def measure_distances(pixels: torch.Tensor, kind: str) -> list[float]:
@@ -49,8 +49,8 @@ def measure_distances(pixels: torch.Tensor, kind: str) -> list[float]:
 
 @pytest.mark.parametrize("side", [64, 224])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_strength_is_farther_from_the_picture_than_the_one_before(kind, side):
-    distances = measure_distances(draw_pictures(side), kind)
+def test_each_strength_is_farther_from_the_image_than_the_one_before(kind, side):
+    distances = measure_distances(draw_images(side), kind)
     assert distances[0] == 0
     assert all(low < high for low, high in itertools.pairwise(distances)), distances
 
@@ -67,7 +67,7 @@ def test_so_it_is_on_photographs(kind, photographs):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_spoiled_alike_in_every_batch(kind):
-    pixels = draw_pictures(32)
+    pixels = draw_images(32)
     before = pixels.clone()
     whole = corrupt(pixels, kind, 3, [5, 6, 7, 8])
     assert torch.equal(pixels, before)
@@ -77,22 +77,22 @@ def test_a_row_is_spoiled_alike_in_every_batch(kind):
 
 @pytest.mark.parametrize("kind", ["gaussian_noise", "shot_noise", "motion_blur", "fog", "snow"])
 def test_another_row_or_seed_is_spoiled_otherwise(kind):
-    pixels = draw_pictures(32, 1)
+    pixels = draw_images(32, 1)
     first = corrupt(pixels, kind, 3, [0])
     assert not torch.equal(first, corrupt(pixels, kind, 3, [1]))
     assert not torch.equal(first, corrupt(pixels, kind, 3, [0], seed=1))
 
 
-def test_gaussian_noise_has_its_deviation_by_the_side_of_the_picture():
+def test_gaussian_noise_has_its_deviation_by_the_side_of_the_image():
     for side, deviation in ((64, 0.12 * 64 / 224), (224, 0.12)):
-        grey = torch.full((2, 3, side, side), 128, dtype=torch.uint8)
-        noise = corrupt(grey, "gaussian_noise", 2, [0, 1]).double() - 128
+        gray = torch.full((2, 3, side, side), 128, dtype=torch.uint8)
+        noise = corrupt(gray, "gaussian_noise", 2, [0, 1]).double() - 128
         assert float(noise.std()) == pytest.approx(255 * deviation, rel=0.02)
 
 
 def test_shot_noise_has_the_variance_of_photons():
-    grey = torch.full((2, 3, 224, 224), 102, dtype=torch.uint8)
-    spoiled = corrupt(grey, "shot_noise", 2, [0, 1]).double() / 255
+    gray = torch.full((2, 3, 224, 224), 102, dtype=torch.uint8)
+    spoiled = corrupt(gray, "shot_noise", 2, [0, 1]).double() / 255
     assert float(spoiled.mean()) == pytest.approx(0.4, abs=0.005)
     # Bright counts are cut off at white, which is rare here.
     assert float(spoiled.var()) == pytest.approx(0.4 / 25, rel=0.03)
@@ -100,7 +100,7 @@ def test_shot_noise_has_the_variance_of_photons():
 
 @pytest.mark.parametrize("sigma", [0.4, 1.3, 3.0])
 def test_the_gaussian_is_that_of_scipy(sigma):
-    pixels = draw_pictures(32).float()
+    pixels = draw_images(32).float()
     expected = scipy.ndimage.gaussian_filter(
         pixels.numpy(), sigma, mode="mirror", truncate=4.0, axes=(2, 3)
     )
@@ -109,7 +109,7 @@ def test_the_gaussian_is_that_of_scipy(sigma):
 
 @pytest.mark.parametrize("radius", [1.5, 4.0])
 def test_the_disk_is_that_of_scipy(radius):
-    pixels = draw_pictures(32, 2).float()
+    pixels = draw_images(32, 2).float()
     reach = int(np.ceil(radius))
     # The area of each pixel inside the circle, by a much finer grid.
     fine = (np.arange((2 * reach + 1) * 101) + 0.5) / 101 - reach - 0.5
@@ -121,7 +121,7 @@ def test_the_disk_is_that_of_scipy(radius):
 
 
 def test_a_horizontal_line_is_a_mean_along_rows_and_a_vertical_one_along_columns():
-    pixels = draw_pictures(32, 2).float()
+    pixels = draw_images(32, 2).float()
     blurred = blur_line(pixels, 8.0, torch.tensor([0.0, 90.0]))
     # Its ends lie in the middle of their pixels.
     kernel = np.array([0.5, 1, 1, 1, 1, 1, 1, 1, 0.5]) / 8
@@ -132,7 +132,7 @@ def test_a_horizontal_line_is_a_mean_along_rows_and_a_vertical_one_along_columns
         np.testing.assert_allclose(blurred[number].numpy(), expected, atol=0.01)
 
 
-def test_a_blur_wider_than_the_picture_still_works():
+def test_a_blur_wider_than_the_image_still_works():
     flat = torch.full((1, 3, 8, 8), 0.25)
     for blurred in (blur_gaussian(flat, 9.0), blur_disk(flat, 20.0)):
         torch.testing.assert_close(blurred, flat)
@@ -140,25 +140,25 @@ def test_a_blur_wider_than_the_picture_still_works():
 
 @pytest.mark.parametrize("angle", [-45.0, 5.0, 30.0])
 def test_a_rotation_is_that_of_pillow(angle):
-    pixels = draw_pictures(64, 2)
+    pixels = draw_images(64, 2)
     turned = rotate(pixels.float(), torch.tensor([angle, angle])).permute(0, 2, 3, 1).numpy()
     y, x = np.mgrid[:64, :64] - 31.5
     inside = np.hypot(x, y) < 30
-    for picture, mine in zip(pixels, turned, strict=True):
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        expected = np.asarray(image.rotate(angle, Image.Resampling.BILINEAR), dtype=float)
+    for image, mine in zip(pixels, turned, strict=True):
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+        expected = np.asarray(pil.rotate(angle, Image.Resampling.BILINEAR), dtype=float)
         assert np.abs(mine - expected)[inside].mean() < 0.6
         assert np.abs(mine - expected)[inside].max() < 4
 
 
 @pytest.mark.parametrize("strength", STRENGTHS)
 def test_jpeg_is_pillow_itself(strength):
-    pixels = draw_pictures(64, 2)
+    pixels = draw_images(64, 2)
     spoiled = corrupt(pixels, "jpeg", strength, [0, 1])
-    for picture, mine in zip(pixels, spoiled, strict=True):
+    for image, mine in zip(pixels, spoiled, strict=True):
         buffer = io.BytesIO()
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        image.save(buffer, "JPEG", quality=jpeg_quality(strength, 64))
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+        pil.save(buffer, "JPEG", quality=jpeg_quality(strength, 64))
         expected = np.asarray(Image.open(buffer))
         np.testing.assert_array_equal(mine.permute(1, 2, 0).numpy(), expected)
 
@@ -169,8 +169,8 @@ def test_the_qualities_of_jpeg_are_those_of_imagenet_c_at_its_own_size():
     assert min(jpeg_quality(5, side) for side in (8, 512, 4096)) >= 1
 
 
-def test_pixelated_pictures_are_blocks_of_means():
-    pixels = draw_pictures(64, 2).float()
+def test_pixelated_images_are_blocks_of_means():
+    pixels = draw_images(64, 2).float()
     blocks = reduce_resolution(pixels, 0.25, smooth=False)
     expected = pixels.reshape(2, 3, 16, 4, 16, 4).mean(dim=(3, 5))
     torch.testing.assert_close(
@@ -179,13 +179,13 @@ def test_pixelated_pictures_are_blocks_of_means():
 
 
 def test_zooming_and_cropping_resize_as_pillow_does():
-    pixels = draw_pictures(64, 1)
-    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    pixels = draw_images(64, 1)
+    pil = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     near = zoom(pixels.float(), 2.0)[0].permute(1, 2, 0).numpy()
-    expected = image.crop((16, 16, 48, 48)).resize((64, 64), Image.Resampling.BILINEAR)
+    expected = pil.crop((16, 16, 48, 48)).resize((64, 64), Image.Resampling.BILINEAR)
     assert np.abs(near - np.asarray(expected, dtype=float)).max() <= 1
     far = zoom(pixels.float(), 0.5)[0].permute(1, 2, 0).numpy()
-    small = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
+    small = np.asarray(pil.resize((32, 32), Image.Resampling.BILINEAR), dtype=float)
     assert np.abs(far[16:48, 16:48] - small).max() <= 1
     assert far[0, 0].tolist() == [0, 0, 0]
     whole = crop_and_resize(pixels.float(), 0, 0, 64)
@@ -193,7 +193,7 @@ def test_zooming_and_cropping_resize_as_pillow_does():
 
 
 def test_brightness_is_the_value_of_pillows_hsv():
-    pixels = draw_pictures(64, 1)
+    pixels = draw_images(64, 1)
     before, after = (
         np.asarray(Image.fromarray(each[0].permute(1, 2, 0).numpy()).convert("HSV"), dtype=int)
         for each in (pixels, corrupt(pixels, "brightness", 2, [0]))
@@ -204,7 +204,7 @@ def test_brightness_is_the_value_of_pillows_hsv():
 
 
 def test_wrong_requests_are_refused():
-    pixels = draw_pictures(16, 1)
+    pixels = draw_images(16, 1)
     with pytest.raises(ValueError, match="choose one of gaussian_noise"):
         corrupt(pixels, "hail", 1, [0])
     with pytest.raises(ValueError, match=r"is 6; it must lie in 0\.\.5"):

@@ -1,4 +1,4 @@
-"""Archives are unpacked safely: all the pictures or nothing."""
+"""Archives are unpacked safely: all the images or nothing."""
 
 import errno
 import io
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from siglip_flowers.data.archive import unpack_pictures
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.data.sources.archive import unpack_images
 
 NAMES = ("image_00001.jpg", "image_00002.jpg")
 
 
-def add_file(tar: tarfile.TarFile, name: str, content: bytes = b"picture") -> None:
+def add_file(tar: tarfile.TarFile, name: str, content: bytes = b"image") -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
@@ -47,11 +47,11 @@ def assert_nothing_left(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_pictures_are_unpacked_and_other_files_left_out(tmp_path, cache, prefix) -> None:
+def test_images_are_unpacked_and_other_files_left_out(tmp_path, cache, prefix) -> None:
     archive = write_archive(
         tmp_path / "a.tgz", make_entry(f"{prefix}README"), make_entry("jpg/._x"), prefix=prefix
     )
-    folder = unpack_pictures(archive, cache, "sum", NAMES)
+    folder = unpack_images(archive, cache, "sum", NAMES)
     assert folder == cache / "sum" / "jpg"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: name.encode() for name in NAMES
@@ -61,16 +61,16 @@ def test_pictures_are_unpacked_and_other_files_left_out(tmp_path, cache, prefix)
 
 def test_a_second_call_reads_no_archive(tmp_path, cache) -> None:
     archive = write_archive(tmp_path / "a.tgz")
-    folder = unpack_pictures(archive, cache, "sum", NAMES)
+    folder = unpack_images(archive, cache, "sum", NAMES)
     archive.unlink()
-    assert unpack_pictures(archive, cache, "sum", NAMES) == folder
+    assert unpack_images(archive, cache, "sum", NAMES) == folder
 
 
-def test_a_folder_that_lost_a_picture_is_replaced(tmp_path, cache) -> None:
+def test_a_folder_that_lost_a_image_is_replaced(tmp_path, cache) -> None:
     archive = write_archive(tmp_path / "a.tgz")
-    folder = unpack_pictures(archive, cache, "sum", NAMES)
+    folder = unpack_images(archive, cache, "sum", NAMES)
     (folder / NAMES[0]).unlink()
-    unpack_pictures(archive, cache, "sum", NAMES)
+    unpack_images(archive, cache, "sum", NAMES)
     assert sorted(path.name for path in folder.iterdir()) == list(NAMES)
 
 
@@ -94,7 +94,7 @@ def test_a_folder_that_lost_a_picture_is_replaced(tmp_path, cache) -> None:
 def test_a_hostile_entry_stops_everything(tmp_path, cache, entry, problem) -> None:
     archive = write_archive(tmp_path / "a.tgz", entry)
     with pytest.raises(RunError, match=r"download 102flowers\.tgz again") as caught:
-        unpack_pictures(archive, cache, "sum", NAMES)
+        unpack_images(archive, cache, "sum", NAMES)
     assert problem in str(caught.value)
     assert_nothing_left(cache)
     assert not (tmp_path / "evil.jpg").exists()
@@ -110,7 +110,7 @@ def test_a_truncated_archive_leaves_nothing(tmp_path, cache, share) -> None:
     content = archive.read_bytes()
     archive.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(RunError, match="truncated or damaged"):
-        unpack_pictures(archive, cache, "sum", NAMES)
+        unpack_images(archive, cache, "sum", NAMES)
     assert_nothing_left(cache)
 
 
@@ -120,7 +120,7 @@ def test_a_damaged_byte_is_noticed(tmp_path, cache) -> None:
     content[-6] ^= 0xFF  # the CRC of the gzip stream
     archive.write_bytes(content)
     with pytest.raises(RunError, match="truncated or damaged"):
-        unpack_pictures(archive, cache, "sum", NAMES)
+        unpack_images(archive, cache, "sum", NAMES)
     assert_nothing_left(cache)
 
 
@@ -128,13 +128,13 @@ def test_something_else_than_an_archive(tmp_path, cache) -> None:
     archive = tmp_path / "a.tgz"
     archive.write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(RunError, match="truncated or damaged"):
-        unpack_pictures(archive, cache, "sum", NAMES)
+        unpack_images(archive, cache, "sum", NAMES)
 
 
-def test_an_incomplete_archive_names_a_missing_picture(tmp_path, cache) -> None:
+def test_an_incomplete_archive_names_a_missing_image(tmp_path, cache) -> None:
     archive = write_archive(tmp_path / "a.tgz")
-    with pytest.raises(RunError, match=r"lacks 1 of 3 pictures, image_00009\.jpg"):
-        unpack_pictures(archive, cache, "sum", (*NAMES, "image_00009.jpg"))
+    with pytest.raises(RunError, match=r"lacks 1 of 3 images, image_00009\.jpg"):
+        unpack_images(archive, cache, "sum", (*NAMES, "image_00009.jpg"))
     assert_nothing_left(cache)
 
 
@@ -145,7 +145,7 @@ def test_a_small_archive_that_unpacks_to_too_much(tmp_path, cache, name) -> None
         add_file(tar, name, bytes(20 << 20))
     assert archive.stat().st_size < 100_000
     with pytest.raises(RunError, match="unpacks to more than 4 MB"):
-        unpack_pictures(archive, cache, "sum", NAMES, limit=4 << 20)
+        unpack_images(archive, cache, "sum", NAMES, limit=4 << 20)
     assert_nothing_left(cache)
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_says_what_was_needed(tmp_path, cache, monkeypatch) -> None:
 
     monkeypatch.setattr(Path, "write_bytes", fail)
     with pytest.raises(RunError, match=r"disk is full: .* need about 1 MB under .*cache"):
-        unpack_pictures(archive, cache, "sum", NAMES)
+        unpack_images(archive, cache, "sum", NAMES)
     assert_nothing_left(cache)
 
 
@@ -165,4 +165,4 @@ def test_a_cache_that_is_a_file(tmp_path) -> None:
     archive = write_archive(tmp_path / "a.tgz")
     (tmp_path / "cache").write_text("")
     with pytest.raises(RunError, match="set HF_DATASETS_CACHE to a writable directory"):
-        unpack_pictures(archive, tmp_path / "cache", "sum", NAMES)
+        unpack_images(archive, tmp_path / "cache", "sum", NAMES)

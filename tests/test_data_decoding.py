@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright RGB."""
+"""Images of every kind become upright RGB."""
 
 import datasets
 import numpy as np
@@ -8,7 +8,7 @@ from datasets import Dataset
 from PIL.Image import Image
 from transformers.image_transforms import convert_to_rgb
 
-from siglip_flowers.data.decoding import DECODING_ERRORS, decode_rgb, list_image_extensions
+from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, decode_rgb, list_image_extensions
 
 
 def draw_gradient(width: int = 8, height: int = 5) -> Image:
@@ -25,7 +25,7 @@ def test_opaque_modes_convert_as_the_image_processor_does(mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(decoded), convert_to_rgb(image, return_numpy=True))
 
 
-def test_transparency_is_put_on_white_whatever_colour_it_hides() -> None:
+def test_transparency_is_put_on_white_whatever_color_it_hides() -> None:
     image = PIL.Image.new("RGBA", (2, 1), (200, 0, 0, 0))
     image.putpixel((1, 0), (200, 0, 0, 255))
     assert list(decode_rgb(image).get_flattened_data()) == [(255, 255, 255), (200, 0, 0)]
@@ -37,7 +37,7 @@ def test_half_transparency_blends_with_white() -> None:
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "L"])
-def test_a_transparent_colour_becomes_white(tmp_path, mode: str) -> None:
+def test_a_transparent_color_becomes_white(tmp_path, mode: str) -> None:
     image = PIL.Image.new("L", (2, 1))
     image.putpixel((1, 0), 90)
     image = image.convert(mode)

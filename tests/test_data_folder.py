@@ -7,15 +7,15 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_flowers
 from siglip_flowers.data.names import normalize_name, order_names
 from siglip_flowers.data.splits import get_labels
-from siglip_flowers.errors import InputError
-from siglip_flowers.labels import FLOWER_NAMES
 
 
-def write_pictures(folder: Path, count: int, key: int = 0) -> None:
+def write_images(folder: Path, count: int, key: int = 0) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         generator = np.random.default_rng([sum(map(ord, str(folder))), key, number])
@@ -51,7 +51,7 @@ def test_foreign_names_keep_their_own_natural_order() -> None:
 def test_an_alphabetical_folder_is_mapped_by_name(tmp_path) -> None:
     for split in ("train", "val", "test"):
         for name in ("azalea", "Passion_Flower", "tiger-lily"):
-            write_pictures(tmp_path / split / name, 2)
+            write_images(tmp_path / split / name, 2)
     data = load(tmp_path)
     assert data.source == "folder"
     assert data.split_protocol == "as given"
@@ -64,7 +64,7 @@ def test_an_alphabetical_folder_is_mapped_by_name(tmp_path) -> None:
 
 def test_one_folder_a_class_is_cut_by_seed_and_stratified(tmp_path) -> None:
     for name in ("one", "two"):
-        write_pictures(tmp_path / name, 20)
+        write_images(tmp_path / name, 20)
     data = load(tmp_path)
     assert data.split_protocol == "as given, validation and test cut"
     ids = {name: image_ids(dataset) for name, dataset in data.splits.items()}
@@ -81,10 +81,10 @@ def test_one_folder_a_class_is_cut_by_seed_and_stratified(tmp_path) -> None:
 
 
 def test_hidden_files_and_other_files_are_left_out_and_links_followed(tmp_path) -> None:
-    write_pictures(tmp_path / "elsewhere", 3)
+    write_images(tmp_path / "elsewhere", 3)
     root = tmp_path / "data"
     for split in ("train", "validation", "test"):
-        write_pictures(root / split / "a", 2)
+        write_images(root / split / "a", 2)
     (root / "train" / "b").symlink_to(tmp_path / "elsewhere")
     (root / "train" / ".git").mkdir()
     (root / "train" / "a" / ".hidden.png").write_bytes(b"")
@@ -96,21 +96,21 @@ def test_hidden_files_and_other_files_are_left_out_and_links_followed(tmp_path) 
 
 def test_same_stem_with_two_extensions_gives_two_ids(tmp_path) -> None:
     for split in ("train", "valid", "test"):
-        write_pictures(tmp_path / split / "a", 2)
+        write_images(tmp_path / split / "a", 2)
     PIL.Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "train" / "a" / "000.jpg")
     assert image_ids(load(tmp_path).splits["train"]) == ["a/000.jpg", "a/000.png", "a/001"]
 
 
 def test_an_empty_class_is_named(tmp_path) -> None:
-    write_pictures(tmp_path / "train" / "rose", 2)
+    write_images(tmp_path / "train" / "rose", 2)
     (tmp_path / "train" / "lotus").mkdir()
     with pytest.raises(InputError, match=r"a class with no training image \(lotus\)"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
 
 
 def test_a_class_that_only_the_test_folder_has_is_named(tmp_path) -> None:
-    write_pictures(tmp_path / "train" / "x", 2)
-    write_pictures(tmp_path / "test" / "y", 2)
+    write_images(tmp_path / "train" / "x", 2)
+    write_images(tmp_path / "test" / "y", 2)
     with pytest.raises(InputError, match=r"no training image \(y\)"):
         load(tmp_path)
 
@@ -119,14 +119,14 @@ def test_folders_that_are_no_image_folder(tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match="has no class folders"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
-    write_pictures(tmp_path / "test" / "x", 1)
+    write_images(tmp_path / "test" / "x", 1)
     with pytest.raises(InputError, match="no train folder"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
     (tmp_path / "train").mkdir()
     with pytest.raises(InputError, match="train has no class folders"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
     (tmp_path / "train" / "x").mkdir()
-    with pytest.raises(InputError, match="holds no pictures"):
+    with pytest.raises(InputError, match="holds no images"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
     (tmp_path / "valid").mkdir()
     (tmp_path / "val").mkdir()
@@ -134,8 +134,8 @@ def test_folders_that_are_no_image_folder(tmp_path) -> None:
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
 
 
-def test_too_few_pictures_to_cut(tmp_path) -> None:
-    write_pictures(tmp_path / "a", 1)
-    write_pictures(tmp_path / "b", 1)
+def test_too_few_images_to_cut(tmp_path) -> None:
+    write_images(tmp_path / "a", 1)
+    write_images(tmp_path / "b", 1)
     with pytest.raises(InputError, match="validation split is missing and cannot be cut"):
         load(tmp_path)

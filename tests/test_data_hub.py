@@ -6,11 +6,11 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_flowers
 from siglip_flowers.data.splits import get_labels
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.labels import FLOWER_NAMES
 
 ALPHABETICAL = sorted(FLOWER_NAMES)
 
@@ -21,15 +21,15 @@ def private_cache(tmp_path, monkeypatch) -> None:
 
 
 def make_split(labels, feature, key: int, image: str = "image", label: str = "label") -> Dataset:
-    """The first pixel of a picture holds its row, the second the number of the split."""
-    pictures = []
+    """The first pixel of an image holds its row, the second the number of the split."""
+    images = []
     for row in range(len(labels)):
-        picture = PIL.Image.new("RGB", (3, 3))
-        picture.putpixel((0, 0), (row % 256, row // 256, 0))
-        picture.putpixel((1, 0), (key, 0, 0))
-        pictures.append(picture)
+        drawn = PIL.Image.new("RGB", (3, 3))
+        drawn.putpixel((0, 0), (row % 256, row // 256, 0))
+        drawn.putpixel((1, 0), (key, 0, 0))
+        images.append(drawn)
     return Dataset.from_dict(
-        {image: pictures, label: labels}, features=Features({image: Image(), label: feature})
+        {image: images, label: labels}, features=Features({image: Image(), label: feature})
     )
 
 
@@ -69,7 +69,7 @@ def test_alphabetical_class_labels_are_mapped_by_name(tmp_path) -> None:
 
 def test_string_labels_other_columns_and_split_names(tmp_path) -> None:
     labels = ["wild_pansy", "rose", "Sunflower"] * 2
-    names = {"image": "picture", "label": "species"}
+    names = {"image": "photo", "label": "species"}
     name = write(
         tmp_path,
         training=make_split(labels, Value("string"), 0, **names),
@@ -83,7 +83,7 @@ def test_string_labels_other_columns_and_split_names(tmp_path) -> None:
     )
     data = load(
         name,
-        image_column_name="picture",
+        image_column_name="photo",
         label_column_name="species",
         train_split_name="training",
         test_split_name="final",
@@ -136,13 +136,13 @@ def test_missing_columns_are_listed(tmp_path) -> None:
 def test_a_column_of_another_kind_is_refused(tmp_path) -> None:
     rows = make_split(["a"] * 9, Value("string"), 0).add_column("x", [1.5] * 9)
     name = write(tmp_path, train=rows)
-    with pytest.raises(InputError, match=r"'x' of the train split holds .* not pictures"):
+    with pytest.raises(InputError, match=r"'x' of the train split holds .* not images"):
         load(name, image_column_name="x")
     with pytest.raises(InputError, match=r"'x' of the train split holds .* not class names"):
         load(name, label_column_name="x")
 
 
-def test_unlabelled_rows_are_refused(tmp_path) -> None:
+def test_unlabeled_rows_are_refused(tmp_path) -> None:
     feature = ClassLabel(names=["a", "b"])
     name = write(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Every picture is looked at once: broken ones and shared ones are found."""
+"""Every image is looked at once: broken ones and shared ones are found."""
 
 import logging
 from pathlib import Path
@@ -7,9 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids, load_flowers
-from siglip_flowers.errors import InputError, RunError
 
 
 def draw_noise(*key: int, size: int = 48) -> PIL.Image.Image:
@@ -23,8 +23,8 @@ def folder(tmp_path) -> Path:
         for label, name in enumerate(("a", "b")):
             path = tmp_path / split / name
             path.mkdir(parents=True)
-            for picture in range(4):
-                draw_noise(number, label, picture).save(path / f"{picture}.png")
+            for image in range(4):
+                draw_noise(number, label, image).save(path / f"{image}.png")
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def load(folder: Path, **options: object):
     return load_flowers(DataArguments(data_dir=str(folder), **options))
 
 
-def break_pictures(folder: Path) -> None:
+def break_images(folder: Path) -> None:
     (folder / "train" / "a" / "0.png").write_bytes(b"")
     (folder / "train" / "b" / "1.png").write_text("<html>not found</html>")
     path = folder / "test" / "a" / "2.png"
@@ -40,9 +40,9 @@ def break_pictures(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_unreadable_pictures_stop_with_the_list(folder, workers) -> None:
-    break_pictures(folder)
-    with pytest.raises(RunError, match="3 of 24 pictures cannot be read") as caught:
+def test_unreadable_images_stop_with_the_list(folder, workers) -> None:
+    break_images(folder)
+    with pytest.raises(RunError, match="3 of 24 images cannot be read") as caught:
         load(folder, image_workers=workers)
     message = str(caught.value)
     assert f"{folder / 'train' / 'a' / '0.png'} (empty file)" in message
@@ -51,8 +51,8 @@ def test_unreadable_pictures_stop_with_the_list(folder, workers) -> None:
     assert "--skip_corrupt_images" in message
 
 
-def test_unreadable_pictures_are_dropped_and_counted_when_asked(folder, caplog) -> None:
-    break_pictures(folder)
+def test_unreadable_images_are_dropped_and_counted_when_asked(folder, caplog) -> None:
+    break_images(folder)
     with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
         data = load(folder, skip_corrupt_images=True)
     assert data.skipped == {"train": ["a/0", "b/1"], "validation": [], "test": ["a/2"]}
@@ -70,7 +70,7 @@ def test_a_long_list_is_cut_at_ten(folder) -> None:
     assert str(caught.value).count("empty file") == 10
 
 
-def test_a_class_whose_pictures_are_all_broken_has_no_training_image(folder) -> None:
+def test_a_class_whose_images_are_all_broken_has_no_training_image(folder) -> None:
     for path in (folder / "train" / "b").iterdir():
         path.write_bytes(b"x")
     with pytest.raises(InputError, match=r"no training image \(b\)"):
@@ -87,20 +87,20 @@ def test_a_decompression_bomb_is_unreadable(folder, monkeypatch) -> None:
 def test_the_same_pixels_in_two_splits_are_refused_across_file_formats(folder) -> None:
     draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
     draw_noise(1, 1, 3).convert("RGBA").save(folder / "test" / "a" / "copy.png")
-    with pytest.raises(InputError, match="2 pictures stand in two splits") as caught:
+    with pytest.raises(InputError, match="2 images stand in two splits") as caught:
         load(folder)
     assert "train/a/1 = test/b/copy" in str(caught.value)
     assert "validation/b/3 = test/a/copy" in str(caught.value)
     assert "--allow_duplicates" in str(caught.value)
 
 
-def test_shared_pictures_are_reported_when_allowed(folder, caplog) -> None:
+def test_shared_images_are_reported_when_allowed(folder, caplog) -> None:
     draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
     with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
         data = load(folder, allow_duplicates=True)
     assert data.shared == [("train", "a/1", "test", "b/copy")]
     assert len(data.splits["test"]) == 9
-    assert ["1 pictures stand in two splits" in message for message in caplog.messages] == [True]
+    assert ["1 images stand in two splits" in message for message in caplog.messages] == [True]
 
 
 def test_the_same_pixels_twice_in_one_split_are_fine(folder) -> None:
@@ -108,7 +108,7 @@ def test_the_same_pixels_twice_in_one_split_are_fine(folder) -> None:
     assert load(folder).shared == []
 
 
-def test_equal_bytes_of_another_shape_are_another_picture(folder) -> None:
+def test_equal_bytes_of_another_shape_are_another_image(folder) -> None:
     PIL.Image.new("RGB", (2, 8)).save(folder / "train" / "a" / "tall.png")
     PIL.Image.new("RGB", (8, 2)).save(folder / "test" / "a" / "wide.png")
     assert load(folder).shared == []

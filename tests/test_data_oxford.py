@@ -16,11 +16,12 @@ import PIL.Image
 import pytest
 import scipy.io
 
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import FlowerData, check_data_arguments, image_ids, load_flowers, oxford
+from siglip_flowers.data import FlowerData, check_data_arguments, image_ids, load_flowers
+from siglip_flowers.data.sources import oxford
 from siglip_flowers.data.splits import get_labels
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.labels import FLOWER_NAMES
 
 # Looked at, one by one: what these photographs show.
 SEEN = {
@@ -60,7 +61,7 @@ def swapped(flowers_dir, cache_root) -> FlowerData:
 
 
 @pytest.fixture
-def pictures(swapped, cache_root) -> Path:
+def images(swapped, cache_root) -> Path:
     return next(cache_root.glob("siglip_flowers_oxford/*/jpg"))
 
 
@@ -99,15 +100,15 @@ def test_protocol_has_the_original_ids_and_labels(flowers_dir, swapped, protocol
 
 
 @pytest.mark.parametrize("split, row", [("train", 4000), ("validation", 17), ("test", 1019)])
-def test_a_row_shows_the_file_of_its_id(swapped, pictures, split, row) -> None:
+def test_a_row_shows_the_file_of_its_id(swapped, images, split, row) -> None:
     dataset = swapped.splits[split]
-    with PIL.Image.open(pictures / f"{image_ids(dataset)[row]}.jpg") as image:
+    with PIL.Image.open(images / f"{image_ids(dataset)[row]}.jpg") as image:
         expected = np.asarray(image)
     assert expected.shape == (64, 64, 3)
     np.testing.assert_array_equal(np.asarray(dataset[row]["image"]), expected)
 
 
-def test_pictures_the_data_set_itself_repeats_are_reported_not_refused(swapped) -> None:
+def test_images_the_data_set_itself_repeats_are_reported_not_refused(swapped) -> None:
     assert {frozenset((pair[1], pair[3])) for pair in swapped.shared} == oxford.KNOWN_SHARED
     assert all(pair[0] != pair[2] for pair in swapped.shared)
 
@@ -121,15 +122,15 @@ def test_another_checksum_is_one_warning(flowers_dir, cache_root, caplog) -> Non
 
 
 @pytest.fixture
-def unpacked(tmp_path, flowers_dir, pictures) -> Path:
+def unpacked(tmp_path, flowers_dir, images) -> Path:
     for name in ("imagelabels.mat", "setid.mat"):
         shutil.copy(flowers_dir / name, tmp_path)
         (tmp_path / name).chmod(0o644)
-    (tmp_path / "jpg").symlink_to(pictures)
+    (tmp_path / "jpg").symlink_to(images)
     return tmp_path
 
 
-def test_the_unpacked_folder_serves_as_well_and_silently(unpacked, pictures, caplog) -> None:
+def test_the_unpacked_folder_serves_as_well_and_silently(unpacked, images, caplog) -> None:
     arguments = DataArguments(data_dir=str(unpacked))
     check_data_arguments(arguments)
     splits = oxford.load_oxford(str(unpacked), "", "official")
@@ -138,10 +139,10 @@ def test_the_unpacked_folder_serves_as_well_and_silently(unpacked, pictures, cap
     assert caplog.messages == []
 
 
-def test_an_incomplete_unpacked_folder_is_refused(unpacked, pictures) -> None:
+def test_an_incomplete_unpacked_folder_is_refused(unpacked, images) -> None:
     (unpacked / "jpg").unlink()
     (unpacked / "jpg").mkdir()
-    shutil.copy(pictures / "image_00001.jpg", unpacked / "jpg")
+    shutil.copy(images / "image_00001.jpg", unpacked / "jpg")
     with pytest.raises(InputError, match="jpg is incomplete"):
         check_data_arguments(DataArguments(data_dir=str(unpacked)))
 
@@ -170,7 +171,7 @@ def test_overlapping_split_ids_are_refused(unpacked) -> None:
     scipy.io.savemat(
         unpacked / "setid.mat", {name: ids[name] for name in ("trnid", "valid", "tstid")}
     )
-    with pytest.raises(InputError, match="lists picture 5 more than once"):
+    with pytest.raises(InputError, match="lists image 5 more than once"):
         check_data_arguments(DataArguments(data_dir=str(unpacked)))
 
 

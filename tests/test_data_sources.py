@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 from datasets import ClassLabel, Image
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_flowers, resolve_source
 from siglip_flowers.data.splits import get_labels
-from siglip_flowers.errors import InputError
 
 SMALL = {
     "data_source": "procedural",
@@ -74,7 +74,7 @@ def test_a_training_limit_that_empties_classes_warns(caplog) -> None:
         thin = load(max_train_samples=20)
     assert len(thin.splits["train"]) == 20
     [message] = caplog.messages
-    assert "no training picture among those that --max_train_samples 20 drew" in message
+    assert "no training image among those that --max_train_samples 20 drew" in message
 
 
 @pytest.mark.parametrize(

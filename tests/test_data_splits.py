@@ -53,7 +53,7 @@ def test_shots_take_k_of_each_class_and_warn_once(caplog) -> None:
         few = take_shots(rows, 3, seed=0)
     assert np.bincount(get_labels(few)).tolist() == [3, 2, 3, 1]
     assert caplog.messages == [
-        "2 classes have fewer than --shots 3 training pictures; all of theirs are used."
+        "2 classes have fewer than --shots 3 training images; all of theirs are used."
     ]
     ids = image_ids(few)
     assert ids == sorted(ids)
@@ -61,7 +61,7 @@ def test_shots_take_k_of_each_class_and_warn_once(caplog) -> None:
     assert image_ids(take_shots(rows, 3, seed=1)) != ids
 
 
-def test_more_shots_keep_the_pictures_of_fewer() -> None:
+def test_more_shots_keep_the_images_of_fewer() -> None:
     rows = make_rows([30, 30])
     assert set(image_ids(take_shots(rows, 2, 0))) < set(image_ids(take_shots(rows, 8, 0)))
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip_flowers.commands.demo import main
-from siglip_flowers.data.drawing import draw_flower
+from siglip_flowers.data.sources.drawing import draw_flower
+from siglip_flowers.demo.command import main
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, COLOURS, draw_picture, make_checkpoint, make_folder
+from tests.small_runs import CLASSES, COLORS, draw_image, make_checkpoint, make_folder
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra 'demo')")
 
@@ -59,7 +59,7 @@ def find_free_port():
 
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
-    """An untrained classifier of three colours, whose pooled features tell them apart."""
+    """An untrained classifier of three colors, whose pooled features tell them apart."""
     import torch
 
     from siglip_flowers.model.loading import load_classifier, load_image_processor
@@ -92,7 +92,7 @@ def served(small_model, tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("secret_place") / "flowers", train=3)
     log = tmp_path_factory.mktemp("log") / "log.txt"
     port = find_free_port()
-    options = ["--model", small_model, "--data_dir", folder, "--port", port, "--neighbours", 4]
+    options = ["--model", small_model, "--data_dir", folder, "--port", port, "--neighbors", 4]
     with log.open("w") as file:
         process = run_demo(*options, "--top_k", 3, stdout=file, stderr=subprocess.STDOUT)
         try:
@@ -149,10 +149,10 @@ def open_page(browser, served):
         context.close()
 
 
-def upload(page, content, name="picture.png"):
+def upload(page, content, name="image.png"):
     kind = "image/jpeg" if name.endswith("jpg") else "image/png"
     page.set_input_files(
-        "#picture input[type=file]", {"name": name, "mimeType": kind, "buffer": content}
+        "#image input[type=file]", {"name": name, "mimeType": kind, "buffer": content}
     )
 
 
@@ -161,32 +161,32 @@ def read_answer(page, words):
     return page.inner_text(ANSWER)
 
 
-def encode(picture, **options):
+def encode(image, **options):
     buffer = io.BytesIO()
-    picture.save(buffer, **options)
+    image.save(buffer, **options)
     return buffer.getvalue()
 
 
 def encode_class(name, tmp_path):
-    draw_picture(tmp_path / f"{name}.png", name, seed=7, size=48)
+    draw_image(tmp_path / f"{name}.png", name, seed=7, size=48)
     return (tmp_path / f"{name}.png").read_bytes()
 
 
-def test_an_uploaded_picture_is_explained_without_another_host(open_page, served, tmp_path):
+def test_an_uploaded_image_is_explained_without_another_host(open_page, served, tmp_path):
     page = open_page()
     upload(page, encode_class("borage", tmp_path))
-    text = read_answer(page, "Nearest training pictures")
+    text = read_answer(page, "Nearest training images")
     shares = [float(share) for share in re.findall(r"^([\d.]+)\s%$", text, re.MULTILINE)]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(100, abs=0.2)
     assert shares == sorted(shares, reverse=True)
     assert "attention of the pooling head" in text
     nearest = page.locator(".sf-nearest figcaption").all_inner_texts()
-    # The nearest three are the three of its own colour, the fourth is another's.
+    # The nearest three are the three of its own color, the fourth is another's.
     assert [line.split(",")[0] for line in nearest[:3]] == ["borage"] * 3
     assert len(nearest) == 4
     assert not nearest[3].startswith("borage")
-    # Each picture is drawn, and none has a name of a file.
+    # Each image is drawn, and none has a name of a file.
     images = page.locator(f"{ANSWER} img")
     assert images.count() == 5
     assert images.evaluate_all("all => all.every(i => i.complete && i.naturalWidth > 0)")
@@ -197,36 +197,36 @@ def test_an_uploaded_picture_is_explained_without_another_host(open_page, served
     assert len(page.requested) > 10
 
 
-def cut_picture():
+def cut_image():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     content = encode(Image.fromarray(noise), format="PNG")
     return content[: len(content) // 2]
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a picture at all", b"", cut_picture()], ids=["text", "empty", "cut"]
+    "content", [b"not an image at all", b"", cut_image()], ids=["text", "empty", "cut"]
 )
 def test_a_broken_file_is_one_sentence_and_the_page_goes_on(open_page, served, tmp_path, content):
     page = open_page()
     upload(page, content, "broken.png")
-    text = read_answer(page, "cannot be read as a picture")
+    text = read_answer(page, "cannot be read as an image")
     assert text.count(".") == 1
     assert "Traceback" not in text
     assert "/" not in text
     page.click("button[aria-label='Clear'], button[aria-label='Remove Image']")
     page.wait_for_selector("#answer:has-text('appears here')")
     upload(page, encode_class("aster", tmp_path))
-    read_answer(page, "Nearest training pictures")
+    read_answer(page, "Nearest training images")
     assert "Traceback" not in served.read_log()
     assert "Error" not in served.read_log()
 
 
-def test_a_picture_of_50_megapixels_takes_little_memory_and_time(open_page, served):
-    picture = Image.fromarray(draw_flower(4, 0, 256)).resize((8660, 5774))
+def test_a_image_of_50_megapixels_takes_little_memory_and_time(open_page, served):
+    image = Image.fromarray(draw_flower(4, 0, 256)).resize((8660, 5774))
     page = open_page()
     before, start = served.read_peak(), time.monotonic()
-    upload(page, encode(picture, format="JPEG", quality=80), "large.jpg")
-    read_answer(page, "Nearest training pictures")
+    upload(page, encode(image, format="JPEG", quality=80), "large.jpg")
+    read_answer(page, "Nearest training images")
     # Decoded whole it would be 150 MB, and a copy as much again.
     assert served.read_peak() - before < 120
     assert time.monotonic() - start < 40
@@ -250,12 +250,12 @@ def test_two_users_at_once_get_their_own_answers(open_page, tmp_path):
     for name, page in pages.items():
         upload(page, files[name])
     for name, page in pages.items():
-        read_answer(page, "Nearest training pictures")
+        read_answer(page, "Nearest training images")
         nearest = page.locator(".sf-nearest figcaption").all_inner_texts()
         assert [line.split(",")[0] for line in nearest[:3]] == [name] * 3
         overlay = page.locator(".sf-overlay img").get_attribute("src")
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(overlay.split(",")[1]))))
-        assert pixels.mean(axis=(0, 1)).argmax() == int(np.argmax(COLOURS[name]))
+        assert pixels.mean(axis=(0, 1)).argmax() == int(np.argmax(COLORS[name]))
 
 
 def press_until(page, label):
@@ -278,21 +278,21 @@ def test_everything_can_be_done_by_keyboard(open_page, tmp_path):
     page = open_page()
     press_until(page, "Example")
     page.keyboard.press("Enter")
-    read_answer(page, "Nearest training pictures")
+    read_answer(page, "Nearest training images")
     page = open_page()
     press_until(page, "Drop an image")
     with page.expect_file_chooser() as chosen:
         page.keyboard.press("Enter")
     path = tmp_path / "aster.png"
-    draw_picture(path, "aster", seed=7, size=48)
+    draw_image(path, "aster", seed=7, size=48)
     chosen.value.set_files(path)
-    assert "aster" in read_answer(page, "Nearest training pictures")
+    assert "aster" in read_answer(page, "Nearest training images")
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(open_page, tmp_path):
     page = open_page(390, 844)
     upload(page, encode_class("clover", tmp_path))
-    read_answer(page, "Nearest training pictures")
+    read_answer(page, "Nearest training images")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     edges = page.locator(f"{ANSWER} *").evaluate_all(
         "all => all.map(e => e.getBoundingClientRect().right)"

@@ -21,8 +21,8 @@ from tests.small_flowers import build_flowers
 
 LIMITS = [19, 1]
 CLASSES, HELD_OUT = 8, 3
-# 48 training pictures make 3 steps of 2 x 8 or 1 x 16: consecutive runs of the same shuffled
-# order, so that both see the same pictures in every step. (A last batch that is not full is
+# 48 training images make 3 steps of 2 x 8 or 1 x 16: consecutive runs of the same shuffled
+# order, so that both see the same images in every step. (A last batch that is not full is
 # another matter: of several processes, each fills its own up from the start of the order.)
 TRAIN, STEPS = 6, 3
 
@@ -152,8 +152,8 @@ def test_two_processes_train_along_the_curve_of_one(runs, variant):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant):
-    """19 and 9 pictures on 2 processes in batches of 5: the Trainer pads, and must drop again."""
+def test_sharded_evaluation_in_training_counts_every_image_once(runs, variant):
+    """19 and 9 images on 2 processes in batches of 5: the Trainer pads, and must drop again."""
     directory = runs["folder"] / f"two-{variant}"
     splits = read_metrics(directory)["splits"]
     assert {name: split["n"] for name, split in splits.items()} == {
@@ -175,7 +175,7 @@ def test_sharded_evaluation_in_training_counts_every_picture_once(runs, variant)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("limit", LIMITS)
 def test_evaluate_split_gives_every_process_the_whole_result(runs, variant, limit):
-    """One picture for two processes leaves one of them without work."""
+    """One image for two processes leaves one of them without work."""
     model_dir = runs["folder"] / f"two-{variant}" / "model"
     alone = evaluate(model_dir, str(runs["data_dir"]), [limit])[str(limit)]
     for findings in runs["findings"]:

@@ -18,8 +18,8 @@ import yaml
 
 from siglip_flowers.commands.main import COMMANDS
 from siglip_flowers.commands.main import main as siglip_flowers_main
-from siglip_flowers.commands.publish import name_run
-from siglip_flowers.parsing import check_command_line
+from siglip_flowers.config.parsing import check_command_line
+from siglip_flowers.publish.command import name_run
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
@@ -31,10 +31,10 @@ PAGES = sorted(
 )
 NOT_RUN = yaml.safe_load((REPOSITORY / "tests" / "documented_commands.yaml").read_text("utf-8"))
 # Run as they stand, or with these words at the end, which make a training small: an untrained
-# encoder of a few thousand parameters, three classes of drawn pictures, one epoch.
+# encoder of a few thousand parameters, three classes of drawn images, one epoch.
 SMALL = "SMALL"
 RUN = {
-    "python train.py --data_dir pictures --output_dir results/my-run": SMALL,
+    "python train.py --data_dir images --output_dir results/my-run": SMALL,
     "python train.py --data_dir flowers102 --model_name_or_path siglip2-base "
     "--output_dir results/my-run": SMALL,
     "python train.py --config configs/demo.yaml --overwrite_output_dir": SMALL,
@@ -54,11 +54,11 @@ RUN = {
     "--top_k 5": "",
     "siglip-flowers predict holiday/ --csv --output names.csv": "",
     "python -m siglip_flowers predict --help": "",
-    "siglip-flowers predict pictures/ --json": "",
-    "siglip-flowers predict pictures/ --threshold 0.7": "",
-    "siglip-flowers predict pictures/ --no_threshold": "",
+    "siglip-flowers predict images/ --json": "",
+    "siglip-flowers predict images/ --threshold 0.7": "",
+    "siglip-flowers predict images/ --no_threshold": "",
     "siglip-flowers threshold --model results/my-run --accepted 0.99 "
-    "--not_flowers pictures_of_other_things/": "",
+    "--not_flowers images_of_other_things/": "",
     "python -m siglip_flowers.export --model results/my-run --format safetensors_native "
     "--output exported/native": "",
     "python -m siglip_flowers.export --model results/my-run --format exported_program "
@@ -146,12 +146,12 @@ def check_options(program: str, words: list[str]) -> None:
         if words and words[0] != "--model":
             module.parse_prediction_arguments(words)
     elif program == "search":
-        from siglip_flowers.config.search import SearchArguments
-        from siglip_flowers.training.search.line import list_kinds
+        from siglip_flowers.search.line import list_kinds
+        from siglip_flowers.search.options import SearchArguments
 
         check(module, (*list_kinds(make_options()), SearchArguments), words)
     elif program == "train":
-        from siglip_flowers.training.search.line import list_kinds
+        from siglip_flowers.search.line import list_kinds
 
         check(module, list_kinds(make_options()), words)
     else:
@@ -230,20 +230,20 @@ def test_the_lists_name_documented_commands_only():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder as the pages assume it: pictures, a checkpoint, configurations, trained models."""
+    """A folder as the pages assume it: images, a checkpoint, configurations, trained models."""
     path = tmp_path_factory.mktemp("documented")
     (path / "configs").symlink_to(REPOSITORY / "configs")
     make_checkpoint(path / "siglip2-base")
-    for name in ("pictures", "flowers102"):
+    for name in ("images", "flowers102"):
         make_folder(path / name)
-    shutil.copytree(path / "pictures" / "test" / "aster", path / "more")
-    shutil.copytree(path / "pictures" / "test" / "borage", path / "holiday")
-    shutil.copytree(path / "pictures" / "test" / "clover", path / "pictures_of_other_things")
+    shutil.copytree(path / "images" / "test" / "aster", path / "more")
+    shutil.copytree(path / "images" / "test" / "borage", path / "holiday")
+    shutil.copytree(path / "images" / "test" / "clover", path / "images_of_other_things")
     for name in ("flower.jpg", "other.png", "rose.jpg", "cat.jpg"):
         shutil.copy(path / "more" / "0.png", path / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        words = small_options(Path("siglip2-base"), Path("pictures"), Path("results/my-run"))
+        words = small_options(Path("siglip2-base"), Path("images"), Path("results/my-run"))
         assert siglip_flowers_main(["train", *words, "--pooling", "mean"]) == 0
     for name in ("nano_64px", "demo", "run_a", "run_b", "run_c", "other-run"):
         shutil.copytree(path / "results" / "my-run", path / "results" / name)
@@ -255,7 +255,7 @@ def folder(tmp_path_factory) -> Path:
 
 def make_small(folder: Path, words: list[str], output_dir: Path) -> list[str]:
     """Append what makes a documented training small, in a directory of its own."""
-    small = small_options(folder / "siglip2-base", folder / "pictures", output_dir)
+    small = small_options(folder / "siglip2-base", folder / "images", output_dir)
     more = "--num_train_epochs 1 --eval_strategy epoch --save_strategy epoch --data_source folder"
     return [*words, *small, *shlex.split(more), "--train_eval_samples", "4"]
 

@@ -16,10 +16,10 @@ import torch
 import yaml
 from scipy import stats
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.experiment import runner
 from siglip_flowers.experiment.__main__ import main
-from siglip_flowers.experiment.analysis import analyse, measure_run
+from siglip_flowers.experiment.analysis import analyze, measure_run
 from siglip_flowers.experiment.conclusion import draw_conclusion
 from siglip_flowers.experiment.plan import Run, check_runs, is_finished, run_options
 from siglip_flowers.experiment.report import write_report
@@ -30,10 +30,10 @@ from siglip_flowers.experiment.settings import (
     read_settings,
 )
 from siglip_flowers.metrics.statistics import conclude, is_shown, mean_interval, paired_bootstrap
-from siglip_flowers.training.devices import choose_device, count_workers
+from siglip_flowers.runtime.devices import choose_device, count_workers
 
-PICTURES = 400
-IDS = [f"image_{number:05d}" for number in range(PICTURES)]
+IMAGES = 400
+IDS = [f"image_{number:05d}" for number in range(IMAGES)]
 
 
 def make_values(directory: Path, **changes: Any) -> dict[str, Any]:
@@ -71,9 +71,9 @@ def write_run(
 ) -> None:
     """Leave what a finished run leaves."""
     directory.mkdir(parents=True, exist_ok=True)
-    correct = np.zeros(PICTURES, bool) if correct is None else correct
+    correct = np.zeros(IMAGES, bool) if correct is None else correct
     # Rows in an order of their own, as nothing promises one.
-    order = np.random.default_rng(len(str(directory))).permutation(PICTURES)
+    order = np.random.default_rng(len(str(directory))).permutation(IMAGES)
     table = {"image_id": [IDS[row] for row in order], "correct": correct[order]}
     pyarrow.parquet.write_table(pyarrow.table(table), directory / "predictions_test.parquet")
     columns = ["step", "epoch", "train_nll", "validation_nll", "validation_accuracy"]
@@ -208,7 +208,7 @@ class TestPlan:
         for key in ("seed", "shots_seed", "data_seed"):
             assert [each[key] for each in options] == [4, 4]
         assert options[0]["head_learning_rate"] == pytest.approx(3e-3)
-        assert "split_seed" not in options[0]  # the test pictures stay the same over the seeds
+        assert "split_seed" not in options[0]  # the test images stay the same over the seeds
         assert options[0]["output_dir"] != options[1]["output_dir"]
 
     def test_arm_overrides_regime_overrides_base(self, tmp_path):
@@ -242,7 +242,7 @@ class FakeRuns:
         arm = directory.parts[-2]
         good = options["learning_rate"] == self.best[arm]
         # Test accuracy says the opposite, so that looking at it would choose the other rate.
-        correct = np.full(PICTURES, not good)
+        correct = np.full(IMAGES, not good)
         write_run(directory, 0.8 if good else 0.4, correct)
         (directory / "model").mkdir()
         return None
@@ -276,7 +276,7 @@ class TestRunner:
         )
         settings = make_settings(tmp_path)
         execute_runs(settings)
-        cells, _ = analyse(settings)
+        cells, _ = analyze(settings)
         assert {cell.learning_rate for row in cells.values() for cell in row.values()} == {1e-4}
 
     def test_stopped_experiment_goes_on(self, tmp_path, fake_runs, capsys):
@@ -311,7 +311,7 @@ class TestRunner:
             execute_runs(settings)
         assert len(fake_runs.asked) == 14
         with pytest.raises(RunError, match="seed 4 cannot be read"):
-            analyse(settings)
+            analyze(settings)
 
     def test_finished_runs_left_with_weights_are_tidied(self, tmp_path, fake_runs):
         settings = make_settings(tmp_path)
@@ -323,12 +323,12 @@ class TestRunner:
 def fill(
     settings: ExperimentSettings, accuracy: dict[str, list[float]], spread: float = 0.0
 ) -> None:
-    """Leave finished runs: pictures are right from the first on, as many as the accuracy says."""
+    """Leave finished runs: images are right from the first on, as many as the accuracy says."""
     for arm, values in accuracy.items():
         for regime in settings.regimes:
             for seed, value in zip(settings.seeds, values, strict=True):
                 for rate in settings.learning_rates:
-                    correct = np.arange(PICTURES) < round(value * PICTURES)
+                    correct = np.arange(IMAGES) < round(value * IMAGES)
                     write_run(
                         Run(regime, arm, rate, seed).directory(settings),
                         validation_accuracy=0.7,
@@ -341,7 +341,7 @@ class TestAnalysis:
     def test_known_figures(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]})
-        cells, comparisons = analyse(settings)
+        cells, comparisons = analyze(settings)
         cell = cells["full"]["sig"]
         expected = mean_interval([0.60, 0.63, 0.63])
         got = cell.over_seeds["test_accuracy"]
@@ -362,7 +362,7 @@ class TestAnalysis:
     def test_p_is_corrected_over_all_comparisons(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]})
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         both = [row["sig"] for row in comparisons.values()]
         assert [item.corrected_p for item in both] == pytest.approx(
             [2 * item.accuracy.p_value for item in both]
@@ -371,19 +371,19 @@ class TestAnalysis:
     def test_no_difference_says_so(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.50, 0.52, 0.54]})
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         sentences = draw_conclusion(settings, comparisons)
         assert sentences[0].startswith("No difference shown: sig minus ce is 0.0 points")
-        assert "with 1 training picture a class" in sentences[0]
+        assert "with 1 training image a class" in sentences[0]
         assert "on the whole training split" in sentences[1]
         assert "is not shown" in sentences[2]
         assert "no difference in accuracy is shown" in sentences[2]
 
     def test_difference_of_one_seed_in_three_is_not_claimed(self, tmp_path):
-        # The pictures alone are convincing, the seeds are not.
+        # The images alone are convincing, the seeds are not.
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.30, 0.30, 0.30], "sig": [0.35, 0.33, 0.75]})
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         comparison = comparisons["full"]["sig"]
         assert comparison.accuracy.low > 0
         assert comparison.over_seeds.low < 0
@@ -395,7 +395,7 @@ class TestAnalysis:
     def test_claim_is_shown_when_both_parts_are(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]}, spread=0.5)
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         verdict = draw_conclusion(settings, comparisons)[2]
         assert "more steadily, is shown on the whole training split" in verdict
         assert "rises by 10.0 points, which is more than claimed" in verdict
@@ -404,7 +404,7 @@ class TestAnalysis:
     def test_gain_without_steadiness_is_part_of_the_claim(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]})
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         verdict = draw_conclusion(settings, comparisons)[2]
         assert "is shown in part" in verdict
         assert "no difference in the steadiness" in verdict
@@ -412,20 +412,20 @@ class TestAnalysis:
     def test_loss_is_no_gain(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.60, 0.63, 0.63], "sig": [0.50, 0.52, 0.54]})
-        _, comparisons = analyse(settings)
+        _, comparisons = analyze(settings)
         sentences = draw_conclusion(settings, comparisons)
         assert sentences[1].startswith("Sig falls short of ce by 10.0 points")
         assert "is not shown" in sentences[2]
         assert "accuracy falls by 10.0 points" in sentences[2]
 
-    def test_other_test_pictures_are_refused(self, tmp_path):
+    def test_other_test_images_are_refused(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.5] * 3, "sig": [0.5] * 3})
         path = Run("full", "sig", 1e-4, 4).directory(settings) / "predictions_test.parquet"
         table = pyarrow.table({"image_id": ["other"], "correct": [True]})
         pyarrow.parquet.write_table(table, path)
         with pytest.raises(RunError, match="'sig' and the baseline were tested on different"):
-            analyse(settings)
+            analyze(settings)
 
     def test_start_is_no_part_of_the_curve(self):
         splits = {name: {"accuracy": 0.5, "f1_macro": 0.5} for name in ("train", "validation")}
@@ -460,7 +460,7 @@ class TestReport:
     def test_every_file_is_written(self, tmp_path):
         settings = make_settings(tmp_path)
         fill(settings, {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]}, spread=0.5)
-        sentences = write_report(settings, *analyse(settings), command="the command")
+        sentences = write_report(settings, *analyze(settings), command="the command")
         out = settings.directory
         for name in ("loss_siglip", "loss_baseline", "accuracy", "shots"):
             assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -488,7 +488,7 @@ class TestReport:
     def test_one_seed_has_no_interval(self, tmp_path):
         settings = make_settings(tmp_path, seeds=[3])
         fill(settings, {"ce": [0.5], "sig": [0.6]})
-        sentences = write_report(settings, *analyse(settings), command="")
+        sentences = write_report(settings, *analyze(settings), command="")
         assert sentences[0].startswith("No difference shown")
         assert (
             json.loads((settings.directory / "results.json").read_text())["comparisons"]["1"][
@@ -556,7 +556,7 @@ class TestRealRuns:
         kept = {"metrics.json", "history.csv", "config.yaml", "predictions_test.parquet"}
         for run in runs:
             assert {path.name for path in run.iterdir()} == kept
-        # Another seed trains on other pictures and is tested on the same ones.
+        # Another seed trains on other images and is tested on the same ones.
         ids = [
             pyarrow.parquet.read_table(run / "predictions_test.parquet")["image_id"].to_pylist()
             for run in runs

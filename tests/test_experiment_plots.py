@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from siglip_flowers.errors import RunError
-from siglip_flowers.evaluation import experiment_plots
-from siglip_flowers.evaluation.experiment_plots import (
-    COLOURS,
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.experiment import plots as experiment_plots
+from siglip_flowers.experiment.plots import (
+    COLORS,
     MARKERS,
     Curve,
     plot_accuracy_curves,
@@ -110,7 +110,7 @@ class TestLossBand:
 
 
 class TestAccuracyCurves:
-    def test_arms_in_per_cent_with_own_colours_and_markers(self, tmp_path, drawn):
+    def test_arms_in_per_cent_with_own_colors_and_markers(self, tmp_path, drawn):
         arms = {f"arm {i}": [(EPOCHS, np.full(5, 0.1 * i))] * 2 for i in range(1, 6)}
         plot_accuracy_curves(arms, tmp_path / "accuracy.png", "Accuracy")
         lines = drawn[0].axes[0].get_lines()
@@ -192,10 +192,10 @@ class TestFile:
     def test_is_a_png_wide_enough_for_a_readme_and_nothing_else_is_left(self, tmp_path):
         path = tmp_path / "new" / "folder" / "loss.png"
         plot_loss_band(_make_curves(1.0, 2.0), path, "Loss")
-        with Image.open(path) as picture:
-            picture.load()
-            assert picture.format == "PNG"
-            assert picture.width == 1200
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert image.width == 1200
         assert [p.name for p in path.parent.iterdir()] == ["loss.png"]
 
     def test_equal_data_give_equal_bytes(self, tmp_path):
@@ -226,7 +226,7 @@ class TestFile:
         plot_shots({name: {"1": [0.5]}}, tmp_path / "shots.png", name)
         assert _legend_labels(drawn[0]) == [name]
 
-    def test_long_names_stay_on_the_picture(self, tmp_path, drawn):
+    def test_long_names_stay_on_the_image(self, tmp_path, drawn):
         name = "an arm with a name of many words " * 4
         arms = {f"{i} {name}": [(EPOCHS, EPOCHS / 10)] for i in range(2)}
         plot_accuracy_curves(arms, tmp_path / "accuracy.png", name)
@@ -238,7 +238,7 @@ class TestFile:
 
     def test_pyplot_is_never_imported(self):
         code = (
-            "import sys, siglip_flowers.evaluation.experiment_plots;"
+            "import sys, siglip_flowers.experiment.plots;"
             "sys.exit('matplotlib.pyplot' in sys.modules)"
         )
         root = str(experiment_plots.Path(__file__).resolve().parents[1])
@@ -246,5 +246,5 @@ class TestFile:
 
 
 def test_palette_pairs_repeat_only_after_all_combinations():
-    pairs = {(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i in range(56)}
+    pairs = {(COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i in range(56)}
     assert len(pairs) == 56

@@ -14,20 +14,20 @@ from transformers import (
 )
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
-from siglip_flowers.commands.export import main as export
-from siglip_flowers.errors import RunError
-from siglip_flowers.exporting import onnx_file
-from siglip_flowers.exporting.check import compare_accuracy, compare_logits
-from siglip_flowers.exporting.inputs import draw_pictures, name_inputs, prepare_pictures
-from siglip_flowers.exporting.onnx_file import OnnxClassifier, write_onnx
-from siglip_flowers.exporting.program import load_program, trace_program
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.export import onnx_file
+from siglip_flowers.export.check import compare_accuracy, compare_logits
+from siglip_flowers.export.command import main as export
+from siglip_flowers.export.inputs import draw_images, name_inputs, prepare_images
+from siglip_flowers.export.onnx_file import OnnxClassifier, write_onnx
+from siglip_flowers.export.program import load_program, trace_program
 from siglip_flowers.model.loading import load_classifier, load_image_processor
-from tests.small_runs import CLASSES, draw_picture, make_checkpoint, make_folder
+from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Saved classifiers by pooling, map with normalised features."""
+    """Saved classifiers by pooling, map with normalized features."""
     directory = tmp_path_factory.mktemp("export")
     torch.manual_seed(0)
     checkpoint = make_checkpoint(directory / "checkpoint")
@@ -50,16 +50,14 @@ def onnx_export(models):
     pytest.importorskip("onnxscript")
     output = models / "onnx"
     options = ["--model", str(models / "map"), "--format", "onnx", "--output", str(output)]
-    options += ["--int8", "static", "--calibration_pictures", "9"]
+    options += ["--int8", "static", "--calibration_images", "9"]
     assert export([*options, "--data_dir", str(models / "data")]) == 0
     return output
 
 
-def original_logits(model, pictures):
+def original_logits(model, images):
     """Logits by transformers' own processor and the model itself."""
-    inputs = AutoImageProcessor.from_pretrained(model, use_fast=False)(
-        pictures, return_tensors="pt"
-    )
+    inputs = AutoImageProcessor.from_pretrained(model, use_fast=False)(images, return_tensors="pt")
     with torch.no_grad():
         return inputs["pixel_values"], SiglipClassifier.from_pretrained(model)(**inputs).logits
 
@@ -68,13 +66,13 @@ def original_logits(model, pictures):
 def test_onnx_gives_the_logits_of_the_original(models, onnx_export, count):
     import onnxruntime
 
-    pixels, expected = original_logits(models / "map", draw_pictures(count))
+    pixels, expected = original_logits(models / "map", draw_images(count))
     session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
     (logits,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
-def test_the_onnx_file_says_how_pictures_are_prepared(models, onnx_export):
+def test_the_onnx_file_says_how_images_are_prepared(models, onnx_export):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
@@ -82,27 +80,27 @@ def test_the_onnx_file_says_how_pictures_are_prepared(models, onnx_export):
     assert json.loads(facts["class_names"]) == list(CLASSES)
     preprocessing = json.loads(facts["preprocessing"])
     assert preprocessing["size"] == {"height": 16, "width": 16}
-    picture = draw_pictures(1)[0]
+    image = draw_images(1)[0]
     side = preprocessing["size"]["width"]
-    resized = picture.resize((side, side), Image.Resampling[preprocessing["resample"].upper()])
+    resized = image.resize((side, side), Image.Resampling[preprocessing["resample"].upper()])
     pixels = np.asarray(resized) * preprocessing["rescale_factor"]
     pixels = ((pixels - preprocessing["mean"]) / preprocessing["std"]).transpose(2, 0, 1)
-    expected, _ = original_logits(models / "map", [picture])
+    expected, _ = original_logits(models / "map", [image])
     np.testing.assert_allclose(pixels[None], expected, atol=1e-6)
     assert [axis.shape for axis in session.get_inputs()] == [["batch", 3, 16, 16]]
     assert [axis.shape for axis in session.get_outputs()] == [["batch", 3]]
 
 
-def test_int8_is_measured_on_the_test_pictures(models, onnx_export):
+def test_int8_is_measured_on_the_test_images(models, onnx_export):
     facts = json.loads((onnx_export / "export.json").read_text())
     assert facts["largest_difference"] <= 1e-4
     figures = facts["int8"]["test"]
     assert figures["n"] == 12
     assert figures["accuracy_loss"] == pytest.approx(figures["accuracy"] - figures["accuracy_int8"])
-    assert facts["int8"]["calibration_pictures"] == 9
-    # Pictures like those that set the scales.
-    pictures = [Image.open(path) for path in sorted((models / "data" / "test").rglob("*.png"))]
-    pixels, _ = original_logits(models / "map", pictures)
+    assert facts["int8"]["calibration_images"] == 9
+    # Images like those that set the scales.
+    images = [Image.open(path) for path in sorted((models / "data" / "test").rglob("*.png"))]
+    pixels, _ = original_logits(models / "map", images)
     exact = OnnxClassifier(onnx_export / "model.onnx")(pixels)
     rounded = OnnxClassifier(onnx_export / facts["int8"]["file"])(pixels)
     assert not torch.equal(exact, rounded)
@@ -117,7 +115,7 @@ def test_an_exported_program_carries_its_facts_and_any_batch(models, capsys):
     assert "logits differ" in capsys.readouterr().out
     program, facts = load_program(output / "model.pt2")
     for count in (1, 2, 7):
-        pixels, expected = original_logits(models / "map", draw_pictures(count))
+        pixels, expected = original_logits(models / "map", draw_images(count))
         torch.testing.assert_close(program(pixels), expected, atol=1e-4, rtol=0)
     assert facts["class_names"] == list(CLASSES)
     # Not overwritten unasked.
@@ -132,10 +130,10 @@ def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path):
     assert json.loads((output / "config.json").read_text())["architectures"] == [
         "SiglipForImageClassification"
     ]
-    draw_picture(tmp_path / "picture.png", "aster", 1)
-    picture = str(tmp_path / "picture.png")
+    draw_image(tmp_path / "image.png", "aster", 1)
+    image = str(tmp_path / "image.png")
     native, ours = (
-        pipeline("image-classification", model=str(path), device="cpu")(picture)
+        pipeline("image-classification", model=str(path), device="cpu")(image)
         for path in (output, models / "mean")
     )
     assert [row["label"] for row in native] == [row["label"] for row in ours]
@@ -219,7 +217,7 @@ def test_naflex_models_are_exported_with_their_three_inputs(tmp_path):
     model = SiglipClassifier(SiglipClassifierConfig(config, id2label=names)).eval()
     names = name_inputs(model)
     processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
-    inputs = prepare_pictures(draw_pictures(6), processor, names)
+    inputs = prepare_images(draw_images(6), processor, names)
     program = trace_program(model, names, inputs)
     assert compare_logits(model, program.module(), names, inputs) <= 1e-4
     write_onnx(program, names, tmp_path / "model.onnx", {"format": "onnx"})

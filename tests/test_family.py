@@ -27,8 +27,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, resize_picture
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.freezing import locate_parameters
@@ -39,7 +39,7 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_text_tower
-from tests.small_flowers import read_pictures
+from tests.small_flowers import read_images
 
 NAMES = ["rose", "tulip", "daisy"]
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -54,7 +54,7 @@ TOWERS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A published checkpoint: ``size`` is the picture's side, or the patches of NaFlex."""
+    """A published checkpoint: ``size`` is the image's side, or the patches of NaFlex."""
 
     name: str
     tower: str
@@ -186,7 +186,7 @@ def write_checkpoint(shape: Shape, folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def photograph(flowers_dir):
     """A photograph that is wider than high."""
-    return read_pictures(flowers_dir, 1)[0].resize((96, 64))
+    return read_images(flowers_dir, 1)[0].resize((96, 64))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
@@ -204,7 +204,7 @@ def test_published_shape_loads_weight_for_weight(shape, photograph, tmp_path):
     processor = load_image_processor(str(tmp_path))
     own_class = Siglip2ImageProcessorPil if shape.naflex else SiglipImageProcessorPil
     assert type(processor) is own_class
-    pixels = resize_picture(photograph, get_picture_size(processor), processor.resample)[None]
+    pixels = resize_image(photograph, get_image_size(processor), processor.resample)[None]
     inputs = PixelNormalizer(processor).prepare(pixels)
     expected_inputs = own_class.from_pretrained(tmp_path)(photograph, return_tensors="pt")
     for name, value in expected_inputs.items():
@@ -306,7 +306,7 @@ def test_saved_classifier_exports_and_runs_like_transformers_own(name, photograp
         read_back = load_saved_classifier(str(saved))
         torch.testing.assert_close(read_back(**inputs).logits, expected, **CLOSE)
     again = load_image_processor(str(saved))
-    pixels = resize_picture(photograph, get_picture_size(again), again.resample)[None]
+    pixels = resize_image(photograph, get_image_size(again), again.resample)[None]
     engine = InferenceEngine(read_back, again, device=torch.device("cpu"))
     torch.testing.assert_close(engine.classify(pixels), expected, **CLOSE)
 
@@ -368,7 +368,7 @@ def relabel(folder, *, as_naflex):
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_fixed_resolution_weights_labelled_naflex_are_refused(fixed, pooling):
+def test_fixed_resolution_weights_labeled_naflex_are_refused(fixed, pooling):
     relabel(fixed, as_naflex=True)
     with pytest.raises(
         InputError,
@@ -379,7 +379,7 @@ def test_fixed_resolution_weights_labelled_naflex_are_refused(fixed, pooling):
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_naflex_weights_labelled_fixed_resolution_are_refused(naflex, pooling):
+def test_naflex_weights_labeled_fixed_resolution_are_refused(naflex, pooling):
     relabel(naflex, as_naflex=False)
     with pytest.raises(
         InputError,
@@ -389,7 +389,7 @@ def test_naflex_weights_labelled_fixed_resolution_are_refused(naflex, pooling):
         load_classifier(str(naflex), NAMES, pooling=pooling)
 
 
-def test_a_saved_classifier_relabelled_is_refused(naflex, tmp_path):
+def test_a_saved_classifier_relabeled_is_refused(naflex, tmp_path):
     load_classifier(str(naflex), NAMES).save_pretrained(tmp_path / "saved")
     change_config(
         tmp_path / "saved",
@@ -435,14 +435,14 @@ def test_the_other_kinds_image_processor_is_refused(fixed, naflex):
 
 
 def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
-    pictures = {}
+    images = {}
     for folder in (fixed, naflex):
         processor = load_image_processor(str(folder))
-        pictures[folder] = dict(processor(photograph, return_tensors="pt"))
+        images[folder] = dict(processor(photograph, return_tensors="pt"))
     with pytest.raises(InputError, match="The model is a fixed-resolution SigLIP, and its inputs"):
-        load_classifier(str(fixed), NAMES)(**pictures[naflex])
+        load_classifier(str(fixed), NAMES)(**images[naflex])
     with pytest.raises(InputError, match="The model is a NaFlex SigLIP 2, and its inputs"):
-        load_classifier(str(naflex), NAMES)(**pictures[fixed])
+        load_classifier(str(naflex), NAMES)(**images[fixed])
 
 
 @pytest.mark.parametrize("config", [CLIPVisionConfig(), Dinov2Config()])
@@ -455,7 +455,7 @@ def test_another_family_is_refused_by_its_name(config, fixed):
         load_image_processor(str(fixed))
 
 
-def test_another_familys_weights_labelled_siglip_are_refused(fixed):
+def test_another_familys_weights_labeled_siglip_are_refused(fixed):
     """A class token shows in the position embeddings, missing biases in their absence."""
     path = fixed / "model.safetensors"
     weights = load_file(path)

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from siglip_flowers.commands import train as train_command
+from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
+from siglip_flowers.runtime.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 from siglip_flowers.training import build, run
 from siglip_flowers.training.checkpoints import list_checkpoints
-from siglip_flowers.training.failures import explain_write_failure, is_lost_process
 from siglip_flowers.training.objectives import build_cross_entropy
-from siglip_flowers.training.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -42,9 +42,9 @@ def _one_thread_and_own_determinism():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny checkpoint, and 33 training pictures: epochs of 9 steps."""
+    """A tiny checkpoint, and 33 training images: epochs of 9 steps."""
     root = tmp_path_factory.mktemp("inputs")
-    return make_checkpoint(root / "checkpoint"), make_folder(root / "pictures", train=11)
+    return make_checkpoint(root / "checkpoint"), make_folder(root / "images", train=11)
 
 
 @pytest.fixture
@@ -415,7 +415,7 @@ def test_the_command_ends_with_the_code_of_a_preemption_whenever_the_signal_come
 
 
 def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
-    # Raised inside an extension's initialisation it would abort the process.
+    # Raised inside an extension's initialization it would abort the process.
     (tmp_path / "module_that_is_hit.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGUSR1)\nwhole = True\n"
     )

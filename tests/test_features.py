@@ -5,17 +5,17 @@ import pytest
 import torch
 
 from siglip_flowers.config import AugmentationArguments, DataArguments, FlowersTrainingArguments
-from siglip_flowers.data.array_cache import locate_cache
-from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.data.pixels import PixelDataset
-from siglip_flowers.evaluation.predict import extract_features
-from siglip_flowers.model.loading import load_classifier, load_image_processor
-from siglip_flowers.training.features import (
+from siglip_flowers.data.augmentation.images import BatchAugmenter
+from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.pixels.tensors import PixelDataset
+from siglip_flowers.evaluation.features import (
     FeatureDataset,
     FeatureExtractor,
     digest_weights,
     list_poolings,
 )
+from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
 
 NAMES = [str(label) for label in range(4)]
@@ -34,7 +34,7 @@ def processor(nano_dir):
 
 @pytest.fixture
 def build(nano_dir, processor, tmp_path):
-    """Build an extractor with a cache of its own, and count the pictures its tower sees."""
+    """Build an extractor with a cache of its own, and count the images its tower sees."""
 
     def build(pooling="map", change=None, cache="cache", **options):
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
@@ -77,7 +77,7 @@ def test_a_tower_without_attention_pooling_gives_the_mean_alone(build, rows):
     np.testing.assert_allclose(features[:, 0], build().open(rows, "train")[:, 1], atol=2e-5)
 
 
-def test_every_picture_is_encoded_once_and_never_again(build, rows):
+def test_every_image_is_encoded_once_and_never_again(build, rows):
     first = build()
     features = first.open(rows, "train")
     assert sum(first.seen) == first.encoded == len(rows)
@@ -87,7 +87,7 @@ def test_every_picture_is_encoded_once_and_never_again(build, rows):
     assert extractor.seen == []
 
 
-def test_other_weights_pictures_or_precision_are_encoded_anew(build, rows):
+def test_other_weights_images_or_precision_are_encoded_anew(build, rows):
     features = build().open(rows, "train")
 
     def change(model):
@@ -133,9 +133,9 @@ def test_a_view_is_what_training_would_show_in_the_step_of_its_number(build, row
     augmenter = BatchAugmenter(AugmentationArguments(crop_min_scale=0.4), 64, 4, seed=3)
     options = {"augmenter": augmenter, "pixel_size": 74}
     views = [extractor.open(rows, "a view", view=view, **options) for view in range(2)]
-    pictures = list(PixelDataset(rows, 74, processor.resample))
-    pixels = torch.stack([item["pixel_values"] for item in pictures])
-    labels = torch.tensor([item["labels"] for item in pictures])
+    images = list(PixelDataset(rows, 74, processor.resample))
+    pixels = torch.stack([item["pixel_values"] for item in images])
+    labels = torch.tensor([item["labels"] for item in images])
     varied, _ = augmenter(pixels, labels, np.arange(20), 1)
     with torch.no_grad():
         expected = extractor.model.extract_features(extractor.normalizer(varied))
@@ -202,7 +202,7 @@ def test_rows_go_through_all_views_in_as_many_epochs():
     assert len(set(seen[0])) == 4
 
 
-def test_memory_that_runs_out_loses_no_picture(build, rows):
+def test_memory_that_runs_out_loses_no_image(build, rows):
     expected = build(batch_size=8, cache="whole").open(rows, "train")
     extractor = build(batch_size=8)
 

@@ -7,8 +7,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoTokenizer, SiglipModel
 
+from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import canonicalize
 from siglip_flowers.evaluation.predict import extract_features
-from siglip_flowers.labels import FLOWER_NAMES
 from siglip_flowers.model.heads import (
     set_calibration,
     set_probe_head,
@@ -17,8 +18,7 @@ from siglip_flowers.model.heads import (
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from siglip_flowers.model.probe_solvers import PROBE_ITERATIONS, PROBE_STRENGTHS
 from siglip_flowers.model.text_head import load_calibration, zero_shot_head
-from siglip_flowers.prompts import canonicalize
-from tests.small_flowers import build_flowers, draw_pixel_values, read_pictures
+from tests.small_flowers import build_flowers, draw_pixel_values, read_images
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TEMPLATES = ["a photo of a {}.", "{}"]
@@ -33,10 +33,10 @@ def nano(nano_dir):
 @torch.no_grad()
 def test_text_head_is_siglips_own_zero_shot_classifier(nano, flowers_dir, head):
     names = list(FLOWER_NAMES[:12])
-    pictures = read_pictures(flowers_dir, 6)
-    pixels = load_image_processor(nano)(pictures, return_tensors="pt")["pixel_values"]
+    images = read_images(flowers_dir, 6)
+    pixels = load_image_processor(nano)(images, return_tensors="pt")["pixel_values"]
     model = load_classifier(nano, names, head=head, normalize_features=True, activation="sigmoid")
-    # The features of a cosine head are normalised either way.
+    # The features of a cosine head are normalized either way.
     set_text_head(model, zero_shot_head(nano, names, TEMPLATES[:1]))
     siglip = SiglipModel.from_pretrained(nano).eval()
     tokens = AutoTokenizer.from_pretrained(nano)(
@@ -140,7 +140,7 @@ def test_probe_gives_sklearns_decision_function_on_standardised_features(
     )
 
 
-def test_probe_is_far_better_than_chance_on_pictures_it_has_not_seen(nano, flowers_dir):
+def test_probe_is_far_better_than_chance_on_images_it_has_not_seen(nano, flowers_dir):
     data = build_flowers(flowers_dir, classes=8, train=16, validation=5, test=10)
     model = load_classifier(nano, data.class_names)
     processor = load_image_processor(nano)

@@ -25,34 +25,34 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import predict as predict_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
+from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.data import load_flowers
-from siglip_flowers.data.archive import unpack_pictures
 from siglip_flowers.data.inspection import examine_image
-from siglip_flowers.data.oxford import IMAGE_COUNT, read_labels
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.evaluation.examples import save_examples
+from siglip_flowers.data.sources.archive import unpack_images
+from siglip_flowers.data.sources.oxford import IMAGE_COUNT, read_labels
 from siglip_flowers.inference.output import format_csv_lines
-from siglip_flowers.inference.reading import PictureReader
+from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
     load_saved_classifier,
 )
 from siglip_flowers.model.text_head import load_text_tower
-from siglip_flowers.parsing import read_yaml
+from siglip_flowers.plots.examples import save_examples
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import FlowersTrainer
-from tests.fuzz.mutations import DOCUMENTS, EPS, PICTURE_NAMES, make_tar
+from tests.fuzz.mutations import DOCUMENTS, EPS, IMAGE_NAMES, make_tar
 from tests.fuzz.readers import READ, Reader, make_readers, time_limit
-from tests.small_runs import CLASSES, draw_picture, make_checkpoint, make_folder, small_options
+from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder, small_options
 
 EXAMPLES = {
-    **{"archive": 40, "mat": 60, "yaml": 40, "picture": 120},
+    **{"archive": 40, "mat": 60, "yaml": 40, "image": 120},
     **{"weights": 10, "config.json": 10, "preprocessor_config.json": 15},
 }
 CLASS_NAMES = (
@@ -112,13 +112,13 @@ def test_the_files_that_are_damaged_are_whole_ones(readers, tmp_path):
     # Or nothing but refusals would be fuzzed.
     from tests.fuzz import mutations
 
-    assert sum(readers["mat"][1](content, tmp_path) == READ for content in make_whole_mats()) == 6
-    pictures = [readers["picture"][1](content, tmp_path) for content in mutations.make_pictures()]
-    assert pictures.count(READ) == len(pictures) - 1  # all but EPS
+    assert sum(readers["mat"][1](content, tmp_path) == READ for content in make_valid_mats()) == 6
+    images = [readers["image"][1](content, tmp_path) for content in mutations.make_images()]
+    assert images.count(READ) == len(images) - 1  # all but EPS
     assert readers["yaml"][1](mutations.WHOLE_YAML, tmp_path) == READ
 
 
-def make_whole_mats() -> list[bytes]:
+def make_valid_mats() -> list[bytes]:
     from tests.fuzz import mutations
 
     return mutations.make_mats()
@@ -131,7 +131,7 @@ def refuse_archive(content: bytes, tmp_path: Path, message: str, limit: int = 1 
     path = tmp_path / "102flowers.tgz"
     path.write_bytes(content)
     with time_limit(60), pytest.raises(RunError, match=message) as caught:
-        unpack_pictures(path, tmp_path / "cache", "sum", PICTURE_NAMES, limit)
+        unpack_images(path, tmp_path / "cache", "sum", IMAGE_NAMES, limit)
     assert str(path) in str(caught.value)
     assert list((tmp_path / "cache").rglob("*.jpg")) == []
 
@@ -146,7 +146,7 @@ def test_an_entry_longer_than_the_archive_is_not_waited_for(tmp_path):
     # tarfile skips it in steps of a megabyte, however many those are.
     tar = make_tar([(make_member("other", size=1 << 62), b"")], tarfile.GNU_FORMAT)
     refuse_archive(gzip.compress(tar), tmp_path, "claims to be 4611686018427387904 bytes long")
-    entry = make_member(f"jpg/{PICTURE_NAMES[0]}", size=1 << 40)
+    entry = make_member(f"jpg/{IMAGE_NAMES[0]}", size=1 << 40)
     tar = make_tar([(entry, b"")], tarfile.GNU_FORMAT)
     refuse_archive(gzip.compress(tar), tmp_path, "claims to be 1099511627776 bytes long")
 
@@ -276,12 +276,12 @@ def test_text_that_no_file_name_can_hold_is_refused(tmp_path, capsys, value):
     assert "output_dir is" in capsys.readouterr().err
 
 
-# Pictures
+# Images
 
 
 @pytest.fixture
 def odd_files(tmp_path) -> list[str]:
-    """Things that are called pictures and are none, or would be waited for."""
+    """Things that are called images and are none, or would be waited for."""
     folder = tmp_path / "odd"
     folder.mkdir()
     os.mkfifo(folder / "pipe.jpg")
@@ -294,8 +294,8 @@ def odd_files(tmp_path) -> list[str]:
     return sorted(str(path) for path in folder.iterdir())
 
 
-def test_what_is_no_picture_is_named_and_not_waited_for(odd_files):
-    reader = PictureReader(8, 2, num_workers=1)
+def test_what_is_no_image_is_named_and_not_waited_for(odd_files):
+    reader = ImageReader(8, 2, num_workers=1)
     with time_limit():
         [batch] = reader.read_batches(odd_files, 64)
         findings = [examine_image({"bytes": None, "path": path}) for path in odd_files]
@@ -311,7 +311,7 @@ def test_a_training_folder_with_odd_files_is_refused_with_their_list(odd_files, 
     shutil.move(tmp_path / "odd", folder / "train" / "odd")
     with (
         time_limit(60),
-        pytest.raises(RunError, match="10 of 34 pictures cannot be read") as caught,
+        pytest.raises(RunError, match="10 of 34 images cannot be read") as caught,
     ):
         load_flowers(DataArguments(data_dir=str(folder)))
     assert "pipe.jpg (not a regular file)" in str(caught.value)
@@ -328,7 +328,7 @@ def test_ghostscript_is_never_started(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(EPS)
         assert examine_image({"bytes": None, "path": str(tmp_path / name)}).problem
     assert examine_image({"bytes": EPS, "path": None}).problem == "not an image"
-    [batch] = PictureReader(8, 2, num_workers=1).read_batches([EPS, str(tmp_path / "x.jpg")], 2)
+    [batch] = ImageReader(8, 2, num_workers=1).read_batches([EPS, str(tmp_path / "x.jpg")], 2)
     assert all(batch.problems)
     assert not trace.exists()
 
@@ -365,7 +365,7 @@ def test_bombs_are_refused_in_little_memory(content):
     tracemalloc.start()
     with time_limit():
         finding = examine_image({"bytes": content, "path": None})
-        [batch] = PictureReader(8, 2, num_workers=1).read_batches([content], 1)
+        [batch] = ImageReader(8, 2, num_workers=1).read_batches([content], 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert finding.problem
@@ -576,7 +576,7 @@ def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, 
 
 def save_named_data(directory: Path, names: list[str], label: object) -> str:
     generator = np.random.default_rng(0)
-    pictures = {
+    images = {
         split: [
             PillowImage.fromarray(generator.integers(0, 256, (16, 16, 3), dtype=np.uint8))
             for _ in names
@@ -588,7 +588,7 @@ def save_named_data(directory: Path, names: list[str], label: object) -> str:
     data = DatasetDict(
         {
             split: Dataset.from_dict({"image": rows, "label": labels}, features=features)
-            for split, rows in pictures.items()
+            for split, rows in images.items()
         }
     )
     data.save_to_disk(directory)
@@ -669,21 +669,21 @@ def test_labels_that_a_spreadsheet_would_compute_are_quoted():
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn_as_they_are(tmp_path):
-    pictures = [PillowImage.new("RGB", (8, 8))] * len(CLASS_NAMES)
-    sure = [0.5] * len(pictures)
-    paths = save_examples(pictures, CLASS_NAMES, CLASS_NAMES, sure, tmp_path, "$t$ \x1b <b>")
+    images = [PillowImage.new("RGB", (8, 8))] * len(CLASS_NAMES)
+    sure = [0.5] * len(images)
+    paths = save_examples(images, CLASS_NAMES, CLASS_NAMES, sure, tmp_path, "$t$ \x1b <b>")
     assert all(PillowImage.open(path).height < 4000 for path in paths)
 
 
 def test_a_list_of_file_names_may_hold_any_bytes(checkpoint, tmp_path, monkeypatch, capsys):
     load_classifier(str(checkpoint), CLASSES).save_pretrained(tmp_path / "model")
     load_image_processor(str(checkpoint)).save_pretrained(tmp_path / "model")
-    draw_picture(tmp_path / "good.png", "aster", 1)
+    draw_image(tmp_path / "good.png", "aster", 1)
     odd = os.fsencode(tmp_path) + b"/\xff.png"
     shutil.copy(tmp_path / "good.png", odd)
     lines = io.TextIOWrapper(io.BytesIO(odd + b"\nmissing\xfe.png\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", lines)
     assert predict_command.main(["-", "--json", "--model", str(tmp_path / "model")]) == 1
     out, err = capsys.readouterr()
-    assert os.fsencode(json.loads(out)["picture"]) == odd
+    assert os.fsencode(json.loads(out)["image"]) == odd
     assert "missing\\udcfe.png" in err

@@ -1,4 +1,4 @@
-"""The Python interface: as the pipeline of transformers, whatever kind of picture is given."""
+"""The Python interface: as the pipeline of transformers, whatever kind of image is given."""
 
 import io
 import threading
@@ -11,21 +11,21 @@ from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel, pipeline
 
 from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config.precision import computes_bfloat16
-from siglip_flowers.data.pixels import PixelNormalizer, resize_picture
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
 from siglip_flowers.evaluation.predict import extract_features, predict_logits
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.precision import choose_attention, resolve_device, resolve_dtype
-from siglip_flowers.inference.prefetch import map_ahead
-from siglip_flowers.inference.reading import PictureReader
-from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
     load_saved_classifier,
 )
-from tests.small_flowers import build_flowers, read_pictures
+from siglip_flowers.runtime.precision import choose_attention, resolve_device, resolve_dtype
+from siglip_flowers.runtime.prefetch import map_ahead
+from tests.small_flowers import build_flowers, read_images
 from tests.small_runs import CLASSES, make_checkpoint
 
 CPU = torch.device("cpu")
@@ -67,13 +67,13 @@ def nano_model(nano_dir, tmp_path_factory):
 def photograph_paths(flowers_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("photographs")
     paths = []
-    for number, picture in enumerate(read_pictures(flowers_dir, 40)):
+    for number, image in enumerate(read_images(flowers_dir, 40)):
         paths.append(str(directory / f"{number:03d}.png"))
-        picture.save(paths[-1])
+        image.save(paths[-1])
     return paths
 
 
-def colour(value, size=(20, 12), mode="RGB"):
+def color(value, size=(20, 12), mode="RGB"):
     return Image.new(mode, size, value)
 
 
@@ -105,7 +105,7 @@ def test_labels_and_scores_are_the_pipelines(nano_dir, photograph_paths, tmp_pat
 
 def test_every_kind_of_source_gives_the_same(small, tmp_path):
     image = read_gradient()
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     image.save(path)
     sources = [path, str(path), image, np.asarray(image), path.read_bytes(), Image.open(path)]
     results = small(sources)
@@ -123,10 +123,10 @@ def read_gradient() -> Image.Image:
 
 
 def test_top_k_is_bounded_by_the_classes(small):
-    assert len(small(colour("red"), top_k=50)) == len(CLASSES)
-    assert len(small(colour("red"), top_k=1)) == 1
+    assert len(small(color("red"), top_k=50)) == len(CLASSES)
+    assert len(small(color("red"), top_k=1)) == 1
     with pytest.raises(InputError, match="--top_k is 0"):
-        small(colour("red"), top_k=0)
+        small(color("red"), top_k=0)
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (5, 4), (9, 16), (64, 3)])
@@ -135,7 +135,7 @@ def test_order_is_kept_with_many_threads(small_model, batch_size, num_workers):
         small_model, dtype="float32", device="cpu", batch_size=batch_size, num_workers=num_workers
     )
     generator = np.random.default_rng(0)
-    # Large and small pictures in turn, so that threads finish out of order.
+    # Large and small images in turn, so that threads finish out of order.
     arrays = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (400, 8) * 20]
     expected = [classifier(array) for array in arrays]
     assert_same(classifier(arrays), expected, tolerance=1e-6)
@@ -144,7 +144,7 @@ def test_order_is_kept_with_many_threads(small_model, batch_size, num_workers):
     ] * len(arrays)
 
 
-def test_the_same_unread_picture_may_stand_in_a_list_many_times(small, tmp_path):
+def test_the_same_unread_image_may_stand_in_a_list_many_times(small, tmp_path):
     path = tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -153,7 +153,7 @@ def test_the_same_unread_picture_may_stand_in_a_list_many_times(small, tmp_path)
     assert_same(results, [small(path)] * 50, 1e-6)
 
 
-def test_odd_pictures_are_read_as_training_reads_them(small, small_model, tmp_path):
+def test_odd_images_are_read_as_training_reads_them(small, small_model, tmp_path):
     gradient = read_gradient()
     exif = Image.Exif()
     exif[0x0112] = 3
@@ -162,17 +162,17 @@ def test_odd_pictures_are_read_as_training_reads_them(small, small_model, tmp_pa
         "cmyk.jpg": encode(gradient.convert("CMYK"), format="JPEG"),
         "deep.png": encode(deep, format="PNG"),
         "turned.jpg": encode(gradient, format="JPEG", exif=exif),
-        "clear.png": encode(colour((9, 9, 200, 40), mode="RGBA"), format="PNG"),
+        "clear.png": encode(color((9, 9, 200, 40), mode="RGBA"), format="PNG"),
         "palette.gif": encode(gradient.convert("P"), format="GIF"),
         "moving.gif": encode(
-            colour("red"), format="GIF", save_all=True, append_images=[colour("blue")]
+            color("red"), format="GIF", save_all=True, append_images=[color("blue")]
         ),
         "moving.webp": encode(
-            colour("red"),
+            color("red"),
             format="WEBP",
             lossless=True,
             save_all=True,
-            append_images=[colour("blue")],
+            append_images=[color("blue")],
         ),
     }
     processor = load_image_processor(str(small_model))
@@ -180,25 +180,25 @@ def test_odd_pictures_are_read_as_training_reads_them(small, small_model, tmp_pa
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         with Image.open(tmp_path / name) as image:
-            pixels = resize_picture(image, 16, processor.resample)
+            pixels = resize_image(image, 16, processor.resample)
         with torch.no_grad():
             logits = model(pixel_values=PixelNormalizer(processor)(pixels[None])).logits
         expected = dict(zip(CLASSES, logits.softmax(1)[0].tolist(), strict=True))
         found = {row["label"]: row["score"] for row in small(tmp_path / name)}
         assert found == pytest.approx(expected, abs=1e-6), name
-    assert small(tmp_path / "moving.gif") == small(colour("red"))
-    assert small(tmp_path / "moving.webp") == small(colour("red"))
+    assert small(tmp_path / "moving.gif") == small(color("red"))
+    assert small(tmp_path / "moving.webp") == small(color("red"))
 
 
-def test_broken_pictures_are_reported_and_the_others_classified(small, tmp_path, monkeypatch):
+def test_broken_images_are_reported_and_the_others_classified(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     good = encode(read_gradient(), format="JPEG")
     whole = encode(read_gradient().resize((300, 300)), format="PNG")
     sources = {
         "empty.jpg": b"",
-        "text.jpg": b"not a picture",
+        "text.jpg": b"not an image",
         "cut.png": whole[: len(whole) // 2],
-        "bomb.png": encode(colour("red", (1000, 1000)), format="PNG"),
+        "bomb.png": encode(color("red", (1000, 1000)), format="PNG"),
     }
     for name, content in sources.items():
         (tmp_path / name).write_bytes(content)
@@ -209,7 +209,7 @@ def test_broken_pictures_are_reported_and_the_others_classified(small, tmp_path,
     assert [p.source for p in predictions] == given
     problems = [p.problem for p in predictions]
     assert problems[0] == problems[-1] == ""
-    assert problems[1:3] == ["not a picture, or an empty file"] * 2
+    assert problems[1:3] == ["not an image, or an empty file"] * 2
     assert all(problems[1:-1])
     assert "decompression bomb" in problems[4]
     assert problems[5] == "No such file or directory"
@@ -218,7 +218,7 @@ def test_broken_pictures_are_reported_and_the_others_classified(small, tmp_path,
     assert predictions[0].results == predictions[-1].results
     assert_same([predictions[0].results], [small(good)], 1e-6)
     assert all(p.results == [] for p in predictions[1:-1])
-    with pytest.raises(RunError, match=r"7 of 9 pictures cannot be read: .*empty.jpg"):
+    with pytest.raises(RunError, match=r"7 of 9 images cannot be read: .*empty.jpg"):
         small(given)
     skipped = small(given, skip_corrupt_images=True)
     assert [len(row) for row in skipped] == [3, *[0] * 7, 3]
@@ -242,11 +242,11 @@ def test_a_stream_reads_no_further_ahead_than_a_few_batches(small):
     stream.close()
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(small):
+def test_memory_does_not_grow_with_the_number_of_images(small):
     def peak(count: int) -> int:
         tracemalloc.start()
-        pictures = (np.full((64, 64, 3), number % 256, np.uint8) for number in range(count))
-        for _ in small.stream(pictures, top_k=1):
+        images = (np.full((64, 64, 3), number % 256, np.uint8) for number in range(count))
+        for _ in small.stream(images, top_k=1):
             pass
         result = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -274,8 +274,8 @@ def test_map_ahead_keeps_order_and_passes_errors_on():
 
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (7, 3), (20, 10), (33, 16)])
 def test_batches_have_the_size_asked_for(count, batch_size):
-    reader = PictureReader(16, Image.Resampling.BICUBIC, num_workers=3)
-    images = [colour((n, n, n)) for n in range(count)]
+    reader = ImageReader(16, Image.Resampling.BICUBIC, num_workers=3)
+    images = [color((n, n, n)) for n in range(count)]
     batches = list(reader.read_batches(images, batch_size))
     sizes = [len(batch.pixels) for batch in batches]
     assert sizes == [min(batch_size, count - start) for start in range(0, count, batch_size)]
@@ -324,7 +324,7 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_mo
     logits, features = [], []
     for start in range(0, len(rows), 24):
         images = rows[start : start + 24]["image"]
-        pixels = torch.stack([resize_picture(image, 64, processor.resample) for image in images])
+        pixels = torch.stack([resize_image(image, 64, processor.resample) for image in images])
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())
@@ -378,7 +378,7 @@ def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
     options = {"dtype": "float32", "device": "cpu", "batch_size": 16}
     plain = FlowerClassifier.from_pretrained(small_model, **options)
     compiled = FlowerClassifier.from_pretrained(small_model, compile=True, **options)
-    # 40 pictures: the last batch is smaller than what was compiled.
+    # 40 images: the last batch is smaller than what was compiled.
     assert_same(compiled(photograph_paths), plain(photograph_paths))
 
 
@@ -398,7 +398,7 @@ def test_number_formats_and_devices_are_checked(small_model, monkeypatch):
     assert resolve_dtype(torch.bfloat16, CPU) == torch.bfloat16
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(
-            "siglip_flowers.inference.precision.computes_bfloat16", lambda kind, found=native: found
+            "siglip_flowers.runtime.precision.computes_bfloat16", lambda kind, found=native: found
         )
         assert resolve_dtype("auto", CPU) == expected
     assert resolve_dtype("float16", torch.device("cuda")) == torch.float16
@@ -429,7 +429,7 @@ def test_only_trained_classifiers_are_taken(nano_dir):
         FlowerClassifier.from_pretrained(nano_dir)
 
 
-def test_mean_pooling_and_normalised_features_go_through_the_same_engine(tmp_path):
+def test_mean_pooling_and_normalized_features_go_through_the_same_engine(tmp_path):
     config = SiglipVisionConfig(
         hidden_size=16,
         intermediate_size=32,

@@ -24,8 +24,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.training.sharding import choose_wrapped_layers
 from tests.conftest import REPOSITORY
@@ -33,7 +33,7 @@ from tests.launched import CONFIGS, find_port, launch
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 SHIPPED = sorted([*CONFIGS.glob("*.yaml"), REPOSITORY / "accelerate_config.yaml"])
-# 48 pictures in batches of 8 make 6 full steps an epoch, the same pictures in each however many
+# 48 images in batches of 8 make 6 full steps an epoch, the same images in each however many
 # processes share them.
 GLOBAL_BATCH, STEPS, TEST = 8, 12, 15
 SMALL = {
@@ -120,7 +120,7 @@ def test_any_launch_trains_along_the_curve_of_one_process(one, launched, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(one, launched, kind):
-    """15 pictures on 2 or 4 processes in batches of 4: shares of different sizes."""
+    """15 images on 2 or 4 processes in batches of 4: shares of different sizes."""
     directory = launched[kind].output_dir
     found, expected = (
         json.loads((path / "metrics.json").read_text())["splits"] for path in (directory, one)
@@ -171,7 +171,7 @@ def test_every_entry_of_the_cache_is_built_once(launched, kind):
         if change.event == "os.rename" and change.path.parent == run.cache_dir
     )
     assert built == dict.fromkeys(entries, 1)
-    # Two splits and the sample of the training pictures.
+    # Two splits and the sample of the training images.
     assert sum(path.name.startswith("pixels-") for path in entries) == 3
 
 

@@ -17,7 +17,7 @@ from transformers import (
     ViTConfig,
 )
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
@@ -248,7 +248,7 @@ def test_only_a_trained_classifier_is_loaded_as_one(nano_dir, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("pooling", ["map", "mean"])
 @pytest.mark.parametrize("size", [96, 32])
-def test_other_picture_size_interpolates_as_transformers_does(nano_dir, tower, pooling, size):
+def test_other_image_size_interpolates_as_transformers_does(nano_dir, tower, pooling, size):
     model = load_classifier(str(nano_dir), NAMES, pooling=pooling, image_size=size).eval()
     pixels = draw_pixel_values(2, size)
     outputs = tower(pixels, interpolate_pos_encoding=True)
@@ -259,7 +259,7 @@ def test_other_picture_size_interpolates_as_transformers_does(nano_dir, tower, p
     assert model.config.vision_config.image_size == size
 
 
-def test_own_picture_size_leaves_the_position_embeddings_as_they_are(nano_dir, tower):
+def test_own_image_size_leaves_the_position_embeddings_as_they_are(nano_dir, tower):
     model = load_classifier(str(nano_dir), NAMES, image_size=64)
     own = tower.embeddings.position_embedding.weight
     assert torch.equal(model.vision_model.embeddings.position_embedding.weight, own)
@@ -270,7 +270,7 @@ def test_own_picture_size_leaves_the_position_embeddings_as_they_are(nano_dir, t
 @pytest.mark.parametrize(
     "size, remedy", [(100, "use 96 or 104"), (4, r"use 8\.$"), (65, "use 64 or 72")]
 )
-def test_indivisible_picture_size_is_refused(nano_dir, size, remedy):
+def test_indivisible_image_size_is_refused(nano_dir, size, remedy):
     with pytest.raises(InputError, match=f"--image_size is {size}.*patch size 8; {remedy}"):
         load_classifier(str(nano_dir), NAMES, image_size=size)
 

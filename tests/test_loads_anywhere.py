@@ -15,8 +15,8 @@ from transformers import (
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.native import to_native
-from siglip_flowers.publishing.publish import MODELING_FILE
-from siglip_flowers.publishing.remote import modeling_siglip_classifier as remote
+from siglip_flowers.publish.publish import MODELING_FILE
+from siglip_flowers.publish.remote import modeling_siglip_classifier as remote
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}

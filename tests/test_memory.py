@@ -6,12 +6,12 @@ import sys
 import pytest
 import torch
 
-from siglip_flowers.inference.memory import keep_freed_memory
+from siglip_flowers.runtime.memory import keep_freed_memory
 from tests.conftest import REPOSITORY
 
 FAULTS = """
 import resource, sys, torch
-from siglip_flowers.inference.memory import keep_freed_memory
+from siglip_flowers.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory(torch.device("cpu"))
 def work():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.metrics import functions
 from siglip_flowers.metrics.modules import (
     F1,
@@ -283,7 +283,7 @@ def test_compute_metrics_refuses_an_unknown_activation():
         compute_metrics(np.zeros((1, 2)), np.array([0]), "relu")
 
 
-def test_compute_metrics_takes_time_in_proportion_to_the_pictures_at_most():
+def test_compute_metrics_takes_time_in_proportion_to_the_images_at_most():
     random = np.random.default_rng(0)
     logits = random.normal(size=(6144, 102)).astype(np.float32)
     labels = random.integers(0, 102, len(logits))

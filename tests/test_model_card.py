@@ -10,17 +10,17 @@ import scipy.stats
 from huggingface_hub import EvalResult, ModelCard
 from transformers import SiglipVisionConfig
 
-from siglip_flowers.config.publishing import (
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.publish.card import build_card, escape
+from siglip_flowers.publish.figures import compute_intervals
+from siglip_flowers.publish.finished import FinishedRun, Predictions, hide_paths
+from siglip_flowers.publish.options import (
     PublishArguments,
     check_hub_options,
     is_hub_id,
 )
-from siglip_flowers.errors import InputError
-from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.publishing.card import build_card, escape
-from siglip_flowers.publishing.figures import compute_intervals
-from siglip_flowers.publishing.finished import FinishedRun, Predictions, hide_paths
-from siglip_flowers.publishing.settings import choose_settings
+from siglip_flowers.publish.settings import choose_settings
 
 NAMES = ["aster", "clover | *x* <b>_y_", "rose\n# heading"]
 METRICS = (
@@ -45,7 +45,7 @@ def run(tmp_path):
         "data": {
             "source": "oxford",
             "split_protocol": "swapped",
-            "description": "Oxford Flowers102, swapped splits, 6149/1020/60 pictures",
+            "description": "Oxford Flowers102, swapped splits, 6149/1020/60 images",
             "shots": 4,
             "shared_images": [["train", "a", "test", "b"], ["train", "a", "validation", "c"]],
             "skipped_images": {"train": 2, "validation": 0, "test": 0},
@@ -79,7 +79,7 @@ def run(tmp_path):
     )
     settings = {
         "model_name_or_path": "google/siglip-base-patch16-224",
-        "data_dir": "/secret/pictures",
+        "data_dir": "/secret/images",
         "learning_rate": 3e-5,
         "mixup_alpha": 0.2,
         "seed": 3,
@@ -131,9 +131,9 @@ def test_the_text_has_every_section_and_none_is_blank(run):
         assert word not in text
     for fact in ("trust_remote_code=True", "ab12", "NVIDIA H100", "0123abc", "mixup", "seed 3"):
         assert fact in text
-    assert "2 pairs of pictures stand in two splits, 1 of them" in text
-    assert "4 pictures a class" in text
-    assert "2 unreadable pictures" in text
+    assert "2 pairs of images stand in two splits, 1 of them" in text
+    assert "4 images a class" in text
+    assert "2 unreadable images" in text
 
 
 def test_what_is_no_plain_class_is_not_loaded_as_one(run):

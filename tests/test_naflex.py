@@ -1,4 +1,4 @@
-"""NaFlex: patches of pictures at their own aspect ratio, against transformers' own classes."""
+"""NaFlex: patches of images at their own aspect ratio, against transformers' own classes."""
 
 import json
 
@@ -17,29 +17,29 @@ from transformers import (
     pipeline,
 )
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict
 from siglip_flowers.commands.train import main as run_train
 from siglip_flowers.config import AugmentationArguments, DataArguments
-from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.data.naflex import (
+from siglip_flowers.data.augmentation.images import BatchAugmenter
+from siglip_flowers.data.augmentation.patches import PatchAugmenter, check_patch_augmentation
+from siglip_flowers.data.pixels.cache import open_pixels
+from siglip_flowers.data.pixels.patches import (
     PatchBudget,
+    pack_image,
     pack_patches,
-    pack_picture,
     shrink_grids,
     unpack_patches,
 )
-from siglip_flowers.data.patch_augment import PatchAugmenter, check_patch_augmentation
-from siglip_flowers.data.pixel_cache import open_pixels
-from siglip_flowers.data.pixels import (
+from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
     PixelNormalizer,
     collate_pixels,
-    get_picture_size,
+    get_image_size,
     scale_size,
 )
-from siglip_flowers.errors import InputError
 from siglip_flowers.inference.classifier import FlowerClassifier
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.contrastive import load_contrastive
@@ -52,7 +52,7 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_tokenizer, tokenize_prompts, zero_shot_head
-from tests.small_flowers import read_pictures
+from tests.small_flowers import read_images
 from tests.small_runs import CLASSES, make_folder, small_options
 
 NAMES = ["rose", "tulip", "daisy"]
@@ -83,24 +83,24 @@ def checkpoint(nano_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(flowers_dir):
+def images(flowers_dir):
     """Real photographs cut and stretched to many shapes."""
     sizes = [(64, 64), (500, 333), (31, 200), (64, 32), (1, 1), (3, 300), (400, 2), (65, 63)]
-    photographs = read_pictures(flowers_dir, len(sizes))
+    photographs = read_images(flowers_dir, len(sizes))
     return [one.resize(size) for one, size in zip(photographs, sizes, strict=True)]
 
 
-def build_rows(pictures):
+def build_rows(images):
     features = datasets.Features(
         image=datasets.Image(), label=datasets.ClassLabel(names=["rose", "tulip"])
     )
-    labels = [number % 2 for number in range(len(pictures))]
-    return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+    labels = [number % 2 for number in range(len(images))]
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
 
-def pack(pictures, budget=None):
+def pack(images, budget=None):
     budget = budget or PatchBudget(SIDE, PATCHES)
-    return torch.stack([pack_picture(one, budget, Image.Resampling.BILINEAR) for one in pictures])
+    return torch.stack([pack_image(one, budget, Image.Resampling.BILINEAR) for one in images])
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def pack(pictures, budget=None):
         {"max_num_patches": 64, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
     ],
 )
-def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, pictures, tmp_path):
+def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, images, tmp_path):
     Siglip2ImageProcessorPil(**options).save_pretrained(tmp_path)
     processor = load_image_processor(str(tmp_path))
     assert isinstance(processor, Siglip2ImageProcessorPil)
-    dataset = PixelDataset(build_rows(pictures), get_picture_size(processor), processor.resample)
-    batch = collate_pixels(dataset.__getitems__(range(len(pictures))))
+    dataset = PixelDataset(build_rows(images), get_image_size(processor), processor.resample)
+    batch = collate_pixels(dataset.__getitems__(range(len(images))))
     assert batch["pixel_values"].dtype == torch.uint8
     ours = PixelNormalizer(processor).prepare(batch["pixel_values"])
-    expected = processor(pictures, return_tensors="pt")
+    expected = processor(images, return_tensors="pt")
     assert set(ours) == set(expected)
     for name, value in expected.items():
         assert ours[name].dtype == value.dtype
@@ -129,8 +129,8 @@ def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, pictures, t
 
 
 def test_grids_beyond_a_byte_survive_packing():
-    picture = Image.new("RGB", (3000, 1), (200, 10, 30))
-    packed = pack([picture], PatchBudget(2, 700))
+    image = Image.new("RGB", (3000, 1), (200, 10, 30))
+    packed = pack([image], PatchBudget(2, 700))
     patches = unpack_patches(packed)
     assert patches.spatial_shapes.tolist() == [[1, 700]]
     assert patches.mask.all()
@@ -143,23 +143,23 @@ def test_more_patches_than_the_header_counts_are_refused():
         PatchBudget(16, 70000)
 
 
-def test_cached_patches_are_those_decoded_anew(pictures, tmp_path):
-    rows = build_rows(pictures)
+def test_cached_patches_are_those_decoded_anew(images, tmp_path):
+    rows = build_rows(images)
     arguments = DataArguments(cache_dir=str(tmp_path))
     budget = PatchBudget(SIDE, PATCHES)
     cached = open_pixels(rows, budget, Image.Resampling.BILINEAR, arguments)
     assert isinstance(cached, CachedPixels)
-    assert cached.pixels.shape == (len(pictures), 1 + PATCHES, 3 * SIDE**2)
+    assert cached.pixels.shape == (len(images), 1 + PATCHES, 3 * SIDE**2)
     batch = cached.__getitems__([5, 0])
-    assert torch.equal(batch["pixel_values"], pack(pictures)[[5, 0]])
+    assert torch.equal(batch["pixel_values"], pack(images)[[5, 0]])
     larger = open_pixels(rows, scale_size(budget, 1.5), Image.Resampling.BILINEAR, arguments)
     assert larger.pixels.shape[1] == 1 + round(PATCHES * 1.5**2)
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_features_are_those_of_transformers(pooling, checkpoint, pictures):
+def test_features_are_those_of_transformers(pooling, checkpoint, images):
     processor = Siglip2ImageProcessorPil.from_pretrained(checkpoint)
-    inputs = processor(pictures, return_tensors="pt")
+    inputs = processor(images, return_tensors="pt")
     tower = Siglip2VisionModel.from_pretrained(checkpoint).eval()
     model = load_classifier(str(checkpoint), NAMES, pooling=pooling).eval()
     assert isinstance(model.vision_model, Siglip2VisionModel)
@@ -173,13 +173,13 @@ def test_features_are_those_of_transformers(pooling, checkpoint, pictures):
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_logits_depend_neither_on_batch_mates_nor_on_padding(pooling, checkpoint, pictures):
+def test_logits_depend_neither_on_batch_mates_nor_on_padding(pooling, checkpoint, images):
     model = load_classifier(str(checkpoint), NAMES, pooling=pooling).eval()
     normalizer = PixelNormalizer(load_image_processor(str(checkpoint)))
     with torch.no_grad():
-        together = model(**normalizer.prepare(pack(pictures))).logits
-        for number, picture in enumerate(pictures):
-            packed = pack([picture])
+        together = model(**normalizer.prepare(pack(images))).logits
+        for number, image in enumerate(images):
+            packed = pack([image])
             alone = model(**normalizer.prepare(packed)).logits
             torch.testing.assert_close(alone, together[number : number + 1], **CLOSE)
             # As of a larger budget, and with anything but zeros in the padding.
@@ -193,10 +193,10 @@ def test_logits_depend_neither_on_batch_mates_nor_on_padding(pooling, checkpoint
 
 
 def test_aspect_ratio_reaches_the_model(checkpoint, flowers_dir):
-    """A NaFlex model tells a picture from its squashed copy; padding alone would not."""
+    """A NaFlex model tells an image from its squashed copy; padding alone would not."""
     processor = load_image_processor(str(checkpoint))
-    picture = read_pictures(flowers_dir, 1)[0]
-    inputs = processor([picture, picture.resize((128, 32))], return_tensors="pt")
+    image = read_images(flowers_dir, 1)[0]
+    inputs = processor([image, image.resize((128, 32))], return_tensors="pt")
     model = load_classifier(str(checkpoint), NAMES).eval()
     with torch.no_grad():
         logits = model(**inputs).logits
@@ -205,10 +205,10 @@ def test_aspect_ratio_reaches_the_model(checkpoint, flowers_dir):
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_saved_and_folded_models_have_the_same_logits(head, checkpoint, pictures, tmp_path):
+def test_saved_and_folded_models_have_the_same_logits(head, checkpoint, images, tmp_path):
     activation = "sigmoid" if head == "cosine" else "softmax"
     model = load_classifier(str(checkpoint), NAMES, head=head, activation=activation).eval()
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
     folded = model.fold()
     folded.save_pretrained(tmp_path)
     read_back = load_saved_classifier(str(tmp_path))
@@ -222,7 +222,7 @@ def test_saved_and_folded_models_have_the_same_logits(head, checkpoint, pictures
     assert isinstance(again.vision_model, Siglip2VisionModel)
 
 
-def test_native_export_is_transformers_own_class(checkpoint, pictures, tmp_path):
+def test_native_export_is_transformers_own_class(checkpoint, images, tmp_path):
     model = load_classifier(str(checkpoint), NAMES, pooling="mean").eval()
     to_native(model).save_pretrained(tmp_path)
     native, report = Siglip2ForImageClassification.from_pretrained(
@@ -230,18 +230,18 @@ def test_native_export_is_transformers_own_class(checkpoint, pictures, tmp_path)
     )
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
     with torch.no_grad():
         torch.testing.assert_close(native(**inputs).logits, model(**inputs).logits, **CLOSE)
     with pytest.raises(ValueError, match="train with --pooling mean"):
         to_native(load_classifier(str(checkpoint), NAMES))
 
 
-def test_freezing_and_gradients_reach_the_same_parts(checkpoint, pictures):
+def test_freezing_and_gradients_reach_the_same_parts(checkpoint, images):
     model = load_classifier(str(checkpoint), NAMES)
     freeze(model.vision_model, "last:1")
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
-    model(**inputs, labels=torch.arange(len(pictures)) % 3).loss.backward()
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
+    model(**inputs, labels=torch.arange(len(images)) % 3).loss.backward()
     with_gradient = {name for name, value in model.named_parameters() if value.grad is not None}
     assert with_gradient == {
         name for name, value in model.named_parameters() if value.requires_grad
@@ -252,15 +252,15 @@ def test_freezing_and_gradients_reach_the_same_parts(checkpoint, pictures):
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_gradient_checkpointing_does_not_change_the_gradients(pooling, checkpoint, pictures):
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+def test_gradient_checkpointing_does_not_change_the_gradients(pooling, checkpoint, images):
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
     found = []
     for enable in (False, True):
         torch.manual_seed(0)
         model = load_classifier(str(checkpoint), NAMES, pooling=pooling).train()
         if enable:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        model(**inputs, labels=torch.arange(len(pictures)) % 3).loss.backward()
+        model(**inputs, labels=torch.arange(len(images)) % 3).loss.backward()
         gradients = {name: value.grad for name, value in model.named_parameters()}
         assert all(value is not None for value in gradients.values())
         found.append(gradients)
@@ -268,10 +268,10 @@ def test_gradient_checkpointing_does_not_change_the_gradients(pooling, checkpoin
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_half_precision_training_stays_finite(pooling, checkpoint, pictures):
+def test_half_precision_training_stays_finite(pooling, checkpoint, images):
     """The mask's largest negative number must not become NaN in another number format."""
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
-    labels = torch.arange(len(pictures)) % 3
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
+    labels = torch.arange(len(images)) % 3
     model = load_classifier(str(checkpoint), NAMES, pooling=pooling).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(**inputs, labels=labels)
@@ -282,11 +282,11 @@ def test_half_precision_training_stays_finite(pooling, checkpoint, pictures):
     torch.testing.assert_close(outputs.logits.float(), expected, atol=0.05, rtol=0)
 
 
-def test_zero_shot_equals_the_two_tower_model(checkpoint, pictures):
+def test_zero_shot_equals_the_two_tower_model(checkpoint, images):
     """With one template, class embeddings are the text tower's and logits the whole model's."""
     names = [name.lower() for name in NAMES]
     model = load_zero_shot_classifier(str(checkpoint), names, ["a photo of a {}."])
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
     whole = Siglip2Model.from_pretrained(checkpoint).eval()
     prompts = [f"a photo of a {name}." for name in names]
     ids = tokenize_prompts(load_tokenizer(str(checkpoint)), prompts, 16)
@@ -296,10 +296,10 @@ def test_zero_shot_equals_the_two_tower_model(checkpoint, pictures):
     assert zero_shot_head(str(checkpoint), names).weight.shape == (3, WIDTH)
 
 
-def test_contrastive_training_folds_to_a_naflex_classifier(checkpoint, pictures):
+def test_contrastive_training_folds_to_a_naflex_classifier(checkpoint, images):
     model = load_contrastive(str(checkpoint), NAMES, ["a {}", "the {} flower"])
-    inputs = load_image_processor(str(checkpoint))(pictures, return_tensors="pt")
-    labels = torch.arange(len(pictures)) % 3
+    inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
+    labels = torch.arange(len(images)) % 3
     loss = model.train()(**inputs, labels=labels, templates=labels % 2).loss
     loss.backward()
     assert all(value.grad is not None for _, value in model.named_parameters())
@@ -309,13 +309,13 @@ def test_contrastive_training_folds_to_a_naflex_classifier(checkpoint, pictures)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 0.0), ("bfloat16", 0.05)])
-def test_the_engine_computes_what_the_model_does(dtype, tolerance, checkpoint, pictures):
+def test_the_engine_computes_what_the_model_does(dtype, tolerance, checkpoint, images):
     model = load_classifier(str(checkpoint), NAMES).eval()
     processor = load_image_processor(str(checkpoint))
     engine = InferenceEngine(model, processor, device=torch.device("cpu"), dtype=dtype)
     with torch.no_grad():
-        expected = model(**processor(pictures, return_tensors="pt")).logits
-    ours = engine.classify(pack(pictures))
+        expected = model(**processor(images, return_tensors="pt")).logits
+    ours = engine.classify(pack(images))
     torch.testing.assert_close(ours, expected, atol=tolerance, rtol=0)
 
 
@@ -330,7 +330,7 @@ def augment(packed, budget, seed=0, step=3, **options):
 
 
 def put_together(patches, number):
-    """Return one picture (3, H, W) of a packed batch."""
+    """Return one image (3, H, W) of a packed batch."""
     taken = unpack_patches(patches)
     rows, columns = taken.spatial_shapes[number].tolist()
     side = round((taken.values.shape[-1] / 3) ** 0.5)
@@ -338,26 +338,26 @@ def put_together(patches, number):
     return cut.permute(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
 
 
-def test_no_variation_leaves_patches_as_they_are(pictures):
-    packed = pack(pictures)
+def test_no_variation_leaves_patches_as_they_are(images):
+    packed = pack(images)
     same = augment(packed, PatchBudget(SIDE, PATCHES))
     assert same.dtype == torch.float32
     torch.testing.assert_close(same, packed.float(), atol=2e-3, rtol=0)
 
 
-def test_a_flip_mirrors_each_picture_within_its_own_grid(pictures):
-    packed = pack(pictures)
+def test_a_flip_mirrors_each_image_within_its_own_grid(images):
+    packed = pack(images)
     flipped = augment(packed, PatchBudget(SIDE, PATCHES), horizontal_flip=1.0)
-    for number in range(len(pictures)):
+    for number in range(len(images)):
         expected = put_together(packed.float(), number).flip(-1)
         torch.testing.assert_close(put_together(flipped, number), expected, atol=2e-3, rtol=0)
     padding = unpack_patches(packed).mask == 0
     assert not unpack_patches(flipped).values[padding].any()
 
 
-def test_crop_and_jitter_equal_those_of_a_square_picture(flowers_dir):
-    """A square picture of whole patches is varied as the augmenter of square pictures does."""
-    photographs = [one.resize((16, 16)) for one in read_pictures(flowers_dir, 6)]
+def test_crop_and_jitter_equal_those_of_a_square_image(flowers_dir):
+    """A square image of whole patches is varied as the augmenter of square images does."""
+    photographs = [one.resize((16, 16)) for one in read_images(flowers_dir, 6)]
     budget = PatchBudget(SIDE, 16)
     packed = pack(photographs, budget)
     options = {"crop_min_scale": 0.3, "horizontal_flip": 0.5, "color_jitter": 0.4}
@@ -371,10 +371,10 @@ def test_crop_and_jitter_equal_those_of_a_square_picture(flowers_dir):
         )
 
 
-def test_jitter_ignores_the_padding(pictures):
+def test_jitter_ignores_the_padding(images):
     budget = PatchBudget(SIDE, PATCHES)
-    packed = pack(pictures, budget)
-    # More padding, the same pictures.
+    packed = pack(images, budget)
+    # More padding, the same images.
     wide = torch.cat([packed, packed.new_zeros(len(packed), 12, packed.shape[2])], dim=1)
     jittered = augment(packed, budget, color_jitter=0.5)
     padded = augment(wide, PatchBudget(SIDE, PATCHES + 12), color_jitter=0.5)
@@ -382,10 +382,10 @@ def test_jitter_ignores_the_padding(pictures):
     torch.testing.assert_close(padded[:, : 1 + PATCHES], jittered, atol=1e-3, rtol=0)
 
 
-def test_pictures_cut_up_finer_come_out_within_the_budget(pictures):
+def test_images_cut_up_finer_come_out_within_the_budget(images):
     budget = PatchBudget(SIDE, PATCHES)
     larger = scale_size(budget, 1.15)
-    packed = pack(pictures, larger)
+    packed = pack(images, larger)
     out = augment(packed, budget, crop_min_scale=0.5, horizontal_flip=0.5)
     assert out.shape[1:] == budget.shape
     before, after = unpack_patches(packed).spatial_shapes, unpack_patches(out).spatial_shapes
@@ -416,9 +416,9 @@ def test_grids_shrink_to_what_fits():
         {"cutmix_alpha": 1.0},
     ],
 )
-def test_a_variation_of_square_pictures_is_refused(option):
+def test_a_variation_of_square_images_is_refused(option):
     name = next(iter(option))
-    with pytest.raises(InputError, match=f"--{name} .* needs pictures of one shape"):
+    with pytest.raises(InputError, match=f"--{name} .* needs images of one shape"):
         check_patch_augmentation(AugmentationArguments(**option))
     check_patch_augmentation(AugmentationArguments(augment=False, **option))
 
@@ -428,7 +428,7 @@ def test_a_variation_of_square_pictures_is_refused(option):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The image folder, half of its pictures made wide or tall."""
+    """The image folder, half of its images made wide or tall."""
     root = make_folder(tmp_path_factory.mktemp("flowers"))
     for number, path in enumerate(sorted(root.rglob("*.png"))):
         with Image.open(path) as image:
@@ -454,7 +454,7 @@ def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "metrics_test.json").read_text())
     assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
-    # With a report, of pictures that have shapes of their own.
+    # With a report, of images that have shapes of their own.
     report = tmp_path / "with"
     assert run_eval([*options, "--report", "true", "--output_dir", str(report)]) == 0
     found = json.loads((report / "report_test" / "metrics.json").read_text())
@@ -524,7 +524,7 @@ def test_compiled_gives_what_eager_gives(run, folder):
     paths = sorted((folder / "test").rglob("*.png"))
     options = {"dtype": "float32", "device": "cpu", "batch_size": 8}
     plain = FlowerClassifier.from_pretrained(run / "model", **options)
-    # 12 pictures: the last batch is smaller than what was compiled.
+    # 12 images: the last batch is smaller than what was compiled.
     compiled = FlowerClassifier.from_pretrained(run / "model", compile=True, **options)
     for one, other in zip(compiled(paths), plain(paths), strict=True):
         assert [row["label"] for row in one] == [row["label"] for row in other]
@@ -536,8 +536,8 @@ def test_compiled_gives_what_eager_gives(run, folder):
     "options, message",
     [
         (["--image_size", "32"], "--image_size 32 is for fixed-resolution.*use --max_num_patches"),
-        (["--mixup_alpha", "0.2"], "--mixup_alpha 0.2 needs pictures of one shape"),
-        (["--auto_augment", "trivialaugment"], "--auto_augment trivialaugment needs pictures"),
+        (["--mixup_alpha", "0.2"], "--mixup_alpha 0.2 needs images of one shape"),
+        (["--auto_augment", "trivialaugment"], "--auto_augment trivialaugment needs images"),
         (["--max_num_patches", "0"], "--max_num_patches is 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Telling pictures of no known class: scores, threshold, where it is kept, what predict says."""
+"""Telling images of no known class: scores, threshold, where it is kept, what predict says."""
 
 import csv
 import io
@@ -14,21 +14,21 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
 from siglip_flowers import FlowerClassifier
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.predict import main as predict
 from siglip_flowers.commands.predict import parse_prediction_arguments
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.data.not_flowers import KINDS, draw_not_flower
-from siglip_flowers.errors import InputError
-from siglip_flowers.inference.open_set import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
-from siglip_flowers.metrics.open_set import (
+from siglip_flowers.data.sources.ood_images import KINDS, draw_not_flower
+from siglip_flowers.inference.ood import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
+from siglip_flowers.metrics.ood import (
     area_under_roc,
     average_classes,
     fit_threshold,
     measure_separation,
     score_class_means,
     score_logits,
-    score_neighbours,
+    score_neighbors,
 )
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
@@ -57,16 +57,16 @@ def test_huge_logits_give_finite_scores_and_unknown_names_are_refused():
         score_logits(LOGITS, "margin")
 
 
-def test_neighbour_scores_are_scikit_learns_distances():
+def test_neighbor_scores_are_scikit_learns_distances():
     known, asked = RANDOM.normal(size=(300, 8)), RANDOM.normal(size=(270, 8))
     search = NearestNeighbors(n_neighbors=5).fit(normalize(known))
     distances, _ = search.kneighbors(normalize(asked))
-    np.testing.assert_allclose(score_neighbours(known, asked, 5), -distances[:, 4], atol=1e-9)
-    # More neighbours than there are pictures: the farthest.
-    assert score_neighbours(known[:2], asked, 5).shape == (270,)
+    np.testing.assert_allclose(score_neighbors(known, asked, 5), -distances[:, 4], atol=1e-9)
+    # More neighbors than there are images: the farthest.
+    assert score_neighbors(known[:2], asked, 5).shape == (270,)
 
 
-def test_class_means_leave_out_classes_without_pictures():
+def test_class_means_leave_out_classes_without_images():
     features, labels = RANDOM.normal(size=(20, 4)), np.repeat([0, 3], 10)
     means = average_classes(features, labels)
     np.testing.assert_allclose(means[1], features[10:].mean(0), rtol=1e-6)
@@ -89,7 +89,7 @@ def test_separation_is_what_scikit_learn_measures_with_and_without_ties(digits):
 
 @pytest.mark.parametrize("count", [1, 7, 20, 1000])
 @pytest.mark.parametrize("accepted", [0.5, 0.95, 1.0])
-def test_the_threshold_lets_just_enough_pictures_pass(count, accepted):
+def test_the_threshold_lets_just_enough_images_pass(count, accepted):
     scores = RANDOM.normal(size=count)
     passed = np.mean(scores >= fit_threshold(scores, accepted))
     assert accepted <= passed + 1e-9 < accepted + 1 / count + 1e-8
@@ -135,7 +135,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, text):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of two epochs on three colours."""
+    """A run of two epochs on three colors."""
     directory = tmp_path_factory.mktemp("open_set")
     checkpoint = make_checkpoint(directory / "checkpoint")
     folder = make_folder(directory / "data", train=8, held_out=8)
@@ -147,8 +147,8 @@ def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
     open_set = load_open_set(run / "run" / "model")
     assert open_set.score in SCORES
     classifier = FlowerClassifier.from_pretrained(run / "run" / "model", dtype="float32")
-    pictures = sorted((run / "data" / "validation").rglob("*.png"))
-    known = [picture.known for picture in classifier.stream(pictures)]
+    images = sorted((run / "data" / "validation").rglob("*.png"))
+    known = [image.known for image in classifier.stream(images)]
     assert sum(known) == int(np.ceil(0.95 * len(known)))
     figures = json.loads((run / "run" / "metrics.json").read_text())["open_set"]
     assert figures["score"] == open_set.score
@@ -157,12 +157,12 @@ def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
     assert 0 <= figures["test"]["unknown_accepted"] <= 1
 
 
-def test_predict_marks_pictures_below_the_threshold(run, capsys):
+def test_predict_marks_images_below_the_threshold(run, capsys):
     model = str(run / "run" / "model")
-    picture = str(next((run / "data" / "test").rglob("*.png")))
-    everything = [picture, "--model", model, "--top_k", "1", "--dtype", "float32"]
+    image = str(next((run / "data" / "test").rglob("*.png")))
+    everything = [image, "--model", model, "--top_k", "1", "--dtype", "float32"]
     score = FlowerClassifier.from_pretrained(model, dtype="float32")
-    value = next(score.stream([picture])).known_score
+    value = next(score.stream([image])).known_score
     answers = {}
     for name, options in {
         "above": ["--threshold", str(value + 1e-3)],
@@ -190,10 +190,10 @@ def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path
     for file in (run / "run" / "model").iterdir():
         if file.name != OPEN_SET_FILE:
             (model / file.name).write_bytes(file.read_bytes())
-    picture = Image.new("RGB", (16, 16))
-    plain = next(FlowerClassifier.from_pretrained(model).stream([picture], 1))
+    image = Image.new("RGB", (16, 16))
+    plain = next(FlowerClassifier.from_pretrained(model).stream([image], 1))
     assert (plain.known, plain.known_score) == (None, None)
-    marked = next(FlowerClassifier.from_pretrained(model, threshold=0.999).stream([picture], 1))
+    marked = next(FlowerClassifier.from_pretrained(model, threshold=0.999).stream([image], 1))
     assert marked.known is False
     assert marked.known_score == pytest.approx(plain.results[0]["score"], abs=1e-3)
     assert marked.results == plain.results
@@ -202,12 +202,12 @@ def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path
 def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
     for number, kind in enumerate(KINDS):
         draw_not_flower(kind, number).save(tmp_path / f"{kind}.png")
-    (tmp_path / "broken.png").write_text("no picture")
+    (tmp_path / "broken.png").write_text("no image")
     options = ["--model", str(run / "run"), "--accepted", "0.5", "--not_flowers", str(tmp_path)]
     try:
         assert fit_command(options) == 0
         out = capsys.readouterr().out
-        assert f"{len(KINDS)} of {len(KINDS) + 1} pictures in {tmp_path} could be read" in out
+        assert f"{len(KINDS)} of {len(KINDS) + 1} images in {tmp_path} could be read" in out
         assert load_open_set(run / "run" / "model").accepted == 0.5
     finally:
         assert fit_command(["--model", str(run / "run")]) == 0
@@ -237,15 +237,15 @@ def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir,
     """Crops of a temple, against real flowers: what the features of a real encoder are worth."""
     from sklearn.datasets import load_sample_image
 
-    from siglip_flowers.evaluation.open_set import classify_pictures
+    from siglip_flowers.evaluation.threshold import classify_images
     from siglip_flowers.model.loading import load_classifier, load_image_processor
-    from tests.small_flowers import read_pictures
+    from tests.small_flowers import read_images
 
     temple = Image.fromarray(load_sample_image("china.jpg"))
     crops = [temple.crop((x, y, x + 150, y + 150)) for x in range(0, 480, 80) for y in (0, 90, 200)]
     model = load_classifier(str(nano_dir), ("a", "b"), pooling="mean").eval()
     processor = load_image_processor(str(nano_dir))
-    flowers, _ = classify_pictures(model, processor, read_pictures(flowers_dir, 400))
-    temples, _ = classify_pictures(model, processor, crops)
-    known = score_neighbours(flowers[::2], flowers[1::2])
-    assert area_under_roc(known, score_neighbours(flowers[::2], temples)) > 0.95
+    flowers, _ = classify_images(model, processor, read_images(flowers_dir, 400))
+    temples, _ = classify_images(model, processor, crops)
+    known = score_neighbors(flowers[::2], flowers[1::2])
+    assert area_under_roc(known, score_neighbors(flowers[::2], temples)) > 0.95

@@ -15,8 +15,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import Trainer
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.history import COLUMNS
@@ -140,7 +140,7 @@ def small_run(tmp_path_factory):
     out = root / "мой run – 花"
     argv = small_options(
         make_checkpoint(root / "checkpoint"),
-        make_folder(root / "pictures"),
+        make_folder(root / "images"),
         out,
         *("--num_train_epochs", "3", "--seed", "7"),
     )
@@ -160,13 +160,13 @@ def test_a_run_leaves_every_promised_file_and_no_other(small_run):
     }
 
 
-def test_the_pictures_open(small_run):
+def test_the_images_open(small_run):
     for name in ("loss_plot", "accuracy_plot", "examples", *(f"example{n}" for n in range(1, 6))):
-        with Image.open(small_run / f"{name}.png") as picture:
-            picture.load()
-            assert picture.format == "PNG"
-            assert min(picture.size) > 100
-            assert len(set(picture.convert("L").getdata())) > 10
+        with Image.open(small_run / f"{name}.png") as image:
+            image.load()
+            assert image.format == "PNG"
+            assert min(image.size) > 100
+            assert len(set(image.convert("L").getdata())) > 10
 
 
 def test_the_curve_covers_every_epoch(small_run):
@@ -257,7 +257,7 @@ def wide(tmp_path):
     """Options of a run whose weights take 270 kB, and the file size at which they do not fit."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", image_size=64, patch_size=8)
     return small_options(
-        checkpoint, make_folder(tmp_path / "pictures"), tmp_path / "out", "--max_steps", "3"
+        checkpoint, make_folder(tmp_path / "images"), tmp_path / "out", "--max_steps", "3"
     )
 
 

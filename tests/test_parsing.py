@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 import yaml
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import (
@@ -15,8 +16,7 @@ from siglip_flowers.config import (
     ModelArguments,
     ProbeArguments,
 )
-from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import dump_configuration, parse_arguments
+from siglip_flowers.config.parsing import dump_configuration, parse_arguments
 from siglip_flowers.training.build import RunArguments
 from tests.conftest import REPOSITORY
 

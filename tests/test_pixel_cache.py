@@ -9,21 +9,21 @@ import pytest
 import torch
 from PIL import Image
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_flowers
-from siglip_flowers.data.fingerprint import fingerprint_images
 from siglip_flowers.data.inspection import examine_splits
-from siglip_flowers.data.pixel_cache import open_pixels
-from siglip_flowers.data.pixels import (
+from siglip_flowers.data.pixels.cache import open_pixels
+from siglip_flowers.data.pixels.fingerprint import fingerprint_images
+from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
     PixelNormalizer,
     collate_pixels,
 )
-from siglip_flowers.errors import RunError
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import build_flowers
-from tests.small_runs import draw_picture, make_folder
+from tests.small_runs import draw_image, make_folder
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -65,7 +65,7 @@ def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_pat
     assert torch.equal(read(cached, [5, 0, 17])["pixel_values"], theirs["pixel_values"])
 
 
-def test_pictures_are_decoded_once(rows, tmp_path, monkeypatch):
+def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
     arguments = DataArguments(cache_dir=str(tmp_path))
     first = open_pixels(rows, 64, BICUBIC, arguments)
     monkeypatch.setattr(PixelDataset, "__getitems__", None)
@@ -92,7 +92,7 @@ def test_disk_use_is_said_before_building(rows, tmp_path, monkeypatch, capsys):
     assert "Keeping" not in "".join(said[1:]) + capsys.readouterr().err
 
 
-def test_without_a_cache_pictures_are_decoded_when_asked_for(rows, tmp_path):
+def test_without_a_cache_images_are_decoded_when_asked_for(rows, tmp_path):
     arguments = DataArguments(pixel_cache=False, cache_dir=str(tmp_path))
     assert isinstance(open_pixels(rows, 64, BICUBIC, arguments), PixelDataset)
     (tmp_path / "file").write_text("")
@@ -100,7 +100,7 @@ def test_without_a_cache_pictures_are_decoded_when_asked_for(rows, tmp_path):
     assert isinstance(open_pixels(rows, 64, BICUBIC, unusable), PixelDataset)
 
 
-def test_a_picture_that_can_no_longer_be_read_is_named(tmp_path, caplog):
+def test_a_image_that_can_no_longer_be_read_is_named(tmp_path, caplog):
     rows = load_folder(make_folder(tmp_path / "data"))
     missing = tmp_path / "data" / "train" / "aster" / "0.png"
     missing.unlink()
@@ -127,21 +127,21 @@ def test_fingerprint_follows_files_that_change(tmp_path):
     changed = folder / "train" / "aster" / "0.png"
     seen = {fingerprint_images(load_folder(folder)) for _ in range(2)}
     assert len(seen) == 1
-    draw_picture(changed, "clover", seed=9)
+    draw_image(changed, "clover", seed=9)
     seen.add(fingerprint_images(load_folder(folder)))
     os.utime(changed, ns=(1, 1))
     seen.add(fingerprint_images(load_folder(folder)))
     assert len(seen) == 3
 
 
-def test_fingerprint_follows_embedded_pictures_and_their_order():
+def test_fingerprint_follows_embedded_images_and_their_order():
     def embed(*values):
-        pictures = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in values]
+        images = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in values]
         features = datasets.Features(
             image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
         )
         return datasets.Dataset.from_dict(
-            {"image": pictures, "label": [0] * len(pictures)}, features=features
+            {"image": images, "label": [0] * len(images)}, features=features
         )
 
     assert fingerprint_images(embed(1, 2)) == fingerprint_images(embed(1, 2))
@@ -162,7 +162,7 @@ def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeyp
     monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
     assert examine_splits(splits, 1, cache) == first
     monkeypatch.undo()
-    (folder / "train" / "aster" / "0.png").write_bytes(b"no picture")
+    (folder / "train" / "aster" / "0.png").write_bytes(b"no image")
     for _ in range(2):
         findings = examine_splits(splits, 1, cache)
         assert [finding.problem for finding in findings["train"]].count("not an image") == 1

@@ -7,20 +7,20 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor
 
-from siglip_flowers.data.pixels import (
+from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelNormalizer,
     collate_pixels,
-    resize_picture,
+    resize_image,
 )
 from siglip_flowers.model.loading import load_image_processor
-from tests.small_flowers import build_flowers, read_pictures
+from tests.small_flowers import build_flowers, read_images
 
 
-def to_pixel_values(processor, pictures):
-    """The way a picture takes in this package: file, decoded row, uint8 batch, normalised."""
+def to_pixel_values(processor, images):
+    """The way an image takes in this package: file, decoded row, uint8 batch, normalized."""
     rows = datasets.Dataset.from_dict(
-        {"image": pictures, "label": [0] * len(pictures)},
+        {"image": images, "label": [0] * len(images)},
         features=datasets.Features(
             image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
         ),
@@ -31,14 +31,14 @@ def to_pixel_values(processor, pictures):
     return PixelNormalizer(processor)(batch["pixel_values"])
 
 
-def by_processor(processor, pictures):
-    return torch.cat([processor(p, return_tensors="pt")["pixel_values"] for p in pictures])
+def by_processor(processor, images):
+    return torch.cat([processor(p, return_tensors="pt")["pixel_values"] for p in images])
 
 
 @pytest.fixture(scope="module")
-def pictures(flowers_dir):
+def images(flowers_dir):
     """Real photographs, larger and smaller than the model's size and of other shapes."""
-    photographs = read_pictures(flowers_dir, 8)
+    photographs = read_images(flowers_dir, 8)
     sizes = [(64, 64), (500, 667), (31, 200), (64, 32), (1, 1), (3, 90), (65, 63), (128, 128)]
     return [
         photograph.resize(size) if photograph.size != size else photograph
@@ -46,23 +46,23 @@ def pictures(flowers_dir):
     ]
 
 
-def as_mode(picture, mode):
+def as_mode(image, mode):
     if mode == "RGBA":
-        picture = picture.convert("RGBA")
-        slope = np.linspace(0, 255, picture.width * picture.height)
-        alpha = slope.reshape(picture.height, picture.width).astype(np.uint8)
-        picture.putalpha(Image.fromarray(alpha))
-        return picture
-    return picture.convert(mode)
+        image = image.convert("RGBA")
+        slope = np.linspace(0, 255, image.width * image.height)
+        alpha = slope.reshape(image.height, image.width).astype(np.uint8)
+        image.putalpha(Image.fromarray(alpha))
+        return image
+    return image.convert(mode)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
-def test_pixels_equal_the_checkpoints_processor_bit_for_bit(nano_dir, pictures, mode):
+def test_pixels_equal_the_checkpoints_processor_bit_for_bit(nano_dir, images, mode):
     processor = load_image_processor(str(nano_dir))
-    pictures = [as_mode(picture, mode) for picture in pictures]
-    ours = to_pixel_values(processor, pictures)
+    images = [as_mode(image, mode) for image in images]
+    ours = to_pixel_values(processor, images)
     assert ours.dtype == torch.float32
-    assert torch.equal(ours, by_processor(processor, pictures))
+    assert torch.equal(ours, by_processor(processor, images))
 
 
 @pytest.mark.parametrize(
@@ -75,18 +75,18 @@ def test_pixels_equal_the_checkpoints_processor_bit_for_bit(nano_dir, pictures, 
         {"size": {"height": 224, "width": 224}},
     ],
 )
-def test_pixels_follow_another_checkpoints_preprocessing(nano_dir, pictures, tmp_path, options):
+def test_pixels_follow_another_checkpoints_preprocessing(nano_dir, images, tmp_path, options):
     SiglipImageProcessor.from_pretrained(nano_dir, **options).save_pretrained(tmp_path)
     processor = load_image_processor(str(tmp_path))
-    ours = to_pixel_values(processor, pictures)
-    expected = by_processor(processor, pictures)
+    ours = to_pixel_values(processor, images)
+    expected = by_processor(processor, images)
     assert torch.equal(ours, expected)
     default = load_image_processor(str(nano_dir))
-    plain = by_processor(default, pictures)
+    plain = by_processor(default, images)
     assert expected.shape != plain.shape or not torch.allclose(expected, plain, atol=1e-3)
 
 
-def test_float_pixels_are_normalised_like_integer_ones(nano_dir):
+def test_float_pixels_are_normalized_like_integer_ones(nano_dir):
     normalizer = PixelNormalizer(load_image_processor(str(nano_dir)))
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
     torch.testing.assert_close(normalizer(pixels.float()), normalizer(pixels))
@@ -109,7 +109,7 @@ def test_items_carry_label_and_row_number_one_by_one_and_in_batches(flowers_dir)
     assert np.array_equal(batch["pixel_values"][0].permute(1, 2, 0).numpy(), expected)
 
 
-def test_picture_of_the_right_size_is_not_resampled(flowers_dir):
-    picture = read_pictures(flowers_dir, 1)[0]
-    pixels = resize_picture(picture, 64, Image.Resampling.BICUBIC)
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(picture))
+def test_image_of_the_right_size_is_not_resampled(flowers_dir):
+    image = read_images(flowers_dir, 1)[0]
+    pixels = resize_image(image, 64, Image.Resampling.BICUBIC)
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))

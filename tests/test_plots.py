@@ -1,4 +1,4 @@
-"""Curves and example pictures: what is drawn, and how the files are written."""
+"""Curves and example images: what is drawn, and how the files are written."""
 
 import os
 import subprocess
@@ -10,10 +10,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from siglip_flowers.errors import RunError
-from siglip_flowers.evaluation import examples, plots
-from siglip_flowers.evaluation.examples import choose_examples, save_examples
-from siglip_flowers.evaluation.plots import find_best_row, plot_accuracy, plot_loss
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.plots import curves as plots
+from siglip_flowers.plots import examples
+from siglip_flowers.plots.curves import find_best_row, plot_accuracy, plot_loss
+from siglip_flowers.plots.examples import choose_examples, save_examples
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -88,13 +89,13 @@ def test_best_row_is_the_first_of_equals():
 
 
 @pytest.mark.parametrize("history", [[], [{"epoch": 1.0, "loss": None}], HISTORY[:1]])
-def test_sparse_histories_still_give_a_picture(tmp_path, history):
+def test_sparse_histories_still_give_a_image(tmp_path, history):
     for draw in (plot_loss, plot_accuracy):
         path = tmp_path / "new" / f"{draw.__name__}.png"
         draw(history, path, "nothing yet")
-        with Image.open(path) as picture:
-            assert picture.format == "PNG"
-            assert min(picture.size) > 500
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 500
 
 
 def test_markup_in_a_title_stays_literal(tmp_path, drawn):
@@ -135,15 +136,12 @@ def test_unusable_directory_is_a_run_error(tmp_path):
 
 
 def test_drawing_does_not_import_pyplot():
-    code = (
-        "import sys, siglip_flowers.evaluation.examples\n"
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
-    )
+    code = "import sys, siglip_flowers.plots.examples\nsys.exit('matplotlib.pyplot' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
-def make_pictures(count):
+def make_images(count):
     random = np.random.default_rng(0)
     return [
         Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(count)
@@ -152,7 +150,7 @@ def make_pictures(count):
 
 def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn):
     paths = save_examples(
-        make_pictures(2),
+        make_images(2),
         ["passion flower", "rose"],
         ["passion flower", "lotus"],
         [0.875, 0.9999],
@@ -170,7 +168,7 @@ def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn)
 
 def test_single_files_stop_at_count_and_the_sheet_shows_all(tmp_path, drawn):
     names = [f"class {number}" for number in range(7)]
-    save_examples(make_pictures(7), names, names, [0.5] * 7, tmp_path, "title", count=3)
+    save_examples(make_images(7), names, names, [0.5] * 7, tmp_path, "title", count=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "example1.png",
         "example2.png",
@@ -182,15 +180,15 @@ def test_single_files_stop_at_count_and_the_sheet_shows_all(tmp_path, drawn):
 
 def test_examples_of_a_longer_earlier_call_are_removed(tmp_path):
     names = ["rose"] * 3
-    save_examples(make_pictures(3), names, names, [0.5] * 3, tmp_path, "title")
-    save_examples(make_pictures(1), names[:1], names[:1], [0.5], tmp_path, "title")
+    save_examples(make_images(3), names, names, [0.5] * 3, tmp_path, "title")
+    save_examples(make_images(1), names[:1], names[:1], [0.5], tmp_path, "title")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example1.png", "examples.png"]
 
 
 def test_names_with_markup_are_drawn_literally_and_long_ones_wrapped(tmp_path, drawn):
     markup = "$x_1$ \\frac{a <b>rose</b> & $"
     endless = "never_ending_" * 30
-    save_examples(make_pictures(1), [markup], [endless], [0.5], tmp_path, "t")
+    save_examples(make_images(1), [markup], [endless], [0.5], tmp_path, "t")
     for figure in drawn:
         renderer = figure.canvas.get_renderer()
         texts = read_texts(figure)
@@ -210,30 +208,30 @@ def test_names_with_markup_are_drawn_literally_and_long_ones_wrapped(tmp_path, d
 )
 def test_any_mode_and_shape_can_be_drawn(tmp_path, mode, size):
     paths = save_examples([Image.new(mode, size)], ["a"], ["b"], [0.1], tmp_path, "t")
-    with Image.open(paths[0]) as picture:
-        assert picture.size[0] == 440
+    with Image.open(paths[0]) as image:
+        assert image.size[0] == 440
 
 
-def test_picture_is_drawn_upright_in_its_colours(tmp_path):
+def test_image_is_drawn_upright_in_its_colors(tmp_path):
     image = Image.new("RGB", (64, 64), (255, 0, 0))
     image.paste((0, 0, 255), (0, 32, 64, 64))
     (path, _) = save_examples([image], ["a"], ["a"], [0.1], tmp_path, "t")
-    with Image.open(path) as picture:
-        column = np.asarray(picture.convert("RGB"))[:, 220].tolist()
+    with Image.open(path) as drawn:
+        column = np.asarray(drawn.convert("RGB"))[:, 220].tolist()
     assert column.index([255, 0, 0]) < column.index([0, 0, 255])
 
 
 def test_transparent_parts_are_drawn_white(tmp_path):
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
     (path, _) = save_examples([image], ["a"], ["a"], [0.1], tmp_path, "t")
-    with Image.open(path) as picture:
-        assert picture.convert("RGB").getpixel((220, 220)) == (255, 255, 255)
+    with Image.open(path) as drawn:
+        assert drawn.convert("RGB").getpixel((220, 220)) == (255, 255, 255)
 
 
 def test_unequal_or_empty_example_lists_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not 1, 2, 1 and 1 of them"):
-        save_examples(make_pictures(1), ["a", "b"], ["a"], [0.1], tmp_path, "t")
-    with pytest.raises(ValueError, match="one or more pictures"):
+        save_examples(make_images(1), ["a", "b"], ["a"], [0.1], tmp_path, "t")
+    with pytest.raises(ValueError, match="one or more images"):
         save_examples([], [], [], [], tmp_path, "t")
     assert list(tmp_path.iterdir()) == []
 

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from siglip_flowers import FlowerClassifier
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import MODEL_DIR, find_model
 from siglip_flowers.commands.predict import main, parse_prediction_arguments
-from siglip_flowers.errors import InputError
-from siglip_flowers.inference.urls import fetch_picture
+from siglip_flowers.inference.urls import fetch_image
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from siglip_flowers.training import output as training_output
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, draw_picture, make_checkpoint
+from tests.small_runs import CLASSES, draw_image, make_checkpoint
 
 # What must neither break a table nor be obeyed by a terminal.
 NASTY = ('a, "quoted" one', "two\nlines", "red \x1b[31m\x07\x9b2J\u202e")
@@ -41,16 +41,16 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Three pictures, one of them in a folder below, and files that are none."""
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    """Three images, one of them in a folder below, and files that are none."""
+    folder = tmp_path / "images"
     (folder / "below").mkdir(parents=True)
     (folder / ".hidden").mkdir()
-    draw_picture(folder / "b.png", "aster", 1)
-    draw_picture(folder / "a.JPG", "borage", 2)
-    draw_picture(folder / "below" / "c.webp", "clover", 3)
-    draw_picture(folder / ".hidden" / "d.png", "clover", 3)
-    (folder / "notes.txt").write_text("no picture")
+    draw_image(folder / "b.png", "aster", 1)
+    draw_image(folder / "a.JPG", "borage", 2)
+    draw_image(folder / "below" / "c.webp", "clover", 3)
+    draw_image(folder / ".hidden" / "d.png", "clover", 3)
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -58,78 +58,78 @@ def read_lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_json_lines_are_what_the_python_interface_gives(model, pictures, capsys):
-    assert main([str(pictures), "--model", model, "--json", "--top_k", "2"]) == 0
+def test_json_lines_are_what_the_python_interface_gives(model, images, capsys):
+    assert main([str(images), "--model", model, "--json", "--top_k", "2"]) == 0
     out, err = capsys.readouterr()
     rows = read_lines(out)
-    names = [str(pictures / name) for name in ("a.JPG", "b.png", "below/c.webp")]
-    assert [row["picture"] for row in rows] == names
+    names = [str(images / name) for name in ("a.JPG", "b.png", "below/c.webp")]
+    assert [row["image"] for row in rows] == names
     expected = FlowerClassifier.from_pretrained(model)(names, top_k=2)
     assert [row["predictions"] for row in rows] == expected
     assert err == ""
 
 
-def test_csv_has_a_line_for_each_class(model, pictures, capsys):
-    assert main(["--csv", "--top-k", "2", str(pictures), "--model", model]) == 0
+def test_csv_has_a_line_for_each_class(model, images, capsys):
+    assert main(["--csv", "--top-k", "2", str(images), "--model", model]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
-    assert [(os.path.basename(row["picture"]), row["rank"]) for row in rows] == [
+    assert [(os.path.basename(row["image"]), row["rank"]) for row in rows] == [
         (name, rank) for name in ("a.JPG", "b.png", "c.webp") for rank in "12"
     ]
     assert all(row["label"] in CLASSES and 0 < float(row["score"]) < 1 for row in rows)
 
 
-def test_the_table_names_a_picture_once(model, pictures, capsys):
-    assert main([str(pictures / "b.png"), "--model", model]) == 0
+def test_the_table_names_a_image_once(model, images, capsys):
+    assert main([str(images / "b.png"), "--model", model]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["picture", "score", "class"]
+    assert lines[0].split() == ["image", "score", "class"]
     assert len(lines) == 1 + len(CLASSES)
-    assert lines[1].startswith(str(pictures / "b.png"))
+    assert lines[1].startswith(str(images / "b.png"))
     assert all(line.startswith("   ") for line in lines[2:])
     assert {line.split()[-1] for line in lines[1:]} == set(CLASSES)
     assert all(" % " in line for line in lines[1:])
 
 
-def test_options_may_stand_between_paths(pictures):
+def test_options_may_stand_between_paths(images):
     options = parse_prediction_arguments(["x.jpg", "--top_k", "2", "y.jpg", "--json", "-"])
     assert options.paths == ["x.jpg", "y.jpg", "-"]
     assert (options.top_k, options.json, options.dtype) == (2, True, "auto")
 
 
-def test_patterns_are_matched_recursively_and_sorted(model, pictures, capsys):
-    assert main([str(pictures / "**" / "*"), "--model", model, "--json"]) == 0
-    names = [row["picture"] for row in read_lines(capsys.readouterr().out)]
-    assert names == [str(pictures / name) for name in ("a.JPG", "b.png", "below/c.webp")]
+def test_patterns_are_matched_recursively_and_sorted(model, images, capsys):
+    assert main([str(images / "**" / "*"), "--model", model, "--json"]) == 0
+    names = [row["image"] for row in read_lines(capsys.readouterr().out)]
+    assert names == [str(images / name) for name in ("a.JPG", "b.png", "below/c.webp")]
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(model, tmp_path, capsys):
-    draw_picture(tmp_path / "rose [1].png", "aster", 1)
+    draw_image(tmp_path / "rose [1].png", "aster", 1)
     assert main([str(tmp_path / "rose [1].png"), "--model", model, "--json"]) == 0
     assert len(read_lines(capsys.readouterr().out)) == 1
 
 
-def test_a_list_comes_from_standard_input(model, pictures, capsys, monkeypatch):
-    names = [str(pictures / "b.png"), str(pictures / "absent.png"), str(pictures / "a.JPG")]
+def test_a_list_comes_from_standard_input(model, images, capsys, monkeypatch):
+    names = [str(images / "b.png"), str(images / "absent.png"), str(images / "a.JPG")]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([names[0], "", *names[1:]])))
     assert main(["-", "--model", model, "--json"]) == 1
     out, err = capsys.readouterr()
-    assert [row["picture"] for row in read_lines(out)] == [names[0], names[2]]
+    assert [row["image"] for row in read_lines(out)] == [names[0], names[2]]
     assert f"{names[1]}: No such file or directory" in err
-    assert "1 of 3 pictures" in err
+    assert "1 of 3 images" in err
 
 
-def test_broken_pictures_are_named_and_skipped(model, pictures, capsys):
-    (pictures / "broken.png").write_bytes(b"nothing")
-    assert main([str(pictures), "--model", model, "--csv"]) == 1
+def test_broken_images_are_named_and_skipped(model, images, capsys):
+    (images / "broken.png").write_bytes(b"nothing")
+    assert main([str(images), "--model", model, "--csv"]) == 1
     out, err = capsys.readouterr()
     assert len(list(csv.DictReader(io.StringIO(out)))) == 3 * len(CLASSES)
     assert "broken.png" not in out
-    assert f"{pictures / 'broken.png'}: not a picture" in err
-    assert "1 of 4 pictures could not be read" in err
+    assert f"{images / 'broken.png'}: not an image" in err
+    assert "1 of 4 images could not be read" in err
 
 
-def test_results_go_to_a_file(model, pictures, tmp_path, capsys):
+def test_results_go_to_a_file(model, images, tmp_path, capsys):
     path = tmp_path / "new" / "results.jsonl"
-    assert main([str(pictures), "--model", model, "--json", "--output", str(path)]) == 0
+    assert main([str(images), "--model", model, "--json", "--output", str(path)]) == 0
     assert capsys.readouterr().out == ""
     assert len(read_lines(path.read_text(encoding="utf-8"))) == 3
     assert os.listdir(path.parent) == ["results.jsonl"]
@@ -140,8 +140,8 @@ def test_results_go_to_a_file(model, pictures, tmp_path, capsys):
     [
         ([], "nothing to classify"),
         (["absent.jpg"], "'absent.jpg' does not exist"),
-        (["absent*.jpg"], "'absent*.jpg' matches no picture"),
-        (["EMPTY"], "no picture in the folder"),
+        (["absent*.jpg"], "'absent*.jpg' matches no image"),
+        (["EMPTY"], "no image in the folder"),
         (["EMPTY", "--jsn"], "Unknown option --jsn; did you mean --json?"),
         (["EMPTY", "--top_k", "many"], "Argument --top_k: invalid int value: 'many'"),
         (["EMPTY", "--top_k", "0"], "--top_k is 0"),
@@ -160,12 +160,12 @@ def test_bad_usage_ends_with_2_and_one_sentence(arguments, message, model, tmp_p
     assert message in err
 
 
-def test_the_newest_model_is_the_default(pictures, tmp_path, monkeypatch, capsys):
+def test_the_newest_model_is_the_default(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main([str(pictures)]) == 2
+    assert main([str(images)]) == 2
     assert "There is no model under results/" in capsys.readouterr().err
     save_model(tmp_path / "results" / "run", CLASSES)
-    assert main([str(pictures), "--json"]) == 0
+    assert main([str(images), "--json"]) == 0
     assert find_model("results/run") == os.path.join("results", "run", "model")
     assert MODEL_DIR == training_output.MODEL_DIR
 
@@ -173,7 +173,7 @@ def test_the_newest_model_is_the_default(pictures, tmp_path, monkeypatch, capsys
 def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
     model = save_model(tmp_path, NASTY)
     path = tmp_path / "pic\x1b[2Jture, \n1.png"
-    draw_picture(path, "aster", 1)
+    draw_image(path, "aster", 1)
     broken = tmp_path / "broken\x1b[2J.png"
     broken.write_bytes(b"")
     printed = {}
@@ -185,7 +185,7 @@ def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
         assert all(char.isprintable() or char == "\n" for char in everything)
         assert "broken\\x1b[2J.png" in err
     row = json.loads(printed["--json"])
-    assert row["picture"] == str(path)
+    assert row["image"] == str(path)
     assert {entry["label"] for entry in row["predictions"]} == set(NASTY)
     rows = list(csv.DictReader(io.StringIO(printed["--csv"])))
     assert [len(row) for row in rows] == [5, 5, 5]
@@ -227,7 +227,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    draw_picture(tmp_path / "served.png", "clover", 5)
+    draw_image(tmp_path / "served.png", "clover", 5)
     Handler.content = (tmp_path / "served.png").read_bytes()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.stopped = threading.Event()
@@ -243,7 +243,7 @@ def test_urls_are_fetched_when_allowed(model, server, tmp_path, capsys):
     assert main([*urls, "--allow_urls", "--model", model, "--json"]) == 1
     out, err = capsys.readouterr()
     rows = read_lines(out)
-    assert [row["picture"] for row in rows] == [urls[0], urls[2]]
+    assert [row["image"] for row in rows] == [urls[0], urls[2]]
     expected = FlowerClassifier.from_pretrained(model)(tmp_path / "served.png")
     for row in rows:
         assert [entry["label"] for entry in row["predictions"]] == [e["label"] for e in expected]
@@ -261,22 +261,22 @@ def test_urls_from_a_list_are_refused_too(model, server, capsys, monkeypatch):
 
 
 def test_downloads_are_bounded(server):
-    assert fetch_picture(f"{server}/good.png") == Handler.content
+    assert fetch_image(f"{server}/good.png") == Handler.content
     with pytest.raises(OSError, match="larger than 0.0625 MiB"):
-        fetch_picture(f"{server}/endless", max_bytes=2**16)
+        fetch_image(f"{server}/endless", max_bytes=2**16)
     with pytest.raises(OSError, match=r"no whole answer within 0\.5 seconds"):
-        fetch_picture(f"{server}/dripping", timeout_seconds=0.5)
+        fetch_image(f"{server}/dripping", timeout_seconds=0.5)
     for target in ("to-file", "to-ftp"):
         with pytest.raises(OSError, match=r"HTTP 302|unknown url type|not allowed"):
-            fetch_picture(f"{server}/{target}")
+            fetch_image(f"{server}/{target}")
     with pytest.raises(ValueError, match="not an http or https URL"):
-        fetch_picture("file:///etc/passwd")
+        fetch_image("file:///etc/passwd")
     with pytest.raises(OSError, match="cannot be reached"):
-        fetch_picture("http://127.0.0.1:1/x.png", timeout_seconds=2)
+        fetch_image("http://127.0.0.1:1/x.png", timeout_seconds=2)
 
 
-def test_the_umbrella_command_dispatches_by_the_first_word(model, pictures, capsys):
-    assert umbrella.main(["predict", str(pictures), "--model", model, "--json"]) == 0
+def test_the_umbrella_command_dispatches_by_the_first_word(model, images, capsys):
+    assert umbrella.main(["predict", str(images), "--model", model, "--json"]) == 0
     assert len(read_lines(capsys.readouterr().out)) == 3
     assert umbrella.main(["evaluate"]) == 2
     assert "Unknown command 'evaluate'; did you mean eval?" in capsys.readouterr().err
@@ -318,9 +318,9 @@ def test_help_and_bad_usage_import_neither_torch_nor_datasets():
 
 
 @pytest.mark.slow
-def test_the_module_runs_as_a_command_and_survives_a_closed_pipe(model, pictures, tmp_path):
+def test_the_module_runs_as_a_command_and_survives_a_closed_pipe(model, images, tmp_path):
     names = tmp_path / "names.txt"
-    names.write_text(f"{pictures / 'b.png'}\n" * 3000)
+    names.write_text(f"{images / 'b.png'}\n" * 3000)
     command = f"{sys.executable} -m siglip_flowers predict - --json --model {model} < {names}"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -335,7 +335,7 @@ def test_the_module_runs_as_a_command_and_survives_a_closed_pipe(model, pictures
 
 
 def test_the_url_error_class_is_an_os_error():
-    # The reader relies on it: what fails to download is a picture that cannot be read.
+    # The reader relies on it: what fails to download is an image that cannot be read.
     assert issubclass(urllib.error.URLError, OSError)
     with pytest.raises(InputError, match="nothing to classify"):
         parse_prediction_arguments([])

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -23,23 +24,24 @@ from siglip_flowers.config import (
     ProbeArguments,
     check_probe,
 )
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.evaluation.neighbours import vote_neighbours
+from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.metrics.knn import vote_neighbors
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
-from siglip_flowers.model.probe_grid import (
-    HeadGrid,
-    HeadGridAdamW,
-    cross_entropy_of_heads,
-    sigmoid_loss_of_heads,
-)
 from siglip_flowers.model.probe_solvers import (
     fit_logistic_heads,
     fit_ridge_heads,
     scale_to_probabilities,
 )
-from siglip_flowers.parsing import parse_arguments
+from siglip_flowers.probe.figures import judge_logits, summarize_head
+from siglip_flowers.probe.fit import encoder_arguments, fit_probe, fits_on_features
+from siglip_flowers.probe.head_grid import (
+    HeadGrid,
+    HeadGridAdamW,
+    cross_entropy_of_heads,
+    sigmoid_loss_of_heads,
+)
 from siglip_flowers.training.build import (
     RunArguments,
     build_model,
@@ -47,8 +49,6 @@ from siglip_flowers.training.build import (
     check_arguments,
 )
 from siglip_flowers.training.output import ADAPTER_DIR, PROBE_GRID_FILE, RUN_FILES
-from siglip_flowers.training.probe import encoder_arguments, fit_probe, fits_on_features
-from siglip_flowers.training.probe_figures import judge_logits, summarize_head
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
 from tests.test_distributed import launch, write_folder
@@ -248,7 +248,7 @@ def test_a_resumed_fit_ends_as_an_uninterrupted_one(fit, tmp_path):
     assert list_logged(resumed.trainer, "loss") == list_logged(whole.trainer, "loss")
 
 
-def test_augmented_views_are_trained_on_and_plain_pictures_evaluated(fit):
+def test_augmented_views_are_trained_on_and_plain_images_evaluated(fit):
     options = {"augmentation": {"train_resize_scale": 1.0}, "num_train_epochs": 4}
     varied = fit("varied", probe={"augmented_views": 3}, **options)
     dataset = varied.trainer.train_dataset
@@ -262,7 +262,7 @@ def test_augmented_views_are_trained_on_and_plain_pictures_evaluated(fit):
     assert list_logged(varied.trainer, "loss") != list_logged(plain.trainer, "loss")
     short = fit("short", probe={"augmented_views": 3}, **{**options, "num_train_epochs": 1.5})
     assert short.facts["probe"]["augmented_views"] == 2
-    assert short.facts["probe"]["encoded_pictures"] == 0
+    assert short.facts["probe"]["encoded_images"] == 0
 
 
 def test_a_setting_that_diverges_is_not_chosen_and_all_that_do_are_an_error(fit):
@@ -352,14 +352,14 @@ def test_scaling_keeps_the_classes_and_fits_the_probabilities(features):
     assert min(losses) == losses[1] < compute_metrics(before, held_out)["nll"]
 
 
-def test_neighbours_vote_as_scikit_learns_do(features):
+def test_neighbors_vote_as_scikit_learns_do(features):
     rows, labels, queries, _ = features
     reference = sklearn.neighbors.KNeighborsClassifier(
         n_neighbors=20, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07)
     ).fit(rows[0], labels)
-    votes = vote_neighbours(rows[0], labels, queries, 5)
+    votes = vote_neighbors(rows[0], labels, queries, 5)
     np.testing.assert_allclose(votes, reference.predict_proba(queries), atol=1e-4)
-    few = vote_neighbours(rows[0, :3], labels[:3], queries, 5)
+    few = vote_neighbors(rows[0, :3], labels[:3], queries, 5)
     np.testing.assert_allclose(few.sum(axis=1), 1.0, rtol=1e-5)
 
 
@@ -473,7 +473,7 @@ def test_the_command_leaves_a_whole_run_and_encodes_nothing_again(tmp_path, caps
     ]
     assert train(options) == 0
     shown = capsys.readouterr()
-    assert "encoded 48 pictures once" in shown.out
+    assert "encoded 48 images once" in shown.out
     kept = re.findall(r"^Keeping \d+\.\d MB of (\w+) in (.+)$", shown.err, flags=re.MULTILINE)
     assert {("pixels", str(tmp_path / "cache")), ("features", str(tmp_path / "cache"))} == set(kept)
     assert set(os.listdir(tmp_path / "run")) == {*RUN_FILES, PROBE_GRID_FILE} - {ADAPTER_DIR}
@@ -497,7 +497,7 @@ def test_the_command_leaves_a_whole_run_and_encodes_nothing_again(tmp_path, caps
     assert "encoded" not in shown.out
     assert "Keeping" not in shown.err
     repeated = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert repeated["probe"]["encoded_pictures"] == 0
+    assert repeated["probe"]["encoded_images"] == 0
     assert repeated["splits"] == metrics["splits"]
 
 
@@ -596,4 +596,4 @@ def test_two_processes_fit_what_one_does(flowers_dir, nano_dir, tmp_path):
         assert float(ours["loss"]) == pytest.approx(float(theirs["loss"]), rel=1e-3)
     assert train([*options("two", 8), "--overwrite_output_dir"]) == 0
     again = json.loads((tmp_path / "two" / "metrics.json").read_text())
-    assert again["probe"]["encoded_pictures"] == 0
+    assert again["probe"]["encoded_images"] == 0

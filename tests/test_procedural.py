@@ -11,14 +11,14 @@ import pytest
 from PIL import Image as PILImage
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from siglip_flowers.data.procedural import (
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.data.sources.procedural import (
     SPECIES_NAMES,
     describe_species,
     draw_flower,
     load_procedural,
 )
-from siglip_flowers.errors import InputError
-from siglip_flowers.labels import FLOWER_NAMES
 from tests.conftest import REPOSITORY
 
 SAMPLE = [(species, index) for species in range(0, 102, 5) for index in (0, 41)]
@@ -31,19 +31,19 @@ def hash_sample() -> str:
     return digest.hexdigest()
 
 
-def test_pictures_are_the_pinned_ones():
+def test_images_are_the_pinned_ones():
     # The figures published for the demo hold for these pixels only: change both or neither.
     assert hash_sample() == "fc399aa058a76cf4a4de4ae523b3776a3747ef7cfb8790bcde791627b08f0221"
 
 
-def test_pictures_do_not_depend_on_process_threads_or_global_state():
+def test_images_do_not_depend_on_process_threads_or_global_state():
     here = hash_sample()
     np.random.seed(7)
     np.random.rand(5)
     reversed_order = {key: draw_flower(*key, 32, seed=3).tobytes() for key in reversed(SAMPLE)}
     assert hashlib.sha256(b"".join(reversed_order[key] for key in SAMPLE)).hexdigest() == here
     script = (
-        "import hashlib; from siglip_flowers.data.procedural import draw_flower\n"
+        "import hashlib; from siglip_flowers.data.sources.procedural import draw_flower\n"
         "digest = hashlib.sha256()\n"
         f"for species, index in {SAMPLE}:\n"
         "    digest.update(draw_flower(species, index, 32, seed=3).tobytes())\n"
@@ -60,7 +60,7 @@ def test_pictures_do_not_depend_on_process_threads_or_global_state():
     assert done.stdout.strip() == here
 
 
-def test_species_index_and_seed_each_change_the_picture():
+def test_species_index_and_seed_each_change_the_image():
     first = draw_flower(4, 2, 32, seed=1)
     for other in (draw_flower(5, 2, 32, seed=1), draw_flower(4, 3, 32, seed=1)):
         assert not np.array_equal(first, other)
@@ -70,11 +70,11 @@ def test_species_index_and_seed_each_change_the_picture():
 @pytest.mark.parametrize("size", [16, 33, 64, 224])
 def test_any_size_from_16_gives_rgb_bytes_with_contrast(size):
     for species in (0, 50, 101):
-        picture = draw_flower(species, 0, size)
-        assert picture.shape == (size, size, 3)
-        assert picture.dtype == np.uint8
-        assert picture.flags.c_contiguous
-        assert picture.std() > 5
+        image = draw_flower(species, 0, size)
+        assert image.shape == (size, size, 3)
+        assert image.dtype == np.uint8
+        assert image.flags.c_contiguous
+        assert image.std() > 5
 
 
 def test_sizes_show_the_same_scene():
@@ -98,13 +98,13 @@ def test_sizes_show_the_same_scene():
         ((0, 0, 15), "size 15 is too small; it must be at least 16"),
     ],
 )
-def test_impossible_pictures_are_refused(arguments, message):
+def test_impossible_images_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         draw_flower(*arguments)
 
 
-def test_too_few_pictures_a_class_are_refused():
-    with pytest.raises(InputError, match=r"4 procedural pictures a class are too few.* 5"):
+def test_too_few_images_a_class_are_refused():
+    with pytest.raises(InputError, match=r"4 procedural images a class are too few.* 5"):
         load_procedural(4, 16, 0)
 
 
@@ -114,7 +114,7 @@ def test_names_are_102_distinct_inventions():
     assert all(len(name.split()) == 2 and name.islower() for name in SPECIES_NAMES)
 
 
-def test_every_colour_and_shape_is_shared_and_every_pair_differs_in_several_traits():
+def test_every_color_and_shape_is_shared_and_every_pair_differs_in_several_traits():
     traits = np.array(describe_species())
     for column in (0, 2):
         assert np.bincount(traits[:, column]).min() >= 10
@@ -142,13 +142,13 @@ def read_stored(data):
     return {split: data[split].data.column("image").to_pylist() for split in data}
 
 
-def test_no_picture_stands_in_two_splits(small_data):
+def test_no_image_stands_in_two_splits(small_data):
     stored = [row for rows in read_stored(small_data).values() for row in rows]
     assert len({row["path"] for row in stored}) == len(stored) == 6 * 102
     assert len({row["bytes"] for row in stored}) == len(stored)
 
 
-def test_rows_hold_the_drawn_pictures_under_their_own_label(small_data):
+def test_rows_hold_the_drawn_images_under_their_own_label(small_data):
     for split, rows in read_stored(small_data).items():
         for row, label in list(zip(rows, small_data[split]["label"], strict=True))[::40]:
             _, species, index = row["path"].removesuffix(".png").split("_")
@@ -171,15 +171,15 @@ def test_row_order_is_shuffled_and_follows_from_the_seed(small_data):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Pictures (102, 20, 32, 32, 3) and labels (102, 20)."""
-    pictures = np.stack([[draw_flower(s, i, 32) for i in range(20)] for s in range(102)])
-    return pictures, np.repeat(np.arange(102)[:, None], 20, axis=1)
+    """Images (102, 20, 32, 32, 3) and labels (102, 20)."""
+    images = np.stack([[draw_flower(s, i, 32) for i in range(20)] for s in range(102)])
+    return images, np.repeat(np.arange(102)[:, None], 20, axis=1)
 
 
-def count_colours(pictures):
-    """Square roots of a 64-bin colour histogram: blind to place, rotation and shape."""
-    bins = (pictures // 64).astype(int)
-    codes = (bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]).reshape(len(pictures), -1)
+def count_colors(images):
+    """Square roots of a 64-bin color histogram: blind to place, rotation and shape."""
+    bins = (images // 64).astype(int)
+    codes = (bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]).reshape(len(images), -1)
     counts = np.stack([np.bincount(row, minlength=64) for row in codes])
     return np.sqrt(counts / codes.shape[1])
 
@@ -190,17 +190,17 @@ def split_rows(features, labels):
     return train, (features[:, 15:].reshape(102 * 5, -1), labels[:, 15:].ravel())
 
 
-def test_linear_models_of_pixels_and_of_the_mean_colour_do_poorly(drawn):
-    pictures, labels = drawn
-    scaled = pictures.astype(np.float64) / 255
+def test_linear_models_of_pixels_and_of_the_mean_color_do_poorly(drawn):
+    images, labels = drawn
+    scaled = images.astype(np.float64) / 255
     for features, strength in ((scaled, 300.0), (scaled.mean(axis=(2, 3)), 1e-3)):
         train, test = split_rows(features, labels)
         assert RidgeClassifier(alpha=strength).fit(*train).score(*test) < 0.15
 
 
 def test_species_can_be_told_by_a_descriptor_that_ignores_the_pose(drawn):
-    pictures, labels = drawn
-    features = count_colours(pictures.reshape(-1, 32, 32, 3))
+    images, labels = drawn
+    features = count_colors(images.reshape(-1, 32, 32, 3))
     train, test = split_rows(features, labels)
     chance = 1 / 102
     model = LogisticRegression(C=30, max_iter=100).fit(*train)

@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siglip_flowers.errors import InputError
-from siglip_flowers.labels import FLOWER_NAMES
-from siglip_flowers.prompts import build_prompts, canonicalize, clean_class_name, load_templates
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import (
+    build_prompts,
+    canonicalize,
+    clean_class_name,
+    load_templates,
+)
 
 
 @pytest.fixture

@@ -22,14 +22,14 @@ import yaml
 from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
-from siglip_flowers.commands import publish as publish_command
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.commands.publish import name_run
-from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.model.loading import load_saved_classifier
-from siglip_flowers.publishing.check import _compare
-from siglip_flowers.publishing.finished import PREDICTIONS_FILE, read_finished_run
-from siglip_flowers.publishing.hub import explained_errors
+from siglip_flowers.publish import command as publish_command
+from siglip_flowers.publish.check import _compare
+from siglip_flowers.publish.command import name_run
+from siglip_flowers.publish.finished import PREDICTIONS_FILE, read_finished_run
+from siglip_flowers.publish.hub import explained_errors
 from tests.hub_server import TOKEN, Fault, serve_hub
 from tests.small_hub import ODD_NAME, hub_environment, publish_small_runs
 from tests.small_runs import list_files, small_options
@@ -41,8 +41,8 @@ PUSHED = {
 FAULTS = """
 import json, sys
 from pathlib import Path
-from siglip_flowers.errors import RunError
-from siglip_flowers.publishing.hub import check_hub_access, push_directory
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.publish.hub import check_hub_access, push_directory
 directory, names = json.load(sys.stdin)
 messages = []
 for name in names:
@@ -58,10 +58,10 @@ json.dump(messages, sys.stdout)
 STRANGER = """
 import importlib.util, json, sys
 from transformers import pipeline, SiglipForImageClassification
-pictures = json.load(sys.stdin)
+images = json.load(sys.stdin)
 def classify(name, **options):
     classifier = pipeline("image-classification", model=name, **options)
-    rows = [{row["label"]: row["score"] for row in answer} for answer in classifier(pictures)]
+    rows = [{row["label"]: row["score"] for row in answer} for answer in classifier(images)]
     return {"class": type(classifier.model).__name__, "rows": rows}
 def refusal(call):
     try:
@@ -95,11 +95,11 @@ def copied(published, tmp_path):
 
 def test_a_cut_upload_is_tried_again_and_the_run_is_pushed(published):
     assert published.trained_map.code == 0, published.trained_map.errors
-    assert "classifies 12 test pictures as recorded" in published.trained_map.output
+    assert "classifies 12 test images as recorded" in published.trained_map.output
     assert f"published: {published.hub.endpoint}/garden/map" in published.trained_map.output
     pushed = published.hub.repositories["garden/map"]
     assert set(pushed.files) >= PUSHED | {"modeling_siglip_classifier.py"}
-    # Pictures of the data set, and what is of this machine.
+    # Images of the data set, and what is of this machine.
     assert not [name for name in pushed.files if name.startswith(("example", "config.yaml"))]
     assert pushed.commits == ["Publish the classifier"]
     uploads = [line for line in published.hub.requests if line.startswith("PUT")]
@@ -165,7 +165,7 @@ def test_every_answer_of_the_hub_is_one_clear_sentence(tmp_path):
     expected = {
         "me/a": (Fault("GET", "whoami", 401), "does not accept the token.*hf auth login"),
         "me/b": (Fault("POST", "repos/create", 403), "may not write there.*write access"),
-        "me/c": (Fault("POST", "repos/create", 404), "does not know that organisation"),
+        "me/c": (Fault("POST", "repos/create", 404), "does not know that organization"),
         "me/d": (
             Fault("POST", "repos/create", 429, headers={"Retry-After": "7"}),
             "no more requests.*wait 7 seconds",
@@ -235,7 +235,7 @@ def test_without_a_token_nothing_begins(published, tmp_path, monkeypatch, capsys
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     out = tmp_path / "out"
     push = ["--hub_model_id", "me/x"]
-    train = small_options(published.root / "checkpoint", published.pictures, out, *push)
+    train = small_options(published.root / "checkpoint", published.images, out, *push)
     assert publish_command.main([str(published.run("mean")), *push]) == 1
     assert "cannot be pushed without a token" in capsys.readouterr().err
     assert train_command.main([*train, "--push_to_hub", "true"]) == 1
@@ -252,7 +252,7 @@ def test_the_files_can_be_written_to_a_directory_instead(published, tmp_path, mo
     out = tmp_path / "to-be-published"
     argv = [str(published.run("mean")), "--output_dir", str(out), "--check_samples", "2"]
     assert publish_command.main(argv) == 0
-    assert "classifies 2 test pictures as recorded" in capsys.readouterr().out
+    assert "classifies 2 test images as recorded" in capsys.readouterr().out
     assert set(list_files(out)) >= PUSHED
     weights = published.hub.repositories["garden/mean"].files["model.safetensors"]
     assert (out / "model.safetensors").read_bytes() == weights
@@ -333,7 +333,7 @@ def test_answers_are_compared_by_class_and_probability():
     _compare("x", recorded, {"a": 0.601, "b": 0.299, "c": 0.1})
     _compare("x", {"a": 0.5, "b": 0.499}, {"b": 0.4995, "a": 0.4994})
     for found in ({"a": 0.61, "b": 0.3}, {"b": 0.6, "a": 0.3}, {"d": 0.9}):
-        with pytest.raises(RunError, match="picture x was 'a'"):
+        with pytest.raises(RunError, match="image x was 'a'"):
             _compare("x", recorded, found)
 
 
@@ -367,15 +367,15 @@ def build_bare_environment(directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What a stranger's machine makes of both models on the Hub, and of the test pictures."""
+    """What a stranger's machine makes of both models on the Hub, and of the test images."""
     published = publish_small_runs()
     place = tmp_path_factory.mktemp("stranger")
     environment = hub_environment(published.hub.endpoint, place / "home", token=None)
     del environment["PYTHONPATH"]
-    pictures = sorted((published.pictures / "test").rglob("*.png"))
+    images = sorted((published.images / "test").rglob("*.png"))
     done = subprocess.run(
         [build_bare_environment(place / "venv"), "-I", "-c", STRANGER],
-        input=json.dumps([str(path) for path in pictures]),
+        input=json.dumps([str(path) for path in images]),
         env=environment,
         cwd=place,
         capture_output=True,
@@ -385,7 +385,7 @@ def answers(tmp_path_factory):
     )
     assert done.returncode == 0, done.stderr
     assert TOKEN not in environment.values()
-    return {**json.loads(done.stdout.splitlines()[-1]), "pictures": pictures}
+    return {**json.loads(done.stdout.splitlines()[-1]), "images": images}
 
 
 @pytest.mark.parametrize(
@@ -397,9 +397,9 @@ def test_the_pipeline_gives_the_recorded_labels_without_this_package(answers, na
     path = publish_small_runs().run(name) / "predictions_test.parquet"
     table = pyarrow.parquet.read_table(path).to_pylist()
     recorded = {row["image_id"]: row for row in table}
-    assert len(recorded) == len(answers["pictures"]) == 12
-    for picture, found in zip(answers["pictures"], answers[name]["rows"], strict=True):
-        row = recorded[f"{picture.parent.name}/{picture.stem}"]
+    assert len(recorded) == len(answers["images"]) == 12
+    for image, found in zip(answers["images"], answers[name]["rows"], strict=True):
+        row = recorded[f"{image.parent.name}/{image.stem}"]
         expected = dict(zip(row["top_names"], row["top_probabilities"], strict=True))
         assert max(found, key=found.get) == row["top_names"][0]
         assert found == pytest.approx(expected, abs=1e-5)

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import get_cosine_schedule_with_warmup
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import FlowersTrainingArguments
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.freezing import freeze, locate_parameters
 from siglip_flowers.model.loading import load_classifier
@@ -36,7 +36,7 @@ def data(flowers_dir):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "pictures")
+    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "images")
 
 
 def test_warm_up_and_cosine_scale_the_rate_of_every_block(nano_dir, data, tmp_path):
@@ -314,14 +314,14 @@ assert codes == [0] * len(codes), codes
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_no_parameter_is_unused(small, tmp_path):
-    """24 pictures: 3 steps an epoch of 2 x 4 or 1 x 8, of which blocks join in the first 4."""
+    """24 images: 3 steps an epoch of 2 x 4 or 1 x 8, of which blocks join in the first 4."""
     pytest.importorskip("peft")
-    checkpoint, pictures = small
+    checkpoint, images = small
 
     def write_options(name, batch_size):
         return small_options(
             checkpoint,
-            pictures,
+            images,
             tmp_path / name,
             *("--per_device_train_batch_size", str(batch_size), "--augment", "false"),
             *("--use_cpu", "true", "--gradient_checkpointing", "true", "--logging_steps", "1"),

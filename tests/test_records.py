@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from siglip_flowers.records import (
+from siglip_flowers.base.files import (
     atomic_directory,
     atomic_path,
     describe_environment,

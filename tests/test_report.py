@@ -18,32 +18,32 @@ from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 from sklearn.neighbors import KNeighborsClassifier
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.inference.classifier import FlowerClassifier
 from siglip_flowers.inference.temperature import load_temperature
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.reporting import labels as label_suspects
-from siglip_flowers.reporting.analysis import analyse
-from siglip_flowers.reporting.confusions import order_classes
-from siglip_flowers.reporting.contents import Attention, UnknownRow
-from siglip_flowers.reporting.duplicates import (
+from siglip_flowers.report import labels as label_suspects
+from siglip_flowers.report.analysis import analyze
+from siglip_flowers.report.confusions import order_classes
+from siglip_flowers.report.contents import Attention, UnknownRow
+from siglip_flowers.report.duplicates import (
     EncodedRows,
     OtherSplit,
     find_alike,
     find_close,
     find_duplicates,
-    hash_pictures,
+    hash_images,
 )
-from siglip_flowers.reporting.features import measure_neighbours
-from siglip_flowers.reporting.files import REPORT_FILES, check_report_dir, write_report
-from siglip_flowers.reporting.numbers import format_class_table, format_pair_table
-from siglip_flowers.reporting.page import render_page
-from siglip_flowers.reporting.terminal import print_report
+from siglip_flowers.report.features import measure_neighbors
+from siglip_flowers.report.files import REPORT_FILES, check_report_dir, write_report
+from siglip_flowers.report.numbers import format_class_table, format_pair_table
+from siglip_flowers.report.page import render_page
+from siglip_flowers.report.terminal import print_report
 from siglip_flowers.training.output import MODEL_DIR
 from tests.small_runs import list_files, make_checkpoint, make_folder, small_options
 
@@ -62,23 +62,23 @@ ALERTS = (
 )
 
 
-class Pictures(list):
-    """Pictures in memory, as ``SplitPictures`` gives them."""
+class Images(list):
+    """Images in memory, as ``SplitImages`` gives them."""
 
     def read(self, rows):
         return [self[row] for row in rows]
 
     def read_blocks(self):
-        return (np.asarray(picture)[None] for picture in self)
+        return (np.asarray(image)[None] for image in self)
 
 
-def draw(count: int, seed: int = 0) -> Pictures:
+def draw(count: int, seed: int = 0) -> Images:
     random = np.random.default_rng(seed)
     small = [random.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(count)]
-    return Pictures(Image.fromarray(pixels).resize((32, 32)) for pixels in small)
+    return Images(Image.fromarray(pixels).resize((32, 32)) for pixels in small)
 
 
-def build(labels, logits, *, pictures=None, others=None, names=None, temperature=2.0, ids=None):
+def build(labels, logits, *, images=None, others=None, names=None, temperature=2.0, ids=None):
     labels, logits = np.asarray(labels, dtype=np.int64), np.asarray(logits, dtype=np.float32)
     names = names or [f"class {number}" for number in range(logits.shape[1])]
     features = np.random.default_rng(1).normal(size=(len(labels), 6)).astype(np.float32)
@@ -86,7 +86,7 @@ def build(labels, logits, *, pictures=None, others=None, names=None, temperature
     features[:, 0] += 3 * labels
     result = SplitResult(
         split="test",
-        ids=ids or [f"picture {row}" for row in range(len(labels))],
+        ids=ids or [f"image {row}" for row in range(len(labels))],
         labels=labels,
         features=features,
         logits=logits,
@@ -94,9 +94,9 @@ def build(labels, logits, *, pictures=None, others=None, names=None, temperature
         metrics=compute_metrics(logits, labels, "softmax"),
         per_class=per_class_rows(labels, logits.argmax(axis=1), names),
     )
-    return analyse(
+    return analyze(
         result,
-        pictures or draw(len(labels)),
+        images or draw(len(labels)),
         others or {},
         title="model on data",
         model="model",
@@ -146,7 +146,7 @@ def hostile(labels):
         unknowns=[UnknownRow(ALERTS[1], ALERTS[0], 5, 0.9, 0.1)],
         attention=[Attention(0, jpeg, jpeg)],
         robustness=[row],
-        augmented=[{**views, "seconds_per_picture": 0.1, "cost": 2.0}],
+        augmented=[{**views, "seconds_per_image": 0.1, "cost": 2.0}],
     )
 
 
@@ -191,9 +191,9 @@ def test_figures_agree_with_scikit_learn(contents, labels):
 
 
 def test_hashes_are_those_of_imagehash():
-    pictures = draw(20)
-    expected = [int(str(imagehash.phash(picture)), 16) for picture in pictures]
-    hashes = hash_pictures(pictures.read_blocks())
+    images = draw(20)
+    expected = [int(str(imagehash.phash(image)), 16) for image in images]
+    hashes = hash_images(images.read_blocks())
     assert hashes.tolist() == expected
     distances = [
         (row, other, bin(expected[row] ^ expected[other]).count("1"))
@@ -205,44 +205,44 @@ def test_hashes_are_those_of_imagehash():
 
 
 def test_the_page_of_a_whole_split_stays_below_10_megabytes():
-    # Of every class ten pictures of noise, which JPEG makes larger than any photograph.
+    # Of every class ten images of noise, which JPEG makes larger than any photograph.
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(102), 10)
-    pictures = Pictures(
+    images = Images(
         Image.fromarray(random.integers(0, 256, (96, 96, 3), dtype=np.uint8)) for _ in labels
     )
     names = [f"a flower whose name is long {number}" for number in range(102)]
-    page = render_page(build(labels, make_logits(labels, 102, 4), pictures=pictures, names=names))
+    page = render_page(build(labels, make_logits(labels, 102, 4), images=images, names=names))
     assert page.count("data:image/jpeg") >= 1020
     assert len(page.encode()) < 10_000_000
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 71), (224, 224), (9, 40)])
-def test_a_block_of_pictures_has_the_hashes_of_each_alone(size):
-    pictures = [picture.resize(size) for picture in draw(12, seed=2)]
-    expected = [int(str(imagehash.phash(picture)), 16) for picture in pictures]
-    block = np.stack([np.asarray(picture) for picture in pictures])
-    assert hash_pictures([block[:5], block[5:], block[:0]]).tolist() == expected
-    assert hash_pictures([]).tolist() == []
+def test_a_block_of_images_has_the_hashes_of_each_alone(size):
+    images = [image.resize(size) for image in draw(12, seed=2)]
+    expected = [int(str(imagehash.phash(image)), 16) for image in images]
+    block = np.stack([np.asarray(image) for image in images])
+    assert hash_images([block[:5], block[5:], block[:0]]).tolist() == expected
+    assert hash_images([]).tolist() == []
 
 
-def describe_rows(pictures) -> np.ndarray:
-    """Features that a mirror does not change: the colours of each line, averaged."""
-    return np.stack([np.asarray(picture).mean(axis=1).ravel() - 127.5 for picture in pictures])
+def describe_rows(images) -> np.ndarray:
+    """Features that a mirror does not change: the colors of each line, averaged."""
+    return np.stack([np.asarray(image).mean(axis=1).ravel() - 127.5 for image in images])
 
 
 def make_result(features) -> SplitResult:
     """Return a result of which only the features matter."""
     count = len(features)
-    ids, labels = [f"picture {row}" for row in range(count)], np.zeros(count, dtype=np.int64)
+    ids, labels = [f"image {row}" for row in range(count)], np.zeros(count, dtype=np.int64)
     none = np.zeros((count, 2), dtype=np.float32)
     return SplitResult("test", ids, labels, np.float32(features), none, none, {}, [])
 
 
-def test_mirrored_pictures_are_found_by_features_alone_and_copies_by_the_hash():
-    pictures = draw(30)
-    pictures += [ImageOps.mirror(pictures[3]), pictures[7]]
-    train = Pictures([*draw(9, seed=1), ImageOps.mirror(pictures[5]), pictures[11]])
+def test_mirrored_images_are_found_by_features_alone_and_copies_by_the_hash():
+    images = draw(30)
+    images += [ImageOps.mirror(images[3]), images[7]]
+    train = Images([*draw(9, seed=1), ImageOps.mirror(images[5]), images[11]])
     rows = datasets.Dataset.from_dict(
         {"image": [None] * 11, "label": [1] * 11},
         features=datasets.Features(
@@ -256,14 +256,14 @@ def test_mirrored_pictures_are_found_by_features_alone_and_copies_by_the_hash():
         lambda wanted: describe_rows(train.read(wanted)),
         EncodedRows(known, describe_rows(train.read(known))),
     )
-    found = find_duplicates(make_result(describe_rows(pictures)), pictures, {"train": other})
+    found = find_duplicates(make_result(describe_rows(images)), images, {"train": other})
     # Pairs that are equally alike come in any order.
     places = [(pair.found_by, pair.row, pair.other_split, pair.other_id) for pair in found]
     assert [place[0] for place in places] == ["hash", "hash", "features", "features"]
     assert set(places) == {
-        ("hash", 7, "test", "picture 31"),
+        ("hash", 7, "test", "image 31"),
         ("hash", 11, "train", "row_10"),
-        ("features", 3, "test", "picture 30"),
+        ("features", 3, "test", "image 30"),
         ("features", 5, "train", "row_9"),
     }
     assert [pair.hash_distance > 8 for pair in found] == [False, False, True, True]
@@ -274,11 +274,11 @@ def test_mirrored_pictures_are_found_by_features_alone_and_copies_by_the_hash():
 def test_pairs_that_only_the_hash_finds_alike_crowd_out_no_others():
     # 45 pairs with the same hash and nothing in common, and one pair a little apart that is alike.
     first = draw(1, seed=3)[0]
-    pictures = Pictures([first] * 10 + draw(1, seed=4) * 2)
-    pictures[11] = Image.fromarray(np.asarray(pictures[10]) // 2)
+    images = Images([first] * 10 + draw(1, seed=4) * 2)
+    images[11] = Image.fromarray(np.asarray(images[10]) // 2)
     features = np.eye(12)[[*range(11), 10]]
-    (pair,) = find_duplicates(make_result(features), pictures, {})
-    assert (pair.row, pair.other_id, pair.found_by) == (10, "picture 11", "hash")
+    (pair,) = find_duplicates(make_result(features), images, {})
+    assert (pair.row, pair.other_id, pair.found_by) == (10, "image 11", "hash")
 
 
 def test_pairs_alike_are_those_of_all_cosines_and_the_best_of_too_many():
@@ -292,7 +292,7 @@ def test_pairs_alike_are_those_of_all_cosines_and_the_best_of_too_many():
     assert find_alike(features, features, 0.999, within=True, most=20) == found[:20]
 
 
-def test_votes_of_neighbours_are_those_of_scikit_learn():
+def test_votes_of_neighbors_are_those_of_scikit_learn():
     random = np.random.default_rng(0)
     labels = random.integers(0, 4, 60)
     features = random.normal(size=(60, 5)).astype(np.float32)
@@ -300,11 +300,11 @@ def test_votes_of_neighbours_are_those_of_scikit_learn():
     hits = 0
     for row in range(60):
         others = np.arange(60) != row
-        # One neighbour: no ties.
+        # One neighbor: no ties.
         model = KNeighborsClassifier(1, metric="cosine", algorithm="brute")
         model.fit(features[others], labels[others])
         hits += model.predict(features[[row]])[0] == labels[row]
-    assert measure_neighbours(features, labels, 4, neighbours=1).value == hits / 60
+    assert measure_neighbors(features, labels, 4, neighbors=1).value == hits / 60
 
 
 def test_classes_that_are_confused_stand_side_by_side():
@@ -336,7 +336,7 @@ def test_wrong_labels_are_suspected_and_missing_cleanlab_is_no_error(monkeypatch
         pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[0, 1, 2] * 4], id="all right"),
         pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[1, 2, 0] * 4], id="all wrong"),
         pytest.param([0] * 6, np.ones((6, 1)), id="one class"),
-        pytest.param([1], [[0.0, 1.0]], id="one picture"),
+        pytest.param([1], [[0.0, 1.0]], id="one image"),
         pytest.param([0, 1], np.zeros((2, 3)), id="constant"),
     ],
 )
@@ -350,7 +350,7 @@ def test_degenerate_results_give_a_report(labels, logits, tmp_path):
     print_report(contents, Console(file=io.StringIO()))
 
 
-def test_suspects_among_training_pictures_are_said_to_be_learnt(contents):
+def test_suspects_among_training_images_are_said_to_be_learned(contents):
     assert contents.label_suspects
     for trained_on in (False, True):
         shown = dataclasses.replace(contents, trained_on=trained_on)
@@ -358,7 +358,7 @@ def test_suspects_among_training_pictures_are_said_to_be_learnt(contents):
         print_report(shown, Console(file=file, width=300))
         for text in (render_page(shown), file.getvalue()):
             # A table breaks its title into lines.
-            said = "The model was trained on these pictures" in " ".join(text.split())
+            said = "The model was trained on these images" in " ".join(text.split())
             assert said == trained_on
 
 
@@ -428,19 +428,19 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     assert saved["headline"]["accuracy"]["value"] == np.mean(table["correct"].to_pylist())
     assert saved["calibrated"]["temperature"] == load_temperature(small_run / MODEL_DIR)
     assert {row["source"] for row in saved["unknowns"]} > {"all drawings", "noise"}
-    assert {row["score"] for row in saved["unknowns"]} >= {"energy", "class_mean", "neighbours"}
+    assert {row["score"] for row in saved["unknowns"]} >= {"energy", "class_mean", "neighbors"}
     before = saved["headline"]
-    # Once more, without cached pixels: it takes its own place, with the same figures. Pictures of
+    # Once more, without cached pixels: it takes its own place, with the same figures. Images of
     # the split itself, given as unknown ones, cannot be told from it.
     unknown = tmp_path / "unknown"
     shutil.copytree(small_run.parent / "data" / "test", unknown)
-    (unknown / "broken.png").write_bytes(b"no picture")
+    (unknown / "broken.png").write_bytes(b"no image")
     more = ["--pixel_cache", "false", "--unknown_dir", str(unknown)]
     assert eval_command.main([*arguments, *more]) == 0
-    assert "pictures in --unknown_dir" in capsys.readouterr().out
+    assert "images in --unknown_dir" in capsys.readouterr().out
     saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     assert saved["headline"] == before
-    given = [row for row in saved["unknowns"] if row["source"] == "pictures in --unknown_dir"]
+    given = [row for row in saved["unknowns"] if row["source"] == "images in --unknown_dir"]
     assert {row["n"] for row in given} == {table.num_rows}
     assert [row["auroc"] for row in given] == pytest.approx([0.5] * len(given), abs=1e-3)
     options = ["--unknown_dir", str(tmp_path / "nothing"), "--model", str(small_run)]
@@ -465,7 +465,7 @@ def test_all_that_a_report_compares_is_computed_in_one_number_format(
     arguments = ["--model", str(small_run), "--report", "true", "--dtype", "bfloat16"]
     arguments += ["--unknown_dir", str(small_run.parent / "data" / "train")]
     assert eval_command.main([*arguments, "--output_dir", str(tmp_path)]) == 0
-    # The split, the sample of training pictures, the drawn pictures and the given ones.
+    # The split, the sample of training images, the drawn images and the given ones.
     assert len(asked) >= 4
     assert set(asked) == {torch.bfloat16}
 
@@ -474,13 +474,13 @@ def test_all_that_a_report_compares_is_computed_in_one_number_format(
 def test_predictions_are_calibrated_when_asked(small_run):
     model = small_run / MODEL_DIR
     temperature = load_temperature(model)
-    picture = draw(1)[0]
+    image = draw(1)[0]
     plain, calibrated = (
         FlowerClassifier.from_pretrained(model, dtype="float32", calibrated=asked)
         for asked in (False, True)
     )
-    before = np.log([result["score"] for result in plain(picture, 3)])
-    after = np.log([result["score"] for result in calibrated(picture, 3)])
+    before = np.log([result["score"] for result in plain(image, 3)])
+    after = np.log([result["score"] for result in calibrated(image, 3)])
     assert np.diff(after) == pytest.approx(np.diff(before) / temperature, rel=1e-3, abs=1e-5)
 
 
@@ -531,7 +531,7 @@ def test_the_page_works_in_a_browser(hostile, browser, tmp_path, width, scheme):
     for order in ("descending", "ascending"):
         heading.locator("button").press("Enter")
         assert heading.get_attribute("aria-sort") == order
-    # Plots answer to the keyboard and show pictures as text and image.
+    # Plots answer to the keyboard and show images as text and image.
     mark = page.locator("#features .mark").first
     mark.focus()
     assert page.locator("#tip").is_visible()

@@ -9,26 +9,26 @@ import pytest
 import torch
 from PIL import Image
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_flowers
-from siglip_flowers.errors import InputError
-from siglip_flowers.evaluation.augmented import list_views, measure_augmented
-from siglip_flowers.evaluation.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
-from siglip_flowers.evaluation.robustness import (
-    format_robustness,
-    measure_robustness,
-    summarise_robustness,
-)
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
+from siglip_flowers.robustness.robustness import (
+    format_robustness,
+    measure_robustness,
+    summarize_robustness,
+)
+from siglip_flowers.robustness.tta import list_views, measure_augmented
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run that tells three colours apart, mostly."""
+    """A run that tells three colors apart, mostly."""
     root = tmp_path_factory.mktemp("robustness")
     checkpoint, folder = make_checkpoint(root / "checkpoint"), make_folder(root / "data")
     argv = small_options(checkpoint, folder, root / "run", "--learning_rate", "3e-3")
@@ -45,19 +45,19 @@ def parts(run):
 
 
 def classify(model, processor, pixels: torch.Tensor) -> torch.Tensor:
-    """Return probabilities, one picture at a time and by the checkpoint's own processor."""
+    """Return probabilities, one image at a time and by the checkpoint's own processor."""
     found = []
-    for picture in pixels:
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
-        inputs = processor(images=image, return_tensors="pt")
+    for image in pixels:
+        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
+        inputs = processor(images=pil, return_tensors="pt")
         with torch.inference_mode():
             found.append(model(**inputs).logits.softmax(dim=1))
     return torch.cat(found)
 
 
 def read_pixels(rows) -> torch.Tensor:
-    pictures = [np.asarray(row["image"].convert("RGB")) for row in rows]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    images = [np.asarray(row["image"].convert("RGB")) for row in rows]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def test_each_accuracy_is_that_of_a_plain_loop(parts):
@@ -93,29 +93,29 @@ def make_rows(values: dict[str, float], clean: float) -> list[dict]:
 def test_the_summary_by_hand():
     steps = np.mean([1 / strength for strength in STRENGTHS])
     rows = make_rows({"fog": 0.5, "jpeg": 0.7, "rotation": 0.1}, clean=0.8)
-    summary = summarise_robustness(rows)
+    summary = summarize_robustness(rows)
     assert summary["clean_accuracy"] == 0.8
     assert summary["mean_corruption_accuracy"] == pytest.approx(0.6 * steps)
     assert summary["relative_corruption_accuracy"] == pytest.approx(0.6 * steps / 0.8)
     assert summary["mean_view_accuracy"] == pytest.approx(0.1 * steps)
     assert "clean 80.0 %" in format_robustness(rows)
     # A model that is never right has nothing to lose.
-    nothing = summarise_robustness(make_rows({"fog": 0.0}, clean=0.0))
+    nothing = summarize_robustness(make_rows({"fog": 0.0}, clean=0.0))
     assert nothing["relative_corruption_accuracy"] == 0
     assert set(CORRUPTIONS) | set(VIEWS) == set(KINDS)
 
 
 def test_the_views_are_mirrored_and_cropped_as_pillow_does():
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    pil = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
     (mirrored,) = list_views("flip", 32)
-    expected = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = pil.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     np.testing.assert_array_equal(mirrored(pixels)[0].permute(1, 2, 0).numpy(), expected)
     views = list_views("multicrop", 32)
     assert len(views) == 6
     boxes = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2))
     for view, (left, top) in zip(views[1:], boxes, strict=True):
-        part = image.crop((left, top, left + 28, top + 28))
+        part = pil.crop((left, top, left + 28, top + 28))
         wanted = np.asarray(part.resize((32, 32), Image.Resampling.BILINEAR), dtype=int)
         shown = view(pixels)
         assert shown.dtype == torch.uint8
@@ -136,7 +136,7 @@ def test_augmented_answers_are_those_of_the_mean_probabilities(parts, kind):
     assert augmented["gain_low"] <= augmented["gain"] <= augmented["gain_high"]
     assert (plain["gain"], plain["cost"]) == (0, 1)
     assert augmented["cost"] > 1
-    assert augmented["seconds_per_picture"] > plain["seconds_per_picture"] > 0
+    assert augmented["seconds_per_image"] > plain["seconds_per_image"] > 0
 
 
 def test_patches_of_any_shape_are_refused():

@@ -38,7 +38,7 @@ def make_square(pooling, attention="eager"):
 
 
 def make_naflex(pooling):
-    """One picture fills the budget of 12 patches, the other leaves half of it empty."""
+    """One image fills the budget of 12 patches, the other leaves half of it empty."""
     model = make_model(Siglip2VisionConfig(num_patches=16, **SIZES), pooling)
     torch.manual_seed(6)
     mask = torch.ones(2, 12, dtype=torch.int32)
@@ -56,7 +56,7 @@ def get_tokens(model, inputs):
 
 
 def attend_by_hand(head, tokens):
-    """Weights (N,) of one picture's tokens, by the formula of multi-head attention."""
+    """Weights (N,) of one image's tokens, by the formula of multi-head attention."""
     width = tokens.shape[1]
     query_weight, key_weight, _ = head.attention.in_proj_weight.detach().split(width)
     query_bias, key_bias, _ = head.attention.in_proj_bias.detach().split(width)
@@ -75,12 +75,12 @@ def attend_by_hand(head, tokens):
 def test_map_pooling_shows_the_attention_of_the_pooling_head(attention):
     model, inputs = make_square("map", attention)
     found = compute_saliency(model, inputs)
-    for picture, tokens in zip(found, get_tokens(model, inputs), strict=True):
-        assert picture.shape == (4, 4)
-        assert picture.dtype == np.float32
+    for image, tokens in zip(found, get_tokens(model, inputs), strict=True):
+        assert image.shape == (4, 4)
+        assert image.dtype == np.float32
         expected = attend_by_hand(model.vision_model.head, tokens)
         assert expected.max() > 2 / 16, "the reference is too even to tell anything"
-        np.testing.assert_allclose(picture.ravel(), expected, atol=1e-6)
+        np.testing.assert_allclose(image.ravel(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -91,22 +91,22 @@ def test_mean_pooling_shows_attention_rollout(attention):
     with torch.no_grad():
         layers = reference.vision_model(**inputs, output_attentions=True).attentions
     assert len(layers) == 3
-    for number, picture in enumerate(found):
+    for number, image in enumerate(found):
         product = np.eye(16)
         for layer in layers:
             product = (0.5 * np.eye(16) + 0.5 * layer[number].mean(dim=0).numpy()) @ product
         expected = product.mean(axis=0)
         assert expected.max() > 1.2 / 16, "the reference is too even to tell anything"
-        np.testing.assert_allclose(picture.ravel(), expected, atol=1e-6)
+        np.testing.assert_allclose(image.ravel(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_naflex_pictures_have_their_own_grid_without_padding(pooling):
+def test_naflex_images_have_their_own_grid_without_padding(pooling):
     model, inputs = make_naflex(pooling)
     found = compute_saliency(model, inputs)
-    assert [picture.shape for picture in found] == [(3, 4), (3, 2)]
-    for picture in found:
-        assert picture.sum() == pytest.approx(1, abs=1e-5)
+    assert [image.shape for image in found] == [(3, 4), (3, 2)]
+    for image in found:
+        assert image.sum() == pytest.approx(1, abs=1e-5)
     # What stands in the padding has no say.
     changed = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
     changed["pixel_values"][1, 6:] = 9.0
@@ -114,9 +114,9 @@ def test_naflex_pictures_have_their_own_grid_without_padding(pooling):
         np.testing.assert_allclose(before, after, atol=1e-6)
     if pooling == "map":
         tokens = get_tokens(model, inputs)
-        for picture, row, count in zip(found, tokens, (12, 6), strict=True):
+        for image, row, count in zip(found, tokens, (12, 6), strict=True):
             expected = attend_by_hand(model.vision_model.head, row[:count])
-            np.testing.assert_allclose(picture.ravel(), expected, atol=1e-6)
+            np.testing.assert_allclose(image.ravel(), expected, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was():

@@ -19,14 +19,14 @@ from filelock import FileLock
 from optuna.trial import TrialState
 from PIL import Image
 
-from siglip_flowers.commands import search as search_command
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
-from siglip_flowers.config.search import SearchArguments
-from siglip_flowers.errors import InputError
-from siglip_flowers.evaluation.search_plots import OptionAxis, TrialPoint, plot_trials
-from siglip_flowers.training.search.line import check_line
-from siglip_flowers.training.search.space import (
+from siglip_flowers.search import command as search_command
+from siglip_flowers.search.line import check_line
+from siglip_flowers.search.options import SearchArguments
+from siglip_flowers.search.plots import OptionAxis, TrialPoint, plot_trials
+from siglip_flowers.search.space import (
     Range,
     dump_space,
     find_start,
@@ -34,7 +34,7 @@ from siglip_flowers.training.search.space import (
     read_space,
     refuse_impossible,
 )
-from siglip_flowers.training.search.study import FileStorage, build_sampler, hide_password
+from siglip_flowers.search.study import FileStorage, build_sampler, hide_password
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -95,7 +95,7 @@ def finished(small, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_unset_determinism")
-def test_a_search_leaves_table_picture_and_a_configuration_that_trains_alike(finished, tmp_path):
+def test_a_search_leaves_table_image_and_a_configuration_that_trains_alike(finished, tmp_path):
     trials = open_study(finished).get_trials()
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
     with (finished / "trials.csv").open(newline="") as file:
@@ -104,8 +104,8 @@ def test_a_search_leaves_table_picture_and_a_configuration_that_trains_alike(fin
     assert [float(row["learning_rate"]) for row in rows] == [
         trial.params["learning_rate"] for trial in trials
     ]
-    with Image.open(finished / "trials.png") as picture:
-        assert picture.width > 1000
+    with Image.open(finished / "trials.png") as image:
+        assert image.width > 1000
     assert not list((finished / "trials").iterdir())
 
     best = min(trials, key=lambda trial: trial.value)
@@ -214,7 +214,7 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
         ({"pooling": "mean"}, "give a list of values or"),
         ({"lora_target_modules": [["fc1"], ["fc2"]]}, "use single numbers, words"),
         ({"seed": [1, 2]}, "seed cannot be searched: the best seed is luck"),
-        ({"shots": [1, 2]}, "trials on other pictures cannot be compared"),
+        ({"shots": [1, 2]}, "trials on other images cannot be compared"),
         ({"use_dora": [True, False]}, "holds true: --use_dora needs adapters"),
         (["learning_rate"], "must be a mapping"),
     ],
@@ -302,7 +302,7 @@ def test_a_missing_optuna_is_named(small, tmp_path):
         "find = importlib.util.find_spec\n"
         "hidden = lambda name, *more: None if name == 'optuna' else find(name, *more)\n"
         "importlib.util.find_spec = hidden\n"
-        "from siglip_flowers.commands.search import main\n"
+        "from siglip_flowers.search.command import main\n"
         f"sys.exit(main({make_argv(small, tmp_path / 'out')!r}))\n"
     )
     process = subprocess.run(
@@ -313,7 +313,7 @@ def test_a_missing_optuna_is_named(small, tmp_path):
 
 
 @pytest.mark.parametrize("maximize", [True, False])
-def test_pictures_are_drawn_of_any_trials(tmp_path, maximize):
+def test_images_are_drawn_of_any_trials(tmp_path, maximize):
     trials = [
         TrialPoint(0, 0.5, True, {"a": 1e-4, "b": None, "c": 3}),
         TrialPoint(1, None, False, {"a": 1e-3, "b": True}),
@@ -329,8 +329,8 @@ def test_pictures_are_drawn_of_any_trials(tmp_path, maximize):
             maximize=maximize,
             axes_of={"a": OptionAxis(1e-5, 1e-1, log=True)},
         )
-        with Image.open(path) as picture:
-            picture.verify()
+        with Image.open(path) as image:
+            image.verify()
 
 
 def test_of_two_processes_one_takes_a_waiting_trial(tmp_path):

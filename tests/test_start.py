@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoTokenizer, SiglipModel
 
+from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_flowers
-from siglip_flowers.data.pixels import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer, collate_pixels
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
 EVALUATED = 51
 STEPS = 4

@@ -15,6 +15,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 import siglip_flowers
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import (
@@ -28,9 +29,8 @@ from siglip_flowers.config import (
     make_training_options,
 )
 from siglip_flowers.config.inherited import read_fields
-from siglip_flowers.errors import InputError
+from siglip_flowers.config.parsing import check_command_line, parse_arguments
 from siglip_flowers.experiment import __main__ as experiment_command
-from siglip_flowers.parsing import check_command_line, parse_arguments
 from tests.conftest import REPOSITORY
 from tests.test_parsing import CONFIGS, NON_DEFAULT
 
@@ -351,17 +351,17 @@ def test_bad_usage_is_refused_without_the_source_too(monkeypatch, capsys):
 def test_types_that_are_not_found_count_as_text(tmp_path):
     path = tmp_path / "training_args.py"
     path.write_text(
-        "from .neighbour import Colour\n"
+        "from .neighbor import Color\n"
         "from .absent import Shape\n"
         "class Size(ExplicitEnum):\n    BIG = 'big'\n"
         "class TrainingArguments:\n"
         "    name = 'first'\n    if True:\n        name = 'second'\n"
-        "    a: Colour | str = field(default='red')\n"
+        "    a: Color | str = field(default='red')\n"
         "    b: Shape | None = None\n"
         "    c: list[Size] = field(default_factory=list, metadata={'help': 'x' 'y'})\n"
         "    d: str = name\n"
     )
-    (tmp_path / "neighbour.py").write_text("class Colour(Enum):\n    RED = 'red'\n")
+    (tmp_path / "neighbor.py").write_text("class Color(Enum):\n    RED = 'red'\n")
     fields = {name: (kind, item) for name, kind, item in read_fields(path)}
     assert [member.value for member in typing.get_args(fields["a"][0])[0]] == ["red"]
     assert fields["b"][0] == str | None

@@ -16,8 +16,9 @@ from transformers import (
     SiglipTextModel,
 )
 
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.model.losses import class_logits
 from siglip_flowers.model.text_head import (
     class_embeddings,
@@ -25,7 +26,6 @@ from siglip_flowers.model.text_head import (
     load_text_tower,
     zero_shot_head,
 )
-from siglip_flowers.prompts import load_templates
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NAMES = ("hard-leaved pocket orchid", "colt's foot", "sword_lily", "bird of paradise")
@@ -48,16 +48,16 @@ def tower(nano):
 
 @pytest.fixture(scope="module")
 def pixel_values(flowers_dir, nano):
-    pictures = []
+    images = []
     with tarfile.open(flowers_dir / "102flowers.tgz") as archive:
         for member in archive:
             if member.isfile():
-                picture = Image.open(io.BytesIO(archive.extractfile(member).read()))
-                pictures.append(picture.convert("RGB"))
-            if len(pictures) == 8:
+                image = Image.open(io.BytesIO(archive.extractfile(member).read()))
+                images.append(image.convert("RGB"))
+            if len(images) == 8:
                 break
     processor = SiglipImageProcessor.from_pretrained(nano)
-    return processor(pictures, return_tensors="pt")["pixel_values"]
+    return processor(images, return_tensors="pt")["pixel_values"]
 
 
 @pytest.fixture

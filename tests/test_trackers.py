@@ -14,17 +14,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import FlowersTrainingArguments
-from siglip_flowers.errors import InputError
-from siglip_flowers.training.trackers import Tracker, Trackers, choice
-from siglip_flowers.training.trackers import weights_and_biases as wb
-from siglip_flowers.training.trackers.choice import (
+from siglip_flowers.tracking import Tracker, Trackers, choice
+from siglip_flowers.tracking import wandb as wb
+from siglip_flowers.tracking.choice import (
     build_trackers,
     check_trackers,
     choose_trackers,
 )
-from siglip_flowers.training.trackers.tracker import RunFacts, name_values
+from siglip_flowers.tracking.tracker import RunFacts, name_values
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 SECRET = "hf_" + "q7" * 17
@@ -130,7 +130,7 @@ def test_aim_gives_back_settings_and_metrics_by_split_and_epoch(environment, run
 
 
 @needs("aim")
-def test_aim_gives_back_example_pictures_and_the_confusion_matrix(environment, run_dir):
+def test_aim_gives_back_example_images_and_the_confusion_matrix(environment, run_dir):
     run_hash = read_ids(run_dir)["aim"]
     repository, _, _ = read_aim(environment, run_hash)
     found = {}
@@ -138,8 +138,8 @@ def test_aim_gives_back_example_pictures_and_the_confusion_matrix(environment, r
         for sequence in collection:
             assert sequence.context.to_dict() == {"subset": "test"}
             found[sequence.name] = sequence.values.values_list()[0]
-    assert {picture.size for picture in found["examples"]} == {(16, 16)}
-    assert all(picture.caption.split(":")[0] in CLASSES for picture in found["examples"])
+    assert {image.size for image in found["examples"]} == {(16, 16)}
+    assert all(image.caption.split(":")[0] in CLASSES for image in found["examples"])
     confusion = found["confusion_matrix"]
     confusion = confusion[0] if isinstance(confusion, list) else confusion
     assert confusion.to_pil_image().size == (800, 700)
@@ -196,8 +196,8 @@ def test_wandb_keeps_an_offline_run_that_can_be_synced(environment, run_dir, met
     assert logged["test/accuracy"] == pytest.approx([metrics["test"]["accuracy"]])
     assert logged["examples.ncols"] == [5]
     assert logged["examples.nrows"][0] > 0
-    (picture,) = logged["confusion_matrix.path"]
-    assert (path.parent / "files" / picture).is_file()
+    (image,) = logged["confusion_matrix.path"]
+    assert (path.parent / "files" / image).is_file()
     (artifact,) = [one.artifact for one in records if one.artifact.type == "model"]
     assert "model.safetensors" in {entry.path for entry in artifact.manifest.contents}
     # The exit record: without it the file counts as cut off.

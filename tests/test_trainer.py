@@ -114,7 +114,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(start, tmp_
 
 @pytest.mark.parametrize("objective, optim", [("cross_entropy", "adamw_torch"), ("sigmoid", "sgd")])
 def test_accumulating_two_batches_of_16_trains_as_one_of_32(start, objective, optim):
-    """Crops are drawn by step and picture, so that they are the same, too."""
+    """Crops are drawn by step and image, so that they are the same, too."""
     options = {"augmentation": CROPS, "objective": objective, "optim": optim, "max_steps": 2}
     one = start(per_device_train_batch_size=32, **options)
     two = start(gradient_accumulation_steps=2, **options)
@@ -210,7 +210,7 @@ def test_evaluation_figures_are_scikit_learns(start, data, nano_dir, objective):
         "train": draw_train_sample(trainer.run, data),
     }
     for split, rows in samples.items():
-        # One picture at a time, through transformers' own processor.
+        # One image at a time, through transformers' own processor.
         with torch.no_grad():
             logits = torch.cat(
                 [
@@ -253,7 +253,7 @@ def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path)
     own = []
 
     class Listener(torch.nn.Module):
-        """Follows the optimiser with a moving average of its own."""
+        """Follows the optimizer with a moving average of its own."""
 
         def __call__(self, optimizer, *_):
             rate = min(0.8, (1 + len(own)) / (10 + len(own)))

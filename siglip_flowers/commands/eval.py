@@ -4,17 +4,17 @@ import shlex
 import sys
 from pathlib import Path
 
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import describe_environment, write_json
+from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
-from siglip_flowers.commands.run_tables import show_runs
+from siglip_flowers.compare.command import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.evaluation import REPORT_DIRS
-from siglip_flowers.errors import InputError
+from siglip_flowers.config.parsing import check_command_line, parse_arguments
 from siglip_flowers.inference.output import escape_unprintable
-from siglip_flowers.parsing import check_command_line, parse_arguments
-from siglip_flowers.prompts import load_templates
-from siglip_flowers.records import describe_environment, write_json
 from siglip_flowers.training.output import CONFIG_FILE
 
 PROG = "eval.py"
@@ -39,15 +39,15 @@ def _evaluate(argv: list[str]) -> None:
         from accelerate import PartialState
 
         from siglip_flowers.data import check_data_arguments, load_flowers
-        from siglip_flowers.data.decoding import list_image_extensions
-        from siglip_flowers.evaluation.extras import check_extras, measure_extras
+        from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.evaluation.predict import evaluate_split
         from siglip_flowers.evaluation.predictions import write_predictions
         from siglip_flowers.evaluation.tables import format_metrics
-        from siglip_flowers.inference.finding import check_paths, find_pictures
+        from siglip_flowers.inference.finding import check_paths, find_images
         from siglip_flowers.model.heads import load_zero_shot_classifier
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
         from siglip_flowers.model.text_head import check_text_tower
+        from siglip_flowers.robustness.extras import check_extras, measure_extras
         from siglip_flowers.training.compute import set_cpu_threads
         from siglip_flowers.training.report import describe_device
 
@@ -58,7 +58,7 @@ def _evaluate(argv: list[str]) -> None:
     report_dir = choose_report_dir(options)
     if options.unknown_dir is not None:
         check_paths([options.unknown_dir], allow_urls=False)
-        find_pictures([options.unknown_dir], list_image_extensions())
+        find_images([options.unknown_dir], list_image_extensions())
     model_path = options.model_name_or_path or options.model
     assert model_path is not None
     # Without an accelerator the processes of a launch join only if they are told to use the CPU.
@@ -82,9 +82,9 @@ def _evaluate(argv: list[str]) -> None:
     title = f"{model_path}{' (zero-shot)' if options.zero_shot else ''} on {data.description}"
     if options.report:
         # Seconds more, which plain figures do not need.
-        from siglip_flowers.reporting.files import check_report_dir, write_report
-        from siglip_flowers.reporting.run import Subject, build_report
-        from siglip_flowers.reporting.terminal import print_report
+        from siglip_flowers.report.files import check_report_dir, write_report
+        from siglip_flowers.report.run import Subject, build_report
+        from siglip_flowers.report.terminal import print_report
 
         check_report_dir(report_dir, title)
     result = evaluate_split(

@@ -5,22 +5,22 @@ import importlib
 import importlib.metadata
 import sys
 
-from siglip_flowers.errors import EXIT_BAD_USAGE
+from siglip_flowers.base.errors import EXIT_BAD_USAGE
 
 PROG = "siglip-flowers"
 # Modules are imported when they are asked for: each takes seconds.
 COMMANDS = {
     "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
-    "search": ("siglip_flowers.commands.search", "search for options that train well"),
+    "search": ("siglip_flowers.search.command", "search for options that train well"),
     "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
-    "predict": ("siglip_flowers.commands.predict", "name what pictures show"),
+    "predict": ("siglip_flowers.commands.predict", "name what images show"),
     "threshold": (
         "siglip_flowers.commands.threshold",
-        "fit the threshold for pictures of no known class",
+        "fit the threshold for images of no known class",
     ),
-    "export": ("siglip_flowers.commands.export", "write a model in a format to deploy"),
-    "publish": ("siglip_flowers.commands.publish", "push a finished run to the Hugging Face Hub"),
-    "demo": ("siglip_flowers.commands.demo", "open a page in the browser to try a classifier"),
+    "export": ("siglip_flowers.export.command", "write a model in a format to deploy"),
+    "publish": ("siglip_flowers.publish.command", "push a finished run to the Hugging Face Hub"),
+    "demo": ("siglip_flowers.demo.command", "open a page in the browser to try a classifier"),
 }
 
 

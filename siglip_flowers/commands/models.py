@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 
 logger = logging.getLogger(__name__)
 # As siglip_flowers.training.output names it; that module takes seconds to import.

@@ -1,4 +1,4 @@
-"""Classify pictures: ``siglip-flowers predict`` and ``python -m siglip_flowers predict``."""
+"""Classify images: ``siglip-flowers predict`` and ``python -m siglip_flowers predict``."""
 
 import argparse
 import dataclasses
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hints
 
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import atomic_path
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
+from siglip_flowers.config.parsing import refuse_argument, refuse_usage
 from siglip_flowers.config.prediction import PredictionArguments
-from siglip_flowers.errors import RunError
 from siglip_flowers.inference.finding import (
     STANDARD_INPUT,
     check_paths,
-    find_pictures,
+    find_images,
     insert_list,
 )
 from siglip_flowers.inference.output import choose_formatter, escape_unprintable
-from siglip_flowers.parsing import refuse_argument, refuse_usage
-from siglip_flowers.records import atomic_path
 
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import FlowerClassifier
 
 PROG = "siglip-flowers predict"
 # Fewer are classified before one could read a bar.
-SILENT_PICTURES = 200
+SILENT_IMAGES = 200
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,11 +51,11 @@ def _check(argv: list[str]) -> None:
 def _predict(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with import_quickly():
-        from siglip_flowers.data.decoding import list_image_extensions
+        from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.inference.classifier import FlowerClassifier
 
     options = parse_prediction_arguments(argv)
-    found = find_pictures(options.paths, list_image_extensions())
+    found = find_images(options.paths, list_image_extensions())
     classifier = FlowerClassifier.from_pretrained(
         find_model(options.model),
         dtype=options.dtype,
@@ -78,25 +78,25 @@ def _predict(argv: list[str]) -> None:
         count, broken = _write_predictions(classifier, found, kind, options.top_k, output)
     if broken:
         raise RunError(
-            f"{broken} of {count} pictures could not be read and were skipped; they are named above"
+            f"{broken} of {count} images could not be read and were skipped; they are named above"
         )
 
 
 def _write_predictions(
     classifier: "FlowerClassifier", found: list[str], kind: str, top_k: int, output: TextIO
 ) -> tuple[int, int]:
-    """Classify and write as the results come; return the number of pictures and of broken ones."""
+    """Classify and write as the results come; return the number of images and of broken ones."""
     # See _predict.
     from tqdm import tqdm
 
-    heading, format_picture = choose_formatter(kind, found)
+    heading, format_image = choose_formatter(kind, found)
     listed = STANDARD_INPUT in found
     count = broken = 0
     with tqdm(
         total=None if listed else len(found),
-        unit="picture",
+        unit="image",
         # None: only where there is no terminal.
-        disable=True if not listed and len(found) < SILENT_PICTURES else None,
+        disable=True if not listed and len(found) < SILENT_IMAGES else None,
         leave=False,
     ) as bar:
         output.write(heading)
@@ -109,7 +109,7 @@ def _write_predictions(
                 message = f"{PROG}: {name}: {prediction.problem}"
                 bar.write(escape_unprintable(message), file=sys.stderr)
             else:
-                output.write(format_picture(name, prediction.results, prediction.known))
+                output.write(format_image(name, prediction.results, prediction.known))
     return count, broken
 
 
@@ -121,7 +121,7 @@ def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
     """
     parser = _Parser(
         prog=PROG,
-        description="Name what pictures show.",
+        description="Name what images show.",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )

@@ -1,25 +1,25 @@
-"""Fit the threshold below which a picture shows no known class: ``siglip-flowers threshold``."""
+"""Fit the threshold below which an image shows no known class: ``siglip-flowers threshold``."""
 
 import sys
 from pathlib import Path
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.open_set import ThresholdArguments
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.inference.finding import check_paths, find_pictures
+from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.threshold import ThresholdArguments
+from siglip_flowers.inference.finding import check_paths, find_images
 from siglip_flowers.inference.output import escape_unprintable
-from siglip_flowers.parsing import parse_arguments
 
 PROG = "siglip-flowers threshold"
-DESCRIPTION = "Fit the threshold below which predict says that a picture shows no known class."
+DESCRIPTION = "Fit the threshold below which predict says that an image shows no known class."
 KINDS = (ThresholdArguments, DataArguments)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, fit, and print how well the threshold tells pictures apart."""
+    """Parse the command line, fit, and print how well the threshold tells images apart."""
     given = sys.argv[1:] if argv is None else argv
     return run_command(PROG, lambda: _fit(given), check=lambda: _check(given))
 
@@ -42,17 +42,17 @@ def _fit(argv: list[str]) -> None:
         import numpy as np
 
         from siglip_flowers.data import check_data_arguments, load_flowers
-        from siglip_flowers.data.decoding import list_image_extensions
-        from siglip_flowers.evaluation.open_set import (
+        from siglip_flowers.data.pixels.decoding import list_image_extensions
+        from siglip_flowers.evaluation.predict import evaluate_split
+        from siglip_flowers.evaluation.threshold import (
             fit_open_set,
             format_open_set,
             format_separation,
             score_split,
         )
-        from siglip_flowers.evaluation.predict import evaluate_split
         from siglip_flowers.inference.classifier import FlowerClassifier
-        from siglip_flowers.inference.open_set import OPEN_SET_FILE
-        from siglip_flowers.metrics.open_set import measure_separation
+        from siglip_flowers.inference.ood import OPEN_SET_FILE
+        from siglip_flowers.metrics.ood import measure_separation
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 
     options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
@@ -78,13 +78,13 @@ def _fit(argv: list[str]) -> None:
     print(format_open_set(figures))
     if options.not_flowers is not None:
         classifier = FlowerClassifier(model, processor, dtype="float32", open_set=open_set)
-        paths = find_pictures([options.not_flowers], list_image_extensions())
-        scores = [picture.known_score for picture in classifier.stream(paths)]
+        paths = find_images([options.not_flowers], list_image_extensions())
+        scores = [image.known_score for image in classifier.stream(paths)]
         unknown = [score for score in scores if score is not None]
         if not unknown:
-            raise RunError(f"No picture in {options.not_flowers} can be read; name another folder.")
+            raise RunError(f"No image in {options.not_flowers} can be read; name another folder.")
         known = score_split(open_set, model, results["validation"])
-        print(f"\n{len(unknown)} of {len(scores)} pictures in {options.not_flowers} could be read:")
+        print(f"\n{len(unknown)} of {len(scores)} images in {options.not_flowers} could be read:")
         print(format_separation(measure_separation(known, np.array(unknown), options.accepted)))
     open_set.save(Path(options.model))
     print(f"Kept in {Path(options.model) / OPEN_SET_FILE}")

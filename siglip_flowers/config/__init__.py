@@ -20,7 +20,7 @@ from siglip_flowers.config.options import (
     FlowersTrainingOptions,
     parse_wise_ft,
 )
-from siglip_flowers.config.probe import ProbeArguments, check_probe, find_probe_obstacle
+from siglip_flowers.probe.options import ProbeArguments, check_probe, find_probe_obstacle
 
 if TYPE_CHECKING:
     from siglip_flowers.config.training import FlowersTrainingArguments

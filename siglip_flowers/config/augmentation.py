@@ -1,4 +1,4 @@
-"""How training pictures are varied."""
+"""How training images are varied."""
 
 from dataclasses import dataclass, field
 
@@ -9,24 +9,24 @@ AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment")
 
 @dataclass
 class AugmentationArguments:
-    """How training pictures are varied; evaluation pictures never are."""
+    """How training images are varied; evaluation images never are."""
 
     augment: bool = field(
-        default=True, metadata={"help": "Vary training pictures; false trains on them as they are."}
+        default=True, metadata={"help": "Vary training images; false trains on them as they are."}
     )
     train_resize_scale: float = field(
         default=1.15,
         metadata={
-            "help": "Pictures are decoded to this multiple of the model's size before a training "
-            "crop is cut, so that a crop still holds detail; 1 where pictures are that small."
+            "help": "Images are decoded to this multiple of the model's size before a training "
+            "crop is cut, so that a crop still holds detail; 1 where images are that small."
         },
     )
     crop_min_scale: float = field(
         default=0.5,
-        metadata={"help": "Smallest share of a picture's area that a random resized crop keeps."},
+        metadata={"help": "Smallest share of an image's area that a random resized crop keeps."},
     )
     horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of mirroring a picture left to right."}
+        default=0.5, metadata={"help": "Probability of mirroring an image left to right."}
     )
     color_jitter: float = field(
         default=0.2,
@@ -40,7 +40,7 @@ class AugmentationArguments:
         },
     )
     randaugment_num_ops: int = field(
-        default=2, metadata={"help": "Operations in a row on each picture, for randaugment."}
+        default=2, metadata={"help": "Operations in a row on each image, for randaugment."}
     )
     randaugment_magnitude: int = field(
         default=9, metadata={"help": "Strength of randaugment's operations, 0 to 30."}

@@ -1,6 +1,6 @@
 """The checks that options of every kind share."""
 
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:

@@ -1,9 +1,9 @@
-"""Where the pictures come from."""
+"""Where the images come from."""
 
 from dataclasses import dataclass, field
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
-from siglip_flowers.errors import InputError
 
 DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
 SPLIT_PROTOCOLS = ("swapped", "official")
@@ -11,7 +11,7 @@ SPLIT_PROTOCOLS = ("swapped", "official")
 
 @dataclass
 class DataArguments:
-    """Where the pictures come from and how they are split."""
+    """Where the images come from and how they are split."""
 
     data_source: str | None = field(
         default=None,
@@ -77,43 +77,43 @@ class DataArguments:
         default=None,
         metadata={
             "help": "Seed of --shots and --max_train_samples alone, which leaves the evaluated "
-            "pictures as they are; default: --split_seed."
+            "images as they are; default: --split_seed."
         },
     )
     shots: int | None = field(
-        default=None, metadata={"help": "Train on this many pictures a class only."}
+        default=None, metadata={"help": "Train on this many images a class only."}
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many pictures at most, drawn at random."}
+        default=None, metadata={"help": "Train on this many images at most, drawn at random."}
     )
     max_eval_samples: int | None = field(
         default=None,
-        metadata={"help": "Evaluate on this many pictures of each split at most, drawn at random."},
+        metadata={"help": "Evaluate on this many images of each split at most, drawn at random."},
     )
     procedural_images_per_class: int = field(
         default=60,
-        metadata={"help": "Procedural pictures a class, over all three splits (3:1:1)."},
+        metadata={"help": "Procedural images a class, over all three splits (3:1:1)."},
     )
     procedural_image_size: int = field(
-        default=64, metadata={"help": "Side of a procedural picture, in pixels."}
+        default=64, metadata={"help": "Side of a procedural image, in pixels."}
     )
-    procedural_seed: int = field(default=0, metadata={"help": "Seed of the procedural pictures."})
+    procedural_seed: int = field(default=0, metadata={"help": "Seed of the procedural images."})
     skip_corrupt_images: bool = field(
         default=False,
-        metadata={"help": "Drop and count unreadable pictures instead of stopping."},
+        metadata={"help": "Drop and count unreadable images instead of stopping."},
     )
     allow_duplicates: bool = field(
         default=False,
-        metadata={"help": "Accept pictures that stand in more than one split."},
+        metadata={"help": "Accept images that stand in more than one split."},
     )
     image_workers: int | None = field(
         default=None,
-        metadata={"help": "Threads that check and decode pictures; default: one a core."},
+        metadata={"help": "Threads that check and decode images; default: one a core."},
     )
     pixel_cache: bool = field(
         default=True,
         metadata={
-            "help": "Decode every picture once and keep its pixels on disk; false decodes it again "
+            "help": "Decode every image once and keep its pixels on disk; false decodes it again "
             "in every epoch."
         },
     )
@@ -138,7 +138,7 @@ class DataArguments:
         if self.procedural_images_per_class < 5:
             raise InputError(
                 f"--procedural_images_per_class is {self.procedural_images_per_class}; it must be "
-                "at least 5, so that every split has a picture of every class."
+                "at least 5, so that every split has an image of every class."
             )
         if self.procedural_image_size < 16:
             raise InputError(

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
 from siglip_flowers.config.precision import DTYPES
-from siglip_flowers.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 # The directories of reports, in that of the run or of the other results, by split.
@@ -49,14 +49,14 @@ class EvaluationArguments:
     unknown_dir: str | None = field(
         default=None,
         metadata={
-            "help": "--report: a folder of pictures that show none of the classes; how well scores "
+            "help": "--report: a folder of images that show none of the classes; how well scores "
             "tell them from the split's is reported beside the drawn ones."
         },
     )
     robustness: bool = field(
         default=False,
         metadata={
-            "help": "Measure accuracy on changed pictures too: noise, blur, fog, snow, JPEG and "
+            "help": "Measure accuracy on changed images too: noise, blur, fog, snow, JPEG and "
             "others at five strengths, rotation, scale and resolution. 75 passes more; "
             "--max_eval_samples makes it shorter."
         },
@@ -65,14 +65,14 @@ class EvaluationArguments:
         default="none",
         metadata={
             "help": "Test-time augmentation: measure what averaging probabilities over views of a "
-            "picture gains and costs. flip: and the mirrored picture; multicrop: and five crops."
+            "image gains and costs. flip: and the mirrored image; multicrop: and five crops."
         },
     )
     compare: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Compare finished runs instead: two or more directories (or predictions files) "
-            "with predictions of the same pictures; each is compared with the first."
+            "with predictions of the same images; each is compared with the first."
         },
     )
     leaderboard: str | None = field(
@@ -84,7 +84,7 @@ class EvaluationArguments:
         },
     )
     per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Pictures per device and step."}
+        default=128, metadata={"help": "Images per device and step."}
     )
     dataloader_num_workers: int = field(
         default=0,

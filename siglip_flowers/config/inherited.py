@@ -98,7 +98,7 @@ def _evaluate(node: ast.expr, names: dict[str, Any]) -> Any:
 
 
 def _read_enum(name: str, module: ast.Module, path: Path) -> type | None:
-    """Read an enumeration from the file, or from the neighbour that the file imports it from."""
+    """Read an enumeration from the file, or from the neighbor that the file imports it from."""
     for statement in module.body:
         if (
             isinstance(statement, ast.ImportFrom)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.errors import InputError
 
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.
@@ -39,14 +39,14 @@ class ModelArguments:
     image_size: int | None = field(
         default=None,
         metadata={
-            "help": "Side of the pictures in pixels; position embeddings are interpolated where "
+            "help": "Side of the images in pixels; position embeddings are interpolated where "
             "it is not the checkpoint's own."
         },
     )
     max_num_patches: int | None = field(
         default=None,
         metadata={
-            "help": "Most patches of a picture, for NaFlex checkpoints, which keep its aspect "
+            "help": "Most patches of an image, for NaFlex checkpoints, which keep its aspect "
             "ratio; default: the checkpoint's own."
         },
     )

@@ -6,9 +6,9 @@ are answered at once; ``training.py`` joins the two.
 
 from dataclasses import dataclass, field
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.config.publishing import check_hub_options
-from siglip_flowers.errors import InputError
+from siglip_flowers.publish.options import check_hub_options
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
 TRACKERS = ("aim", "wandb", "tensorboard", "trackio")
@@ -39,13 +39,13 @@ class FlowersTrainingOptions:
 
     output_dir: str | None = field(
         default="results",
-        metadata={"help": "Where model, checkpoints, metrics and pictures are written."},
+        metadata={"help": "Where model, checkpoints, metrics and images are written."},
     )
     per_device_train_batch_size: int = field(
-        default=64, metadata={"help": "Training pictures per device and step."}
+        default=64, metadata={"help": "Training images per device and step."}
     )
     per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Evaluation pictures per device and step."}
+        default=128, metadata={"help": "Evaluation images per device and step."}
     )
     num_train_epochs: float = field(default=10.0, metadata={"help": "Passes over the train split."})
     learning_rate: float = field(
@@ -94,7 +94,7 @@ class FlowersTrainingOptions:
     )
     dataloader_num_workers: int | None = field(
         default=None,
-        metadata={"help": "Processes that decode pictures; default: 0 on CPU, up to 8 a GPU."},
+        metadata={"help": "Processes that decode images; default: 0 on CPU, up to 8 a GPU."},
     )
     dataloader_persistent_workers: bool | None = field(
         default=None,
@@ -117,7 +117,7 @@ class FlowersTrainingOptions:
         default=False,
         metadata={
             "help": "Where memory runs out, halve the batch of a device, double "
-            "--gradient_accumulation_steps and go on; a step sees the same pictures. In a single "
+            "--gradient_accumulation_steps and go on; a step sees the same images. In a single "
             "process; of several, the one without memory names the smaller batch and ends."
         },
     )
@@ -150,19 +150,19 @@ class FlowersTrainingOptions:
     drop_path: float = field(
         default=0.0,
         metadata={
-            "help": "Stochastic depth: probability that a picture skips a residual branch of the "
+            "help": "Stochastic depth: probability that an image skips a residual branch of the "
             "last vision layer in training; linearly less in the layers below."
         },
     )
     train_eval_samples: int = field(
         default=1020,
-        metadata={"help": "Training pictures, unaugmented, evaluated beside the validation split."},
+        metadata={"help": "Training images, unaugmented, evaluated beside the validation split."},
     )
     objective: str = field(
         default="cross_entropy",
         metadata={
             "help": "cross_entropy: softmax over the classes; sigmoid: SigLIP's pairwise sigmoid "
-            "loss between pictures and classes; contrastive: the same between pictures and prompts "
+            "loss between images and classes; contrastive: the same between images and prompts "
             "of their classes, training both towers."
         },
     )

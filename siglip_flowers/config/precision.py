@@ -4,7 +4,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def computes_bfloat16(device_type: str) -> bool:
-    """Say whether a kind of device ("cuda", "cpu", ...) computes bfloat16 without emulating it."""
+    """Return whether a kind of device ("cuda", "cpu", ...) computes bfloat16 natively."""
     import torch
 
     if device_type == "cuda":

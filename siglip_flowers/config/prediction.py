@@ -3,19 +3,19 @@
 import math
 from dataclasses import dataclass, field
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
 from siglip_flowers.config.precision import DTYPES
-from siglip_flowers.errors import InputError
 
 
 @dataclass
 class PredictionArguments:
-    """Pictures to classify and how."""
+    """Images to classify and how."""
 
     paths: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Picture files, folders, quoted patterns ('**/*.jpg'), URLs with --allow_urls, "
+            "help": "Image files, folders, quoted patterns ('**/*.jpg'), URLs with --allow_urls, "
             "or - for a list on standard input, one a line."
         },
     )
@@ -26,9 +26,9 @@ class PredictionArguments:
             "id; left out, the newest model under results/."
         },
     )
-    top_k: int = field(default=5, metadata={"help": "Classes named for each picture."})
+    top_k: int = field(default=5, metadata={"help": "Classes named for each image."})
     json: bool = field(
-        default=False, metadata={"help": "Print JSON lines, a picture a line, not a table."}
+        default=False, metadata={"help": "Print JSON lines, an image a line, not a table."}
     )
     csv: bool = field(default=False, metadata={"help": "Print CSV, a class a line, not a table."})
     output: str | None = field(
@@ -36,7 +36,7 @@ class PredictionArguments:
     )
     batch_size: int | None = field(
         default=None,
-        metadata={"help": "Pictures a batch; left out, 256 on an accelerator and 32 on a CPU."},
+        metadata={"help": "Images a batch; left out, 256 on an accelerator and 32 on a CPU."},
     )
     dtype: str = field(
         default="auto",
@@ -59,13 +59,13 @@ class PredictionArguments:
     threshold: float | None = field(
         default=None,
         metadata={
-            "help": "Pictures whose score of being known is below this show none of the known "
+            "help": "Images whose score of being known is below this show none of the known "
             "classes; left out, the threshold that was fitted with the model, if there is one. "
             "The score is the fitted one, or else the highest probability."
         },
     )
     no_threshold: bool = field(
-        default=False, metadata={"help": "Do not mark pictures of none of the known classes."}
+        default=False, metadata={"help": "Do not mark images of none of the known classes."}
     )
     calibrated: bool = field(
         default=False,

@@ -1,8 +1,8 @@
-"""Pictures of flowers with labels, from four sources in one shape."""
+"""Images of flowers with labels, from four sources in one shape."""
 
-from siglip_flowers.data.decoding import decode_rgb
 from siglip_flowers.data.identity import image_ids
-from siglip_flowers.data.sources import (
+from siglip_flowers.data.pixels.decoding import decode_rgb
+from siglip_flowers.data.sources.load import (
     FlowerData,
     check_data_arguments,
     load_flowers,

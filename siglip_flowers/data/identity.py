@@ -1,4 +1,4 @@
-"""Names for rows, so that a split, a prediction and a complaint can be traced to a picture."""
+"""Names for rows, so that a split, a prediction and a complaint can be traced to an image."""
 
 import posixpath
 from collections import Counter
@@ -12,10 +12,10 @@ from siglip_flowers.data.splits import get_labels
 
 
 def get_image_paths(dataset: Dataset) -> list[str | None]:
-    """Return the path stored with each picture, without reading any picture."""
+    """Return the path stored with each image, without reading any image."""
     paths = pc.struct_field(dataset.data.column("image"), "path")
     # A selected data set is its whole table plus row numbers; Dataset has no public way to
-    # read one struct field through them without copying the bytes of every picture.
+    # read one struct field through them without copying the bytes of every image.
     rows = dataset._indices
     if rows is not None:
         paths = paths.take(rows.column(0))
@@ -37,7 +37,7 @@ def _split_path(path: str) -> tuple[str, str, str]:
 def image_ids(dataset: Dataset) -> list[str]:
     """Name every row of a split; names are unique within it and survive selecting rows.
 
-    The stem of the picture's file, after its class where the file lies in a folder of that name
+    The stem of the image's file, after its class where the file lies in a folder of that name
     (``rose/0001``). A row without a path is ``<split>_<row number in the source>``. Two rows with
     the same name get the file's extension and, should that not do, the row number added.
     """

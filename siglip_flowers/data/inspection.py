@@ -1,4 +1,4 @@
-"""One look at every picture before training: unreadable files and pictures in two splits."""
+"""One look at every image before training: unreadable files and images in two splits."""
 
 import hashlib
 import logging
@@ -16,12 +16,12 @@ import PIL
 from datasets import Dataset, DatasetDict, Image
 from tqdm import tqdm
 
-from siglip_flowers.data.array_cache import ArrayEntry, open_array
-from siglip_flowers.data.decoding import DECODING_ERRORS, decode_rgb, open_value
-from siglip_flowers.data.fingerprint import fingerprint_images
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data.identity import get_image_paths, image_ids
 from siglip_flowers.data.names import abbreviate
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.data.pixels.array_cache import ArrayEntry, open_array
+from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, decode_rgb, open_value
+from siglip_flowers.data.pixels.fingerprint import fingerprint_images
 
 BATCH_ROWS = 64
 DIGEST_BYTES = 16
@@ -29,7 +29,7 @@ SILENT_ROWS = 2000
 
 logger = logging.getLogger(__name__)
 
-# A picture that stands in two splits: (split, id, split, id).
+# An image that stands in two splits: (split, id, split, id).
 SharedImage = tuple[str, str, str, str]
 
 
@@ -44,7 +44,7 @@ class Finding:
 def examine_image(value: dict[str, Any] | None) -> Finding:
     """Decode one undecoded ``datasets.Image`` value the way training does and hash its pixels."""
     if value is None:
-        return Finding(problem="no picture")
+        return Finding(problem="no image")
     try:
         with open_value(value) as opened:
             image = decode_rgb(opened)
@@ -101,7 +101,7 @@ def examine_splits(
     total = sum(len(dataset) for dataset in splits.values())
     findings: dict[str, list[Finding]] = {}
     silent = True if total < SILENT_ROWS else None  # None: only where there is no terminal
-    with tqdm(total=total, desc="Checking pictures", unit="img", disable=silent) as bar:
+    with tqdm(total=total, desc="Checking images", unit="img", disable=silent) as bar:
         for name, dataset in splits.items():
             findings[name] = _examine_once(dataset, workers, cache_dir, bar)
     return findings
@@ -144,7 +144,7 @@ def _examine_once(
 
 
 class _ProblemsFound(Exception):
-    """Some pictures cannot be read: nothing that should be remembered."""
+    """Some images cannot be read: nothing that should be remembered."""
 
 
 def _describe_unreadable(splits: DatasetDict, findings: dict[str, list[Finding]]) -> list[str]:
@@ -160,7 +160,7 @@ def _describe_unreadable(splits: DatasetDict, findings: dict[str, list[Finding]]
 def find_shared_images(
     splits: DatasetDict, findings: dict[str, list[Finding]]
 ) -> list[SharedImage]:
-    """Return the pairs of pictures with the same size and pixels that stand in two splits."""
+    """Return the pairs of images with the same size and pixels that stand in two splits."""
     shared: list[SharedImage] = []
     by_digest = {
         name: {finding.digest: row for row, finding in enumerate(rows) if finding.digest}
@@ -191,19 +191,19 @@ def inspect_images(
     known_shared: Collection[frozenset[str]] = (),
     cache_dir: Path | None = None,
 ) -> tuple[DatasetDict, dict[str, list[str]], list[SharedImage]]:
-    """Check that every picture decodes and that no picture stands in two splits.
+    """Check that every image decodes and that no image stands in two splits.
 
     Args:
         known_shared: pairs of ids that the published data set itself has in two splits.
-        cache_dir: where it is remembered that pictures were examined.
+        cache_dir: where it is remembered that images were examined.
 
     Returns:
-        The splits without unreadable rows, the ids dropped from each, and the pictures that
+        The splits without unreadable rows, the ids dropped from each, and the images that
         stand in two splits (accepted ones).
 
     Raises:
-        RunError: unreadable pictures, unless ``skip_corrupt_images``.
-        InputError: shared pictures, unless known or ``allow_duplicates``.
+        RunError: unreadable images, unless ``skip_corrupt_images``.
+        InputError: shared images, unless known or ``allow_duplicates``.
     """
     findings = examine_splits(splits, workers, cache_dir)
     skipped: dict[str, list[str]] = {name: [] for name in splits}
@@ -211,12 +211,12 @@ def inspect_images(
     unreadable = _describe_unreadable(splits, findings)
     if unreadable and not skip_corrupt_images:
         raise RunError(
-            f"{len(unreadable)} of {total} pictures cannot be read: {abbreviate(unreadable)}; "
+            f"{len(unreadable)} of {total} images cannot be read: {abbreviate(unreadable)}; "
             "replace them, or drop them with --skip_corrupt_images."
         )
     if unreadable:
         logger.warning(
-            "Dropped %d of %d pictures that cannot be read: %s.",
+            "Dropped %d of %d images that cannot be read: %s.",
             len(unreadable),
             total,
             abbreviate(unreadable),
@@ -238,12 +238,12 @@ def inspect_images(
     listing = [f"{a}/{i} = {b}/{j}" for a, i, b, j in unknown or shared]
     if unknown and not allow_duplicates:
         raise InputError(
-            f"{len(unknown)} pictures stand in two splits: {abbreviate(listing)}; remove one of "
+            f"{len(unknown)} images stand in two splits: {abbreviate(listing)}; remove one of "
             "each pair, or accept them with --allow_duplicates."
         )
     if shared:
         logger.warning(
-            "%d pictures stand in two splits%s: %s.",
+            "%d images stand in two splits%s: %s.",
             len(shared),
             "" if unknown else ", as they do in the published data set",
             abbreviate(listing),

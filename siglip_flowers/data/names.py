@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from siglip_flowers.errors import InputError
-from siglip_flowers.labels import FLOWER_NAMES
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.labels import FLOWER_NAMES
 
 # Characters of a name in a message; a label of a data set can be as long as a book.
 MAX_SHOWN = 200

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.data.names import abbreviate
-from siglip_flowers.errors import InputError
 
 SPLIT_NAMES = ("train", "validation", "test")
 
@@ -76,7 +76,7 @@ def fill_missing_splits(
         if len(rows[name]) == 0:
             raise InputError(
                 f"The {name} split is missing and cannot be cut from the {len(train)} training "
-                f"pictures, since no class has enough of them; supply the split."
+                f"images, since no class has enough of them; supply the split."
             )
     complete = {**splits, **{name: train.select(part) for name, part in rows.items()}}
     protocol = f"as given, {' and '.join(missing)} cut"
@@ -90,7 +90,7 @@ def find_empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[s
 
 
 def require_training_images(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Check that every class can be learnt.
+    """Check that every class can be learned.
 
     Raises:
         InputError: a class with no training image.
@@ -99,7 +99,7 @@ def require_training_images(labels: np.ndarray, class_names: Sequence[str]) -> N
     if empty:
         raise InputError(
             f"{len(empty)} of {len(class_names)} classes: a class with no training image "
-            f"({abbreviate(empty)}); add pictures or remove the class from every split."
+            f"({abbreviate(empty)}); add images or remove the class from every split."
         )
 
 
@@ -112,7 +112,7 @@ def take_shots(train: Dataset, shots: int, seed: int) -> Dataset:
         short += len(rows) < shots
     if short:
         logger.warning(
-            "%d classes have fewer than --shots %d training pictures; all of theirs are used.",
+            "%d classes have fewer than --shots %d training images; all of theirs are used.",
             short,
             shots,
         )

@@ -15,13 +15,18 @@ from tqdm.auto import tqdm
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.data.pixel_cache import open_pixels
-from siglip_flowers.data.pixels import CachedPixels, PixelDataset, collate_pixels, get_picture_size
+from siglip_flowers.data.pixels.cache import open_pixels
+from siglip_flowers.data.pixels.tensors import (
+    CachedPixels,
+    PixelDataset,
+    collate_pixels,
+    get_image_size,
+)
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.prefetch import map_ahead
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.runtime.prefetch import map_ahead
 
 # Each holds a batch of its own.
 MAX_THREADS = 8
@@ -29,13 +34,13 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True)
 class SplitResult:
-    """What a classifier made of one split of N pictures and C classes, in one pass.
+    """What a classifier made of one split of N images and C classes, in one pass.
 
     Attributes:
         split: Name of the split.
-        ids: The N picture ids, in row order.
+        ids: The N image ids, in row order.
         labels: (N,) int64.
-        features: (N, D) float32: pooled, as the head gets them, before any normalisation.
+        features: (N, D) float32: pooled, as the head gets them, before any normalization.
         logits: (N, C) float32.
         probabilities: (N, C) float32, by the model's activation.
         metrics: Headline figures; see :func:`~siglip_flowers.metrics.modules.compute_metrics`.
@@ -64,20 +69,20 @@ def evaluate_split(
     compile: bool = False,
     data_arguments: DataArguments | None = None,
 ) -> SplitResult:
-    """Classify every picture of a split and measure how well.
+    """Classify every image of a split and measure how well.
 
     With several processes each classifies its share; every process gets the whole result, each
-    picture counted once.
+    image counted once.
 
     Args:
         model: The classifier.
         processor: Its image processor.
         rows: The split.
         split: Its name.
-        batch_size: Pictures a process classifies at once.
+        batch_size: Images a process classifies at once.
         num_workers: Decoding processes; 0 decodes in threads. The model works meanwhile.
         dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
-            :func:`~siglip_flowers.inference.precision.resolve_dtype`.
+            :func:`~siglip_flowers.runtime.precision.resolve_dtype`.
         compile: Compile the model first.
         data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
     """
@@ -142,7 +147,7 @@ def extract_features(
     compile: bool = False,
     data_arguments: DataArguments | None = None,
 ) -> np.ndarray:
-    """Return the pooled, unnormalised features of every row, in row order: (N, D) float32."""
+    """Return the pooled, unnormalized features of every row, in row order: (N, D) float32."""
     engine = prepare_engine(model, processor, dtype, compile)
     return run_over(
         lambda batch: engine.extract_features(batch["pixel_values"]).cpu().numpy(),
@@ -174,15 +179,15 @@ def run_over(
     num_workers: int,
     description: str,
 ) -> np.ndarray:
-    """Apply a function to every picture, each process to its share of the rows.
+    """Apply a function to every image, each process to its share of the rows.
 
     Args:
         function: Maps a batch of ``pixel_values``, ``labels`` and ``index``, the rows' numbers, to
-            an array with a row a picture.
+            an array with a row an image.
         processor: The model's image processor.
         rows: The split.
         data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
-        batch_size: Pictures in a batch.
+        batch_size: Images in a batch.
         num_workers: Decoding processes; 0 decodes in threads.
         description: Of the progress bar.
 
@@ -192,7 +197,7 @@ def run_over(
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
-    size = get_picture_size(processor)
+    size = get_image_size(processor)
     pixels: CachedPixels | PixelDataset = PixelDataset(rows, size, processor.resample)
     if data_arguments is not None:
         pixels = open_pixels(rows, size, processor.resample, data_arguments)

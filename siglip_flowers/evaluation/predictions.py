@@ -1,4 +1,4 @@
-"""The predictions of a split as a table, one row a picture."""
+"""The predictions of a split as a table, one row an image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from siglip_flowers.base.files import atomic_path
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.records import atomic_path
 
 TOP_K = 5
 

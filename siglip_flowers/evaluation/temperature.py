@@ -1,4 +1,4 @@
-"""Fit the temperature of a model on its validation pictures and keep it beside the weights."""
+"""Fit the temperature of a model on its validation images and keep it beside the weights."""
 
 from pathlib import Path
 

@@ -14,15 +14,15 @@ import sys
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.entry import import_quickly, run_command
-from siglip_flowers.errors import InputError
+from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.experiment.settings import (
     ExperimentSettings,
     check_arms,
     claim_directory,
     read_settings,
 )
-from siglip_flowers.parsing import is_first_process
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do the runs that are missing, then analyse all of them; return the exit code."""
+    """Do the runs that are missing, then analyze all of them; return the exit code."""
     given = sys.argv[1:] if argv is None else argv
     return run_command(
         "experiment", lambda: _run(*_parse(given)), check=lambda: _check(given), goes_on=True
@@ -73,7 +73,7 @@ def _run(settings: ExperimentSettings, config_file: str) -> None:
     with import_quickly():
         from filelock import FileLock, Timeout
 
-        from siglip_flowers.experiment.analysis import analyse
+        from siglip_flowers.experiment.analysis import analyze
         from siglip_flowers.experiment.plan import check_runs
         from siglip_flowers.experiment.report import write_report
         from siglip_flowers.experiment.runner import execute_runs
@@ -84,7 +84,7 @@ def _run(settings: ExperimentSettings, config_file: str) -> None:
         with FileLock(settings.directory / ".lock", timeout=0):
             claim_directory(settings)
             execute_runs(settings)
-            cells, comparisons = analyse(settings)
+            cells, comparisons = analyze(settings)
             command = f"python -m siglip_flowers.experiment --config {config_file}"
             sentences = write_report(settings, cells, comparisons, command)
     except Timeout as error:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.experiment.plan import (
     PREDICTIONS_FILE,
     Run,
@@ -50,7 +50,7 @@ class RunFigures:
         seed: The run's seed.
         values: One number for each of ``MEASURES``.
         start_accuracy: Validation accuracy before the first step; None where there is none.
-        image_ids: The N test pictures, sorted.
+        image_ids: The N test images, sorted.
         correct: (N,) bool, in the order of ``image_ids``.
         history: The rows of the curve.
     """
@@ -77,7 +77,7 @@ class Comparison:
     """One arm minus the baseline in one regime.
 
     Attributes:
-        accuracy: Test accuracy, bootstrapped over pictures and seeds.
+        accuracy: Test accuracy, bootstrapped over images and seeds.
         over_seeds: Student's t interval of the same difference, one value a seed.
         corrected_p: The bootstrap's p after Holm, over all comparisons of the experiment.
         mcnemar: One test a seed.
@@ -98,7 +98,7 @@ Cells = dict[str, dict[str, Cell]]
 Comparisons = dict[str, dict[str, Comparison]]
 
 
-def analyse(settings: ExperimentSettings) -> tuple[Cells, Comparisons]:
+def analyze(settings: ExperimentSettings) -> tuple[Cells, Comparisons]:
     """Read every finished run of the experiment and compare the arms.
 
     Raises:
@@ -112,7 +112,7 @@ def analyse(settings: ExperimentSettings) -> tuple[Cells, Comparisons]:
         runs = plan_runs(settings, arm, rate)
         for regime in settings.regimes:
             figures = [read_run(settings, run) for run in runs if run.regime == regime]
-            cells[regime][arm] = summarise(rate, figures)
+            cells[regime][arm] = summarize(rate, figures)
     return cells, compare(cells, settings.baseline)
 
 
@@ -165,17 +165,17 @@ def measure_run(
     }
 
 
-def summarise(learning_rate: float, runs: Sequence[RunFigures]) -> Cell:
+def summarize(learning_rate: float, runs: Sequence[RunFigures]) -> Cell:
     """Put the runs of an arm in a regime together."""
     over_seeds = {name: _interval([run.values[name] for run in runs]) for name in MEASURES}
     return Cell(learning_rate, tuple(runs), over_seeds)
 
 
 def compare(cells: Cells, baseline: str) -> Comparisons:
-    """Compare every other arm to the baseline, in every regime, paired by seed and picture.
+    """Compare every other arm to the baseline, in every regime, paired by seed and image.
 
     Raises:
-        RunError: Runs that were not tested on the same pictures.
+        RunError: Runs that were not tested on the same images.
     """
     pairs = [
         (regime, arm, cell, row[baseline])
@@ -188,7 +188,7 @@ def compare(cells: Cells, baseline: str) -> Comparisons:
         ids = {run.image_ids for run in (*cell.runs, *other.runs)}
         if len(ids) > 1 or [run.seed for run in cell.runs] != [run.seed for run in other.runs]:
             raise RunError(
-                f"The arm {arm!r} and the baseline were tested on different pictures or seeds in "
+                f"The arm {arm!r} and the baseline were tested on different images or seeds in "
                 f"the regime {regime!r}; start the experiment anew in another output_dir."
             )
         differences.append(paired_bootstrap(_stack(cell), _stack(other)))

@@ -7,7 +7,7 @@ from siglip_flowers.metrics.statistics import Interval, conclude
 CLAIMED_GAIN = 0.015
 RULE = (
     "A difference is claimed only where three things agree: the 95 % bootstrap interval (over "
-    "test pictures and seeds) excludes 0, the Holm-corrected p over all comparisons is below "
+    "test images and seeds) excludes 0, the Holm-corrected p over all comparisons is below "
     "0.05, and the paired 95 % t interval over seeds excludes 0 as well, since with few seeds the "
     "bootstrap alone is too easily convinced. Everything else is 'no difference shown'."
 )
@@ -37,14 +37,14 @@ def describe_regime(settings: ExperimentSettings, regime: str) -> str:
     options = {**settings.base, **settings.regimes[regime]}
     shots = options.get("shots")
     if shots is not None:
-        return f"with {shots} training picture{'' if shots == 1 else 's'} a class"
+        return f"with {shots} training image{'' if shots == 1 else 's'} a class"
     if options.get("max_train_samples") is not None:
-        return f"with {options['max_train_samples']} training pictures"
+        return f"with {options['max_train_samples']} training images"
     return "on the whole training split"
 
 
 def judge_claim(comparison: Comparison, setting: str) -> str:
-    """Say whether "accuracy +1.5 points, validation loss falls more steadily" is shown."""
+    """Return whether "accuracy +1.5 points, validation loss falls more steadily" is shown."""
     gain, gain_words = _judge_gain(comparison)
     steadier, steady_words = _judge_steadiness(comparison.steadiness)
     verdict = {2: "is shown", 1: "is shown in part", 0: "is not shown"}[gain + steadier]

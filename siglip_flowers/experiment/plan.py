@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.config import ProbeArguments
+from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.training import FlowersTrainingArguments
 from siglip_flowers.experiment.settings import (
     LIGHT_KINDS,
@@ -15,7 +16,6 @@ from siglip_flowers.experiment.settings import (
     name_run,
     to_folder,
 )
-from siglip_flowers.parsing import parse_arguments
 from siglip_flowers.training.build import RunArguments, check_arguments
 from siglip_flowers.training.output import CONFIG_FILE, METRICS_FILE, RUN_FILES
 
@@ -74,7 +74,7 @@ def count_runs(settings: ExperimentSettings) -> int:
 def run_options(settings: ExperimentSettings, run: Run) -> dict[str, Any]:
     """Return the options of ``train.py`` for a run.
 
-    The seed decides the few-shot pictures, the initial weights and the order of the pictures, so
+    The seed decides the few-shot images, the initial weights and the order of the images, so
     that the runs of one seed are a pair whatever the arm.
     """
     return {
@@ -112,7 +112,7 @@ def check_runs(settings: ExperimentSettings) -> None:
 
 
 def is_finished(directory: Path) -> bool:
-    """Say whether a run is complete: its metrics are written last."""
+    """Return whether a run is complete: its metrics are written last."""
     return (directory / METRICS_FILE).is_file()
 
 

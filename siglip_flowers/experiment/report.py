@@ -3,19 +3,19 @@
 import math
 from typing import Any
 
-from siglip_flowers.evaluation.experiment_plots import (
+from siglip_flowers.base.files import write_json, write_text
+from siglip_flowers.experiment.analysis import Cell, Cells, Comparisons
+from siglip_flowers.experiment.conclusion import describe_regime, draw_conclusion
+from siglip_flowers.experiment.plan import plan_runs, plan_trials, read_metrics, validation_accuracy
+from siglip_flowers.experiment.plots import (
     Curve,
     plot_accuracy_curves,
     plot_loss_band,
     plot_shots,
     share_y_limits,
 )
-from siglip_flowers.experiment.analysis import Cell, Cells, Comparisons
-from siglip_flowers.experiment.conclusion import describe_regime, draw_conclusion
-from siglip_flowers.experiment.plan import plan_runs, plan_trials, read_metrics, validation_accuracy
 from siglip_flowers.experiment.settings import ExperimentSettings
 from siglip_flowers.experiment.tables import format_csv, format_markdown, to_plain
-from siglip_flowers.records import write_json, write_text
 
 
 def write_report(
@@ -126,7 +126,7 @@ def _draw(settings: ExperimentSettings, cells: Cells) -> None:
             for arm in settings.arms
         },
         directory / "shots.png",
-        "Test accuracy by the number of training pictures",
+        "Test accuracy by the number of training images",
     )
 
 

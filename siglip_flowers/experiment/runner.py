@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import cast
 
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.experiment.plan import (
     LOG_FILE,
     Run,
@@ -21,7 +21,7 @@ from siglip_flowers.experiment.plan import (
 )
 from siglip_flowers.experiment.settings import ExperimentSettings
 from siglip_flowers.experiment.workers import Worker, execute_run
-from siglip_flowers.training.devices import count_workers
+from siglip_flowers.runtime.devices import count_workers
 
 
 def execute_runs(settings: ExperimentSettings) -> None:

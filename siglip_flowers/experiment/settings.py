@@ -13,6 +13,8 @@ from typing import Any
 import yaml
 
 from siglip_flowers import config
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import write_text
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -20,9 +22,7 @@ from siglip_flowers.config import (
     ProbeArguments,
     make_training_options,
 )
-from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import check_command_line, read_yaml, suggest_nearest
-from siglip_flowers.records import write_text
+from siglip_flowers.config.parsing import check_command_line, read_yaml, suggest_nearest
 
 SETTINGS_FILE = "experiment.yaml"
 # And the training arguments, which import torch.
@@ -56,7 +56,7 @@ class ExperimentSettings:
         learning_rates: The trials that each arm gets on ``tuning_regime`` with the first seed.
         tuning_regime: A regime's label.
         claim_regime: The regime in which the claim is judged and curves are drawn.
-        seeds: Each decides the few-shot pictures, the initial weights and the order of a run.
+        seeds: Each decides the few-shot images, the initial weights and the order of a run.
         base: Options of ``train.py`` that all runs share.
         head_learning_rate_factor: A head learns at this multiple of the learning rate.
         output_dir: Default: results/experiments/NAME.

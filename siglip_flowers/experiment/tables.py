@@ -42,7 +42,7 @@ DEFINITIONS = """\
 Accuracy, F1 (macro over the classes) and the gap are of the weights with the best validation
 accuracy. Mean ± standard deviation over seeds; intervals are 95 %, Student's t over seeds.
 
-- **Over-fitting gap**, points: accuracy on training pictures (unaugmented) minus accuracy on the
+- **Over-fitting gap**, points: accuracy on training images (unaugmented) minus accuracy on the
   validation split.
 - **Loss rise**, nats: the last validation loss minus the lowest of the run; 0 if it never turns
   up.
@@ -52,7 +52,7 @@ accuracy. Mean ± standard deviation over seeds; intervals are 95 %, Student's t
 
 The validation loss is the softmax negative log-likelihood whatever the arm was trained with, at
 each evaluation after the first step. Differences are the arm minus the baseline on test accuracy,
-in points: the bootstrap draws test pictures and seeds, both paired; the t interval is over the
+in points: the bootstrap draws test images and seeds, both paired; the t interval is over the
 seeds' differences; p is the bootstrap's, after Holm over all comparisons; McNemar's test is one a
 seed.
 """

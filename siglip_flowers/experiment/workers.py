@@ -10,9 +10,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.experiment.plan import LOG_FILE, build_run_arguments, prune
-from siglip_flowers.training.devices import end_with_parent, share_machine
+from siglip_flowers.runtime.devices import end_with_parent, share_machine
 from siglip_flowers.training.run import run_training
 
 STOP_SECONDS = 10
@@ -45,7 +45,7 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, other_end = context.Pipe()
-        # No daemon, which may not have the child processes that decode pictures.
+        # No daemon, which may not have the child processes that decode images.
         self.process = context.Process(target=_work, args=(other_end,))
         with share_machine(self.index, self.workers):
             self.process.start()

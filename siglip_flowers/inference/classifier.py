@@ -1,4 +1,4 @@
-"""Classify pictures with a saved classifier: the Python interface."""
+"""Classify images with a saved classifier: the Python interface."""
 
 import dataclasses
 import logging
@@ -9,20 +9,20 @@ from typing import Any, Literal, cast
 
 import torch
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.data.names import abbreviate
-from siglip_flowers.data.pixels import get_picture_size
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.open_set import OpenSet, load_open_set
-from siglip_flowers.inference.precision import resolve_device
-from siglip_flowers.inference.reading import PictureBatch, PictureReader
+from siglip_flowers.inference.ood import OpenSet, load_open_set
+from siglip_flowers.inference.reading import ImageBatch, ImageReader
 from siglip_flowers.inference.sources import Source, is_single, name_source
 from siglip_flowers.inference.temperature import require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.runtime.precision import resolve_device
 
-# An accelerator wants many pictures at once; a processor's caches do not.
+# An accelerator wants many images at once; a processor's caches do not.
 ACCELERATOR_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 32
 
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one picture.
+    """What was found in one image.
 
     Attributes:
         source: What was given to be classified.
         results: ``{"label", "score"}`` of the likeliest classes, the likeliest first.
-        problem: Why the picture could not be read ("" where it could); ``results`` is empty then.
+        problem: Why the image could not be read ("" where it could); ``results`` is empty then.
         known: Whether it shows one of the known classes, by the threshold; None where the
             classifier has none.
         known_score: What was compared with the threshold; None likewise.
@@ -50,9 +50,9 @@ class Prediction:
 
 
 class FlowerClassifier:
-    """A trained classifier that takes pictures as they are.
+    """A trained classifier that takes images as they are.
 
-    Build it with :meth:`from_pretrained`. Pictures are paths, bytes of picture files, PIL pictures
+    Build it with :meth:`from_pretrained`. Images are paths, bytes of image files, PIL images
     or uint8 arrays (H, W), (H, W, 3) or (H, W, 4). They are decoded by threads while the model
     works, so a folder is classified at the speed of the slower of the two.
 
@@ -64,10 +64,10 @@ class FlowerClassifier:
         device: Where to run; the accelerator if there is one when left out.
         compile: Compile the model: a tenth faster, after seconds to a minute at the first batch.
         attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
-        batch_size: Pictures a batch; it is halved by itself where memory runs out.
+        batch_size: Images a batch; it is halved by itself where memory runs out.
         num_workers: Decoding threads; one for each usable core when left out.
         allow_urls: Whether http and https URLs are fetched.
-        open_set: The score and threshold that tell pictures of no known class;
+        open_set: The score and threshold that tell images of no known class;
             :meth:`from_pretrained` takes those that lie beside the model.
         temperature: What the logits are divided by before they become scores.
     """
@@ -105,8 +105,8 @@ class FlowerClassifier:
         self.class_names = model.class_names
         self.open_set = open_set
         self.temperature = temperature
-        self._reader = PictureReader(
-            get_picture_size(processor),
+        self._reader = ImageReader(
+            get_image_size(processor),
             processor.resample,
             num_workers=count_workers(num_workers),
             allow_urls=allow_urls,
@@ -125,7 +125,7 @@ class FlowerClassifier:
 
         Args:
             pretrained_model_name_or_path: The directory or the Hub id.
-            threshold: Pictures that score below it show none of the known classes; ``fitted`` takes
+            threshold: Images that score below it show none of the known classes; ``fitted`` takes
                 the threshold that lies beside the model, if there is one, and None does without. A
                 number is on the scale of the fitted score, or else of the highest probability.
             calibrated: Divide the logits by the temperature that was fitted on the validation
@@ -160,18 +160,18 @@ class FlowerClassifier:
         *,
         skip_corrupt_images: bool = False,
     ) -> list[dict[str, Any]] | list[list[dict[str, Any]]]:
-        """Classify one picture or many, as the pipeline of transformers does.
+        """Classify one image or many, as the pipeline of transformers does.
 
         Args:
-            images: A picture, or an iterable of pictures.
+            images: An image, or an iterable of images.
             top_k: Number of classes returned for each, at most all.
-            skip_corrupt_images: Return an empty list for a picture that cannot be read.
+            skip_corrupt_images: Return an empty list for an image that cannot be read.
 
         Returns:
-            ``{"label", "score"}`` of the likeliest classes; of many pictures a list of such lists.
+            ``{"label", "score"}`` of the likeliest classes; of many images a list of such lists.
 
         Raises:
-            RunError: Pictures cannot be read, unless ``skip_corrupt_images``.
+            RunError: Images cannot be read, unless ``skip_corrupt_images``.
         """
         single = is_single(images)
         sources = cast(Iterable[Source], [images] if single else images)
@@ -179,25 +179,25 @@ class FlowerClassifier:
         broken = [f"{name_source(p.source)} ({p.problem})" for p in predictions if p.problem]
         if broken and not skip_corrupt_images:
             raise RunError(
-                f"{len(broken)} of {len(predictions)} pictures cannot be read: "
+                f"{len(broken)} of {len(predictions)} images cannot be read: "
                 f"{abbreviate(broken)}; replace them, or pass skip_corrupt_images=True."
             )
         if broken:
-            logger.warning("%d pictures cannot be read: %s.", len(broken), abbreviate(broken))
+            logger.warning("%d images cannot be read: %s.", len(broken), abbreviate(broken))
         results = [prediction.results for prediction in predictions]
         return results[0] if single else results
 
     def stream(self, images: Iterable[Source], top_k: int = 5) -> Iterator[Prediction]:
-        """Yield a prediction for each picture, in order; memory does not grow with their number.
+        """Yield a prediction for each image, in order; memory does not grow with their number.
 
-        A picture that cannot be read is yielded with its ``problem``.
+        An image that cannot be read is yielded with its ``problem``.
         """
         if top_k < 1:
             raise InputError(f"--top_k is {top_k}; it must be greater than 0.")
         return self._stream(images, min(top_k, len(self.class_names)))
 
     def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
-        waiting: tuple[PictureBatch, torch.Tensor] | None = None
+        waiting: tuple[ImageBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
             computed = (batch, self._compute(batch.pixels))
             # An accelerator computes this batch while the results of the one before are read.
@@ -215,9 +215,7 @@ class FlowerClassifier:
             return self.engine.classify(pixels)
         return self.engine.classify_with_features(pixels)
 
-    def _unpack(
-        self, batch: PictureBatch, outputs: torch.Tensor, top_k: int
-    ) -> Iterator[Prediction]:
+    def _unpack(self, batch: ImageBatch, outputs: torch.Tensor, top_k: int) -> Iterator[Prediction]:
         width = outputs.shape[1] - len(self.class_names)
         features, logits = outputs[:, :width], outputs[:, width:]
         top = self.engine.model.to_probabilities(logits / self.temperature).topk(top_k, dim=1)
@@ -243,10 +241,10 @@ class FlowerClassifier:
     def _judge(
         self, features: torch.Tensor, logits: torch.Tensor
     ) -> list[tuple[bool | None, float | None]]:
-        """Return for each picture whether it is known, and its score."""
+        """Return for each image whether it is known, and its score."""
         if self.open_set is None or not len(logits):
             return [(None, None)] * len(logits)
-        scores = self.open_set.score_pictures(
+        scores = self.open_set.score_images(
             features.cpu().numpy(), logits.cpu().numpy(), self.engine.model.config.activation
         )
         return [(score >= self.open_set.threshold, score) for score in scores.tolist()]

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers.utils import cached_file
 
 
-def find_companion(model: str | os.PathLike[str], name: str) -> Path | None:
+def find_sidecar_file(model: str | os.PathLike[str], name: str) -> Path | None:
     """Return the path of a model's file of this name, or None where it has none."""
     path = cached_file(
         os.fspath(model),

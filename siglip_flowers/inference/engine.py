@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from siglip_flowers.data.naflex import PatchBudget
-from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size, prepare_patches
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.inference.memory import keep_freed_memory, run_in_parts
-from siglip_flowers.inference.precision import choose_attention, resolve_dtype
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.data.pixels.patches import PatchBudget
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, prepare_patches
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.runtime.memory import keep_freed_memory, run_in_parts
+from siglip_flowers.runtime.precision import choose_attention, resolve_dtype
 
 # What torch.compile builds its code with: on a GPU triton, which builds its launchers in C. Each
 # with the environment variable that names another.
@@ -36,7 +36,7 @@ class InferenceEngine:
             change, that is done to a copy.
         processor: Its image processor.
         device: Where to run.
-        dtype: See :func:`~siglip_flowers.inference.precision.resolve_dtype`.
+        dtype: See :func:`~siglip_flowers.runtime.precision.resolve_dtype`.
         compile: Compile the encoder; the first batch then takes seconds to a minute.
         attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
 
@@ -114,7 +114,7 @@ class InferenceEngine:
             if size > 1:
                 return None
             return RunError(
-                f"One picture is too much for the memory of {self.device}; use --device cpu or a "
+                f"One image is too much for the memory of {self.device}; use --device cpu or a "
                 "smaller model."
             )
 
@@ -141,7 +141,7 @@ class InferenceEngine:
         return prepare_patches(pixels, lambda colors: self._look_up(colors, 2))
 
     def _look_up(self, pixels: torch.Tensor, axis: int) -> torch.Tensor:
-        """Normalise uint8 pixels whose colours lie along an axis."""
+        """Normalize uint8 pixels whose colors lie along an axis."""
         channels = [
             table[channel.int()]
             for table, channel in zip(self._table, pixels.unbind(axis), strict=True)
@@ -161,8 +161,8 @@ def _check_compiler(device: torch.device) -> None:
 
 
 def count_tokens(vision_config: Any, processor: Any) -> int:
-    """Return the most patches that a picture has."""
-    size = get_picture_size(processor)
+    """Return the most patches that an image has."""
+    size = get_image_size(processor)
     if isinstance(size, PatchBudget):
         return size.max_num_patches
     tokens: int = (size // vision_config.patch_size) ** 2
@@ -170,7 +170,7 @@ def count_tokens(vision_config: Any, processor: Any) -> int:
 
 
 def _tabulate_values(processor: Any) -> torch.Tensor:
-    """Return what normalisation makes of each byte in each channel: (3, 256) float32."""
+    """Return what normalization makes of each byte in each channel: (3, 256) float32."""
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
     return PixelNormalizer(processor)(every_byte)[0, :, 0]
 

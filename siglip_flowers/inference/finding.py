@@ -1,4 +1,4 @@
-"""Find the pictures that a command line names."""
+"""Find the images that a command line names."""
 
 import glob
 import io
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.inference.urls import is_url
 
 STANDARD_INPUT = "-"
@@ -28,18 +28,18 @@ def check_paths(paths: Iterable[str], *, allow_urls: bool) -> None:
             raise InputError(f"{path!r} does not exist; name a file, a folder or a quoted pattern.")
 
 
-def find_pictures(paths: Iterable[str], extensions: frozenset[str]) -> list[str]:
+def find_images(paths: Iterable[str], extensions: frozenset[str]) -> list[str]:
     """Return the files that files, folders and patterns stand for, in the order of the paths.
 
     Folders are searched through with all that lies below them, sorted by name, for files that end
-    like a picture; hidden ones are left out. URLs and ``-`` are returned as they are.
+    like an image; hidden ones are left out. URLs and ``-`` are returned as they are.
 
     Args:
         paths: Those that :func:`check_paths` let pass.
-        extensions: Endings of pictures, lower case with a dot.
+        extensions: Endings of images, lower case with a dot.
 
     Raises:
-        InputError: A folder holds no picture, or a pattern matches none.
+        InputError: A folder holds no image, or a pattern matches none.
     """
     found: list[str] = []
     for path in paths:
@@ -65,19 +65,19 @@ def _search_folder(folder: str, extensions: frozenset[str]) -> list[str]:
         ]
     if not found:
         raise InputError(
-            f"There is no picture in the folder {folder!r}; files are told by their ending, such "
+            f"There is no image in the folder {folder!r}; files are told by their ending, such "
             "as .jpg or .png."
         )
     return found
 
 
 def _match_pattern(pattern: str, extensions: frozenset[str]) -> list[str]:
-    """Return the files that match; whoever writes * for the ending means pictures all the same."""
+    """Return the files that match; whoever writes * for the ending means images all the same."""
     matches = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
     found = [path for path in matches if Path(path).suffix.lower() in extensions]
     if not found:
         raise InputError(
-            f"The pattern {pattern!r} matches no picture; quote it, so that the shell leaves it as "
+            f"The pattern {pattern!r} matches no image; quote it, so that the shell leaves it as "
             "it is, and check where it starts."
         )
     return found

@@ -10,13 +10,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-CSV_COLUMNS = ("picture", "rank", "label", "score", "known")
+CSV_COLUMNS = ("image", "rank", "label", "score", "known")
 UNKNOWN = "not one of the known classes; nearest:"
 MAX_NAME_WIDTH = 60
 # What a formula can begin with in a spreadsheet.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
-# Takes the name of a picture, its results, and whether it shows a known class (None: not asked),
+# Takes the name of an image, its results, and whether it shows a known class (None: not asked),
 # and returns the text to print.
 Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
 
@@ -32,28 +32,28 @@ def escape_unprintable(text: str, keep: str = "") -> str:
 
 
 def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
-    """Return the heading of a format ("" for none) and the function that formats one picture.
+    """Return the heading of a format ("" for none) and the function that formats one image.
 
     Args:
         kind: ``table``, ``json`` or ``csv``.
-        names: Names of pictures, as far as they are known, for the width of the table's column.
+        names: Names of images, as far as they are known, for the width of the table's column.
     """
     if kind == "json":
         return "", format_json_line
     if kind == "csv":
         return format_csv([CSV_COLUMNS]), format_csv_lines
-    width = max([len("picture"), *(len(escape_unprintable(name)) for name in names)])
+    width = max([len("image"), *(len(escape_unprintable(name)) for name in names)])
     width = min(width, MAX_NAME_WIDTH)
-    heading = f"{'picture':<{width}}    score  class\n"
+    heading = f"{'image':<{width}}    score  class\n"
     return heading, lambda name, results, known: format_table_lines(name, results, known, width)
 
 
 def format_table_lines(
     name: str, results: list[dict[str, Any]], known: bool | None, width: int
 ) -> str:
-    """Return a line for each class, the first with the picture's name.
+    """Return a line for each class, the first with the image's name.
 
-    Of an unknown picture the first says that it is one.
+    Of an unknown image the first says that it is one.
     """
     lines = []
     shown = escape_unprintable(name)
@@ -70,9 +70,9 @@ def format_table_lines(
 def format_json_line(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
     """Return one line in ASCII.
 
-    It is ``{"picture": ..., "known": true|false|null, "predictions": [{"label", "score"}, ...]}``.
+    It is ``{"image": ..., "known": true|false|null, "predictions": [{"label", "score"}, ...]}``.
     """
-    return json.dumps({"picture": name, "known": known, "predictions": results}) + "\n"
+    return json.dumps({"image": name, "known": known, "predictions": results}) + "\n"
 
 
 def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:

@@ -1,4 +1,4 @@
-"""From paths and pictures to batches of uint8 pixels, decoded by threads ahead of the model."""
+"""From paths and images to batches of uint8 pixels, decoded by threads ahead of the model."""
 
 import io
 import itertools
@@ -10,19 +10,19 @@ import numpy as np
 import PIL.Image
 import torch
 
-from siglip_flowers.data.decoding import DECODING_ERRORS, open_picture
-from siglip_flowers.data.pixels import PictureSize, get_pixel_shape, resize_picture
-from siglip_flowers.inference.prefetch import map_ahead
-from siglip_flowers.inference.sources import Source, array_to_picture
-from siglip_flowers.inference.urls import fetch_picture, is_url
+from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, open_image
+from siglip_flowers.data.pixels.tensors import ImageSize, get_pixel_shape, resize_image
+from siglip_flowers.inference.sources import Source, array_to_image
+from siglip_flowers.inference.urls import fetch_image, is_url
+from siglip_flowers.runtime.prefetch import map_ahead
 
-# Pictures a thread decodes at a time: few, so that a batch is ready soon and all threads work on
-# the same one; more than one, since handing a task over costs as much as a small picture.
-CHUNK_PICTURES = 8
+# Images a thread decodes at a time: few, so that a batch is ready soon and all threads work on
+# the same one; more than one, since handing a task over costs as much as a small image.
+CHUNK_IMAGES = 8
 
 
 @dataclass(frozen=True)
-class PictureBatch:
+class ImageBatch:
     """N consecutive sources, B of which could be read.
 
     Attributes:
@@ -36,32 +36,32 @@ class PictureBatch:
     pixels: torch.Tensor
 
 
-class PictureReader:
+class ImageReader:
     """Reads sources as batches of pixels.
 
     Args:
-        size: S, the side in pixels that pictures are resized to, or a budget of patches.
+        size: S, the side in pixels that images are resized to, or a budget of patches.
         resample: PIL's resampling filter, from the checkpoint's image processor.
         num_workers: Decoding threads.
         allow_urls: Whether strings that are http or https URLs are fetched.
     """
 
     def __init__(
-        self, size: PictureSize, resample: int, *, num_workers: int, allow_urls: bool = False
+        self, size: ImageSize, resample: int, *, num_workers: int, allow_urls: bool = False
     ) -> None:
         self.size = size
         self.resample = resample
         self.num_workers = num_workers
         self.allow_urls = allow_urls
-        self._opened_pictures = threading.Lock()
+        self._opened_images = threading.Lock()
 
-    def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[PictureBatch]:
+    def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[ImageBatch]:
         """Yield the sources in order, ``batch_size`` at a time, decoded ahead of the consumer."""
-        chunk_size = min(CHUNK_PICTURES, batch_size)
+        chunk_size = min(CHUNK_IMAGES, batch_size)
         chunks = _split_evenly(sources, batch_size, chunk_size)
-        # Two whole batches wait for the model while the threads work on the next pictures.
+        # Two whole batches wait for the model while the threads work on the next images.
         ahead = self.num_workers + 2 * -(-batch_size // chunk_size)
-        parts: list[PictureBatch] = []
+        parts: list[ImageBatch] = []
         count = 0
         for part in map_ahead(self._read_chunk, chunks, workers=self.num_workers, ahead=ahead):
             parts.append(part)
@@ -72,7 +72,7 @@ class PictureReader:
         if parts:
             yield _join(parts)
 
-    def _read_chunk(self, sources: list[Source]) -> PictureBatch:
+    def _read_chunk(self, sources: list[Source]) -> ImageBatch:
         pixels: list[torch.Tensor] = []
         problems = []
         for source in sources:
@@ -83,33 +83,33 @@ class PictureReader:
                 problems.append(explain_problem(error))
         if not pixels:
             nothing = torch.empty(0, *get_pixel_shape(self.size), dtype=torch.uint8)
-            return PictureBatch(sources, problems, nothing)
-        return PictureBatch(sources, problems, torch.stack(pixels))
+            return ImageBatch(sources, problems, nothing)
+        return ImageBatch(sources, problems, torch.stack(pixels))
 
     def _read(self, source: Source) -> torch.Tensor:
         if isinstance(source, PIL.Image.Image):
             # The same object may stand in a list twice, and loading it is not thread-safe.
-            with self._opened_pictures:
+            with self._opened_images:
                 source.load()
                 source.getexif()
-            return resize_picture(source, self.size, self.resample)
+            return resize_image(source, self.size, self.resample)
         if isinstance(source, np.ndarray):
-            return resize_picture(array_to_picture(source), self.size, self.resample)
+            return resize_image(array_to_image(source), self.size, self.resample)
         file: Source | io.BytesIO = source
         if is_url(source):
             if not self.allow_urls:
                 raise ValueError("a URL, which is fetched only with allow_urls")
-            file = io.BytesIO(fetch_picture(str(source)))
+            file = io.BytesIO(fetch_image(str(source)))
         elif isinstance(source, bytes):
             file = io.BytesIO(source)
-        with open_picture(file) as image:  # type: ignore[arg-type]
-            return resize_picture(image, self.size, self.resample)
+        with open_image(file) as image:  # type: ignore[arg-type]
+            return resize_image(image, self.size, self.resample)
 
 
 def explain_problem(error: BaseException) -> str:
-    """Return why a picture could not be read, in a few words."""
+    """Return why an image could not be read, in a few words."""
     if isinstance(error, PIL.UnidentifiedImageError):
-        return "not a picture, or an empty file"
+        return "not an image, or an empty file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -125,8 +125,8 @@ def _split_evenly(
             yield batch[start : start + chunk_size]
 
 
-def _join(parts: list[PictureBatch]) -> PictureBatch:
-    return PictureBatch(
+def _join(parts: list[ImageBatch]) -> ImageBatch:
+    return ImageBatch(
         sources=[source for part in parts for source in part.sources],
         problems=[problem for part in parts for problem in part.problems],
         pixels=torch.cat([part.pixels for part in parts]),

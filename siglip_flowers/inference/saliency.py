@@ -1,4 +1,4 @@
-"""Where a classifier looks: the weight of each patch of a picture, from its attention."""
+"""Where a classifier looks: the weight of each patch of an image, from its attention."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.naflex import is_naflex
+from siglip_flowers.model.family import is_naflex
 
 
 @torch.no_grad()
 def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
-    """Return how much each patch weighs in the pooled features of each picture.
+    """Return how much each patch weighs in the pooled features of each image.
 
     With ``map`` pooling it is the attention of the pooling head, averaged over its heads. With
     ``mean`` pooling it is attention rollout: how much of each patch arrives in the mean of the
@@ -21,7 +21,7 @@ def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -
 
     Args:
         model: The classifier, with any attention implementation; not used by another thread.
-        inputs: What the model takes, for B pictures, without labels.
+        inputs: What the model takes, for B images, without labels.
 
     Returns:
         B arrays (patch rows, patch columns) float32, each of which adds up to 1.
@@ -43,7 +43,7 @@ def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -
 
 
 def _list_grids(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:
-    """Return the patch rows and columns of each picture."""
+    """Return the patch rows and columns of each image."""
     if is_naflex(model.config.vision_config):
         return [(int(rows), int(columns)) for rows, columns in inputs["spatial_shapes"].tolist()]
     pixels = inputs["pixel_values"]
@@ -108,7 +108,7 @@ def _watch_layers(
 
 
 def _roll_out(layers: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-    """Return what the mean of the picture's tokens holds of each patch: (B, N)."""
+    """Return what the mean of the image's tokens holds of each patch: (B, N)."""
     batch, tokens, _ = layers[0].shape
     valid = layers[0].new_ones(batch, tokens) if mask is None else mask.to(layers[0].dtype)
     # A row from the last layer down: cheaper than products of N x N matrices.

@@ -5,15 +5,15 @@ import math
 import os
 from pathlib import Path
 
-from siglip_flowers.errors import InputError
-from siglip_flowers.inference.companions import find_companion
-from siglip_flowers.records import write_json
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import write_json
+from siglip_flowers.inference.companions import find_sidecar_file
 
 CALIBRATION_FILE = "calibration.json"
 
 
 def save_temperature(directory: Path, temperature: float, split: str, n: int) -> None:
-    """Write the file into a model's directory: fitted on ``n`` pictures of ``split``."""
+    """Write the file into a model's directory: fitted on ``n`` images of ``split``."""
     write_json(directory / CALIBRATION_FILE, {"temperature": temperature, "split": split, "n": n})
 
 
@@ -23,7 +23,7 @@ def load_temperature(model: str | os.PathLike[str]) -> float | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = find_companion(model, CALIBRATION_FILE)
+    path = find_sidecar_file(model, CALIBRATION_FILE)
     if path is None:
         return None
     try:

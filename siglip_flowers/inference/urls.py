@@ -1,4 +1,4 @@
-"""URLs of pictures: told from paths, and fetched within limits of size and time."""
+"""URLs of images: told from paths, and fetched within limits of size and time."""
 
 import time
 import urllib.error
@@ -26,11 +26,11 @@ def _build_opener() -> urllib.request.OpenerDirector:
 
 
 def is_url(source: object) -> bool:
-    """Say whether this is an http or https URL."""
+    """Return whether this is an http or https URL."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
-def fetch_picture(
+def fetch_image(
     url: str, *, max_bytes: int = MAX_BYTES, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> bytes:
     """Return the bytes behind an http or https URL.

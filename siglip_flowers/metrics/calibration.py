@@ -116,7 +116,7 @@ def to_probabilities(logits: ArrayLike, activation: str, temperature: float = 1.
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> float:
-    """Return the temperature T that minimises the loss of logits / T.
+    """Return the temperature T that minimizes the loss of logits / T.
 
     The loss is the negative log likelihood for a softmax, the pairwise sigmoid loss for sigmoids.
     Accuracy does not change: the order of the classes stays.

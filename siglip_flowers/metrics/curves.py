@@ -14,7 +14,7 @@ def overfitting_gap(train_accuracy: float, validation_accuracy: float) -> float:
     """Compute train minus validation accuracy, both fractions in 0..1 and of the same weights.
 
     Both are meant to be scored alike (no augmentation, no dropout); a training-time running
-    average is of older weights on altered pictures and understates the gap.
+    average is of older weights on altered images and understates the gap.
 
     Raises:
         ValueError: an accuracy outside 0..1.

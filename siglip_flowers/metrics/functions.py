@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from siglip_flowers.errors import RunError
+from siglip_flowers.base.errors import RunError
 
 Average = Literal["macro", "weighted"]
 FloatArray = NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""What a classifier gains when it may leave out the pictures it is least sure of."""
+"""What a classifier gains when it may leave out the images it is least sure of."""
 
 import numpy as np
 from numpy.typing import ArrayLike

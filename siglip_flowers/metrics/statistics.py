@@ -192,11 +192,11 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     z = float(stats.norm.ppf((1 + confidence) / 2))
     proportion = successes / n
     denominator = 1 + z**2 / n
-    centre = (proportion + z**2 / (2 * n)) / denominator
+    center = (proportion + z**2 / (2 * n)) / denominator
     half = z / denominator * (proportion * (1 - proportion) / n + z**2 / (4 * n**2)) ** 0.5
     # At 0 and n of n the ends are 0 and 1 but for rounding.
-    low = 0.0 if successes == 0 else centre - half
-    high = 1.0 if successes == n else centre + half
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == n else center + half
     return low, high
 
 
@@ -206,7 +206,7 @@ def is_shown(
     significance: float = 0.05,
     over_seeds: Interval | None = None,
 ) -> bool:
-    """Say whether a difference may be claimed.
+    """Return whether a difference may be claimed.
 
     The bootstrap's interval has to exclude 0, p (corrected, where given) to be below the
     significance, and ``over_seeds``, where given, to exclude 0 on the same side: with few seeds the

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import ModelArguments
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.classifier import SiglipClassifier
 
 ADAPTER_NAME = "default"
@@ -95,7 +95,7 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
 
 
 def has_adapters(model: Any) -> bool:
-    """Say whether :func:`add_adapters` was called on the model."""
+    """Return whether :func:`add_adapters` was called on the model."""
     return hasattr(model, "peft_config")
 
 

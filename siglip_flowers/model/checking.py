@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from transformers.activations import ACT2FN
 from transformers.utils import find_adapter_config_file
 
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 
 INDEX_FILE = "model.safetensors.index.json"
 # What transformers raises for JSON of another form than it expects; RecursionError is one too.
@@ -27,7 +27,7 @@ MALFORMED = (
 UNREADABLE = (OSError, HfHubHTTPError)
 # SigLIP 2 giant has 1.9 billion parameters; nothing ten times as large is a SigLIP.
 MAX_PARAMETERS = 20_000_000_000
-MAX_PICTURE_SIDE = 4096
+MAX_IMAGE_SIDE = 4096
 MAX_PATCHES = 65536
 SIZE_FIELDS = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -76,10 +76,10 @@ def check_processor(checkpoint: str, processor: Any) -> None:
     """Raise InputError unless an image processor's values can be used."""
     size = getattr(processor, "size", None)
     if hasattr(processor, "max_num_patches"):
-        limits = {"patch_size": MAX_PICTURE_SIDE, "max_num_patches": MAX_PATCHES}
+        limits = {"patch_size": MAX_IMAGE_SIDE, "max_num_patches": MAX_PATCHES}
         sides = {name: getattr(processor, name) for name in limits}
     else:
-        limits = dict.fromkeys(("height", "width"), MAX_PICTURE_SIDE)
+        limits = dict.fromkeys(("height", "width"), MAX_IMAGE_SIDE)
         # Not a dict, but a class of transformers that behaves like one.
         sides = {name: None if size is None else size[name] for name in limits}
     problem = ""

@@ -9,12 +9,12 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.configuration import SiglipClassifierConfig
-from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
-from siglip_flowers.model.naflex import (
+from siglip_flowers.model.family import (
     VisionModel,
     get_vision_class,
     run_vision_tower,
 )
+from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
 
 # Start values of the SigLIP paper (section 3.2) for checkpoints that do not carry their own.
 INITIAL_LOG_TEMPERATURE = math.log(10.0)
@@ -85,7 +85,7 @@ class SiglipClassifier(PreTrainedModel):
         return [id2label[index] for index in range(len(id2label))]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise the head; the vision tower initialises itself."""
+        """Initialize the head; the vision tower initializes itself."""
         if isinstance(module, CosineHead):
             nn.init.normal_(module.class_embeddings, std=module.class_embeddings.shape[1] ** -0.5)
             nn.init.constant_(module.logit_scale, INITIAL_LOG_TEMPERATURE)
@@ -104,7 +104,7 @@ class SiglipClassifier(PreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the pooled features (B, D) that the head sees, before any normalisation."""
+        """Return the pooled features (B, D) that the head sees, before any normalization."""
         attended, mean = run_vision_tower(
             self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
         )
@@ -146,7 +146,7 @@ class SiglipClassifier(PreTrainedModel):
     def fold(self) -> "SiglipClassifier":
         """Return an ordinary classifier with the same logits: a cosine head becomes linear.
 
-        Its weight is the normalised class embeddings times the temperature, its bias the sigmoid
+        Its weight is the normalized class embeddings times the temperature, its bias the sigmoid
         loss's bias. A model with a linear head is returned as it is.
         """
         head: Any = self.classifier

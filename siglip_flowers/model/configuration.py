@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, SiglipVisionConfig
 
-from siglip_flowers.model.naflex import VISION_CONFIGS, VisionConfig
+from siglip_flowers.model.family import VISION_CONFIGS, VisionConfig
 
 POOLINGS = ("map", "mean")
 HEADS = ("linear", "cosine")

@@ -1,4 +1,4 @@
-"""Both towers of a SigLIP, fine-tuned on pictures and prompts of their classes."""
+"""Both towers of a SigLIP, fine-tuned on images and prompts of their classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,27 +15,27 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from siglip_flowers.base.prompts import build_prompts
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.family import TextModel, VisionModel, is_naflex, run_vision_tower
 from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
-from siglip_flowers.model.naflex import TextModel, VisionModel, is_naflex, run_vision_tower
 from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
 from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
-from siglip_flowers.prompts import build_prompts
 
 
 class ContrastiveSiglip(PreTrainedModel):
-    """Two towers that train on pictures with prompts and evaluate as a classifier.
+    """Two towers that train on images with prompts and evaluate as a classifier.
 
     Built as a ``SiglipModel`` or, for NaFlex, a ``Siglip2Model``; see :func:`load_contrastive`.
 
     Source: Goyal et al. 2023, "Finetune like you pretrain", with the sigmoid loss of the
     pretraining and with pairs of the same class as positives.
 
-    In training mode ``forward`` takes pictures as ``SiglipClassifier`` does, ``labels`` (B,) and
-    ``templates`` (B,), the number of the prompt template drawn for each picture, and returns the
-    loss of this rank. In evaluation mode it takes pictures and returns logits (B, C) to the class
+    In training mode ``forward`` takes images as ``SiglipClassifier`` does, ``labels`` (B,) and
+    ``templates`` (B,), the number of the prompt template drawn for each image, and returns the
+    loss of this rank. In evaluation mode it takes images and returns logits (B, C) to the class
     embeddings, each the average of the class's prompts.
     """
 
@@ -176,7 +176,7 @@ def load_contrastive(
 
 
 def _resize(model: ContrastiveSiglip, image_size: int) -> ContrastiveSiglip:
-    """Return the model rebuilt for another picture size, position embeddings interpolated."""
+    """Return the model rebuilt for another image size, position embeddings interpolated."""
     config: Any = SiglipConfig.from_dict(model.config.to_dict())
     config.vision_config.image_size = image_size
     config._attn_implementation = model.config._attn_implementation

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import parse_trainable
-from siglip_flowers.errors import InputError
-from siglip_flowers.model.naflex import VisionModel
+from siglip_flowers.model.family import VisionModel
 
 # What stands above the encoder layers: the last norm and the pooling, or the text projection.
 TOP_PARTS = ("post_layernorm", "final_layer_norm", "head")

@@ -29,7 +29,7 @@ def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
 
     The head's weight (C, D) becomes the class embeddings of the text tower, with its temperature
     and bias: kept apart in a cosine head, multiplied out in a linear one, whose model must
-    normalise its features.
+    normalize its features.
     """
     head = model.classifier
     if isinstance(head, CosineHead):
@@ -78,7 +78,7 @@ def set_probe_head(
     strength is chosen by accuracy on the validation split. Every class needs a training row.
 
     Args:
-        model: A classifier with a linear head on unnormalised features.
+        model: A classifier with a linear head on unnormalized features.
         train: Features (N, D) float32 and labels (N,) int64.
         validation: The same for the validation split.
         class_weight: ``balanced`` weighs classes by inverse frequency.

@@ -17,11 +17,11 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.model.checking import MALFORMED, UNREADABLE, check_processor, check_sizes
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.configuration import SiglipClassifierConfig
-from siglip_flowers.model.naflex import (
+from siglip_flowers.model.family import (
     VISION_CONFIGS,
     VISION_TYPES,
     VisionConfig,
@@ -104,11 +104,11 @@ def vision_config_of(config: PreTrainedConfig) -> VisionConfig:
 
 
 def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
-    """Raise InputError unless the tower has one size and whole patches cover the picture."""
+    """Raise InputError unless the tower has one size and whole patches cover the image."""
     if is_naflex(vision_config):
         raise InputError(
             f"--image_size {image_size} is for fixed-resolution checkpoints, and this NaFlex one "
-            "keeps each picture's aspect ratio; use --max_num_patches."
+            "keeps each image's aspect ratio; use --max_num_patches."
         )
     patch_size = vision_config.patch_size
     assert isinstance(patch_size, int)
@@ -125,7 +125,7 @@ def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
 def load_image_processor(
     checkpoint: str, image_size: int | None = None, max_num_patches: int | None = None
 ) -> Any:
-    """Load the checkpoint's image processor, set to another picture size if asked.
+    """Load the checkpoint's image processor, set to another image size if asked.
 
     The PIL class is named, so that pixels do not depend on whether torchvision is installed: the
     Auto class asks for it in some versions of transformers.
@@ -133,7 +133,7 @@ def load_image_processor(
     Args:
         checkpoint: A directory or a Hub id.
         image_size: Side in pixels, for a fixed-resolution checkpoint.
-        max_num_patches: Most patches of a picture, for a NaFlex checkpoint.
+        max_num_patches: Most patches of an image, for a NaFlex checkpoint.
 
     Raises:
         InputError: It is the processor of the other kind of checkpoint, or a size does not apply.
@@ -198,8 +198,8 @@ def load_classifier(
         normalize_features: See above.
         activation: See above.
         image_size: Side in pixels; position embeddings are interpolated where it is not the
-            checkpoint's own. Not for NaFlex, whose tower does so for every picture.
-        from_scratch: Take the architecture only and initialise every weight at random.
+            checkpoint's own. Not for NaFlex, whose tower does so for every image.
+        from_scratch: Take the architecture only and initialize every weight at random.
         attn_implementation: ``sdpa``, ``eager``, ...; transformers chooses when left out.
 
     Raises:

@@ -64,7 +64,7 @@ def class_logits(
 ) -> Tensor:
     """Score images against classes: exp(logit_scale) * cosine + logit_bias.
 
-    ``image_embeddings`` (B, D) and ``class_embeddings`` (C, D) of any length, normalised here;
+    ``image_embeddings`` (B, D) and ``class_embeddings`` (C, D) of any length, normalized here;
     ``logit_scale`` is the logarithm of the scale, it and ``logit_bias`` hold one element.
     Returns (B, C), at least float32 also under autocast.
 

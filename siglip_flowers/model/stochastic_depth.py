@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 
 def add_stochastic_depth(layers: nn.ModuleList, rate: float) -> None:
-    """Let each picture skip branches of the encoder layers, attention and MLP apart, in training.
+    """Let each image skip branches of the encoder layers, attention and MLP apart, in training.
 
     Of L layers the l-th, counted from 1, drops a branch with probability ``rate * l / L``; a branch
     that is kept is divided by the probability of keeping it, so that nothing changes in evaluation.
     The numbers come from torch's generator of the device, whose state is in every checkpoint. The
     branches get forward hooks: no parameter, no name and no saved file changes.
 
-    Source: Huang et al. 2016, "Deep networks with stochastic depth", equation 4; dropped picture by
-    picture and rescaled in training as in timm.
+    Source: Huang et al. 2016, "Deep networks with stochastic depth", equation 4; dropped image by
+    image and rescaled in training as in timm.
     """
     layer: Any
     for number, layer in enumerate(layers, start=1):

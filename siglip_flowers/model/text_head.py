@@ -12,17 +12,17 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
 from siglip_flowers.model.checking import (
     INDEX_FILE,
     MALFORMED,
     UNREADABLE,
     check_shard_names,
 )
+from siglip_flowers.model.family import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.loading import load_checkpoint_config
-from siglip_flowers.model.naflex import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.weights import OLD_BUFFERS, first_line
-from siglip_flowers.prompts import build_prompts, canonicalize, load_templates
 
 _WEIGHTS = "model.safetensors"
 _TEXT_PREFIX = "text_model."
@@ -107,7 +107,7 @@ def encode_prompts(
     prompts: Sequence[str],
     batch_size: int = 64,
 ) -> Tensor:
-    """Encode ``prompts`` in canonical form; returns (N, D), not normalised.
+    """Encode ``prompts`` in canonical form; returns (N, D), not normalized.
 
     Every text is padded on the right, or cut, to the tower's full length, since SigLIP pools the
     last position and was trained without a padding mask. Gradients flow unless the caller switches
@@ -140,7 +140,7 @@ def class_embeddings(
     templates: Sequence[str],
     batch_size: int = 64,
 ) -> Tensor:
-    """Average each class's normalised prompt embeddings and normalise again; returns (C, D).
+    """Average each class's normalized prompt embeddings and normalize again; returns (C, D).
 
     Gradients flow unless the caller switches them off. Raises InputError as ``build_prompts``.
     Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembling in embedding space.

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.model.checking import MALFORMED, UNREADABLE, check_weight_files
-from siglip_flowers.model.naflex import name_kind
+from siglip_flowers.model.family import name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 

@@ -10,8 +10,8 @@ import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 
-from siglip_flowers.errors import RunError
-from siglip_flowers.records import write_json
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -94,11 +94,11 @@ class AnomalyWatch:
         self._steps[-1].bad_norm = ~(torch.as_tensor(norm) <= largest)
 
     def is_full(self) -> bool:
-        """Say whether the marks should be looked at, should no other occasion come."""
+        """Return whether the marks should be looked at, should no other occasion come."""
         return len(self._steps) >= LONGEST_WATCH
 
     def drops_update(self, step: int) -> bool:
-        """Say whether the step's gradients must be dropped before the optimiser sees them."""
+        """Return whether the step's gradients must be dropped before the optimizer sees them."""
         if step in self.excluded:
             self._steps.clear()
             self._note(step)

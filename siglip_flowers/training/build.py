@@ -13,6 +13,8 @@ import torch
 from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -21,24 +23,24 @@ from siglip_flowers.config import (
     ProbeArguments,
     check_probe,
 )
+from siglip_flowers.config.parsing import dump_configuration
 from siglip_flowers.data import FlowerData, check_data_arguments, image_ids
-from siglip_flowers.data.patch_augment import build_augmenter, check_patch_augmentation
-from siglip_flowers.data.pixel_cache import open_pixels
-from siglip_flowers.data.pixels import (
+from siglip_flowers.data.augmentation.patches import build_augmenter, check_patch_augmentation
+from siglip_flowers.data.pixels.cache import open_pixels
+from siglip_flowers.data.pixels.tensors import (
     PixelNormalizer,
     collate_pixels,
-    get_picture_size,
+    get_image_size,
     scale_size,
 )
 from siglip_flowers.data.splits import draw_rows, get_labels
-from siglip_flowers.errors import InputError, RunError
 from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.inference.engine import count_tokens
-from siglip_flowers.inference.precision import choose_attention
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
+from siglip_flowers.model.family import check_max_num_patches, is_naflex
 from siglip_flowers.model.freezing import check_trainable, freeze
 from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
 from siglip_flowers.model.loading import (
@@ -47,11 +49,10 @@ from siglip_flowers.model.loading import (
     load_classifier,
     vision_config_of,
 )
-from siglip_flowers.model.naflex import check_max_num_patches, is_naflex
 from siglip_flowers.model.stochastic_depth import add_stochastic_depth
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
-from siglip_flowers.parsing import dump_configuration
-from siglip_flowers.prompts import load_templates
+from siglip_flowers.runtime.precision import choose_attention
+from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.objectives import (
     Objective,
     balance_classes,
@@ -62,7 +63,6 @@ from siglip_flowers.training.objectives import (
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
 from siglip_flowers.training.recipe import check_recipe
-from siglip_flowers.training.trackers import Trackers, check_trackers
 from siglip_flowers.training.trainer import FlowersTrainer
 
 logger = logging.getLogger(__name__)
@@ -129,12 +129,12 @@ def check_arguments(arguments: RunArguments) -> None:
 
 
 def needs_text_tower(arguments: RunArguments) -> bool:
-    """Say whether the run starts from the checkpoint's text tower."""
+    """Return whether the run starts from the checkpoint's text tower."""
     return arguments.model.head_init == "text" or arguments.training.objective == "contrastive"
 
 
 def has_measured_start(arguments: RunArguments) -> bool:
-    """Say whether the model classifies before its first step: zero-shot or probed."""
+    """Return whether the model classifies before its first step: zero-shot or probed."""
     return needs_text_tower(arguments) or arguments.model.head_init == "probe"
 
 
@@ -208,7 +208,7 @@ def build_model(
             data.class_names,
             pooling=options.pooling,
             head="cosine" if sigmoid else "linear",
-            # The text tower's embeddings are compared to pictures by their direction.
+            # The text tower's embeddings are compared to images by their direction.
             normalize_features=options.head_init == "text",
             activation="sigmoid" if sigmoid else "softmax",
             image_size=options.image_size,
@@ -266,7 +266,7 @@ def _start_head(
 
 
 def draw_train_sample(arguments: RunArguments, data: FlowerData) -> datasets.Dataset:
-    """Return the training pictures that are evaluated, unaugmented, to show over-fitting."""
+    """Return the training images that are evaluated, unaugmented, to show over-fitting."""
     count = arguments.training.train_eval_samples
     return draw_rows(data.splits["train"], count, arguments.data.split_seed, "train")
 
@@ -296,7 +296,7 @@ def build_trainer(
 ) -> FlowersTrainer:
     """Put data, model, objective and callbacks together."""
     training = arguments.training
-    size, resample = get_picture_size(processor), processor.resample
+    size, resample = get_image_size(processor), processor.resample
     augmenter, train_size = None, size
     if arguments.augmentation.augment:
         train_size = scale_size(size, arguments.augmentation.train_resize_scale)

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
-from siglip_flowers.records import write_json
+from siglip_flowers.base.files import write_json
 
 PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
@@ -32,7 +32,7 @@ def write_manifest(checkpoint: Path) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Say whether a checkpoint has every file of its manifest at its full size."""
+    """Return whether a checkpoint has every file of its manifest at its full size."""
     try:
         manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
         sizes = manifest["files"]

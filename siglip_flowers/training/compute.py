@@ -6,9 +6,9 @@ import os
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.config.training import FlowersTrainingArguments
 from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.errors import RunError
 
 
 class TooLittleMemoryError(RunError):
@@ -32,7 +32,7 @@ def set_cpu_threads(cpu_threads: int | None) -> None:
 def shrink_batch(
     training: FlowersTrainingArguments, num_processes: int = 1
 ) -> FlowersTrainingArguments:
-    """Halve the batch of a device and double the accumulation: the optimiser sees the same batch.
+    """Halve the batch of a device and double the accumulation: the optimizer sees the same batch.
 
     Raises:
         TooLittleMemoryError: The batch cannot be halved, ``--auto_find_batch_size`` is off, or
@@ -41,7 +41,7 @@ def shrink_batch(
     size = training.per_device_train_batch_size
     several = num_processes > 1
     if several and size > 1:
-        # An optimiser's step of an odd batch cannot be kept: it becomes smaller by a picture.
+        # An optimizer's step of an odd batch cannot be kept: it becomes smaller by an image.
         accumulation = 2 * training.gradient_accumulation_steps
         raise TooLittleMemoryError(
             f"There is too little memory for --per_device_train_batch_size {size} in one of "

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 
-from siglip_flowers.errors import InputError
+from siglip_flowers.base.errors import InputError
 
 GATHERED_NOWHERE = "3"
 

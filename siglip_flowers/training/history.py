@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.records import atomic_path
+from siglip_flowers.base.files import atomic_path
 
 COLUMNS = (
     "step",
@@ -32,7 +32,7 @@ def build_history(
     """Merge the Trainer's log entries to one row a step, with the columns of ``COLUMNS``.
 
     ``loss`` and ``accuracy`` are means over the (augmented) training batches since the last row;
-    ``train_*`` and ``validation_*`` are measured on unaugmented pictures. ``start`` are the
+    ``train_*`` and ``validation_*`` are measured on unaugmented images. ``start`` are the
     validation metrics before the first step, where the model classified already: row 0.
     """
     rows: dict[int, dict[str, float | None]] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siglip_flowers.data.augment import uniform_numbers
+from siglip_flowers.data.augmentation.images import uniform_numbers
 from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
 
 
@@ -15,12 +15,12 @@ class TrainingBatch:
     """One batch as the objectives see it.
 
     Attributes:
-        inputs: The pictures as the model takes them: ``pixel_values`` (B, 3, S, S) float32,
-            normalised; or patches with their mask and grids, see ``PixelNormalizer.prepare``.
-        labels: (B,) int64, the pictures' own classes.
-        targets: The labels, or (B, C) float32 where pictures were mixed.
-        rows: (B,) int64 in main memory, the pictures' rows in the training split.
-        step: Number of the optimiser step.
+        inputs: The images as the model takes them: ``pixel_values`` (B, 3, S, S) float32,
+            normalized; or patches with their mask and grids, see ``PixelNormalizer.prepare``.
+        labels: (B,) int64, the images' own classes.
+        targets: The labels, or (B, C) float32 where images were mixed.
+        rows: (B,) int64 in main memory, the images' rows in the training split.
+        step: Number of the optimizer step.
     """
 
     inputs: dict[str, Tensor]
@@ -46,7 +46,7 @@ def build_cross_entropy(label_smoothing: float, class_weights: Tensor | None) ->
 
 
 def build_sigmoid() -> Objective:
-    """SigLIP's pairwise sigmoid loss between pictures and classes."""
+    """SigLIP's pairwise sigmoid loss between images and classes."""
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         logits = model(**batch.inputs).logits
@@ -56,7 +56,7 @@ def build_sigmoid() -> Objective:
 
 
 def build_contrastive(num_templates: int, seed: int) -> Objective:
-    """SigLIP's loss between pictures and prompts, one drawn for each picture and step."""
+    """SigLIP's loss between images and prompts, one drawn for each image and step."""
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, None]:
         # Another stream than augmentation's, which starts from the same seed.
@@ -69,9 +69,9 @@ def build_contrastive(num_templates: int, seed: int) -> Objective:
 
 
 def balance_classes(labels: Tensor, num_labels: int) -> Tensor:
-    """Weigh classes by inverse frequency, with mean 1 over the pictures: (C,) float32.
+    """Weigh classes by inverse frequency, with mean 1 over the images: (C,) float32.
 
-    The weight of a class without pictures is 0.
+    The weight of a class without images is 0.
     """
     counts = torch.bincount(labels, minlength=num_labels).float()
     present = counts > 0

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import write_text
 from siglip_flowers.config.evaluation import REPORT_DIRS
-from siglip_flowers.errors import InputError
-from siglip_flowers.parsing import read_yaml
-from siglip_flowers.records import write_text
+from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
 # Written last: its presence beside model/ says that the run is complete.
@@ -60,7 +60,7 @@ UNCOMPARED = (
 
 
 def is_finished(directory: Path) -> bool:
-    """Say whether the directory holds a complete run."""
+    """Return whether the directory holds a complete run."""
     return (directory / METRICS_FILE).is_file() and (directory / MODEL_DIR).is_dir()
 
 

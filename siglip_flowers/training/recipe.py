@@ -1,7 +1,7 @@
 """Check adapters, layer decay, unfreezing and stochastic depth against the other options."""
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.adapters import check_peft
 
 

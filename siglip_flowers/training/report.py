@@ -1,4 +1,4 @@
-"""Write what a run found: metrics, curve, predictions and pictures."""
+"""Write what a run found: metrics, curve, predictions and images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from siglip_flowers.base.files import describe_environment, digest_weight_files, write_json
 from siglip_flowers.data import FlowerData
-from siglip_flowers.evaluation.examples import Example, choose_examples, save_examples
-from siglip_flowers.evaluation.plots import plot_accuracy, plot_loss
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.predictions import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.records import describe_environment, digest_weight_files, write_json
+from siglip_flowers.plots.curves import plot_accuracy, plot_loss
+from siglip_flowers.plots.examples import Example, choose_examples, save_examples
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.history import write_history
 from siglip_flowers.training.output import METRICS_FILE, MODEL_DIR
@@ -74,7 +74,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def list_examples(test: SplitResult, data: FlowerData, seed: int) -> list[Example]:
-    """Return test pictures, right and wrong ones, with true class, predicted class, confidence."""
+    """Return test images, right and wrong ones, with true class, predicted class, confidence."""
     names, predicted = data.class_names, test.logits.argmax(axis=1)
     rows = choose_examples(test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, seed)
     return [

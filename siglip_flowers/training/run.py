@@ -1,4 +1,4 @@
-"""One training run from start to finish: data, model, Trainer, test figures, pictures."""
+"""One training run from start to finish: data, model, Trainer, test figures, images."""
 
 import dataclasses
 import logging
@@ -11,17 +11,20 @@ from accelerate import PartialState
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
+from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import FlowerData, image_ids, load_flowers
-from siglip_flowers.evaluation.open_set import fit_open_set, measure_open_set
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.evaluation.temperature import fit_and_save_temperature
-from siglip_flowers.inference.memory import is_out_of_memory, keep_freed_memory
+from siglip_flowers.evaluation.threshold import fit_open_set, measure_open_set
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.records import atomic_directory, write_json
+from siglip_flowers.probe.fit import encoder_arguments, fit_probe, fits_on_features
+from siglip_flowers.runtime.memory import is_out_of_memory, keep_freed_memory
+from siglip_flowers.runtime.processes import check_world
+from siglip_flowers.tracking import Trackers, build_trackers
 from siglip_flowers.training.anomalies import RollBack
 from siglip_flowers.training.build import (
     RunArguments,
@@ -36,13 +39,10 @@ from siglip_flowers.training.build import (
 from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history
 from siglip_flowers.training.output import ADAPTER_DIR, MODEL_DIR, claim_output_dir, find_checkpoint
-from siglip_flowers.training.probe import encoder_arguments, fit_probe, fits_on_features
-from siglip_flowers.training.processes import check_world
 from siglip_flowers.training.report import describe_run, write_results
 from siglip_flowers.training.sharding import check_sharding, gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
-from siglip_flowers.training.trackers import Trackers, build_trackers
-from siglip_flowers.training.trackers.results import collect_results, describe_facts
+from siglip_flowers.training.tracked_results import collect_results, describe_facts
 from siglip_flowers.training.trainer import FlowersTrainer
 
 logger = logging.getLogger(__name__)

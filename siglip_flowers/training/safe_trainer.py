@@ -14,8 +14,16 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import FlowersTrainingArguments
-from siglip_flowers.errors import InputError, RunError
+from siglip_flowers.runtime.failures import explain_write_failure
+from siglip_flowers.runtime.preemption import (
+    Preempted,
+    defer_signals,
+    is_stop_requested,
+    outlive_signals,
+)
+from siglip_flowers.runtime.processes import StopAgreement
 from siglip_flowers.training.anomalies import AnomalyWatch
 from siglip_flowers.training.checkpoints import (
     PREFIX,
@@ -27,18 +35,10 @@ from siglip_flowers.training.checkpoints import (
     remove_checkpoint,
     rotate_checkpoints,
 )
-from siglip_flowers.training.failures import explain_write_failure
-from siglip_flowers.training.preemption import (
-    Preempted,
-    hold_signals,
-    is_stop_requested,
-    outlive_signals,
-)
-from siglip_flowers.training.processes import StopAgreement
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
     choose_wrapped_layers,
-    make_whole,
+    to_full_tensor,
 )
 
 
@@ -81,7 +81,7 @@ class SafeTrainer(Trainer):
         super().create_accelerator_and_postprocess()
 
     def is_local_process_zero(self) -> bool:
-        """Say whether this process is the one that speaks: one of all machines, not of each."""
+        """Return whether this process is the one that speaks: one of all machines, not of each."""
         return self.is_world_process_zero()
 
     def train(
@@ -91,7 +91,7 @@ class SafeTrainer(Trainer):
         if isinstance(resume_from_checkpoint, str):
             self.anomalies.load(Path(resume_from_checkpoint))
             self._had_ended = _had_ended_early(Path(resume_from_checkpoint))
-        with hold_signals():
+        with defer_signals():
             self.stop.agreement = StopAgreement(self.args.ddp_timeout_delta)
             try:
                 outcome = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -133,7 +133,7 @@ class SafeTrainer(Trainer):
         return self.anomalies.see_loss(self.state.global_step + 1, loss, inputs["index"])
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = make_whole(super()._get_grad_norm(model, grad_norm=grad_norm))
+        norm = to_full_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
         # With float16 a norm that overflows is usual, and the scaler leaves out the step.
         if self.watches_anomalies and getattr(self.accelerator, "scaler", None) is None:
             self.anomalies.see_norm(norm)
@@ -283,7 +283,7 @@ class _StopCallback(TrainerCallback):
 
 
 class _DropCallback(TrainerCallback):
-    """Drops the gradients of a step whose update is left out: the optimiser then does nothing."""
+    """Drops the gradients of a step whose update is left out: the optimizer then does nothing."""
 
     def __init__(self, anomalies: AnomalyWatch) -> None:
         self.anomalies = anomalies
@@ -317,7 +317,7 @@ def _initialize_worker(initialize: Callable[[int], None] | None, worker: int) ->
 
 
 def _had_ended_early(checkpoint: Path) -> bool:
-    """Say whether training had ended at a checkpoint before its last step: no patience left."""
+    """Return whether training had ended at a checkpoint before its last step: no patience left."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
     stopped = control.get("args", {}).get("should_training_stop", False)

@@ -10,15 +10,15 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
-from siglip_flowers.errors import InputError
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 
 SHARDED_VERSION = 2
 
 
 def asks_for_sharding(training: FlowersTrainingArguments) -> bool:
-    """Say whether ``accelerate launch`` or ``--fsdp`` asks for FSDP."""
+    """Return whether ``accelerate launch`` or ``--fsdp`` asks for FSDP."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return launched or bool(training.fsdp)
 
@@ -66,7 +66,7 @@ def check_sharding(
         ),
         (
             training.save_only_model,
-            "--save_only_model true, since sharded weights are saved with the optimiser; drop it",
+            "--save_only_model true, since sharded weights are saved with the optimizer; drop it",
         ),
     )
     for applies, message in refused:
@@ -106,7 +106,7 @@ def choose_wrapped_layers(plugin: Any, model: nn.Module) -> None:
         )
 
 
-def make_whole(value: Any) -> Any:
+def to_full_tensor(value: Any) -> Any:
     """Return a sharded tensor whole, and anything else as it is; to be called by every process."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
@@ -129,5 +129,5 @@ def gather_model(model: Any) -> Any:
     weights, shards = whole.state_dict(), model.state_dict()
     assert weights.keys() == shards.keys()
     for name, shard in shards.items():
-        weights[name].copy_(make_whole(shard))
+        weights[name].copy_(to_full_tensor(shard))
     return whole.to(model.device).eval()

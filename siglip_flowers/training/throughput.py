@@ -6,17 +6,17 @@ from contextlib import contextmanager
 
 
 class Throughput:
-    """Counts pictures and seconds of training; evaluation and saving are left out.
+    """Counts images and seconds of training; evaluation and saving are left out.
 
     Seconds are those of the host. On a GPU, whose work the host only queues, they are right over
     many steps, and the wait for data is what remains visible of it.
     """
 
     def __init__(self) -> None:
-        self.pictures = 0
+        self.images = 0
         self.seconds = 0.0
         self.waited = 0.0
-        self._window_pictures = 0
+        self._window_images = 0
         self._window_waited = 0.0
         self._window_start: float | None = None
         self._paused = 0.0
@@ -27,9 +27,9 @@ class Throughput:
         self._window_start = time.perf_counter()
         self._paused = 0.0
 
-    def count(self, pictures: int) -> None:
-        """Count pictures that were trained on."""
-        self._window_pictures += pictures
+    def count(self, images: int) -> None:
+        """Count images that were trained on."""
+        self._window_images += images
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -55,12 +55,12 @@ class Throughput:
         if self._window_start is None:
             return {}
         seconds = time.perf_counter() - self._window_start - self._paused
-        pictures, waited = self._window_pictures, self._window_waited
-        self.pictures += pictures
+        images, waited = self._window_images, self._window_waited
+        self.images += images
         self.seconds += seconds
         self.waited += waited
-        self._window_pictures, self._window_waited = 0, 0.0
+        self._window_images, self._window_waited = 0, 0.0
         self.start()
-        if seconds <= 0 or not pictures:
+        if seconds <= 0 or not images:
             return {}
-        return {"images_per_second": pictures / seconds, "data_wait": min(1.0, waited / seconds)}
+        return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}

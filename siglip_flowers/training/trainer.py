@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with a picture input path and metrics that do not depend on sharding."""
+"""The Hugging Face Trainer with an image input path and metrics that do not depend on sharding."""
 
 import logging
 from contextlib import nullcontext
@@ -9,18 +9,18 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import FlowersTrainingArguments
-from siglip_flowers.data.augment import BatchAugmenter
-from siglip_flowers.data.pixels import PixelBatch, PixelNormalizer
-from siglip_flowers.errors import RunError
-from siglip_flowers.inference.memory import run_in_parts
+from siglip_flowers.data.augmentation.images import BatchAugmenter
+from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.runtime.memory import run_in_parts
+from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.safe_trainer import SafeTrainer
 from siglip_flowers.training.throughput import Throughput
-from siglip_flowers.training.trackers import Trackers
 from siglip_flowers.training.unfreezing import GradualUnfreezing
 
 logger = logging.getLogger(__name__)
@@ -29,12 +29,12 @@ AVERAGE_FILE = "ema.safetensors"
 
 
 class FlowersTrainer(SafeTrainer):
-    """Trains a picture classifier on uint8 pixels; see ``Trainer`` for everything else.
+    """Trains an image classifier on uint8 pixels; see ``Trainer`` for everything else.
 
     Args:
         objective: Maps model and batch to the loss.
         normalizer: Turns pixels into the model's inputs, on the device.
-        augmenter: Varies training batches, on the device; None trains on pictures as they are.
+        augmenter: Varies training batches, on the device; None trains on images as they are.
         ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
         trackers: Open ones, which every checkpoint names, so that a resumed run goes on with them.
         **kwargs: The arguments of ``Trainer``.
@@ -73,7 +73,7 @@ class FlowersTrainer(SafeTrainer):
             self.add_callback(_AverageCallback(self.average))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimiser with one learning rate for the encoder and one for the head."""
+        """Build the optimizer with one learning rate for the encoder and one for the head."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
             groups = build_parameter_groups(
@@ -96,8 +96,8 @@ class FlowersTrainer(SafeTrainer):
         """Fetch the batches of one step, and count the time that takes."""
         with self.throughput.waiting():
             samples, count = super().get_batch_samples(*args, **kwargs)
-        pictures = sum(len(batch["labels"]) for batch in samples)
-        self.throughput.count(pictures * self.accelerator.num_processes)
+        images = sum(len(batch["labels"]) for batch in samples)
+        self.throughput.count(images * self.accelerator.num_processes)
         return samples, count
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -119,14 +119,14 @@ class FlowersTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the objective's mean over a training batch, varied and normalised on the way."""
+        """Return the objective's mean over a training batch, varied and normalized on the way."""
         pixels, labels, rows = inputs["pixel_values"], inputs["labels"], inputs["index"]
         step = self.state.global_step
         targets = labels
         if self.augmenter is not None:
             pixels, targets = self.augmenter(pixels, labels, rows, step)
         batch = TrainingBatch(self.normalizer.prepare(pixels), labels, targets, rows, step)
-        # Or the varied pictures would take memory all through the forward pass.
+        # Or the varied images would take memory all through the forward pass.
         del pixels
         loss, logits = self.objective(model, batch)
         if logits is not None:
@@ -165,18 +165,18 @@ class FlowersTrainer(SafeTrainer):
         logits, fitted = run_in_parts(run, pixels, size, self._refuse_parts)
         if fitted < size:
             self._largest_eval_batch = fitted
-            logger.warning("Memory ran out; evaluating %d pictures at once.", fitted)
+            logger.warning("Memory ran out; evaluating %d images at once.", fitted)
         return logits.float()
 
     def _refuse_parts(self, size: int) -> RunError | None:
-        """Say why an evaluation of this many pictures at once cannot go on with half of them."""
+        """Say why an evaluation of this many images at once cannot go on with half of them."""
         if size == 1:
-            return RunError("There is too little memory to evaluate a single picture.")
+            return RunError("There is too little memory to evaluate a single image.")
         processes = self.accelerator.num_processes
         if processes > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             # Their forward passes gather weights from all processes, each the same number.
             return RunError(
-                f"There is too little memory to evaluate {size} pictures at once in one of "
+                f"There is too little memory to evaluate {size} images at once in one of "
                 f"{processes} processes; use --per_device_eval_batch_size {size // 2}."
             )
         return None

@@ -15,7 +15,7 @@ class GradualUnfreezing:
 
     A block that is held keeps ``requires_grad``, since DistributedDataParallel expects the same
     gradients in every step; they are computed, averaged over the processes and then dropped before
-    the norm is clipped. An optimiser leaves a parameter without gradient alone: it moves neither by
+    the norm is clipped. An optimizer leaves a parameter without gradient alone: it moves neither by
     momentum nor by weight decay, and has no state before its block joins. Nothing needs saving: who
     is held follows from the number of the step.
 
@@ -42,7 +42,7 @@ class GradualUnfreezing:
                     self.starts[name] = share * rank / last
 
     def is_held(self, name: str, step: int, max_steps: int) -> bool:
-        """Say whether the parameter of this name stands still in the step, counted from 0."""
+        """Return whether the parameter of this name stands still in the step, counted from 0."""
         return step < self.starts.get(name, 0.0) * max_steps
 
     def drop_gradients(self, model: nn.Module, step: int, max_steps: int) -> None:

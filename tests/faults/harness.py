@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.commands import train as train_command
+from siglip_flowers.runtime.preemption import EXIT_PREEMPTED
 from siglip_flowers.training import run  # noqa: F401  (imported once, before the forks)
 from siglip_flowers.training.checkpoints import list_checkpoints
-from siglip_flowers.training.preemption import EXIT_PREEMPTED
 from siglip_flowers.training.trainer import FlowersTrainer
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
@@ -84,18 +84,18 @@ class Outcome:
 
 
 class Site:
-    """A directory with a tiny checkpoint, tiny pictures, and the runs made of them."""
+    """A directory with a tiny checkpoint, tiny images, and the runs made of them."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checkpoint = make_checkpoint(root / "checkpoint", image_size=32)
-        self.pictures = make_folder(root / "pictures", train=11, held_out=6)
+        self.images = make_folder(root / "images", train=11, held_out=6)
 
     def options(self, name: str, recipe: str) -> list[str]:
         """Return the command line of a run."""
         return small_options(
             self.checkpoint,
-            self.pictures,
+            self.images,
             self.root / name / "run",
             *("--num_train_epochs", "3", "--per_device_train_batch_size", "4"),
             *("--full_determinism", "true", "--save_total_limit", "2", "--logging_steps", "4"),
@@ -275,7 +275,7 @@ def draw_fault(generator: random.Random, reference: Outcome, world: int) -> Faul
 
 
 def is_expected(fault: Fault, outcome: Outcome) -> bool:
-    """Say whether a run that got the fault ended as promised, or before the fault came."""
+    """Return whether a run that got the fault ended as promised, or before the fault came."""
     if outcome.hung or "Traceback" in outcome.messages:
         return False
     code = outcome.codes[fault.rank]

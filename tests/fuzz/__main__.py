@@ -90,7 +90,7 @@ class Campaign:
         self.report()
 
     def _search_round(self, name: str, number: int, end: float) -> None:
-        # As much time for each, since one checkpoint takes as long as a hundred pictures.
+        # As much time for each, since one checkpoint takes as long as a hundred images.
         stop = min(end, time.monotonic() + 60 / len(self.readers))
 
         @seed(number)

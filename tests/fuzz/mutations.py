@@ -13,9 +13,9 @@ import scipy.io
 from hypothesis import strategies as st
 from PIL import Image
 
-from siglip_flowers.data.oxford import IMAGE_COUNT, ORIGINAL_SIZES
+from siglip_flowers.data.sources.oxford import IMAGE_COUNT, ORIGINAL_SIZES
 
-PICTURE_NAMES = ("image_00001.jpg", "image_00002.jpg")
+IMAGE_NAMES = ("image_00001.jpg", "image_00002.jpg")
 # Numbers that headers are known to choke on.
 EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
@@ -69,7 +69,7 @@ def make_tar(entries: Sequence[tuple[tarfile.TarInfo, bytes]], form: int) -> byt
 
 NAMES = st.sampled_from(
     [
-        *(f"jpg/{name}" for name in PICTURE_NAMES),
+        *(f"jpg/{name}" for name in IMAGE_NAMES),
         *("./jpg/image_00001.jpg", "jpg//image_00001.jpg", "JPG/IMAGE_00001.JPG", "jpg", ""),
         *("../evil.jpg", "/evil.jpg", "jpg/../../evil.jpg", "jpg\\evil.jpg", "C:\\evil.jpg"),
         *("jpg/a\nb.jpg", "jpg/\udc80.jpg", "jpg/" + "x" * 5000, "jpg/image_٠٠٠٠١.jpg", "~/x"),
@@ -139,7 +139,7 @@ PAX_VALUES = st.sampled_from(
 @st.composite
 def archives(draw: Callable[..., Any]) -> bytes:
     """Draw tar files of strange entries, packed by gzip as a whole or damaged."""
-    entries = [(_entry(f"jpg/{name}"), name.encode()) for name in PICTURE_NAMES]
+    entries = [(_entry(f"jpg/{name}"), name.encode()) for name in IMAGE_NAMES]
     for _ in range(draw(st.integers(0, 3))):
         member = _entry(str(draw(NAMES)))
         member.type = draw(KINDS)
@@ -161,7 +161,7 @@ def archives(draw: Callable[..., Any]) -> bytes:
 
 def _entry(name: str) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.size = len(PICTURE_NAMES[0])
+    member.size = len(IMAGE_NAMES[0])
     return member
 
 
@@ -198,8 +198,8 @@ def packed_mats(draw: Callable[..., Any], samples: Sequence[bytes]) -> bytes:
     return plain[:128] + tag + packed
 
 
-def make_pictures() -> list[bytes]:
-    """Return small pictures in every usual format and mode."""
+def make_images() -> list[bytes]:
+    """Return small images in every usual format and mode."""
     noise = np.random.default_rng(1).integers(0, 256, (12, 9, 3), dtype=np.uint8)
     rgb = Image.fromarray(noise)
     exif = Image.Exif()

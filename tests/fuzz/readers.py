@@ -16,16 +16,21 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments, ModelArguments
 from siglip_flowers.config.inherited import make_training_options
-from siglip_flowers.data.archive import unpack_pictures
+from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.data.inspection import examine_image
-from siglip_flowers.data.oxford import IMAGE_COUNT, ORIGINAL_SIZES, read_labels, read_split_ids
-from siglip_flowers.data.pixels import PixelNormalizer, get_picture_size
-from siglip_flowers.errors import InputError, RunError
-from siglip_flowers.inference.reading import PictureReader
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
+from siglip_flowers.data.sources.archive import unpack_images
+from siglip_flowers.data.sources.oxford import (
+    IMAGE_COUNT,
+    ORIGINAL_SIZES,
+    read_labels,
+    read_split_ids,
+)
+from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_classifier, load_image_processor
-from siglip_flowers.parsing import parse_arguments
 from tests.fuzz import mutations
 from tests.small_runs import make_checkpoint
 
@@ -76,12 +81,12 @@ def check_sentence(error: Exception, name: str) -> None:
 
 
 def read_archive(content: bytes, folder: Path) -> str:
-    """Unpack an archive: exactly the pictures, or nothing."""
+    """Unpack an archive: exactly the images, or nothing."""
     archive = folder / "102flowers.tgz"
     archive.write_bytes(content)
-    outcome, names = READ, set(mutations.PICTURE_NAMES)
+    outcome, names = READ, set(mutations.IMAGE_NAMES)
     try:
-        pictures = unpack_pictures(archive, folder / "cache", "sum", names, ARCHIVE_LIMIT)
+        images = unpack_images(archive, folder / "cache", "sum", names, ARCHIVE_LIMIT)
     except RunError as error:
         check_sentence(error, str(archive))
         outcome = REFUSED
@@ -89,7 +94,7 @@ def read_archive(content: bytes, folder: Path) -> str:
     left -= {archive, folder / "cache" / "sum.lock"}
     if outcome == READ:
         assert {path.name for path in left} == names
-        assert {path.parent for path in left} == {pictures}
+        assert {path.parent for path in left} == {images}
         assert not any(path.is_symlink() for path in left)
     else:
         assert left == set()
@@ -141,14 +146,14 @@ def read_configuration(content: bytes, folder: Path) -> str:
     return READ
 
 
-_PICTURES = PictureReader(8, 2, num_workers=1)
+_IMAGES = ImageReader(8, 2, num_workers=1)
 
 
-def read_picture(content: bytes, folder: Path) -> str:
-    """Decode a picture for training and for prediction, which must agree."""
+def read_image(content: bytes, folder: Path) -> str:
+    """Decode an image for training and for prediction, which must agree."""
     finding = examine_image({"bytes": content, "path": None})
     assert bool(finding.problem) != bool(finding.digest)
-    [batch] = _PICTURES.read_batches([content], 1)
+    [batch] = _IMAGES.read_batches([content], 1)
     assert bool(batch.problems[0]) == bool(finding.problem), (batch.problems, finding)
     for problem in (batch.problems[0], finding.problem):
         assert len(problem.splitlines()) <= 1, problem
@@ -176,7 +181,7 @@ class CheckpointReader:
         try:
             load_classifier(str(checkpoint), ["a", "b"])
             processor = load_image_processor(str(checkpoint))
-            get_picture_size(processor)
+            get_image_size(processor)
             PixelNormalizer(processor)
         except (InputError, RunError) as error:
             check_sentence(error, str(checkpoint))
@@ -211,9 +216,9 @@ def make_readers(folder: Path) -> dict[str, tuple[st.SearchStrategy[bytes], Read
             mutations.yaml_texts() | mutations.mutated([mutations.WHOLE_YAML]),
             read_configuration,
         ),
-        "picture": (
-            mutations.mutated([*mutations.make_pictures(), *mutations.DOCUMENTS]),
-            read_picture,
+        "image": (
+            mutations.mutated([*mutations.make_images(), *mutations.DOCUMENTS]),
+            read_image,
         ),
         "weights": (
             damaged_header | mutations.mutated([weights]),

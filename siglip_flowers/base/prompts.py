@@ -1,0 +1,99 @@
+"""From class names to the texts that a SigLIP text tower reads."""
+
+import re
+import string
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from siglip_flowers.base.errors import InputError
+
+SLOT = "{}"
+TEMPLATES_FILE = "prompt_templates.txt"
+
+_REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Underscore, ASCII hyphen and the Unicode hyphens and dashes.
+_JOINERS = re.compile("[_\\-\u2010-\u2015]+")
+
+
+def load_templates(path: str | Path | None = None) -> list[str]:
+    """Read prompt templates: one a line with the slot ``{}``; ``#`` starts a comment line.
+
+    Without ``path``, the templates for flowers that come with the package.
+
+    Raises InputError for a file that cannot be read or holds no template, and for a template
+    without a slot.
+    """
+    source = files("siglip_flowers") / TEMPLATES_FILE if path is None else Path(path)
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"cannot read the prompt templates {source} ({error}): give a UTF-8 text file "
+            f"with one template a line"
+        ) from error
+    templates = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        template = line.strip()
+        if not template or template.startswith("#"):
+            continue
+        _check_slot(template, f"{source}, line {number}")
+        templates.append(template)
+    if not templates:
+        raise InputError(
+            f"{source} holds no prompt template: write at least one, such as 'a photo of a {{}}.'"
+        )
+    return templates
+
+
+def clean_class_name(name: str) -> str:
+    """Turn a folder name or label into words: joiners become spaces, stray marks at the ends go.
+
+    ``sword_lily`` -> ``sword lily``, ``hard-leaved pocket orchid`` -> ``hard leaved pocket
+    orchid`` (without this, canonical text would read ``hardleaved``), ``colt's foot`` unchanged.
+    """
+    words = " ".join(_JOINERS.sub(" ", name).split())
+    return words.strip(string.punctuation + " ")
+
+
+def canonicalize(text: str) -> str:
+    """Lower-case ``text``, drop ASCII punctuation and collapse white space.
+
+    Source: big_vision, evaluators/proj/image_text/prompt_engineering.py; as there, an underscore
+    counts as a space.
+    """
+    text = text.replace("_", " ").translate(_REMOVE_PUNCTUATION).lower()
+    return " ".join(text.split())
+
+
+def build_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Put every class name into every template: one list of ``len(templates)`` prompts a class.
+
+    Raises InputError for no classes, a class whose name has no letter or digit, no templates, or a
+    template without a slot.
+    """
+    if not class_names:
+        raise InputError("there are no classes to write prompts for: give their names")
+    if not templates:
+        raise InputError("there are no prompt templates: give at least one with the slot {}")
+    for template in templates:
+        _check_slot(template, "the list of templates")
+    prompts = []
+    for index, name in enumerate(class_names):
+        words = clean_class_name(name)
+        if not canonicalize(words):
+            raise InputError(
+                f"class {index} has the name {name!r}, which leaves no words for a prompt: "
+                "give it a name"
+            )
+        prompts.append([template.replace(SLOT, words) for template in templates])
+    return prompts
+
+
+def _check_slot(template: str, place: str) -> None:
+    """Raise InputError if ``template`` from ``place`` has no slot for the class name."""
+    if SLOT not in template:
+        raise InputError(
+            f"the prompt template {template!r} ({place}) has no slot: "
+            "put {} where the class name belongs"
+        )

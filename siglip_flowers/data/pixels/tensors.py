@@ -1,0 +1,238 @@
+"""From images to the tensors that the model sees.
+
+Images are decoded to uint8 and stay so until they are on the device: a quarter of the bytes of
+float32 cross the bus. ``normalize_pixels`` then gives exactly what the checkpoint's own image
+processor would have given.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+
+from siglip_flowers.data.pixels.decoding import decode_rgb, open_value
+from siglip_flowers.data.pixels.patches import PatchBudget, pack_image, unpack_patches
+
+# Side in pixels of the squares that images are resized to, or the patches they are cut up into.
+ImageSize = int | PatchBudget
+
+
+class PixelBatch(dict[str, torch.Tensor]):
+    """A batch: ``pixel_values`` (B, 3, S, S) uint8, ``labels`` (B,) int64, ``index`` (B,) int64.
+
+    The images of a NaFlex checkpoint are packed, (B, 1 + P, K); see
+    :mod:`siglip_flowers.data.pixels.patches`.
+
+    ``to`` copies pixels and labels to a GPU on a stream of its own, beside the computation of the
+    step before; ``wait`` makes the current stream wait for them. ``index`` stays in main memory:
+    random numbers are drawn from it there.
+    """
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
+        """Return the batch with pixels and labels on the device; call ``wait`` before use."""
+        device = torch.device(device)
+        names = ("pixel_values", "labels")
+        if device.type != "cuda":
+            return PixelBatch(self, **{name: self[name].to(device) for name in names})
+        with torch.cuda.stream(_copy_stream(device)):
+            return PixelBatch(
+                self, **{name: self[name].to(device, non_blocking=True) for name in names}
+            )
+
+    def wait(self) -> "PixelBatch":
+        """Make the current stream wait until the batch is on its device."""
+        device = self["pixel_values"].device
+        if device.type == "cuda":
+            current = torch.cuda.current_stream(device)
+            current.wait_stream(_copy_stream(device))
+            for name in ("pixel_values", "labels"):
+                # Or the memory could be given to the next copy while this one is still read.
+                self[name].record_stream(current)
+        return self
+
+
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    # "cuda", as accelerate names the device of a single process, is the current one; a tensor that
+    # lies there says "cuda:0". Both must get the same stream, or ``wait`` waits for an empty one.
+    return _open_stream(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@cache
+def _open_stream(index: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(index)
+
+
+class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a data set as uint8 pixels, decoded whenever they are asked for.
+
+    Each item is ``pixel_values`` (3, S, S) or (1 + P, K) uint8, ``labels`` int and ``index`` int,
+    the row's number, which keys the random numbers of augmentation.
+
+    Args:
+        rows: A data set with the columns ``image`` and ``label``.
+        size: S, the side in pixels that images are resized to, or a budget of patches.
+        resample: PIL's resampling filter, from the checkpoint's image processor.
+    """
+
+    def __init__(self, rows: datasets.Dataset, size: ImageSize, resample: int) -> None:
+        self.rows = rows.with_format(None)
+        self.labels: list[int] = list(rows["label"])
+        undecoded = datasets.Image(decode=False)
+        self.images = rows.select_columns(["image"]).cast_column("image", undecoded)
+        self.size = size
+        self.resample = Image.Resampling(resample)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._item(index, self.images[index]["image"])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        # One read of the Arrow table for a whole batch.
+        values = self.images[list(indices)]["image"]
+        return [self._item(index, value) for index, value in zip(indices, values, strict=True)]
+
+    def _item(self, index: int, value: dict[str, Any]) -> dict[str, Any]:
+        with open_value(value) as image:
+            pixels = resize_image(image, self.size, self.resample)
+        return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
+
+
+def get_image_size(processor: Any) -> ImageSize:
+    """Return what an image processor makes of images."""
+    if hasattr(processor, "max_num_patches"):
+        return PatchBudget(processor.patch_size, processor.max_num_patches)
+    side: int = processor.size["height"]
+    return side
+
+
+def scale_size(size: ImageSize, factor: float) -> ImageSize:
+    """Return the size of images whose sides are ``factor`` times as long."""
+    return size.scale(factor) if isinstance(size, PatchBudget) else round(size * factor)
+
+
+def get_pixel_shape(size: ImageSize) -> tuple[int, ...]:
+    """Return the shape of an image's pixels: (3, S, S), or (1 + P, K) of packed patches."""
+    return size.shape if isinstance(size, PatchBudget) else (3, size, size)
+
+
+def resize_image(image: Image.Image, size: ImageSize, resample: int) -> torch.Tensor:
+    """Squash an image to a square, (3, S, S) uint8, or cut it up into patches, (1 + P, K)."""
+    if isinstance(size, PatchBudget):
+        return pack_image(image, size, resample)
+    image = decode_rgb(image)
+    if image.size != (size, size):
+        image = image.resize((size, size), resample=Image.Resampling(resample))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of a data set as uint8 pixels that were decoded before; items as ``PixelDataset``'s.
+
+    Args:
+        pixels: (N, 3, S, S) or (N, 1 + P, K) uint8, a memory map.
+        labels: N class numbers.
+    """
+
+    def __init__(self, pixels: np.memmap, labels: Sequence[int]) -> None:
+        self.pixels: np.ndarray = pixels
+        self.file = str(pixels.filename)
+        self.labels = torch.tensor(labels, dtype=torch.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled map would travel as a copy of all pixels.
+        return {**self.__dict__, "pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.pixels = np.load(self.file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pixels = torch.from_numpy(self.pixels[index].copy())
+        return {"pixel_values": pixels, "labels": int(self.labels[index]), "index": index}
+
+    def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
+        # One gather, instead of a tensor an image and a stack of them.
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        pixels = torch.from_numpy(self.pixels[index.numpy()])
+        return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
+
+
+def collate_pixels(items: Sequence[dict[str, Any]] | PixelBatch) -> PixelBatch:
+    """Stack items to a batch; a batch that was read as one is returned as it is."""
+    if isinstance(items, PixelBatch):
+        return items
+    return PixelBatch(
+        pixel_values=torch.stack([item["pixel_values"] for item in items]),
+        labels=torch.tensor([item["labels"] for item in items]),
+        index=torch.tensor([item["index"] for item in items]),
+    )
+
+
+class PixelNormalizer:
+    """Turns uint8 pixels into what an image processor's rescaling and normalization give.
+
+    Args:
+        processor: An image processor with ``rescale_factor``, ``image_mean`` and ``image_std``.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.rescale_factor = float(processor.rescale_factor)
+        self.mean = tuple(processor.image_mean)
+        self.std = tuple(processor.image_std)
+
+    def prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Map pixels, uint8 or float on the 0..255 scale, to the arguments that the model takes.
+
+        (B, 3, H, W) become ``pixel_values``; packed images (B, 1 + P, K) ``pixel_values``
+        (B, P, K), ``pixel_attention_mask`` (B, P) and ``spatial_shapes`` (B, 2).
+        """
+        if pixels.ndim == 4:
+            return {"pixel_values": self(pixels)}
+        return prepare_patches(pixels, lambda colors: self._normalize(colors, 1, 1, 3))
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map (B, 3, H, W) uint8, or float on the 0..255 scale, to normalized float32."""
+        return self._normalize(pixels, 1, -1, 1, 1)
+
+    def _normalize(self, pixels: torch.Tensor, *shape: int) -> torch.Tensor:
+        """Normalize pixels whose colors lie along the axis of ``shape`` that is not 1."""
+        # The processor rescales in float64 and rounds to float32 before it normalizes; to be
+        # equal to the last bit, so does this (except where there is no float64).
+        mean = torch.tensor(self.mean, device=pixels.device).view(shape)
+        std = torch.tensor(self.std, device=pixels.device).view(shape)
+        if pixels.dtype == torch.uint8 and pixels.device.type != "mps":
+            scaled = (pixels.double() * self.rescale_factor).float()
+        else:
+            scaled = pixels * self.rescale_factor
+        # In place: at 384 pixels, temporaries of this size cost more than the arithmetic.
+        return scaled.sub_(mean).div_(std)
+
+
+def prepare_patches(
+    packed: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Turn packed images (B, 1 + P, K) into what a NaFlex image processor gives.
+
+    Args:
+        packed: uint8, or float on the 0..255 scale.
+        normalize: Maps colors (B, N, 3) to normalized ones.
+    """
+    patches = unpack_patches(packed)
+    colors = patches.values.reshape(len(packed), -1, 3)
+    values = normalize(colors).reshape(patches.values.shape)
+    # The image processor pads what is normalized already.
+    values = values.masked_fill(patches.mask[..., None] == 0, 0)
+    return {
+        "pixel_values": values,
+        "pixel_attention_mask": patches.mask,
+        "spatial_shapes": patches.spatial_shapes,
+    }

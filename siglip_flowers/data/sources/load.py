@@ -1,0 +1,188 @@
+"""One function for four sources: ``load_flowers`` gives every one of them the same shape."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data.inspection import SharedImage, count_workers, inspect_images
+from siglip_flowers.data.names import abbreviate
+from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.sources.folder import list_folder, load_folder
+from siglip_flowers.data.sources.hub import check_hub_arguments, load_hub
+from siglip_flowers.data.sources.oxford import (
+    KNOWN_SHARED,
+    load_oxford,
+    locate_files,
+    looks_like_oxford,
+)
+from siglip_flowers.data.splits import (
+    draw_rows,
+    fill_missing_splits,
+    find_empty_classes,
+    get_labels,
+    require_training_images,
+    take_shots,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FlowerData:
+    """A data set ready for use: train, validation and test with the columns image and label.
+
+    ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
+    dropped from each split, ``shared`` the accepted pairs of images that stand in two splits.
+    """
+
+    splits: DatasetDict
+    source: str
+    split_protocol: str
+    description: str
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    shared: list[SharedImage] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class number."""
+        return list(self.splits["train"].features["label"].names)
+
+
+def resolve_source(arguments: DataArguments) -> str:
+    """Return oxford, hub, folder or procedural: the option, or what the others imply."""
+    if arguments.data_source is not None:
+        return arguments.data_source
+    if arguments.dataset_name is not None:
+        return "hub"
+    if arguments.data_dir is not None and not looks_like_oxford(Path(arguments.data_dir)):
+        return "folder"
+    return "oxford"
+
+
+def check_data_arguments(arguments: DataArguments) -> None:
+    """Check everything that needs neither a download nor decoding an image.
+
+    Raises:
+        InputError: options that contradict each other, a missing or wrong directory or file.
+        RunError: a local archive that cannot be one.
+    """
+    source = resolve_source(arguments)
+    if arguments.data_dir is not None:
+        if source not in ("oxford", "folder"):
+            raise InputError(
+                f"--data_dir {arguments.data_dir} is not used by --data_source {source}; drop one "
+                "of the two."
+            )
+        if not Path(arguments.data_dir).is_dir():
+            problem = (
+                "is not a directory" if Path(arguments.data_dir).exists() else "does not exist"
+            )
+            raise InputError(
+                f"--data_dir {arguments.data_dir} {problem}; give a directory with the original "
+                "files or an image folder."
+            )
+    if source == "hub":
+        check_hub_arguments(arguments)
+    elif source == "oxford" and arguments.data_dir is not None:
+        locate_files(Path(arguments.data_dir))
+    elif source == "oxford" and not arguments.oxford_url.startswith(("http://", "https://")):
+        raise InputError(
+            f"--oxford_url is {arguments.oxford_url!r}; it must start with http:// or https://, "
+            "and a local directory goes into --data_dir."
+        )
+    elif source == "folder":
+        assert arguments.data_dir is not None, "the folder source has a directory"
+        listing = list_folder(Path(arguments.data_dir))
+        require_training_images(listing.labels["train"], listing.class_names)
+
+
+def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, str, str]:
+    """Return all three splits, the name of the protocol and what to call the data."""
+    if source == "oxford":
+        protocol = arguments.split_protocol
+        splits = load_oxford(arguments.data_dir, arguments.oxford_url, protocol)
+        return splits, protocol, f"Oxford Flowers102, {protocol} splits"
+    if source == "procedural":
+        from siglip_flowers.data.sources.procedural import load_procedural
+
+        size = arguments.procedural_image_size
+        splits = load_procedural(
+            arguments.procedural_images_per_class, size, arguments.procedural_seed
+        )
+        return splits, "procedural", f"procedural flowers (invented, {size} px)"
+    if source == "hub":
+        given, title = load_hub(arguments), f"{arguments.dataset_name}"
+    else:
+        assert arguments.data_dir is not None, "the folder source has a directory"
+        given = load_folder(list_folder(Path(arguments.data_dir)))
+        title = f"image folder {Path(arguments.data_dir).resolve().name}"
+    splits, protocol = fill_missing_splits(
+        given, arguments.validation_fraction, arguments.split_seed
+    )
+    return splits, protocol, f"{title}, splits {protocol}"
+
+
+def _thin_splits(splits: DatasetDict, arguments: DataArguments) -> DatasetDict:
+    seed = arguments.split_seed
+    train_seed = seed if arguments.shots_seed is None else arguments.shots_seed
+    train = splits["train"]
+    if arguments.shots is not None:
+        train = take_shots(train, arguments.shots, train_seed)
+    thinned = DatasetDict(train=draw_rows(train, arguments.max_train_samples, train_seed, "train"))
+    for name in ("validation", "test"):
+        thinned[name] = draw_rows(splits[name], arguments.max_eval_samples, seed, name)
+    return thinned
+
+
+def _check_classes(splits: DatasetDict, limit: int | None) -> None:
+    """Stop at a class without training images, or warn where --max_train_samples made it so."""
+    names = splits["train"].features["label"].names
+    labels = get_labels(splits["train"])
+    if limit is None:
+        require_training_images(labels, names)
+    elif empty := find_empty_classes(labels, names):
+        logger.warning(
+            "%d classes have no training image among those that --max_train_samples %d drew: %s.",
+            len(empty),
+            limit,
+            abbreviate(empty),
+        )
+
+
+def load_flowers(arguments: DataArguments) -> FlowerData:
+    """Load the data, thin the splits as asked and look at every image once.
+
+    Raises:
+        InputError: bad options or files, a class with no training image, an image in two splits.
+        RunError: a failed download, a damaged archive, unreadable images.
+    """
+    check_data_arguments(arguments)
+    source = resolve_source(arguments)
+    splits, protocol, title = _load_source(arguments, source)
+    require_training_images(get_labels(splits["train"]), splits["train"].features["label"].names)
+    splits = _thin_splits(splits, arguments)
+    known: Collection[frozenset[str]] = KNOWN_SHARED if source == "oxford" else ()
+    splits, skipped, shared = inspect_images(
+        splits,
+        workers=count_workers(arguments.image_workers),
+        skip_corrupt_images=arguments.skip_corrupt_images,
+        cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
+        allow_duplicates=arguments.allow_duplicates,
+        known_shared=known,
+    )
+    _check_classes(splits, arguments.max_train_samples)
+    shots = f", {arguments.shots} a class" if arguments.shots is not None else ""
+    sizes = "/".join(str(len(dataset)) for dataset in splits.values())
+    return FlowerData(
+        splits=splits,
+        source=source,
+        split_protocol=protocol,
+        description=f"{title}{shots}, {sizes} images",
+        skipped=skipped,
+        shared=shared,
+    )

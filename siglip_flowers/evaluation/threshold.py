@@ -1,0 +1,187 @@
+"""Fit the threshold below which an image shows none of the known classes.
+
+The score is the one that tells validation images best from drawn images that are no flowers;
+the threshold lets 95 % of the validation images pass. Test images take no part.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.data.pixels.decoding import list_image_extensions
+from siglip_flowers.data.pixels.tensors import get_image_size, resize_image
+from siglip_flowers.data.sources.ood_images import draw_not_flowers
+from siglip_flowers.evaluation.predict import SplitResult, prepare_engine
+from siglip_flowers.inference.finding import find_images
+from siglip_flowers.inference.ood import SCORES, OpenSet
+from siglip_flowers.inference.reading import ImageReader
+from siglip_flowers.metrics.ood import (
+    ACCEPTED,
+    average_classes,
+    fit_threshold,
+    measure_separation,
+)
+from siglip_flowers.model.classifier import SiglipClassifier
+
+IMAGES_PER_KIND = 16
+# The figures that are reported come from other drawings than those that chose the score.
+CHOICE_SEED, REPORT_SEED = 0, 1
+ROUNDING = 1e-5
+_BATCH_SIZE = 32
+
+logger = logging.getLogger(__name__)
+
+
+def fit_open_set(
+    model: SiglipClassifier,
+    processor: Any,
+    train: SplitResult,
+    validation: SplitResult,
+    accepted: float = ACCEPTED,
+) -> tuple[OpenSet, dict[str, Any]]:
+    """Choose score and threshold; return them, and the figures of the choice.
+
+    Args:
+        model: The classifier.
+        processor: Its image processor.
+        train: Training images, or a sample of them, for the class means.
+        validation: Images of known classes.
+        accepted: The share of them that is to pass.
+    """
+    means = average_classes(train.features, train.labels)
+    unknown = classify_images(
+        model, processor, _flatten(draw_not_flowers(IMAGES_PER_KIND, CHOICE_SEED))
+    )
+    candidates, figures = {}, {}
+    for score in SCORES:
+        candidate = OpenSet(score, 0.0, class_means=means)
+        known = score_split(candidate, model, validation)
+        threshold = fit_threshold(known, accepted)
+        # Another batch size rounds otherwise, which must not turn away the image at the edge.
+        threshold -= ROUNDING * max(1.0, abs(threshold))
+        candidates[score] = OpenSet(score, threshold, accepted, means)
+        figures[score] = measure_separation(known, _score(candidate, model, *unknown), accepted)
+    chosen = max(SCORES, key=lambda score: figures[score]["auroc"])
+    return candidates[chosen], {
+        "score": chosen,
+        "threshold": candidates[chosen].threshold,
+        "accepted": accepted,
+        "validation": figures[chosen],
+        "auroc_by_score": {score: figures[score]["auroc"] for score in SCORES},
+    }
+
+
+def measure_open_set(
+    open_set: OpenSet, model: SiglipClassifier, processor: Any, result: SplitResult
+) -> dict[str, Any]:
+    """Measure a fitted threshold on another split and on new drawings.
+
+    Returns:
+        AUROC and, at the threshold as it is, the shares of images that pass: of known classes, of
+        drawings, and of drawings by kind.
+    """
+    known = score_split(open_set, model, result)
+    drawn = draw_not_flowers(IMAGES_PER_KIND, REPORT_SEED)
+    unknown = _score(open_set, model, *classify_images(model, processor, _flatten(drawn)))
+    passed = unknown >= open_set.threshold
+    return {
+        "auroc": measure_separation(known, unknown)["auroc"],
+        "known_accepted": float(np.mean(known >= open_set.threshold)),
+        "unknown_accepted": float(np.mean(passed)),
+        "unknown_accepted_by_kind": {
+            kind: float(np.mean(share))
+            for kind, share in zip(drawn, np.split(passed, len(drawn)), strict=True)
+        },
+        "n_known": len(known),
+        "n_unknown": len(unknown),
+    }
+
+
+def classify_images(
+    model: SiglipClassifier,
+    processor: Any,
+    images: list[Image.Image],
+    dtype: str = "float32",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32; every process classifies all images.
+
+    dtype: what is computed in; what is compared needs the same one.
+    """
+    size = get_image_size(processor)
+    pixels = torch.stack([resize_image(p, size, processor.resample) for p in images])
+    return classify_pixels(model, processor, pixels.split(_BATCH_SIZE), dtype)
+
+
+def classify_folder(
+    model: SiglipClassifier, processor: Any, folder: str, dtype: str = "float32"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32 of the images below a folder.
+
+    One that cannot be read is left out, with a warning.
+
+    Raises:
+        InputError: The folder does not exist, or none of its files is an image.
+    """
+    paths = find_images([folder], list_image_extensions())
+    reader = ImageReader(get_image_size(processor), processor.resample, num_workers=2)
+    batches = list(reader.read_batches(paths, _BATCH_SIZE))
+    for batch in batches:
+        for path, problem in zip(batch.sources, batch.problems, strict=True):
+            if problem:
+                logger.warning("%s is left out of the unknown images: %s.", path, problem)
+    pixels = [batch.pixels for batch in batches if len(batch.pixels)]
+    if not pixels:
+        raise InputError(f"No image in {folder} can be read; name a folder of images.")
+    return classify_pixels(model, processor, pixels, dtype)
+
+
+def classify_pixels(
+    model: SiglipClassifier,
+    processor: Any,
+    batches: Iterable[torch.Tensor],
+    dtype: str = "float32",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return features (N, D) and logits (N, C) float32 of uint8 pixels, batch by batch."""
+    engine = prepare_engine(model, processor, dtype, compile=False)
+    outputs = torch.cat([engine.classify_with_features(part).cpu() for part in batches]).numpy()
+    width = outputs.shape[1] - len(model.class_names)
+    return outputs[:, :width], outputs[:, width:]
+
+
+def score_split(open_set: OpenSet, model: SiglipClassifier, result: SplitResult) -> np.ndarray:
+    """Return how known the images of a split look: (N,)."""
+    return _score(open_set, model, result.features, result.logits)
+
+
+def format_open_set(figures: dict[str, Any]) -> str:
+    """Return the figures of :func:`fit_open_set` as lines to read."""
+    areas = ", ".join(f"{name} {area:.3f}" for name, area in figures["auroc_by_score"].items())
+    return (
+        f"AUROC, validation images against drawings that are no flowers: {areas}\n"
+        f"chosen: {figures['score']}, threshold {figures['threshold']:.6g}\n"
+        f"{format_separation(figures['validation'])}"
+    )
+
+
+def format_separation(figures: dict[str, float]) -> str:
+    """Return the figures of ``measure_separation`` as a line to read."""
+    return (
+        f"AUROC {figures['auroc']:.3f}; {figures['false_positive_rate']:.1%} of "
+        f"{figures['n_unknown']} unknown images pass where {figures['accepted']:.0%} of "
+        f"{figures['n_known']} known ones do"
+    )
+
+
+def _score(
+    open_set: OpenSet, model: SiglipClassifier, features: np.ndarray, logits: np.ndarray
+) -> np.ndarray:
+    return open_set.score_images(features, logits, model.config.activation)
+
+
+def _flatten(images: dict[str, list[Image.Image]]) -> list[Image.Image]:
+    return [image for kind in images.values() for image in kind]

@@ -1,0 +1,106 @@
+"""Export a classifier: ``siglip-flowers export`` and ``python -m siglip_flowers.export``."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import atomic_directory
+from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.models import find_model
+from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.export.options import ExportArguments
+
+if TYPE_CHECKING:
+    from siglip_flowers.export.export import Int8Options
+
+PROG = "siglip-flowers export"
+DESCRIPTION = "Write a trained classifier in a format that runs without this package."
+KINDS = (ExportArguments, DataArguments)
+# As siglip_flowers.export.export names it; that module takes seconds to import.
+FACTS_FILE = "export.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, export, check, and print where the files are."""
+    given = sys.argv[1:] if argv is None else argv
+    return run_command(PROG, lambda: _export(given), check=lambda: _check(given))
+
+
+def _check(argv: list[str]) -> None:
+    options, _ = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    find_model(options.model)
+    output = Path(options.output)
+    if output.exists():
+        theirs = output.is_dir() and not (output / FACTS_FILE).is_file()
+        if theirs and any(output.iterdir()):
+            raise InputError(
+                f"--output {output} holds something else than an export; name another directory."
+            )
+        if not output.is_dir():
+            raise InputError(f"--output {output} is a file; name a directory.")
+        if not theirs and not options.overwrite_output:
+            raise InputError(
+                f"--output {output} holds an export already; name another directory or add "
+                "--overwrite_output."
+            )
+
+
+def _export(argv: list[str]) -> None:
+    # Seconds of imports, which --help and bad usage do not need.
+    with import_quickly():
+        from siglip_flowers.export.export import MODEL_FILES, export_model
+        from siglip_flowers.export.onnx_file import check_onnx_packages
+        from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+        from siglip_flowers.training.compute import set_cpu_threads
+
+    options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    if options.format == "onnx":
+        check_onnx_packages()
+    set_cpu_threads(None)
+    model = load_saved_classifier(options.model)
+    processor = load_image_processor(options.model)
+    int8 = None
+    if options.int8 is not None:
+        int8 = _load_images(options, data_arguments, model.class_names)
+    output = Path(options.output)
+    with atomic_directory(output) as directory:
+        facts = export_model(model, processor, options.format, directory, int8)
+    print(
+        f"{output / MODEL_FILES[options.format]}: logits differ from the original's by at most "
+        f"{facts['largest_difference']:.1e} on {facts['checked_images']}, in batches of 1 to 8"
+    )
+    if int8 is not None:
+        figures = facts["int8"]["test"]
+        print(
+            f"{output / facts['int8']['file']} ({options.int8}): accuracy on {figures['n']} test "
+            f"images {figures['accuracy_int8']:.2%} against {figures['accuracy']:.2%}, a loss of "
+            f"{100 * figures['accuracy_loss']:.2f} points; {figures['agreement']:.1%} of the "
+            f"answers are the same; {facts['int8']['bytes'] / 1e6:.1f} MB against "
+            f"{facts['int8']['bytes_float32'] / 1e6:.1f} MB"
+        )
+
+
+def _load_images(
+    options: ExportArguments, data_arguments: DataArguments, class_names: list[str]
+) -> "Int8Options":
+    # See _export.
+    from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.data.splits import draw_rows
+    from siglip_flowers.export.export import Int8Options
+
+    check_data_arguments(data_arguments)
+    data = load_flowers(data_arguments)
+    counts = {"train": options.calibration_images, "test": options.test_images}
+    chosen: dict[str, Any] = {
+        split: draw_rows(
+            follow_model_classes(data.splits[split], class_names, str(options.model)),
+            count,
+            data_arguments.split_seed,
+            split,
+        )
+        for split, count in counts.items()
+    }
+    return Int8Options(str(options.int8), chosen["train"], chosen["test"])

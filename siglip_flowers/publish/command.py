@@ -1,0 +1,97 @@
+"""Publish a finished run to the Hub: ``python -m siglip_flowers.publish results/my-run``."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.run_data import read_data_defaults
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.parsing import check_command_line, parse_arguments
+from siglip_flowers.publish.options import PublishArguments, check_hub_model_id
+
+PROG = "siglip-flowers publish"
+DESCRIPTION = "Publish a finished run to the Hugging Face Hub: model, card, metrics and plots."
+KINDS = (PublishArguments, DataArguments)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, try the files, and push them."""
+    given = name_run(sys.argv[1:] if argv is None else argv)
+    return run_command(PROG, lambda: _publish(given), check=lambda: _check(given), goes_on=True)
+
+
+def name_run(argv: list[str]) -> list[str]:
+    """Put ``--run`` before the one word that belongs to no option."""
+    flags = {
+        f"--{item.name}"
+        for kind in KINDS
+        for item in dataclasses.fields(kind)
+        if item.type in (bool, bool | None)
+    }
+    for index, word in enumerate(argv):
+        before = argv[index - 1] if index else ""
+        takes_word = before.startswith("--") and "=" not in before
+        flag = before.replace("-", "_").replace("__", "--", 1) in flags
+        if not word.startswith("-") and (not takes_word or (flag and "/" in word)):
+            return [*argv[:index], "--run", *argv[index:]]
+    return argv
+
+
+def _check(argv: list[str]) -> None:
+    check_command_line(KINDS, argv, prog=PROG, description=DESCRIPTION)
+
+
+def _publish(argv: list[str]) -> None:
+    # Seconds of imports, which --help and bad usage do not need.
+    with import_quickly():
+        from siglip_flowers.publish.finished import check_finished
+        from siglip_flowers.publish.hub import check_hub_access
+        from siglip_flowers.training.output import CONFIG_FILE
+
+    options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    check_finished(Path(options.run))
+    if options.hub_model_id is not None:
+        check_hub_access(options.hub_model_id)
+    defaults = read_data_defaults(Path(options.run) / CONFIG_FILE, given)
+    _, data_arguments = parse_arguments(
+        KINDS, argv, prog=PROG, description=DESCRIPTION, defaults=defaults
+    )
+    # These take seconds more, for which a refusal need not wait.
+    from siglip_flowers.publish.publish import publish_run
+
+    publish_run(options, data_arguments, print)
+
+
+def check_training_push(training: Any) -> None:
+    """Raise RunError unless what a run is to push at its end could be pushed now."""
+    if training.push_to_hub:
+        from siglip_flowers.publish.hub import check_hub_access
+
+        check_hub_model_id(training.hub_model_id)
+        check_hub_access(training.hub_model_id)
+
+
+def push_trained(training: Any, data_arguments: DataArguments) -> None:
+    """Push the run that has just finished.
+
+    Raises:
+        InputError, RunError: It was not pushed; says how to do so later, since the run is whole.
+    """
+    from siglip_flowers.base.errors import InputError, RunError
+    from siglip_flowers.publish.publish import publish_run
+
+    options = PublishArguments(
+        run=str(training.output_dir),
+        hub_model_id=training.hub_model_id,
+        hub_private_repo=training.hub_private_repo,
+    )
+    try:
+        publish_run(options, data_arguments, print)
+    except (InputError, RunError) as error:
+        raise RunError(
+            f"{str(error).rstrip('.')}; the run in {training.output_dir} is whole, and can be "
+            f"pushed with: python -m siglip_flowers.publish {training.output_dir} --hub_model_id "
+            f"{training.hub_model_id}"
+        ) from error

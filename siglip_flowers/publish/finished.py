@@ -1,0 +1,199 @@
+"""A finished run as it is read back for publishing: its figures, and that they are its weights'."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.files import digest_weight_files
+from siglip_flowers.config.parsing import read_yaml
+from siglip_flowers.metrics.functions import accuracy, precision_recall_f1
+from siglip_flowers.publish.options import is_hub_id
+from siglip_flowers.training.output import CONFIG_FILE, METRICS_FILE, MODEL_DIR, is_finished
+
+PREDICTIONS_FILE = "predictions_test.parquet"
+COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")
+# Settings that may hold a path of this machine.
+PATH_SETTINGS = (
+    "aim_repo",
+    "cache_dir",
+    "data_dir",
+    "dataset_name",
+    "logging_dir",
+    "model_name_or_path",
+    "output_dir",
+    "prompt_templates",
+    "run_name",
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the run recorded of the N images of the test split, in row order.
+
+    ``labels`` and ``predicted`` are (N,) int64, ``hits`` (N,) bool: the true class is among the
+    likeliest five. ``top`` has for each image its likeliest classes with their probabilities.
+    """
+
+    ids: list[str]
+    labels: np.ndarray
+    label_names: list[str]
+    predicted: np.ndarray
+    hits: np.ndarray
+    top: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run directory whose figures belong to the weights that lie in it.
+
+    ``metrics`` are those of ``metrics.json`` without paths of this machine, ``settings`` those of
+    ``config.yaml`` as they are.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    settings: dict[str, Any]
+    predictions: Predictions
+
+    @property
+    def model_dir(self) -> Path:
+        """Where model and image processor lie."""
+        return self.directory / MODEL_DIR
+
+    @property
+    def base_model(self) -> str | None:
+        """The Hub id of the checkpoint that the run started from; None for one of this machine."""
+        name = str(self.settings.get("model_name_or_path"))
+        local = self.metrics["model"].get("local", True)
+        return name if is_hub_id(name) and not local else None
+
+    @property
+    def dataset_id(self) -> str | None:
+        """The Hub id of the data set, where it came from there."""
+        name = str(self.settings.get("dataset_name"))
+        return name if is_hub_id(name) and not Path(name).exists() else None
+
+
+def check_finished(directory: Path) -> None:
+    """Raise InputError unless the directory holds a finished run."""
+    if not is_finished(directory):
+        hint = ""
+        if is_finished(directory.parent):
+            hint = f"; the run itself is {directory.parent}"
+        raise InputError(
+            f"{directory} holds no finished run (its {METRICS_FILE} or {MODEL_DIR}/ is missing)"
+            f"{hint or '; finish it with the command that began it, or name another'}."
+        )
+    for name in (CONFIG_FILE, PREDICTIONS_FILE):
+        if not (directory / name).is_file():
+            raise InputError(
+                f"The run in {directory} lacks its {name}, which publishing needs; copy the whole "
+                "directory."
+            )
+
+
+def read_finished_run(directory: Path) -> FinishedRun:
+    """Read a finished run and check that its figures are those of its weights.
+
+    Raises:
+        InputError: There is no whole run.
+        RunError: The weights are not those that were measured, or figures contradict predictions.
+    """
+    check_finished(directory)
+    settings = read_yaml(directory / CONFIG_FILE)
+    try:
+        metrics = json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+        recorded, test = metrics["weights"], metrics["splits"]["test"]
+        table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
+    except KeyError as error:
+        raise RunError(
+            f"{directory / METRICS_FILE} does not record {error}, so that nothing ties its figures "
+            "to the weights; train again with this version to publish."
+        ) from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise RunError(
+            f"The results in {directory} cannot be read ({str(error).splitlines()[0]}); copy the "
+            "whole directory again."
+        ) from error
+    if digest_weight_files(directory / MODEL_DIR) != recorded:
+        raise RunError(
+            f"The weights in {directory / MODEL_DIR} are not those that {METRICS_FILE} measured: "
+            "their SHA-256 differs; put the model back as the run saved it."
+        )
+    predictions = _arrange(table)
+    _check_figures(directory, test, predictions)
+    cleaned: dict[str, Any] = hide_paths(metrics, list_private_names(settings))
+    return FinishedRun(directory, cleaned, settings, predictions)
+
+
+def _arrange(table: pyarrow.Table) -> Predictions:
+    columns = {name: table.column(name).to_pylist() for name in COLUMNS}
+    labels = np.asarray(columns["label"], dtype=np.int64)
+    return Predictions(
+        ids=columns["image_id"],
+        labels=labels,
+        label_names=columns["label_name"],
+        predicted=np.asarray([row[0] for row in columns["top_labels"]], dtype=np.int64),
+        hits=np.asarray(
+            [label in row for label, row in zip(labels, columns["top_labels"], strict=True)]
+        ),
+        top=[
+            dict(zip(names, shares, strict=True))
+            for names, shares in zip(
+                columns["top_names"], columns["top_probabilities"], strict=True
+            )
+        ],
+    )
+
+
+def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predictions) -> None:
+    """Raise RunError unless the figures of the test split follow from the predictions."""
+    labels, predicted = predictions.labels, predictions.predicted
+    classes = len(test["per_class"])
+    found: dict[str, float] = {"n": len(labels)}
+    if len(labels):
+        macro = precision_recall_f1(labels, predicted, classes, average="macro")
+        found |= {
+            "accuracy": accuracy(labels, predicted),
+            "top5_accuracy": float(np.mean(predictions.hits)),
+            **dict(zip(("precision_macro", "recall_macro", "f1_macro"), macro, strict=True)),
+        }
+    for name, value in found.items():
+        if abs(test[name] - value) > 1e-9:
+            raise RunError(
+                f"The figures in {directory} contradict each other: {METRICS_FILE} says {name} "
+                f"{test[name]:.6g}, and {PREDICTIONS_FILE} gives {value:.6g}; copy the whole "
+                "directory again."
+            )
+
+
+def list_private_names(settings: Mapping[str, Any]) -> list[str]:
+    """Return the paths of this machine that a run's settings name, the longest first."""
+    names = {str(Path.home()), str(Path.cwd())}
+    for key in PATH_SETTINGS:
+        value = settings.get(key)
+        if isinstance(value, str) and len(Path(value).parts) > 1:
+            names |= {value, str(Path(value).resolve())}
+    if is_hub_id(str(settings.get("dataset_name"))):
+        names.discard(str(settings["dataset_name"]))
+    # The home of a bare container would be found everywhere.
+    return sorted(names - {"/"}, key=len, reverse=True)
+
+
+def hide_paths(value: Any, private: list[str]) -> Any:
+    """Return JSON values with each of the paths, within any text, cut to its last part."""
+    if isinstance(value, dict):
+        return {key: hide_paths(item, private) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hide_paths(item, private) for item in value]
+    if isinstance(value, str):
+        for path in private:
+            value = value.replace(path, Path(path).name)
+    return value

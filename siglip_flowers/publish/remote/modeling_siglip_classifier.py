@@ -1,0 +1,110 @@
+"""A SigLIP vision tower with a linear classification head, for use with ``trust_remote_code=True``.
+
+This file stands beside the weights and needs torch and transformers only. It runs a trained
+classifier; training one is the business of the package siglip_flowers.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Siglip2VisionConfig,
+    Siglip2VisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+from transformers.modeling_outputs import ImageClassifierOutput
+
+
+class SiglipClassifierConfig(PreTrainedConfig):
+    """A vision tower, how its patch tokens are pooled, and what the head reads.
+
+    Args:
+        vision_config: The tower: ``siglip_vision_model`` or ``siglip2_vision_model`` (NaFlex).
+        pooling: ``map``, the tower's attention-pooling head, or ``mean`` of the patch tokens.
+        normalize_features: Whether the head reads features of length 1.
+        kwargs: Everything else that a configuration has, class names among it.
+    """
+
+    model_type = "siglip_classifier"
+    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012 - a contract of transformers
+
+    def __init__(
+        self,
+        vision_config: Any = None,
+        pooling: str = "map",
+        normalize_features: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        given = vision_config or {}
+        if isinstance(given, dict):
+            naflex = given.get("model_type") == Siglip2VisionConfig.model_type
+            given = (Siglip2VisionConfig if naflex else SiglipVisionConfig)(**given)
+        given.vision_use_head = pooling == "map"
+        self.vision_config = given
+        self.pooling = pooling
+        self.normalize_features = normalize_features
+        super().__init__(**kwargs)
+
+
+class SiglipClassifier(PreTrainedModel):
+    """Classify the images that the image processor beside this file prepared.
+
+    ``forward`` takes ``pixel_values`` (B, 3, H, W); for NaFlex (B, P, K) patches with
+    ``pixel_attention_mask`` (B, P) and ``spatial_shapes`` (B, 2). It returns logits (B, C).
+    """
+
+    config_class = SiglipClassifierConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]  # noqa: RUF012 - another one
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: SiglipClassifierConfig) -> None:
+        super().__init__(config)
+        if getattr(config, "head", "linear") != "linear" or config.pooling not in ("map", "mean"):
+            raise ValueError("This file runs saved classifiers, whose head is linear.")
+        self.naflex = isinstance(config.vision_config, Siglip2VisionConfig)
+        tower: Any = Siglip2VisionModel if self.naflex else SiglipVisionModel
+        self.vision_model = tower._from_config(config.vision_config)
+        labels: Any = config.id2label
+        self.classifier = nn.Linear(config.vision_config.hidden_size, len(labels))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding."""
+        return self.vision_model.embeddings.patch_embedding
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
+    ) -> ImageClassifierOutput:
+        """Classify a batch; see the class for shapes."""
+        if self.naflex:
+            outputs = self.vision_model(
+                pixel_values=pixel_values,
+                pixel_attention_mask=pixel_attention_mask,
+                spatial_shapes=spatial_shapes,
+            )
+        else:
+            outputs = self.vision_model(pixel_values=pixel_values)
+        if self.config.pooling == "map":
+            features = outputs.pooler_output
+        elif self.naflex:
+            # Patches behind the image's own are padding.
+            assert pixel_attention_mask is not None
+            weight = pixel_attention_mask[..., None].to(outputs.last_hidden_state.dtype)
+            features = (outputs.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)
+        else:
+            features = outputs.last_hidden_state.mean(dim=1)
+        if self.config.normalize_features:
+            features = torch.nn.functional.normalize(features, dim=-1)
+        return ImageClassifierOutput(logits=self.classifier(features))

@@ -1,0 +1,239 @@
+"""Images made worse on purpose, in many ways and at five strengths.
+
+Lengths, noise and compression are relative to the side of the image: at 224 pixels they are near
+those of ImageNet-C, and an image of another size is spoiled as much to the eye that sees both at
+one size. Everything random is drawn from the seed, the kind and the row's number alone, alike for
+all strengths, so neither batches nor processes nor the other kinds change it.
+
+Source: Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions
+and perturbations".
+"""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from siglip_flowers.robustness.filters import (
+    blur_disk,
+    blur_gaussian,
+    blur_line,
+    reduce_resolution,
+    rotate,
+    zoom,
+)
+
+# Side in pixels that the strengths below are said for.
+REFERENCE_SIDE = 224
+STRENGTHS = (1, 2, 3, 4, 5)
+_FLAKE_CELLS = 75
+_FOG_OCTAVES = 6
+
+Generators = list[np.random.Generator]
+Change = Callable[[torch.Tensor, int, Generators], torch.Tensor]
+
+
+def corrupt(
+    pixels: torch.Tensor, kind: str, strength: int, rows: Sequence[int], seed: int = 0
+) -> torch.Tensor:
+    """Return changed copies of images; strength 0 changes nothing.
+
+    Args:
+        pixels: (B, 3, S, S) uint8, on the CPU.
+        kind: One of ``KINDS``.
+        strength: 0 to 5.
+        rows: The B numbers of the images, which their random numbers are drawn from.
+        seed: Another one gives other noise.
+
+    Returns:
+        (B, 3, S, S) uint8.
+
+    Raises:
+        ValueError: An unknown kind, another strength, or pixels of another shape or type.
+    """
+    if kind not in _CHANGES:
+        raise ValueError(f"Unknown corruption {kind!r}; choose one of {', '.join(KINDS)}.")
+    if strength not in (0, *STRENGTHS):
+        raise ValueError(f"The strength of a corruption is {strength}; it must lie in 0..5.")
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(
+            f"Pixels must be uint8 of shape (B, 3, S, S), not {pixels.dtype} of "
+            f"{tuple(pixels.shape)}."
+        )
+    if len(rows) != len(pixels):
+        raise ValueError(f"{len(pixels)} images need as many row numbers, not {len(rows)}.")
+    if strength == 0 or not len(pixels):
+        return pixels.clone()
+    number = KINDS.index(kind)
+    generators = [np.random.default_rng([seed, number, int(row)]) for row in rows]
+    changed = _CHANGES[kind](pixels.float() / 255, strength, generators)
+    return (changed * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _scale(pixels: torch.Tensor) -> float:
+    return pixels.shape[-1] / REFERENCE_SIDE
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays).astype(np.float32))
+
+
+def _add_gaussian_noise(
+    pixels: torch.Tensor, strength: int, generators: Generators
+) -> torch.Tensor:
+    # Averaged to a size that is half as long, noise has half the deviation.
+    deviation = (0.08, 0.12, 0.18, 0.26, 0.38)[strength - 1] * _scale(pixels)
+    shape = tuple(pixels.shape[1:])
+    noise = _stack([each.standard_normal(shape, dtype=np.float32) for each in generators])
+    return pixels + deviation * noise
+
+
+def _add_shot_noise(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+    # Photons of a white pixel: a smaller image's pixels each gather those of more area.
+    photons = (60, 25, 12, 5, 3)[strength - 1] / _scale(pixels) ** 2
+    counts = [
+        each.poisson(image * photons)
+        for each, image in zip(generators, pixels.double().numpy(), strict=True)
+    ]
+    return _stack(counts) / photons
+
+
+def _blur_gaussian(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return blur_gaussian(pixels, (2, 3, 4, 6, 8)[strength - 1] * _scale(pixels))
+
+
+def _blur_defocus(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return blur_disk(pixels, (3, 4, 6, 8, 10)[strength - 1] * _scale(pixels))
+
+
+def _blur_motion(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+    angles = torch.tensor([each.uniform(-45, 45) for each in generators])
+    return blur_line(pixels, (10, 15, 22, 30, 40)[strength - 1] * _scale(pixels), angles)
+
+
+def _add_fog(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+    amount = (0.7, 1.1, 1.6, 2.2, 3.0)[strength - 1]
+    fog = _draw_clouds(generators, pixels.shape[-1])
+    brightest = pixels.amax(dim=(1, 2, 3), keepdim=True)
+    # Brightness stays in range: what the fog adds is taken from the image.
+    return (pixels + amount * fog) * brightest / (brightest + amount)
+
+
+def _draw_clouds(generators: Generators, side: int) -> torch.Tensor:
+    """Draw clouds as a sum of random grids, each twice as fine and half as strong: (B, 1, S, S)."""
+    clouds = torch.zeros(len(generators), 1, side, side)
+    for octave in range(_FOG_OCTAVES):
+        cells = 2 ** (octave + 1) + 1
+        grid = _stack([each.random((1, cells, cells)) for each in generators])
+        clouds += 0.6**octave * _resize(grid, side)
+    clouds -= clouds.amin(dim=(2, 3), keepdim=True)
+    return clouds / clouds.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def _add_snow(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+    density = (0.02, 0.04, 0.07, 0.11, 0.16)[strength - 1]
+    whiteness = (0.1, 0.2, 0.3, 0.4, 0.5)[strength - 1]
+    side = pixels.shape[-1]
+    cells = (1, _FLAKE_CELLS, _FLAKE_CELLS)
+    # The flakes of a lighter fall are among those of a heavier one.
+    flakes = _stack([each.random(cells) < density for each in generators])
+    angles = torch.tensor([each.uniform(60, 120) for each in generators])
+    falling = blur_line(_resize(flakes, side), 12 * _scale(pixels), angles)
+    gray = pixels.mean(dim=1, keepdim=True)
+    # Light is scattered into what is dark, and colors fade.
+    pale = torch.lerp(pixels, torch.maximum(pixels, gray * 0.5 + 0.5), whiteness)
+    return 1 - (1 - pale) * (1 - (2 * falling).clamp(0, 1))
+
+
+def _resize(grid: torch.Tensor, side: int) -> torch.Tensor:
+    return functional.interpolate(
+        grid, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def _brighten(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    """Add to the value of the hue-saturation-value model, which keeps hue and saturation."""
+    added = (0.1, 0.2, 0.3, 0.4, 0.5)[strength - 1]
+    value = pixels.amax(dim=1, keepdim=True)
+    wanted = (value + added).clamp_max(1)
+    return torch.where(value > 0, pixels * wanted / value.clamp_min(1e-6), wanted)
+
+
+def _flatten_contrast(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    kept = (0.4, 0.3, 0.2, 0.1, 0.05)[strength - 1]
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    return mean + kept * (pixels - mean)
+
+
+def jpeg_quality(strength: int, side: int) -> int:
+    """Return the quality, 1 to 100, that an image of this side is compressed with.
+
+    ImageNet-C's qualities 25 to 7 stand for a step of quantisation, in percent of JPEG's standard
+    one, which is made proportional to the side as the noise is.
+    """
+    step = 5000 / (25, 18, 15, 10, 7)[strength - 1] * side / REFERENCE_SIDE
+    quality = 5000 / step if step > 100 else (200 - step) / 2
+    return max(1, round(quality))
+
+
+def _compress_jpeg(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    quality = jpeg_quality(strength, pixels.shape[-1])
+    images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    decoded = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        with Image.open(buffer) as opened:
+            decoded.append(np.asarray(opened))
+    return _stack(decoded).permute(0, 3, 1, 2) / 255
+
+
+def _pixelate(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return reduce_resolution(pixels, (0.5, 0.4, 0.3, 0.2, 0.15)[strength - 1], smooth=False)
+
+
+def _reduce_resolution(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return reduce_resolution(pixels, (0.75, 0.5, 0.375, 0.25, 0.125)[strength - 1], smooth=True)
+
+
+def _rotate(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+    signs = torch.tensor([1.0 if each.random() < 0.5 else -1.0 for each in generators])
+    return rotate(pixels, signs * (5, 10, 20, 30, 45)[strength - 1])
+
+
+def _zoom_in(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return zoom(pixels, (1.15, 1.3, 1.5, 1.8, 2.2)[strength - 1])
+
+
+def _zoom_out(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+    return zoom(pixels, (0.85, 0.7, 0.55, 0.4, 0.3)[strength - 1])
+
+
+_CORRUPTIONS: dict[str, Change] = {
+    "gaussian_noise": _add_gaussian_noise,
+    "shot_noise": _add_shot_noise,
+    "gaussian_blur": _blur_gaussian,
+    "defocus_blur": _blur_defocus,
+    "motion_blur": _blur_motion,
+    "fog": _add_fog,
+    "snow": _add_snow,
+    "brightness": _brighten,
+    "contrast": _flatten_contrast,
+    "jpeg": _compress_jpeg,
+    "pixelate": _pixelate,
+}
+_VIEWS: dict[str, Change] = {
+    "rotation": _rotate,
+    "zoom_in": _zoom_in,
+    "zoom_out": _zoom_out,
+    "resolution": _reduce_resolution,
+}
+_CHANGES = {**_CORRUPTIONS, **_VIEWS}
+# Spoiled images, and the same flower seen turned, nearer, from farther away or by fewer pixels.
+CORRUPTIONS = tuple(_CORRUPTIONS)
+VIEWS = tuple(_VIEWS)
+# A kind's place in it is part of what its random numbers are drawn from.
+KINDS = (*CORRUPTIONS, *VIEWS)

@@ -1,0 +1,42 @@
+"""Recognize failures of the machine by their errors: a disk that takes no more, a lost process.
+
+Without torch, since every command imports it.
+"""
+
+import errno
+import os
+import re
+
+from safetensors import SafetensorError
+
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# Classes of torch.distributed, and what gloo's and NCCL's own messages name.
+PROCESS_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+PROCESS_WORDS = ("gloo", "NCCL", "ProcessGroup", "monitoredBarrier")
+
+
+def explain_write_failure(error: BaseException) -> str | None:
+    """Return why a file could not be written, or None if the error is another one."""
+    if isinstance(error, OSError):
+        if error.errno not in WRITE_ERRORS:
+            return None
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    # The writers of safetensors and of torch.save pass the system's error on as text only.
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", text)
+        if number is None or int(number[1]) not in WRITE_ERRORS:
+            return None
+        return os.strerror(int(number[1]))
+    if isinstance(error, RuntimeError) and (
+        "inline_container" in text or "PytorchStreamWriter" in text
+    ):
+        return "the disk may be full"
+    return None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an error means that another process of the run does not answer any more."""
+    if type(error).__name__ in PROCESS_ERRORS:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in PROCESS_WORDS)

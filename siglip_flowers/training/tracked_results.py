@@ -1,0 +1,38 @@
+"""Put together what trackers are told at the end of a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from siglip_flowers.data import FlowerData
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.metrics.functions import confusion_matrix
+from siglip_flowers.plots.confusion import draw_confusion
+from siglip_flowers.tracking.tracker import FinalResults, RunFacts
+from siglip_flowers.training.build import RunArguments
+from siglip_flowers.training.output import MODEL_DIR
+from siglip_flowers.training.report import list_examples
+
+
+def describe_facts(arguments: RunArguments, data: FlowerData) -> RunFacts:
+    """Return what is known before the first step; secrets are no part of a configuration."""
+    output_dir = Path(str(arguments.training.output_dir))
+    config = yaml.safe_load(arguments.dump())
+    config["data_description"] = data.description
+    config["num_classes"] = len(data.class_names)
+    return RunFacts(output_dir.resolve().name, config, output_dir)
+
+
+def collect_results(
+    results: Mapping[str, SplitResult], data: FlowerData, seed: int, output_dir: Path
+) -> FinalResults:
+    """Return figures, example images and the confusion matrix of a finished run."""
+    test, names = results["test"], data.class_names
+    counts = confusion_matrix(test.labels, test.logits.argmax(axis=1), len(names))
+    return FinalResults(
+        metrics={split: dict(result.metrics) for split, result in results.items()},
+        examples=list_examples(test, data, seed),
+        confusion=draw_confusion(counts, names),
+        model_dir=output_dir / MODEL_DIR,
+    )
