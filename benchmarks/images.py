@@ -12,7 +12,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 
 from benchmarks.harness import REPOSITORY
 from siglip_flowers.config import DataArguments, check_choice, check_positive
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.data.sources.drawing import draw_flower
 from siglip_flowers.data.sources.species import SPECIES_COUNT
 
@@ -86,9 +86,7 @@ def write_full_size(folder: Path, data_dir: Path | None, per_class: int) -> Path
             (species, index, None) for species in range(SPECIES_COUNT) for index in range(wanted)
         ]
     else:
-        rows = load_flowers(DataArguments(data_dir=str(data_dir), pixel_cache=False)).splits[
-            "train"
-        ]
+        rows = load_data(DataArguments(data_dir=str(data_dir), pixel_cache=False)).splits["train"]
         counts: dict[int, int] = {}
         for number, label in enumerate(rows["label"]):
             count = counts.setdefault(label, 0)

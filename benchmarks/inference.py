@@ -39,7 +39,7 @@ from benchmarks.harness import (
 )
 from benchmarks.images import SHARED, write_full_size
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
-from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import check_choice, check_positive
@@ -48,9 +48,9 @@ from siglip_flowers.model.loading import load_classifier, load_image_processor
 MODULE = "benchmarks.inference"
 PIPELINE = "pipeline, defaults"
 PIPELINE_BATCH = "pipeline, batch_size=64"
-OURS = "FlowerClassifier"
-OURS_FLOAT32 = "FlowerClassifier, float32"
-OURS_COMPILED = "FlowerClassifier, compiled"
+OURS = "SiglipImageClassifier"
+OURS_FLOAT32 = "SiglipImageClassifier, float32"
+OURS_COMPILED = "SiglipImageClassifier, compiled"
 LIMIT = "limit of the model"
 LIMIT_FLOAT32 = "limit of the model, float32"
 ARMS = (PIPELINE, PIPELINE_BATCH, OURS_FLOAT32, OURS, OURS_COMPILED, LIMIT_FLOAT32, LIMIT)
@@ -154,7 +154,7 @@ def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], 
         classify = pipeline("image-classification", model=model, device=device)
         options = {"batch_size": 64} if name == PIPELINE_BATCH else {}
         return lambda: run_timed(lambda: classify(paths, **options), len(paths), device)
-    classifier = FlowerClassifier.from_pretrained(
+    classifier = SiglipImageClassifier.from_pretrained(
         model,
         device=device,
         dtype="float32" if name in (OURS_FLOAT32, LIMIT_FLOAT32) else "auto",

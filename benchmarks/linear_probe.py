@@ -47,13 +47,13 @@ from benchmarks.report import (
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
     check_choice,
     check_positive,
 )
-from siglip_flowers.data import FlowerData, load_flowers
+from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_image_processor,
@@ -136,7 +136,7 @@ def _run(options: ProbeOptions, argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="linear_probe_") as work_dir:
         fill_sources(options, Path(work_dir))
         arguments = resolve(options, Path(work_dir))
-        data = load_flowers(arguments.data)
+        data = load_data(arguments.data)
         processor = load_image_processor(arguments.model.model_name_or_path)
         if options.memory_of is not None:
             with MemoryMeter(arguments.training.device) as meter:
@@ -168,7 +168,7 @@ def resolve(options: ProbeOptions, work_dir: Path) -> RunArguments:
         ModelArguments(
             model_name_or_path=options.model_name_or_path, trainable="head", pooling="mean"
         ),
-        FlowersTrainingArguments(
+        SiglipTrainingArguments(
             output_dir=str(work_dir / "run"),
             num_train_epochs=options.epochs,
             per_device_train_batch_size=options.batch_size,
@@ -185,7 +185,7 @@ def resolve(options: ProbeOptions, work_dir: Path) -> RunArguments:
 
 
 def measure(
-    arguments: RunArguments, data: FlowerData, processor: Any, options: ProbeOptions
+    arguments: RunArguments, data: ClassificationData, processor: Any, options: ProbeOptions
 ) -> dict[str, Any]:
     """Return the seconds of each arm, and what the probe found."""
     settings = len(LEARNING_RATES) * len(WEIGHT_DECAYS)
@@ -221,14 +221,14 @@ def measure(
     }
 
 
-def run_probe(arguments: RunArguments, data: FlowerData, processor: Any) -> ProbeResult:
+def run_probe(arguments: RunArguments, data: ClassificationData, processor: Any) -> ProbeResult:
     """Run the package's probe from the checkpoint on."""
     set_seed(arguments.training.seed)
     model = build_model(encoder_arguments(arguments), data, processor)
     return fit_probe(arguments, data, model, processor)
 
 
-def plain_arguments(training: FlowersTrainingArguments, epochs: int) -> TrainingArguments:
+def plain_arguments(training: SiglipTrainingArguments, epochs: int) -> TrainingArguments:
     """Return the arguments of the usual script: our batch, precision and workers."""
     names = (
         *("output_dir", "per_device_train_batch_size", "per_device_eval_batch_size", "bf16"),
@@ -253,7 +253,7 @@ def time_trainer(trainer: Trainer, device: torch.device) -> list[float]:
 
 
 def time_usual(
-    arguments: RunArguments, data: FlowerData, processor: Any, epochs: int
+    arguments: RunArguments, data: ClassificationData, processor: Any, epochs: int
 ) -> list[float]:
     """Time the usual script with its encoder frozen."""
     vision_config = vision_config_of(load_checkpoint_config(arguments.model.model_name_or_path))
@@ -274,7 +274,7 @@ def time_usual(
 
 
 def time_steps(
-    arguments: RunArguments, data: FlowerData, processor: Any, epochs: int
+    arguments: RunArguments, data: ClassificationData, processor: Any, epochs: int
 ) -> list[float]:
     """Time the package without its feature cache; pixels are decoded already."""
     arguments.training.num_train_epochs = epochs

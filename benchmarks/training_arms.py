@@ -16,10 +16,10 @@ from benchmarks.harness import Sample, Stopwatch, synchronize
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
+    SiglipTrainingArguments,
 )
-from siglip_flowers.data import FlowerData, load_flowers
+from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, collate_pixels
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
@@ -28,7 +28,7 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.runtime.memory import keep_freed_memory
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 ARMS = ("limit", "ours", "usual")
 LABELS = {
@@ -52,7 +52,7 @@ class TrainingJob:
     """
 
     arguments: RunArguments
-    data: FlowerData
+    data: ClassificationData
     processor: Any
     skip_steps: int
     steps: int
@@ -88,8 +88,8 @@ def prepare_job(
     num_workers: int | None = None,
     **training: Any,
 ) -> TrainingJob:
-    """Resolve the options and load the data; ``training`` goes to ``FlowersTrainingArguments``."""
-    options = FlowersTrainingArguments(
+    """Resolve the options and load the data; ``training`` goes to ``SiglipTrainingArguments``."""
+    options = SiglipTrainingArguments(
         output_dir=str(output_dir),
         per_device_train_batch_size=batch_size,
         max_steps=skip_steps + steps,
@@ -105,7 +105,7 @@ def prepare_job(
     keep_freed_memory(options.device)
     arguments = RunArguments(data, augmentation or AugmentationArguments(), model, options)
     processor = load_image_processor(model.model_name_or_path, model.image_size)
-    return TrainingJob(arguments, load_flowers(data), processor, skip_steps, steps)
+    return TrainingJob(arguments, load_data(data), processor, skip_steps, steps)
 
 
 def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
@@ -117,7 +117,7 @@ def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
         job.arguments.model.attn_implementation,
     )
 
-    def build_ours() -> FlowersTrainer:
+    def build_ours() -> SiglipTrainer:
         return build_trainer(job.arguments, job.data, copy.deepcopy(model), job.processor)
 
     def run_ours() -> Sample:
@@ -139,7 +139,7 @@ def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
     return {"limit": run_limit, "ours": run_ours, "usual": run_usual}
 
 
-def copy_arguments(ours: FlowersTrainingArguments) -> TrainingArguments:
+def copy_arguments(ours: SiglipTrainingArguments) -> TrainingArguments:
     """Return plain arguments with our batch, precision and workers, and defaults otherwise."""
     names = (
         "output_dir",
@@ -202,7 +202,7 @@ def time_trainer(trainer: Trainer, job: TrainingJob) -> Sample:
     return window.sample()
 
 
-def time_limit(trainer: FlowersTrainer, job: TrainingJob) -> Sample:
+def time_limit(trainer: SiglipTrainer, job: TrainingJob) -> Sample:
     """Run one round of the bare loop."""
     sample = time_bare_loop(trainer, job)
     _release(trainer)
@@ -210,7 +210,7 @@ def time_limit(trainer: FlowersTrainer, job: TrainingJob) -> Sample:
 
 
 def time_bare_loop(
-    trainer: FlowersTrainer,
+    trainer: SiglipTrainer,
     job: TrainingJob,
     wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda part, function: function,
     close_step: Callable[[], None] = lambda: None,
@@ -259,7 +259,7 @@ def time_bare_loop(
     return Sample(job.images, watch.seconds, 0.0)
 
 
-def _draw_batch(trainer: FlowersTrainer, job: TrainingJob) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw_batch(trainer: SiglipTrainer, job: TrainingJob) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normalized pixels (B, 3, S, S) float32 and labels (B,) int64 on the device."""
     dataset: Any = trainer.train_dataset
     count = trainer.args.per_device_train_batch_size

@@ -8,16 +8,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from siglip_flowers.inference.classifier import FlowerClassifier
+    from siglip_flowers.inference.classifier import SiglipImageClassifier
     from siglip_flowers.model.classifier import SiglipClassifier
     from siglip_flowers.model.configuration import SiglipClassifierConfig
 
 __version__ = "0.1.0"
-__all__ = ["FlowerClassifier", "SiglipClassifier", "SiglipClassifierConfig"]
+__all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier"]
 
 # Imported when they are first asked for: torch takes a second, which --help must not cost.
 _MODULES = {
-    "FlowerClassifier": "siglip_flowers.inference.classifier",
+    "SiglipImageClassifier": "siglip_flowers.inference.classifier",
     "SiglipClassifier": "siglip_flowers.model.classifier",
     "SiglipClassifierConfig": "siglip_flowers.model.configuration",
 }

@@ -15,7 +15,7 @@ from transformers import SiglipForImageClassification
 
 from siglip_flowers.commands.eval import main as evaluate_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.model.loading import (
     load_classifier,
@@ -29,7 +29,7 @@ def evaluate(model_dir: Path, data_dir: str, limits: list[int]) -> dict[str, dic
     model, processor = load_saved_classifier(str(model_dir)), load_image_processor(str(model_dir))
     results = {}
     for limit in limits:
-        rows = load_flowers(DataArguments(data_dir=data_dir, max_eval_samples=limit)).splits["test"]
+        rows = load_data(DataArguments(data_dir=data_dir, max_eval_samples=limit)).splits["test"]
         result = evaluate_split(model, processor, rows, "test", batch_size=9)
         results[str(limit)] = {
             "ids": result.ids,

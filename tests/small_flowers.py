@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from siglip_flowers.base.labels import FLOWER_NAMES
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 
 
 @functools.cache
@@ -37,7 +37,7 @@ def read_images(flowers_dir: Path, count: int) -> list[Image.Image]:
 
 def build_flowers(
     flowers_dir: Path, classes: int = 4, train: int = 16, validation: int = 5, test: int = 3
-) -> FlowerData:
+) -> ClassificationData:
     """Return the first classes with so many photographs a class in each split, shuffled."""
     files, labels = _read_archive(flowers_dir)
     features = datasets.Features(
@@ -57,7 +57,7 @@ def build_flowers(
             split=datasets.NamedSplit(name),
         )
         start += count
-    return FlowerData(splits, "oxford", "swapped", "a few photographs of Flowers102")
+    return ClassificationData(splits, "oxford", "swapped", "a few photographs of Flowers102")
 
 
 def draw_pixel_values(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:

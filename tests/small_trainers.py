@@ -8,23 +8,23 @@ from transformers import set_seed
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
+    SiglipTrainingArguments,
 )
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 
 def start_trainer(
     nano_dir: Path,
-    data: FlowerData,
+    data: ClassificationData,
     output_dir: Path,
     model: dict[str, Any] | None = None,
     augmentation: dict[str, Any] | None = None,
     **options: Any,
-) -> FlowersTrainer:
+) -> SiglipTrainer:
     """Build a Trainer of four steps of eight images, in float32, that evaluates nothing.
 
     What the run was asked for stands in the Trainer's ``run``.
@@ -49,7 +49,7 @@ def start_trainer(
         DataArguments(),
         AugmentationArguments(**(augmentation or {"augment": False})),
         ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
-        FlowersTrainingArguments(output_dir=str(output_dir), **options),
+        SiglipTrainingArguments(output_dir=str(output_dir), **options),
     )
     set_seed(arguments.training.seed)
     processor = load_image_processor(str(nano_dir))
@@ -59,7 +59,7 @@ def start_trainer(
     return trainer
 
 
-def copy_weights(trainer: FlowersTrainer) -> dict[str, Any]:
+def copy_weights(trainer: SiglipTrainer) -> dict[str, Any]:
     """Return a copy of the model's weights by name."""
     return {name: value.clone() for name, value in trainer.model.state_dict().items()}
 

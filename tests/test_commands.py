@@ -20,9 +20,9 @@ from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.training.output import ADAPTER_DIR, RUN_FILES, find_checkpoint
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 from tests.conftest import REPOSITORY
 from tests.small_runs import (
     list_files,
@@ -142,7 +142,7 @@ def test_eval_gives_exactly_the_figures_of_the_run(real_run, real_metrics):
 @pytest.mark.slow
 def test_a_pipeline_predicts_what_the_run_recorded(real_run, flowers_dir):
     rows = pyarrow.parquet.read_table(real_run[0] / "predictions_test.parquet").to_pylist()
-    test = load_flowers(DataArguments(data_dir=str(flowers_dir))).splits["test"]
+    test = load_data(DataArguments(data_dir=str(flowers_dir))).splits["test"]
     classify = pipeline("image-classification", model=str(real_run[0] / "model"))
     for number in (0, 300, 700, 1019):
         answer = classify(test[number]["image"].convert("RGB"), top_k=5)
@@ -199,13 +199,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert "unfinished run with --weight_decay 0.05, not 0.3" in capsys.readouterr().err
 
     resumed = []
-    train = FlowersTrainer.train
+    train = SiglipTrainer.train
 
     def watch(self, resume_from_checkpoint=None, **kwargs):
         resumed.append(resume_from_checkpoint)
         return train(self, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
-    monkeypatch.setattr(FlowersTrainer, "train", watch)
+    monkeypatch.setattr(SiglipTrainer, "train", watch)
     assert train_command.main(killed) == 0
     whole = small_options(checkpoint, folder, tmp_path / "whole", *more)
     assert train_command.main(whole) == 0

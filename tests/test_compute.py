@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.commands.train import main
-from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.pixels.tensors import PixelBatch, _copy_stream, _open_stream
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.training.compute import (
@@ -19,7 +19,7 @@ from siglip_flowers.training.compute import (
     shrink_batch,
 )
 from siglip_flowers.training.throughput import Throughput
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
 from tests.small_trainers import start_trainer
@@ -47,7 +47,7 @@ def run(small, tmp_path):
 def little_memory(monkeypatch):
     """Make batches of more than four images run out of memory, with torch's own error."""
     calls = []
-    whole = FlowersTrainer.compute_loss
+    whole = SiglipTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *more, **options):
         calls.append((len(inputs["labels"]), self.state.global_step))
@@ -55,7 +55,7 @@ def little_memory(monkeypatch):
             torch.empty(MORE_THAN_ANY_MACHINE_HAS, dtype=torch.uint8)
         return whole(self, model, inputs, *more, **options)
 
-    monkeypatch.setattr(FlowersTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(SiglipTrainer, "compute_loss", compute_loss)
     return calls
 
 
@@ -91,7 +91,7 @@ def test_a_batch_that_cannot_be_halved_is_an_error(run, little_memory, capsys):
 @pytest.mark.parametrize(("size", "half", "given"), [(8, 4, True), (7, 3, True), (8, 4, False)])
 def test_one_of_several_processes_names_half_the_batch(tmp_path, size, half, given):
     # The others wait for it in a step, so that it cannot go on with another batch.
-    training = FlowersTrainingArguments(
+    training = SiglipTrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=size,
         gradient_accumulation_steps=3,

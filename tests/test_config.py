@@ -10,8 +10,8 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
+    SiglipTrainingArguments,
     parse_trainable,
     parse_wise_ft,
 )
@@ -41,14 +41,14 @@ from siglip_flowers.config import (
         (AugmentationArguments, {"mixup_alpha": -0.1}, "--mixup_alpha is -0.1"),
         (ModelArguments, {"image_size": 0}, "--image_size is 0"),
         (ModelArguments, {"head_init": "zero"}, "choose one of random, text, probe"),
-        (FlowersTrainingArguments, {"head_learning_rate": 0.0}, "--head_learning_rate is 0.0"),
-        (FlowersTrainingArguments, {"per_device_train_batch_size": 0}, "batch_size is 0"),
-        (FlowersTrainingArguments, {"label_smoothing_factor": 1.0}, "between 0 and 0.99"),
-        (FlowersTrainingArguments, {"report_to": ["comet"]}, "--report_to is 'comet'"),
-        (FlowersTrainingArguments, {"wise_ft": "always"}, "--wise_ft is 'always'"),
-        (FlowersTrainingArguments, {"ema": -0.1}, "--ema is -0.1"),
+        (SiglipTrainingArguments, {"head_learning_rate": 0.0}, "--head_learning_rate is 0.0"),
+        (SiglipTrainingArguments, {"per_device_train_batch_size": 0}, "batch_size is 0"),
+        (SiglipTrainingArguments, {"label_smoothing_factor": 1.0}, "between 0 and 0.99"),
+        (SiglipTrainingArguments, {"report_to": ["comet"]}, "--report_to is 'comet'"),
+        (SiglipTrainingArguments, {"wise_ft": "always"}, "--wise_ft is 'always'"),
+        (SiglipTrainingArguments, {"ema": -0.1}, "--ema is -0.1"),
         (
-            FlowersTrainingArguments,
+            SiglipTrainingArguments,
             {"class_weights": "balanced", "objective": "contrastive"},
             "--class_weights balanced goes with --objective cross_entropy, not contrastive",
         ),
@@ -87,7 +87,7 @@ def test_other_alphas_are_refused(value):
 
 
 def test_the_recipe_differs_from_the_parents_where_it_says_so(tmp_path):
-    ours, parent = FlowersTrainingArguments(), TrainingArguments(str(tmp_path))
+    ours, parent = SiglipTrainingArguments(), TrainingArguments(str(tmp_path))
     assert ours.output_dir == "results"
     assert parent.learning_rate == 5e-5
     assert ours.learning_rate == 2e-5
@@ -100,12 +100,12 @@ def test_the_recipe_differs_from_the_parents_where_it_says_so(tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without a GPU")
 def test_a_machine_without_a_gpu_trains_on_its_processor():
-    arguments = FlowersTrainingArguments()
+    arguments = SiglipTrainingArguments()
     assert arguments.device == torch.device("cpu")
     assert arguments.dataloader_num_workers == 0
     assert arguments.dataloader_pin_memory is False
-    assert FlowersTrainingArguments(bf16=True).bf16 is True
-    assert FlowersTrainingArguments(bf16=False).bf16 is False
+    assert SiglipTrainingArguments(bf16=True).bf16 is True
+    assert SiglipTrainingArguments(bf16=False).bf16 is False
 
 
 @pytest.mark.parametrize(
@@ -129,16 +129,16 @@ def test_workers_of_a_gpu_follow_the_usable_cores_and_outlive_an_epoch(
     monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5, 6}, raising=False)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    arguments = FlowersTrainingArguments(bf16=False, tf32=False, **given)
+    arguments = SiglipTrainingArguments(bf16=False, tf32=False, **given)
     assert arguments.dataloader_num_workers == workers
     assert arguments.dataloader_persistent_workers is persistent
 
 
 def test_trackers_are_as_named_and_nothing_said_is_kept_apart_from_none():
-    assert FlowersTrainingArguments().report_to is None
-    assert FlowersTrainingArguments(report_to=[]).report_to == ["none"]
-    assert FlowersTrainingArguments(report_to=["none", "wandb"]).report_to == ["wandb"]
+    assert SiglipTrainingArguments().report_to is None
+    assert SiglipTrainingArguments(report_to=[]).report_to == ["none"]
+    assert SiglipTrainingArguments(report_to=["none", "wandb"]).report_to == ["wandb"]
 
 
 def test_checkpoints_lie_below_the_output_directory():
-    assert FlowersTrainingArguments(output_dir="a b").checkpoint_dir == "a b/checkpoints"
+    assert SiglipTrainingArguments(output_dir="a b").checkpoint_dir == "a b/checkpoints"

@@ -10,7 +10,7 @@ import pytest
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_flowers
+from siglip_flowers.data import check_data_arguments, image_ids, load_data
 from siglip_flowers.data.names import normalize_name, order_names
 from siglip_flowers.data.splits import get_labels
 
@@ -24,7 +24,7 @@ def write_images(folder: Path, count: int, key: int = 0) -> None:
 
 
 def load(folder: Path, **options: object):
-    return load_flowers(DataArguments(data_dir=str(folder), **options))
+    return load_data(DataArguments(data_dir=str(folder), **options))
 
 
 def test_normalized_flower_names_stay_distinct() -> None:

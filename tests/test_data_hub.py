@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_flowers
+from siglip_flowers.data import check_data_arguments, image_ids, load_data
 from siglip_flowers.data.splits import get_labels
 
 ALPHABETICAL = sorted(FLOWER_NAMES)
@@ -42,7 +42,7 @@ def write(tmp_path, **splits: Dataset) -> str:
 
 
 def load(name: str, **options: object):
-    return load_flowers(DataArguments(dataset_name=name, **options))
+    return load_data(DataArguments(dataset_name=name, **options))
 
 
 def test_alphabetical_class_labels_are_mapped_by_name(tmp_path) -> None:

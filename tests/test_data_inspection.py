@@ -9,7 +9,7 @@ import pytest
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids, load_flowers
+from siglip_flowers.data import image_ids, load_data
 
 
 def draw_noise(*key: int, size: int = 48) -> PIL.Image.Image:
@@ -29,7 +29,7 @@ def folder(tmp_path) -> Path:
 
 
 def load(folder: Path, **options: object):
-    return load_flowers(DataArguments(data_dir=str(folder), **options))
+    return load_data(DataArguments(data_dir=str(folder), **options))
 
 
 def break_images(folder: Path) -> None:

@@ -19,7 +19,7 @@ import scipy.io
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import FlowerData, check_data_arguments, image_ids, load_flowers
+from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids, load_data
 from siglip_flowers.data.sources import oxford
 from siglip_flowers.data.splits import get_labels
 
@@ -56,8 +56,8 @@ def cache_root(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def swapped(flowers_dir, cache_root) -> FlowerData:
-    return load_flowers(DataArguments(data_dir=str(flowers_dir)))
+def swapped(flowers_dir, cache_root) -> ClassificationData:
+    return load_data(DataArguments(data_dir=str(flowers_dir)))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def images(swapped, cache_root) -> Path:
     return next(cache_root.glob("siglip_flowers_oxford/*/jpg"))
 
 
-def map_names(data: FlowerData) -> dict[int, str]:
+def map_names(data: ClassificationData) -> dict[int, str]:
     return {
         int(name.removeprefix("image_")): data.class_names[label]
         for dataset in data.splits.values()
@@ -84,7 +84,7 @@ def test_protocol_has_the_original_ids_and_labels(flowers_dir, swapped, protocol
     data = (
         swapped
         if protocol == "swapped"
-        else load_flowers(DataArguments(data_dir=str(flowers_dir), split_protocol=protocol))
+        else load_data(DataArguments(data_dir=str(flowers_dir), split_protocol=protocol))
     )
     assert (data.source, data.split_protocol) == ("oxford", protocol)
     assert tuple(len(dataset) for dataset in data.splits.values()) == SIZES[protocol]

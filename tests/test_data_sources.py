@@ -9,7 +9,7 @@ from datasets import ClassLabel, Image
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_flowers, resolve_source
+from siglip_flowers.data import check_data_arguments, image_ids, load_data, resolve_source
 from siglip_flowers.data.splits import get_labels
 
 SMALL = {
@@ -20,7 +20,7 @@ SMALL = {
 
 
 def load(**options: object):
-    return load_flowers(DataArguments(**SMALL, **options))
+    return load_data(DataArguments(**SMALL, **options))
 
 
 @pytest.fixture(scope="module")
@@ -95,4 +95,4 @@ def test_contradicting_options_are_refused(options, message) -> None:
 def test_loading_checks_the_options_too(tmp_path) -> None:
     PIL.Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="no class folders"):
-        load_flowers(DataArguments(data_dir=str(tmp_path)))
+        load_data(DataArguments(data_dir=str(tmp_path)))

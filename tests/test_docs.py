@@ -144,7 +144,7 @@ def test_the_reference_has_every_public_class_and_function(site):
                 r"^(?:def|class) ([A-Za-z]\w*)", path.read_text("utf-8"), re.MULTILINE
             ):
                 assert f"{module}.{name}" in anchors
-    assert "siglip_flowers.inference.classifier.FlowerClassifier" in anchors
+    assert "siglip_flowers.inference.classifier.SiglipImageClassifier" in anchors
 
 
 def test_the_citation_file_has_what_the_format_asks_for():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from siglip_flowers.config import AugmentationArguments, DataArguments, FlowersTrainingArguments
+from siglip_flowers.config import AugmentationArguments, DataArguments, SiglipTrainingArguments
 from siglip_flowers.data.augmentation.images import BatchAugmenter
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.data.pixels.tensors import PixelDataset
@@ -40,7 +40,7 @@ def build(nano_dir, processor, tmp_path):
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
         if change is not None:
             change(model)
-        training = FlowersTrainingArguments(
+        training = SiglipTrainingArguments(
             output_dir=str(tmp_path / "run"),
             use_cpu=True,
             bf16=options.pop("bf16", False),

@@ -31,7 +31,7 @@ from siglip_flowers.commands import predict as predict_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import read_yaml
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.data.inspection import examine_image
 from siglip_flowers.data.sources.archive import unpack_images
 from siglip_flowers.data.sources.oxford import IMAGE_COUNT, read_labels
@@ -46,7 +46,7 @@ from siglip_flowers.model.text_head import load_text_tower
 from siglip_flowers.plots.examples import save_examples
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import find_checkpoint
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 from tests.fuzz.mutations import DOCUMENTS, EPS, IMAGE_NAMES, make_tar
 from tests.fuzz.readers import READ, Reader, make_readers, time_limit
 from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder, small_options
@@ -313,7 +313,7 @@ def test_a_training_folder_with_odd_files_is_refused_with_their_list(odd_files, 
         time_limit(60),
         pytest.raises(RunError, match="10 of 34 images cannot be read") as caught,
     ):
-        load_flowers(DataArguments(data_dir=str(folder)))
+        load_data(DataArguments(data_dir=str(folder)))
     assert "pipe.jpg (not a regular file)" in str(caught.value)
 
 
@@ -538,7 +538,7 @@ def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy, 
 def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, capsys):
     folder, run = make_folder(tmp_path / "data", train=4, held_out=2), tmp_path / "run"
     options = small_options(checkpoint, folder, run)
-    step = FlowersTrainer.training_step
+    step = SiglipTrainer.training_step
 
     def stop_in_second_epoch(self, *args, **kwargs):
         if self.state.global_step >= 2:
@@ -546,7 +546,7 @@ def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, 
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FlowersTrainer, "training_step", stop_in_second_epoch)
+        patch.setattr(SiglipTrainer, "training_step", stop_in_second_epoch)
         assert train_command.main(options) == 1
     newest = find_checkpoint(run)
     assert newest is not None
@@ -631,7 +631,7 @@ def test_class_names_survive_a_run_and_are_printed_harmlessly(checkpoint, tmp_pa
 def test_names_that_nobody_could_tell_apart_are_refused(tmp_path, names, message):
     data = save_named_data(tmp_path / "data", names, Value("string"))
     with pytest.raises(InputError, match=message):
-        load_flowers(DataArguments(dataset_name=data))
+        load_data(DataArguments(dataset_name=data))
 
 
 def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
@@ -639,11 +639,11 @@ def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
     file = os.fsencode(folder / "train" / "aster") + b"/\xff.png"
     shutil.copy(folder / "train" / "aster" / "0.png", file)
     with pytest.raises(InputError, match=r"udcff.png' has a name that is not UTF-8"):
-        load_flowers(DataArguments(data_dir=str(folder)))
+        load_data(DataArguments(data_dir=str(folder)))
     os.remove(file)
     os.rename(folder / "train" / "aster", os.fsencode(folder / "train") + b"/aster\xff")
     with pytest.raises(InputError, match=r"'aster\\udcff' has a name that is not UTF-8"):
-        load_flowers(DataArguments(data_dir=str(folder)))
+        load_data(DataArguments(data_dir=str(folder)))
 
 
 def test_an_argument_that_is_not_text_is_refused(capsys):

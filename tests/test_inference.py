@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel, pipeline
 
-from siglip_flowers import FlowerClassifier, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config.precision import computes_bfloat16
@@ -55,7 +55,7 @@ def small_model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small(small_model):
-    return FlowerClassifier.from_pretrained(small_model, dtype="float32", device="cpu")
+    return SiglipImageClassifier.from_pretrained(small_model, dtype="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def assert_same(ours, theirs, tolerance=1e-4):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_labels_and_scores_are_the_pipelines(nano_dir, photograph_paths, tmp_path, activation):
     directory = save_classifier(nano_dir, tmp_path, FLOWER_NAMES, activation=activation)
-    classifier = FlowerClassifier.from_pretrained(directory, dtype="float32", device="cpu")
+    classifier = SiglipImageClassifier.from_pretrained(directory, dtype="float32", device="cpu")
     reference = pipeline("image-classification", model=str(directory), device="cpu")
     assert_same(classifier(photograph_paths), reference(photograph_paths))
     assert_same([classifier(photograph_paths[0], top_k=2)], [reference(photograph_paths[0])[:2]])
@@ -131,7 +131,7 @@ def test_top_k_is_bounded_by_the_classes(small):
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (5, 4), (9, 16), (64, 3)])
 def test_order_is_kept_with_many_threads(small_model, batch_size, num_workers):
-    classifier = FlowerClassifier.from_pretrained(
+    classifier = SiglipImageClassifier.from_pretrained(
         small_model, dtype="float32", device="cpu", batch_size=batch_size, num_workers=num_workers
     )
     generator = np.random.default_rng(0)
@@ -285,8 +285,8 @@ def test_batches_have_the_size_asked_for(count, batch_size):
 
 @NATIVE_BFLOAT16
 def test_bfloat16_is_close_to_float32(nano_model, photograph_paths):
-    exact = FlowerClassifier.from_pretrained(nano_model, dtype="float32", device="cpu")
-    fast = FlowerClassifier.from_pretrained(nano_model, dtype="auto", device="cpu")
+    exact = SiglipImageClassifier.from_pretrained(nano_model, dtype="float32", device="cpu")
+    fast = SiglipImageClassifier.from_pretrained(nano_model, dtype="auto", device="cpu")
     assert fast.dtype == torch.bfloat16
     assert fast.engine.model.classifier.weight.dtype == torch.float32
     pairs = [
@@ -376,8 +376,8 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
 @pytest.mark.slow
 def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
     options = {"dtype": "float32", "device": "cpu", "batch_size": 16}
-    plain = FlowerClassifier.from_pretrained(small_model, **options)
-    compiled = FlowerClassifier.from_pretrained(small_model, compile=True, **options)
+    plain = SiglipImageClassifier.from_pretrained(small_model, **options)
+    compiled = SiglipImageClassifier.from_pretrained(small_model, compile=True, **options)
     # 40 images: the last batch is smaller than what was compiled.
     assert_same(compiled(photograph_paths), plain(photograph_paths))
 
@@ -385,7 +385,7 @@ def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
 def test_compilation_without_a_compiler_is_refused(small_model, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"--compile needs a C\+\+ compiler"):
-        FlowerClassifier.from_pretrained(small_model, device="cpu", compile=True)
+        SiglipImageClassifier.from_pretrained(small_model, device="cpu", compile=True)
     monkeypatch.delenv("CC", raising=False)
     model = load_saved_classifier(str(small_model))
     processor = load_image_processor(str(small_model))
@@ -409,9 +409,9 @@ def test_number_formats_and_devices_are_checked(small_model, monkeypatch):
     with pytest.raises(InputError, match="The device 'nonsense' cannot be used"):
         resolve_device("nonsense")
     with pytest.raises(InputError, match="attention implementation 'nonsense'"):
-        FlowerClassifier.from_pretrained(small_model, attn_implementation="nonsense")
+        SiglipImageClassifier.from_pretrained(small_model, attn_implementation="nonsense")
     with pytest.raises(InputError, match="batch_size is 0"):
-        FlowerClassifier.from_pretrained(small_model, batch_size=0)
+        SiglipImageClassifier.from_pretrained(small_model, batch_size=0)
 
 
 def test_attention_is_the_faster_one():
@@ -426,7 +426,7 @@ def test_attention_is_the_faster_one():
 
 def test_only_trained_classifiers_are_taken(nano_dir):
     with pytest.raises(InputError, match="not a trained classifier"):
-        FlowerClassifier.from_pretrained(nano_dir)
+        SiglipImageClassifier.from_pretrained(nano_dir)
 
 
 def test_mean_pooling_and_normalized_features_go_through_the_same_engine(tmp_path):

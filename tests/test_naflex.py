@@ -40,7 +40,7 @@ from siglip_flowers.data.pixels.tensors import (
     get_image_size,
     scale_size,
 )
-from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.freezing import freeze
@@ -466,7 +466,7 @@ def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
 
 def test_predict_and_the_pipeline_agree(run, folder, capsys):
     paths = sorted((folder / "test").rglob("*.png"))
-    classifier = FlowerClassifier.from_pretrained(run / "model", dtype="float32", batch_size=5)
+    classifier = SiglipImageClassifier.from_pretrained(run / "model", dtype="float32", batch_size=5)
     ours = classifier(paths, top_k=1)
     theirs = pipeline(
         "image-classification",
@@ -523,9 +523,9 @@ def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, fo
 def test_compiled_gives_what_eager_gives(run, folder):
     paths = sorted((folder / "test").rglob("*.png"))
     options = {"dtype": "float32", "device": "cpu", "batch_size": 8}
-    plain = FlowerClassifier.from_pretrained(run / "model", **options)
+    plain = SiglipImageClassifier.from_pretrained(run / "model", **options)
     # 12 images: the last batch is smaller than what was compiled.
-    compiled = FlowerClassifier.from_pretrained(run / "model", compile=True, **options)
+    compiled = SiglipImageClassifier.from_pretrained(run / "model", compile=True, **options)
     for one, other in zip(compiled(paths), plain(paths), strict=True):
         assert [row["label"] for row in one] == [row["label"] for row in other]
         scores = [row["score"] for row in other]

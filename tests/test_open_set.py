@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
 
-from siglip_flowers import FlowerClassifier
+from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.predict import main as predict
 from siglip_flowers.commands.predict import parse_prediction_arguments
@@ -146,7 +146,7 @@ def run(tmp_path_factory):
 def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
     open_set = load_open_set(run / "run" / "model")
     assert open_set.score in SCORES
-    classifier = FlowerClassifier.from_pretrained(run / "run" / "model", dtype="float32")
+    classifier = SiglipImageClassifier.from_pretrained(run / "run" / "model", dtype="float32")
     images = sorted((run / "data" / "validation").rglob("*.png"))
     known = [image.known for image in classifier.stream(images)]
     assert sum(known) == int(np.ceil(0.95 * len(known)))
@@ -161,7 +161,7 @@ def test_predict_marks_images_below_the_threshold(run, capsys):
     model = str(run / "run" / "model")
     image = str(next((run / "data" / "test").rglob("*.png")))
     everything = [image, "--model", model, "--top_k", "1", "--dtype", "float32"]
-    score = FlowerClassifier.from_pretrained(model, dtype="float32")
+    score = SiglipImageClassifier.from_pretrained(model, dtype="float32")
     value = next(score.stream([image])).known_score
     answers = {}
     for name, options in {
@@ -191,9 +191,9 @@ def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path
         if file.name != OPEN_SET_FILE:
             (model / file.name).write_bytes(file.read_bytes())
     image = Image.new("RGB", (16, 16))
-    plain = next(FlowerClassifier.from_pretrained(model).stream([image], 1))
+    plain = next(SiglipImageClassifier.from_pretrained(model).stream([image], 1))
     assert (plain.known, plain.known_score) == (None, None)
-    marked = next(FlowerClassifier.from_pretrained(model, threshold=0.999).stream([image], 1))
+    marked = next(SiglipImageClassifier.from_pretrained(model, threshold=0.999).stream([image], 1))
     assert marked.known is False
     assert marked.known_score == pytest.approx(plain.results[0]["score"], abs=1e-3)
     assert marked.results == plain.results

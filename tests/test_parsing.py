@@ -12,9 +12,9 @@ from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
 )
 from siglip_flowers.config.parsing import dump_configuration, parse_arguments
 from siglip_flowers.training.build import RunArguments
@@ -24,7 +24,7 @@ KINDS = (
     DataArguments,
     AugmentationArguments,
     ModelArguments,
-    FlowersTrainingArguments,
+    SiglipTrainingArguments,
     ProbeArguments,
 )
 CONFIGS = sorted(
@@ -58,9 +58,7 @@ def test_yaml_overrides_defaults_and_the_command_line_overrides_yaml(write_yaml)
     ):
         training = parse(*argv)[3]
         assert (training.learning_rate, training.weight_decay) == (0.5, 0.125)
-        assert (
-            training.num_train_epochs == FlowersTrainingArguments(output_dir="x").num_train_epochs
-        )
+        assert training.num_train_epochs == SiglipTrainingArguments(output_dir="x").num_train_epochs
 
 
 def test_given_defaults_are_overridden_by_yaml_and_command_line(write_yaml):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.data.inspection import examine_splits
 from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.fingerprint import fingerprint_images
@@ -119,7 +119,7 @@ def test_pickled_pixels_travel_as_the_name_of_their_file(rows, tmp_path):
 
 
 def load_folder(directory):
-    return load_flowers(DataArguments(data_dir=str(directory), pixel_cache=False)).splits["train"]
+    return load_data(DataArguments(data_dir=str(directory), pixel_cache=False)).splits["train"]
 
 
 def test_fingerprint_follows_files_that_change(tmp_path):
@@ -155,7 +155,7 @@ def test_fingerprint_follows_embedded_images_and_their_order():
 
 def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "data")
-    splits = load_flowers(DataArguments(data_dir=str(folder), pixel_cache=False)).splits
+    splits = load_data(DataArguments(data_dir=str(folder), pixel_cache=False)).splits
     cache = tmp_path / "cache"
     first = examine_splits(splits, 1, cache)
     assert first == examine_splits(splits, 1)

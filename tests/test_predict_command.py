@@ -13,7 +13,7 @@ import urllib.error
 import pytest
 from PIL import Image
 
-from siglip_flowers import FlowerClassifier
+from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import MODEL_DIR, find_model
@@ -64,7 +64,7 @@ def test_json_lines_are_what_the_python_interface_gives(model, images, capsys):
     rows = read_lines(out)
     names = [str(images / name) for name in ("a.JPG", "b.png", "below/c.webp")]
     assert [row["image"] for row in rows] == names
-    expected = FlowerClassifier.from_pretrained(model)(names, top_k=2)
+    expected = SiglipImageClassifier.from_pretrained(model)(names, top_k=2)
     assert [row["predictions"] for row in rows] == expected
     assert err == ""
 
@@ -244,7 +244,7 @@ def test_urls_are_fetched_when_allowed(model, server, tmp_path, capsys):
     out, err = capsys.readouterr()
     rows = read_lines(out)
     assert [row["image"] for row in rows] == [urls[0], urls[2]]
-    expected = FlowerClassifier.from_pretrained(model)(tmp_path / "served.png")
+    expected = SiglipImageClassifier.from_pretrained(model)(tmp_path / "served.png")
     for row in rows:
         assert [entry["label"] for entry in row["predictions"]] == [e["label"] for e in expected]
     assert f"{urls[1]}: HTTP 404" in err

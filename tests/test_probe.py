@@ -19,9 +19,9 @@ from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
     check_probe,
 )
 from siglip_flowers.config.parsing import parse_arguments
@@ -81,7 +81,7 @@ def arrange(nano_dir, tmp_path):
             DataArguments(),
             AugmentationArguments(**(augmentation or {"augment": False})),
             ModelArguments(model_name_or_path=str(nano_dir), trainable="head", **(model or {})),
-            FlowersTrainingArguments(output_dir=str(tmp_path / name), **options),
+            SiglipTrainingArguments(output_dir=str(tmp_path / name), **options),
             ProbeArguments(**(probe or {})),
         )
 
@@ -528,7 +528,7 @@ GIVEN = ["--probe_poolings", "map", "--augment", "false"]
 )
 def test_what_does_not_fit_together_is_refused_at_once(tmp_path, more, message):
     options = small_options(tmp_path, tmp_path, tmp_path / "run", "--trainable", "head")
-    kinds = (DataArguments, AugmentationArguments, ModelArguments, FlowersTrainingArguments)
+    kinds = (DataArguments, AugmentationArguments, ModelArguments, SiglipTrainingArguments)
 
     def check():
         _, augmentation, model, training, probe = parse_arguments(

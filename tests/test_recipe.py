@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.freezing import freeze, locate_parameters
 from siglip_flowers.model.loading import load_classifier
@@ -287,7 +287,7 @@ def test_gradient_checkpointing_repeats_the_same_drops(nano_dir):
 )
 def test_values_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        FlowersTrainingArguments(**options)
+        SiglipTrainingArguments(**options)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.temperature import load_temperature
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
@@ -476,7 +476,7 @@ def test_predictions_are_calibrated_when_asked(small_run):
     temperature = load_temperature(model)
     image = draw(1)[0]
     plain, calibrated = (
-        FlowerClassifier.from_pretrained(model, dtype="float32", calibrated=asked)
+        SiglipImageClassifier.from_pretrained(model, dtype="float32", calibrated=asked)
         for asked in (False, True)
     )
     before = np.log([result["score"] for result in plain(image, 3)])
@@ -489,10 +489,10 @@ def test_a_model_without_temperature_is_told_so(small_run, tmp_path):
     shutil.copytree(small_run / MODEL_DIR, model)
     (model / "calibration.json").write_text('{"temperature": -1}')
     with pytest.raises(InputError, match="cannot be read"):
-        FlowerClassifier.from_pretrained(model, calibrated=True)
+        SiglipImageClassifier.from_pretrained(model, calibrated=True)
     (model / "calibration.json").unlink()
     with pytest.raises(InputError, match="has no"):
-        FlowerClassifier.from_pretrained(model, calibrated=True)
+        SiglipImageClassifier.from_pretrained(model, calibrated=True)
 
 
 @pytest.fixture(scope="module")

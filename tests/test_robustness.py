@@ -13,7 +13,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
@@ -40,7 +40,7 @@ def run(tmp_path_factory) -> Path:
 def parts(run):
     model = load_saved_classifier(str(run / "model"))
     processor = load_image_processor(str(run / "model"))
-    rows = load_flowers(DataArguments(data_dir=str(run.parent / "data"))).splits["test"]
+    rows = load_data(DataArguments(data_dir=str(run.parent / "data"))).splits["test"]
     return model, processor, rows
 
 

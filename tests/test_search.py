@@ -21,7 +21,7 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
+from siglip_flowers.config import ModelArguments, SiglipTrainingArguments
 from siglip_flowers.search import command as search_command
 from siglip_flowers.search.line import check_line
 from siglip_flowers.search.options import SearchArguments
@@ -43,7 +43,7 @@ SPACE = {
     "pooling": ["mean", "map"],
     "per_device_train_batch_size": {"low": 4, "high": 8, "step": 4},
 }
-HINTS = get_type_hints(ModelArguments) | get_type_hints(FlowersTrainingArguments)
+HINTS = get_type_hints(ModelArguments) | get_type_hints(SiglipTrainingArguments)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templa
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_flowers
+from siglip_flowers.data import load_data
 from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer, collate_pixels
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 
@@ -24,7 +24,7 @@ STEPS = 4
 
 def score_by_hand(nano_dir: Path, flowers_dir: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return SiglipModel's own logits for averaged prompts, and the labels, of a split."""
-    data = load_flowers(DataArguments(data_dir=str(flowers_dir), max_eval_samples=EVALUATED))
+    data = load_data(DataArguments(data_dir=str(flowers_dir), max_eval_samples=EVALUATED))
     model = SiglipModel.from_pretrained(nano_dir).eval()
     tokenizer = AutoTokenizer.from_pretrained(nano_dir)
     processor = load_image_processor(str(nano_dir))

@@ -22,9 +22,9 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     EvaluationArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
     inherited,
     make_training_options,
 )
@@ -216,7 +216,7 @@ def test_the_source_of_the_parent_is_read_as_python_reads_it():
 
 
 def test_light_and_real_training_arguments_have_the_same_fields():
-    assert describe_all(make_training_options()) == describe_all(FlowersTrainingArguments)
+    assert describe_all(make_training_options()) == describe_all(SiglipTrainingArguments)
 
 
 def test_light_and_real_parser_have_the_same_options():
@@ -234,7 +234,7 @@ def test_light_and_real_parser_have_the_same_options():
             for action in HfArgumentParser(kinds)._actions
         }
 
-    real = describe_parser((*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments))
+    real = describe_parser((*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments))
     light = describe_parser(check_kinds())
     assert list(light) == list(real)
     assert light == real
@@ -244,7 +244,7 @@ def test_light_choices_are_never_narrower():
     def list_choices(kinds):
         return {action.dest: action.choices for action in HfArgumentParser(kinds)._actions}
 
-    light, real = list_choices([make_training_options()]), list_choices([FlowersTrainingArguments])
+    light, real = list_choices([make_training_options()]), list_choices([SiglipTrainingArguments])
     assert light["optim"] == real["optim"]
     for name, choices in light.items():
         assert choices is None or list(choices) == list(real[name])
@@ -265,7 +265,7 @@ def test_valid_command_lines_pass_silently(argv, capsys):
     assert capsys.readouterr() == ("", "")
     # As the arguments themselves see it.
     parse_arguments(
-        (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments), argv, prog="x", description="y"
+        (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments), argv, prog="x", description="y"
     )
 
 
@@ -298,7 +298,7 @@ def test_what_is_refused_is_refused_in_the_same_words(argv):
         check(argv)
     with pytest.raises(InputError) as real:
         parse_arguments(
-            (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments),
+            (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments),
             argv,
             prog="x",
             description="y",

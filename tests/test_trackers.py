@@ -16,7 +16,7 @@ import pytest
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.tracking import Tracker, Trackers, choice
 from siglip_flowers.tracking import wandb as wb
 from siglip_flowers.tracking.choice import (
@@ -375,7 +375,7 @@ def test_only_the_main_process_logs(monkeypatch, tmp_path, main_process):
         choice, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
     )
     names = ["aim", "wandb", "tensorboard", "trackio"]
-    training = FlowersTrainingArguments(output_dir=str(tmp_path), report_to=names)
+    training = SiglipTrainingArguments(output_dir=str(tmp_path), report_to=names)
     assert list(build_trackers(training)._active) == (names if main_process else [])
 
 

@@ -38,7 +38,7 @@ def _evaluate(argv: list[str]) -> None:
         import torch
         from accelerate import PartialState
 
-        from siglip_flowers.data import check_data_arguments, load_flowers
+        from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.evaluation.predict import evaluate_split
         from siglip_flowers.evaluation.predictions import write_predictions
@@ -73,7 +73,7 @@ def _evaluate(argv: list[str]) -> None:
     processor = load_image_processor(model_path)
     check_extras(options, processor)
     with PartialState().main_process_first():
-        data = load_flowers(data_arguments)
+        data = load_data(data_arguments)
     rows = data.splits[options.split]
     if options.zero_shot:
         model = load_zero_shot_classifier(model_path, data.class_names, templates)

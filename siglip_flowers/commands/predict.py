@@ -24,7 +24,7 @@ from siglip_flowers.inference.finding import (
 from siglip_flowers.inference.output import choose_formatter, escape_unprintable
 
 if TYPE_CHECKING:
-    from siglip_flowers.inference.classifier import FlowerClassifier
+    from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 PROG = "siglip-flowers predict"
 # Fewer are classified before one could read a bar.
@@ -52,11 +52,11 @@ def _predict(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with import_quickly():
         from siglip_flowers.data.pixels.decoding import list_image_extensions
-        from siglip_flowers.inference.classifier import FlowerClassifier
+        from siglip_flowers.inference.classifier import SiglipImageClassifier
 
     options = parse_prediction_arguments(argv)
     found = find_images(options.paths, list_image_extensions())
-    classifier = FlowerClassifier.from_pretrained(
+    classifier = SiglipImageClassifier.from_pretrained(
         find_model(options.model),
         dtype=options.dtype,
         device=options.device,
@@ -83,7 +83,7 @@ def _predict(argv: list[str]) -> None:
 
 
 def _write_predictions(
-    classifier: "FlowerClassifier", found: list[str], kind: str, top_k: int, output: TextIO
+    classifier: "SiglipImageClassifier", found: list[str], kind: str, top_k: int, output: TextIO
 ) -> tuple[int, int]:
     """Classify and write as the results come; return the number of images and of broken ones."""
     # See _predict.

@@ -41,7 +41,7 @@ def _fit(argv: list[str]) -> None:
     with import_quickly():
         import numpy as np
 
-        from siglip_flowers.data import check_data_arguments, load_flowers
+        from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.evaluation.predict import evaluate_split
         from siglip_flowers.evaluation.threshold import (
@@ -50,7 +50,7 @@ def _fit(argv: list[str]) -> None:
             format_separation,
             score_split,
         )
-        from siglip_flowers.inference.classifier import FlowerClassifier
+        from siglip_flowers.inference.classifier import SiglipImageClassifier
         from siglip_flowers.inference.ood import OPEN_SET_FILE
         from siglip_flowers.metrics.ood import measure_separation
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
@@ -59,7 +59,7 @@ def _fit(argv: list[str]) -> None:
     check_data_arguments(data_arguments)
     model = load_saved_classifier(options.model)
     processor = load_image_processor(options.model)
-    data = load_flowers(data_arguments)
+    data = load_data(data_arguments)
     results = {}
     for split in ("train", "validation"):
         rows = follow_model_classes(data.splits[split], model.class_names, options.model)
@@ -77,7 +77,7 @@ def _fit(argv: list[str]) -> None:
     print(escape_unprintable(f"{options.model} on {data.description}"))
     print(format_open_set(figures))
     if options.not_flowers is not None:
-        classifier = FlowerClassifier(model, processor, dtype="float32", open_set=open_set)
+        classifier = SiglipImageClassifier(model, processor, dtype="float32", open_set=open_set)
         paths = find_images([options.not_flowers], list_image_extensions())
         scores = [image.known_score for image in classifier.stream(paths)]
         unknown = [score for score in scores if score is not None]

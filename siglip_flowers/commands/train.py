@@ -37,12 +37,12 @@ def _train(argv: list[str]) -> None:
     with import_quickly():
         from accelerate import PartialState
 
-        from siglip_flowers.config.training import FlowersTrainingArguments
+        from siglip_flowers.config.training import SiglipTrainingArguments
         from siglip_flowers.evaluation.tables import format_metrics
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
-    kinds = (*OTHER_KINDS, FlowersTrainingArguments, ProbeArguments)
+    kinds = (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments)
     parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
     arguments = RunArguments(*parsed)
     if is_first_process():

@@ -66,7 +66,7 @@ def _read_images(
     directories: Sequence[Path], given: DataArguments, split: str, wanted: Sequence[str]
 ) -> "dict[str, Image.Image]":
     """Return images by id, none where the data are not at hand; nothing is downloaded."""
-    from siglip_flowers.data import decode_rgb, image_ids, load_flowers
+    from siglip_flowers.data import decode_rgb, image_ids, load_data
 
     arguments = given
     if all(getattr(given, name) is None for name in SOURCE_OPTIONS[:3]):
@@ -79,6 +79,6 @@ def _read_images(
     local = arguments.data_dir is not None and Path(arguments.data_dir).is_dir()
     if not wanted or not (local or arguments.data_source == "procedural"):
         return {}
-    rows = load_flowers(arguments).splits[split]
+    rows = load_data(arguments).splits[split]
     place = {name: number for number, name in enumerate(image_ids(rows))}
     return {name: decode_rgb(rows[place[name]]["image"]) for name in wanted if name in place}

@@ -3,7 +3,7 @@
 The help text of a field is its only documentation. Values are validated in ``__post_init__``
 because argparse checks neither defaults nor values that came from a YAML file.
 
-``FlowersTrainingArguments`` imports torch and is therefore imported when it is first asked for.
+``SiglipTrainingArguments`` imports torch and is therefore imported when it is first asked for.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ from siglip_flowers.config.model import HEAD_INITS, ModelArguments, parse_traina
 from siglip_flowers.config.options import (
     OBJECTIVES,
     TRACKERS,
-    FlowersTrainingOptions,
+    TrainingOptions,
     parse_wise_ft,
 )
 from siglip_flowers.probe.options import ProbeArguments, check_probe, find_probe_obstacle
 
 if TYPE_CHECKING:
-    from siglip_flowers.config.training import FlowersTrainingArguments
+    from siglip_flowers.config.training import SiglipTrainingArguments
 
 __all__ = [
     "DATA_SOURCES",
@@ -34,10 +34,10 @@ __all__ = [
     "AugmentationArguments",
     "DataArguments",
     "EvaluationArguments",
-    "FlowersTrainingArguments",
-    "FlowersTrainingOptions",
     "ModelArguments",
     "ProbeArguments",
+    "SiglipTrainingArguments",
+    "TrainingOptions",
     "check_choice",
     "check_positive",
     "check_probe",
@@ -50,8 +50,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "FlowersTrainingArguments":
-        from siglip_flowers.config.training import FlowersTrainingArguments
+    if name == "SiglipTrainingArguments":
+        from siglip_flowers.config.training import SiglipTrainingArguments
 
-        return FlowersTrainingArguments
+        return SiglipTrainingArguments
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

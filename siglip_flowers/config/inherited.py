@@ -12,7 +12,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-from siglip_flowers.config.options import FlowersTrainingOptions
+from siglip_flowers.config.options import TrainingOptions
 
 TYPES: dict[str, Any] = {
     kind.__name__: kind for kind in (bool, int, float, str, list, dict, tuple)
@@ -26,9 +26,9 @@ class _UnreadableError(Exception):
 
 
 def make_training_options() -> type | None:
-    """Return a dataclass with the fields of ``FlowersTrainingArguments`` and its own checks.
+    """Return a dataclass with the fields of ``SiglipTrainingArguments`` and its own checks.
 
-    It checks what ``FlowersTrainingOptions`` checks; enumerations whose source is not found and
+    It checks what ``TrainingOptions`` checks; enumerations whose source is not found and
     classes count as text. None where the source of transformers is not found or not understood.
     """
     spec = importlib.util.find_spec("transformers")
@@ -40,7 +40,7 @@ def make_training_options() -> type | None:
     except (OSError, SyntaxError, ValueError, TypeError, _UnreadableError):
         return None
     return dataclasses.make_dataclass(
-        "FlowersTrainingArguments", [], bases=(FlowersTrainingOptions, inherited)
+        "SiglipTrainingArguments", [], bases=(TrainingOptions, inherited)
     )
 
 

@@ -30,7 +30,7 @@ def parse_wise_ft(wise_ft: str | None) -> list[float]:
 
 
 @dataclass
-class FlowersTrainingOptions:
+class TrainingOptions:
     """The recipe of fine-tuning SigLIP.
 
     The fields up to the blank comment line restate one of ``transformers.TrainingArguments``, most

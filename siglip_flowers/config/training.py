@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import torch
 from transformers import TrainingArguments
 
-from siglip_flowers.config.options import FlowersTrainingOptions
+from siglip_flowers.config.options import TrainingOptions
 from siglip_flowers.config.precision import computes_bfloat16
 
 
 @dataclass
-class FlowersTrainingArguments(FlowersTrainingOptions, TrainingArguments):  # type: ignore[misc]
+class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` with the recipe defaults of fine-tuning SigLIP.
 
-    A field of both has the default and the help text of ``FlowersTrainingOptions``.
+    A field of both has the default and the help text of ``TrainingOptions``.
     """
 
     def __post_init__(self) -> None:
-        FlowersTrainingOptions.__post_init__(self)
+        TrainingOptions.__post_init__(self)
         # The parent refuses bf16 on a machine without an accelerator unless told to use the CPU.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         cuda = torch.cuda.is_available() and not self.use_cpu

@@ -3,17 +3,17 @@
 from siglip_flowers.data.identity import image_ids
 from siglip_flowers.data.pixels.decoding import decode_rgb
 from siglip_flowers.data.sources.load import (
-    FlowerData,
+    ClassificationData,
     check_data_arguments,
-    load_flowers,
+    load_data,
     resolve_source,
 )
 
 __all__ = [
-    "FlowerData",
+    "ClassificationData",
     "check_data_arguments",
     "decode_rgb",
     "image_ids",
-    "load_flowers",
+    "load_data",
     "resolve_source",
 ]

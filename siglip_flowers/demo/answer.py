@@ -12,7 +12,7 @@ import PIL.ImageOps
 from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, decode_rgb, open_image
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.demo.neighbors import TrainingImages
-from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.reading import explain_problem
 from siglip_flowers.inference.saliency import compute_saliency
 from siglip_flowers.report.attention import draw_overlay
@@ -56,7 +56,7 @@ class Explainer:
 
     def __init__(
         self,
-        classifier: FlowerClassifier,
+        classifier: SiglipImageClassifier,
         processor: Any,
         *,
         images: TrainingImages | None = None,

@@ -18,7 +18,7 @@ from siglip_flowers.training.output import CONFIG_FILE
 
 if TYPE_CHECKING:
     from siglip_flowers.demo.neighbors import TrainingImages
-    from siglip_flowers.inference.classifier import FlowerClassifier
+    from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 PROG = "siglip-flowers demo"
 DESCRIPTION = "Open a page in the browser to try a classifier on images."
@@ -48,11 +48,11 @@ def _serve(argv: list[str]) -> None:
     with import_quickly():
         from siglip_flowers.demo.answer import Explainer
         from siglip_flowers.demo.app import serve_page
-        from siglip_flowers.inference.classifier import FlowerClassifier
+        from siglip_flowers.inference.classifier import SiglipImageClassifier
         from siglip_flowers.model.loading import load_image_processor
 
     options, data = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
-    classifier = FlowerClassifier.from_pretrained(options.model, dtype=options.dtype)
+    classifier = SiglipImageClassifier.from_pretrained(options.model, dtype=options.dtype)
     processor = load_image_processor(options.model)
     images = None
     if options.neighbors:
@@ -79,7 +79,7 @@ def _serve(argv: list[str]) -> None:
 
 
 def _find_images(
-    classifier: "FlowerClassifier", processor: Any, data: DataArguments, named: bool
+    classifier: "SiglipImageClassifier", processor: Any, data: DataArguments, named: bool
 ) -> "TrainingImages | None":
     """Return the training images, or None where the model's own data are not there.
 
@@ -90,11 +90,11 @@ def _find_images(
         named: Whether the command line names the source, which must be there then.
     """
     # See _serve.
-    from siglip_flowers.data import load_flowers
+    from siglip_flowers.data import load_data
     from siglip_flowers.demo.neighbors import encode_training_images
 
     try:
-        rows = load_flowers(data).splits["train"]
+        rows = load_data(data).splits["train"]
     except (InputError, RunError) as error:
         if named:
             raise

@@ -12,7 +12,7 @@ from siglip_flowers.data.pixels.fingerprint import fingerprint_images
 from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
 from siglip_flowers.evaluation.features import digest_weights
 from siglip_flowers.evaluation.predict import extract_features
-from siglip_flowers.inference.classifier import FlowerClassifier
+from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 BATCH_SIZE = 64
 THUMBNAIL_PIXELS = 160
@@ -55,7 +55,7 @@ class TrainingImages:
 
 
 def encode_training_images(
-    classifier: FlowerClassifier,
+    classifier: SiglipImageClassifier,
     processor: object,
     rows: datasets.Dataset,
     data: DataArguments,

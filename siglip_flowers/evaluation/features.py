@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.config import DataArguments, FlowersTrainingArguments
+from siglip_flowers.config import DataArguments, SiglipTrainingArguments
 from siglip_flowers.data.augmentation.images import BatchAugmenter, uniform_numbers
 from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.data.pixels.array_cache import (
@@ -80,7 +80,7 @@ class FeatureExtractor:
         model: SiglipClassifier,
         processor: Any,
         data: DataArguments,
-        training: FlowersTrainingArguments,
+        training: SiglipTrainingArguments,
     ) -> None:
         self.model = model
         self.data = data

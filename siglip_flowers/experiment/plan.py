@@ -9,7 +9,7 @@ from typing import Any
 
 from siglip_flowers.config import ProbeArguments
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.experiment.settings import (
     LIGHT_KINDS,
     ExperimentSettings,
@@ -93,7 +93,7 @@ def run_options(settings: ExperimentSettings, run: Run) -> dict[str, Any]:
 
 def build_run_arguments(options: dict[str, Any]) -> RunArguments:
     """Turn options into what ``run_training`` takes."""
-    kinds = (*LIGHT_KINDS, FlowersTrainingArguments, ProbeArguments)
+    kinds = (*LIGHT_KINDS, SiglipTrainingArguments, ProbeArguments)
     parsed = parse_arguments(kinds, [], prog="experiment", description="One run.", defaults=options)
     return RunArguments(*parsed)
 

@@ -180,7 +180,7 @@ def _check_options(options: Any, where: str) -> Options:
 def _known_options() -> set[str]:
     training: Any = make_training_options()
     if training is None:
-        training = config.FlowersTrainingArguments
+        training = config.SiglipTrainingArguments
     return {
         item.name
         for kind in (*LIGHT_KINDS, training, ProbeArguments)

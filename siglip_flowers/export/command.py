@@ -87,12 +87,12 @@ def _load_images(
     options: ExportArguments, data_arguments: DataArguments, class_names: list[str]
 ) -> "Int8Options":
     # See _export.
-    from siglip_flowers.data import check_data_arguments, load_flowers
+    from siglip_flowers.data import check_data_arguments, load_data
     from siglip_flowers.data.splits import draw_rows
     from siglip_flowers.export.export import Int8Options
 
     check_data_arguments(data_arguments)
-    data = load_flowers(data_arguments)
+    data = load_data(data_arguments)
     counts = {"train": options.calibration_images, "test": options.test_images}
     chosen: dict[str, Any] = {
         split: draw_rows(

@@ -49,7 +49,7 @@ class Prediction:
     known_score: float | None = None
 
 
-class FlowerClassifier:
+class SiglipImageClassifier:
     """A trained classifier that takes images as they are.
 
     Build it with :meth:`from_pretrained`. Images are paths, bytes of image files, PIL images
@@ -120,7 +120,7 @@ class FlowerClassifier:
         threshold: float | Literal["fitted"] | None = "fitted",
         calibrated: bool = False,
         **options: Any,
-    ) -> "FlowerClassifier":
+    ) -> "SiglipImageClassifier":
         """Load a classifier from a directory or the Hub.
 
         Args:
@@ -251,7 +251,7 @@ class FlowerClassifier:
 
 
 def choose_open_set(model: str, threshold: float | Literal["fitted"] | None) -> OpenSet | None:
-    """Return the score and threshold to use with a model; see ``FlowerClassifier``."""
+    """Return the score and threshold to use with a model; see ``SiglipImageClassifier``."""
     if threshold is None:
         return None
     fitted = load_open_set(model)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.augmentation.patches import build_augmenter
 from siglip_flowers.data.pixels.tensors import scale_size
 from siglip_flowers.data.splits import get_labels
@@ -33,7 +33,7 @@ class SplitFeatures:
 
 
 def collect_features(
-    arguments: RunArguments, data: FlowerData, extractor: FeatureExtractor
+    arguments: RunArguments, data: ClassificationData, extractor: FeatureExtractor
 ) -> SplitFeatures:
     """Open the features of every split, and of the augmented views of the training split."""
     training, augmentation = arguments.training, arguments.augmentation

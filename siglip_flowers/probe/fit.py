@@ -13,7 +13,7 @@ from accelerate import PartialState
 from transformers import set_seed
 
 from siglip_flowers.config import find_probe_obstacle
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.features import FeatureExtractor
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -96,7 +96,7 @@ def encoder_arguments(arguments: RunArguments, pooling: str | None = None) -> Ru
 
 def fit_probe(
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     model: SiglipClassifier,
     processor: Any,
     checkpoint: str | None = None,
@@ -165,7 +165,7 @@ def fit_probe(
 
 def _start_heads(
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     model: SiglipClassifier,
     processor: Any,
     features: SplitFeatures,

@@ -93,7 +93,7 @@ def find_probe_obstacle(
         probe: The options above.
         augmentation: How images are varied.
         model: What is trained.
-        training: A ``FlowersTrainingArguments``.
+        training: A ``SiglipTrainingArguments``.
     """
     mixing = augmentation.augment and (augmentation.mixup_alpha or augmentation.cutmix_alpha)
     adamw = str(getattr(training.optim, "value", training.optim)) in ADAMW_NAMES

@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import torch
 
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.data.splits import draw_rows
 from siglip_flowers.evaluation.features import FeatureDataset
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -76,7 +76,7 @@ def build_probe_trainer(
     return trainer
 
 
-def _copy_arguments(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
+def _copy_arguments(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
     """Return the run's arguments without what concerns an encoder."""
     copied = copy_for_trainer(training)
     # Gathering features takes less time than handing them over from another process.
@@ -93,7 +93,7 @@ def _copy_arguments(training: FlowersTrainingArguments) -> FlowersTrainingArgume
 
 
 def _build_head_loss(
-    training: FlowersTrainingArguments, labels: np.ndarray, num_classes: int
+    training: SiglipTrainingArguments, labels: np.ndarray, num_classes: int
 ) -> HeadLoss:
     if training.objective == "sigmoid":
         return sigmoid_loss_of_heads
@@ -104,6 +104,6 @@ def _build_head_loss(
     return lambda logits, labels: cross_entropy_of_heads(logits, labels, smoothing, weights)
 
 
-def name_activation(training: FlowersTrainingArguments) -> str:
+def name_activation(training: SiglipTrainingArguments) -> str:
     """Name what turns the logits of the run's head into probabilities."""
     return "softmax" if training.objective == "cross_entropy" else "sigmoid"

@@ -21,7 +21,7 @@ from siglip_flowers.probe.figures import (
     summarize_head,
 )
 from siglip_flowers.probe.head_grid import HeadGrid, HeadGridAdamW
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 RECORDS_FILE = "probe_records.json"
 # One figure a head, by name.
@@ -47,7 +47,7 @@ class ProbeSetting:
     strength: float | None = None
 
 
-class ProbeTrainer(FlowersTrainer):
+class ProbeTrainer(SiglipTrainer):
     """Fits all heads of a grid, each as if it were trained alone.
 
     Gradients are clipped head by head, each head has its learning rate and weight decay, and of

@@ -14,7 +14,7 @@ import numpy as np
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids, load_flowers
+from siglip_flowers.data import image_ids, load_data
 from siglip_flowers.data.pixels.decoding import decode_rgb
 from siglip_flowers.publish.finished import FinishedRun, Predictions
 
@@ -30,7 +30,7 @@ def load_test_split(data_arguments: DataArguments) -> datasets.Dataset:
         InputError, RunError: The data cannot be had; says how to name where they lie.
     """
     try:
-        return load_flowers(data_arguments).splits["test"]
+        return load_data(data_arguments).splits["test"]
     except (InputError, RunError) as error:
         raise type(error)(
             f"The test images, which the published files are to be tried on, cannot be loaded: "

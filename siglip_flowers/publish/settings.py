@@ -7,9 +7,9 @@ from typing import Any
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
 )
 from siglip_flowers.publish.finished import PATH_SETTINGS
 
@@ -17,7 +17,7 @@ KINDS = (
     DataArguments,
     AugmentationArguments,
     ModelArguments,
-    FlowersTrainingArguments,
+    SiglipTrainingArguments,
     ProbeArguments,
 )
 # Shown whether or not they have their defaults.

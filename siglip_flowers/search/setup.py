@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.probe.fit import fits_on_features
 from siglip_flowers.search.line import (
     DEFAULTS,
@@ -20,7 +20,7 @@ from siglip_flowers.search.options import SearchArguments
 from siglip_flowers.search.space import SearchSpace, Value, find_start
 from siglip_flowers.training.build import RunArguments, check_arguments
 
-KINDS = list_kinds(FlowersTrainingArguments)
+KINDS = list_kinds(SiglipTrainingArguments)
 TRIALS_DIR, BEST_DIR = "trials", "best"
 
 

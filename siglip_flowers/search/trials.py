@@ -21,7 +21,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.data import FlowerData, load_flowers
+from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.runtime.memory import keep_freed_memory
 from siglip_flowers.search.setup import Search
@@ -40,7 +40,7 @@ from siglip_flowers.training.checkpoints import clear_leftovers
 from siglip_flowers.training.compute import TooLittleMemoryError, set_cpu_threads
 from siglip_flowers.training.output import CHECKPOINT_DIR, find_checkpoint
 from siglip_flowers.training.run import train_to_the_end
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 # An attribute of a trial: what was measured at its best evaluation, and how long it took.
 METRICS, SECONDS = "metrics", "seconds"
@@ -63,7 +63,7 @@ def run_trials(search: Search, take: Callable[[], bool], *, parallel: bool) -> N
     training, options = search.run.training, search.options
     set_cpu_threads(training.cpu_threads)
     keep_freed_memory(training.device)
-    trainer = SearchTrainer(search, load_flowers(search.run.data), take)
+    trainer = SearchTrainer(search, load_data(search.run.data), take)
     try:
         draw: Any = trainer.draw  # the Trainer's annotation knows of floats only
         trainer.hyperparameter_search(
@@ -87,7 +87,7 @@ def run_trials(search: Search, take: Callable[[], bool], *, parallel: bool) -> N
 
 
 class SearchTrainer(Trainer):
-    """The Trainer that is asked for the search; each trial is a run of its own ``FlowersTrainer``.
+    """The Trainer that is asked for the search; each trial is a run of its own ``SiglipTrainer``.
 
     Options of the model, the augmentation and the objective can be searched only where model and
     Trainer are built anew, by the functions that ``train.py`` uses: a trial is what the same
@@ -96,7 +96,7 @@ class SearchTrainer(Trainer):
 
     objective: float
 
-    def __init__(self, search: Search, data: FlowerData, take: Callable[[], bool]) -> None:
+    def __init__(self, search: Search, data: ClassificationData, take: Callable[[], bool]) -> None:
         self.search = search
         self.data = data
         self.take = take
@@ -200,7 +200,7 @@ class _Judge(TrainerCallback):
         self.rows: list[dict[str, float]] = []
         self._reported: set[int] = set()
 
-    def attach(self, trainer: FlowersTrainer) -> None:
+    def attach(self, trainer: SiglipTrainer) -> None:
         """Watch a Trainer, and keep its log rows off the terminal."""
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(self)

@@ -7,7 +7,7 @@ import os
 from accelerate import PartialState
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.tracking.aim import AimTracker
 from siglip_flowers.tracking.group import Trackers
 from siglip_flowers.tracking.tracker import Tracker
@@ -56,7 +56,7 @@ def check_trackers(report_to: list[str] | None) -> None:
             )
 
 
-def build_trackers(training: FlowersTrainingArguments) -> Trackers:
+def build_trackers(training: SiglipTrainingArguments) -> Trackers:
     """Return the run's trackers, not opened yet; none but on the main process.
 
     Two writers would meet in Aim's lock, and elsewhere log everything twice.
@@ -66,7 +66,7 @@ def build_trackers(training: FlowersTrainingArguments) -> Trackers:
     return Trackers({name: _build(name, training) for name in choose_trackers(training.report_to)})
 
 
-def _build(name: str, training: FlowersTrainingArguments) -> Tracker:
+def _build(name: str, training: SiglipTrainingArguments) -> Tracker:
     if name == "aim":
         return AimTracker(training.aim_repo or os.environ.get(REPOSITORY_VARIABLE))
     if name == "wandb":

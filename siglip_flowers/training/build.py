@@ -18,13 +18,13 @@ from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    FlowersTrainingArguments,
     ModelArguments,
     ProbeArguments,
+    SiglipTrainingArguments,
     check_probe,
 )
 from siglip_flowers.config.parsing import dump_configuration
-from siglip_flowers.data import FlowerData, check_data_arguments, image_ids
+from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation.patches import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.tensors import (
@@ -63,7 +63,7 @@ from siglip_flowers.training.objectives import (
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import LossProgressCallback
 from siglip_flowers.training.recipe import check_recipe
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class RunArguments:
     data: DataArguments
     augmentation: AugmentationArguments
     model: ModelArguments
-    training: FlowersTrainingArguments
+    training: SiglipTrainingArguments
     probe: ProbeArguments = field(default_factory=ProbeArguments)
 
     def dump(self) -> str:
@@ -186,7 +186,7 @@ def _check_combinations(arguments: RunArguments) -> None:
 
 
 def build_model(
-    arguments: RunArguments, data: FlowerData, processor: Any
+    arguments: RunArguments, data: ClassificationData, processor: Any
 ) -> SiglipClassifier | ContrastiveSiglip:
     """Build the model that the arguments describe: its head started, its frozen parts frozen."""
     options, training = arguments.model, arguments.training
@@ -234,7 +234,7 @@ def build_model(
 def _start_head(
     model: SiglipClassifier,
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     processor: Any,
     templates: list[str],
 ) -> None:
@@ -265,14 +265,14 @@ def _start_head(
             set_calibration(model, *calibration)
 
 
-def draw_train_sample(arguments: RunArguments, data: FlowerData) -> datasets.Dataset:
+def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> datasets.Dataset:
     """Return the training images that are evaluated, unaugmented, to show over-fitting."""
     count = arguments.training.train_eval_samples
     return draw_rows(data.splits["train"], count, arguments.data.split_seed, "train")
 
 
 def build_objective(
-    arguments: RunArguments, data: FlowerData, model: SiglipClassifier | ContrastiveSiglip
+    arguments: RunArguments, data: ClassificationData, model: SiglipClassifier | ContrastiveSiglip
 ) -> Objective:
     """Return the training objective that the arguments name."""
     training = arguments.training
@@ -289,11 +289,11 @@ def build_objective(
 
 def build_trainer(
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
     trackers: Trackers | None = None,
-) -> FlowersTrainer:
+) -> SiglipTrainer:
     """Put data, model, objective and callbacks together."""
     training = arguments.training
     size, resample = get_image_size(processor), processor.resample
@@ -309,7 +309,7 @@ def build_trainer(
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         return compute_metrics(logits, labels, activation)
 
-    trainer = FlowersTrainer(
+    trainer = SiglipTrainer(
         objective=build_objective(arguments, data, model),
         normalizer=PixelNormalizer(processor),
         augmenter=augmenter,
@@ -334,7 +334,7 @@ def build_trainer(
     return trainer
 
 
-def copy_for_trainer(training: FlowersTrainingArguments) -> FlowersTrainingArguments:
+def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
     """Return the arguments as the Trainer may see them."""
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
     # since the Trainer would go on with smaller steps, from weights that were already changed.
@@ -346,20 +346,20 @@ def copy_for_trainer(training: FlowersTrainingArguments) -> FlowersTrainingArgum
     return copied
 
 
-def build_callbacks(training: FlowersTrainingArguments) -> list[Any]:
+def build_callbacks(training: SiglipTrainingArguments) -> list[Any]:
     """Return the callbacks that the arguments ask for, but trackers and the progress bar."""
     patience = training.early_stopping_patience
     return [] if patience is None else [EarlyStoppingCallback(patience)]
 
 
-def show_progress(trainer: FlowersTrainer) -> None:
+def show_progress(trainer: SiglipTrainer) -> None:
     """Put our progress bar in the place of the Trainer's, unless bars are off."""
     if not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(LossProgressCallback())
 
 
-def check_free_disk(model: PreTrainedModel, training: FlowersTrainingArguments) -> None:
+def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:
     """Raise RunError if the checkpoints of the run would not fit on the disk."""
     kept_weights = select_trained(model).values() if has_adapters(model) else model.parameters()
     parameters = sum(parameter.numel() for parameter in kept_weights)

@@ -7,7 +7,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.config.training import FlowersTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.inspection import count_workers
 
 
@@ -30,8 +30,8 @@ def set_cpu_threads(cpu_threads: int | None) -> None:
 
 
 def shrink_batch(
-    training: FlowersTrainingArguments, num_processes: int = 1
-) -> FlowersTrainingArguments:
+    training: SiglipTrainingArguments, num_processes: int = 1
+) -> SiglipTrainingArguments:
     """Halve the batch of a device and double the accumulation: the optimizer sees the same batch.
 
     Raises:

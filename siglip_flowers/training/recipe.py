@@ -1,11 +1,11 @@
 """Check adapters, layer decay, unfreezing and stochastic depth against the other options."""
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
+from siglip_flowers.config import ModelArguments, SiglipTrainingArguments
 from siglip_flowers.model.adapters import check_peft
 
 
-def check_recipe(model: ModelArguments, training: FlowersTrainingArguments) -> None:
+def check_recipe(model: ModelArguments, training: SiglipTrainingArguments) -> None:
     """Raise InputError for options of the recipe that have nothing to act on, or no means to."""
     if model.lora_r is not None:
         check_peft()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from siglip_flowers.base.files import describe_environment, digest_weight_files, write_json
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.predictions import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -16,16 +16,16 @@ from siglip_flowers.plots.examples import Example, choose_examples, save_example
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.history import write_history
 from siglip_flowers.training.output import METRICS_FILE, MODEL_DIR
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4
 
 
 def describe_run(
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     model: SiglipClassifier,
-    trainer: FlowersTrainer,
+    trainer: SiglipTrainer,
     outcome: dict[str, float],
 ) -> dict[str, Any]:
     """Return the facts that go beside a run's figures."""
@@ -73,7 +73,7 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def list_examples(test: SplitResult, data: FlowerData, seed: int) -> list[Example]:
+def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> list[Example]:
     """Return test images, right and wrong ones, with true class, predicted class, confidence."""
     names, predicted = data.class_names, test.logits.argmax(axis=1)
     rows = choose_examples(test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, seed)
@@ -93,7 +93,7 @@ def write_results(
     *,
     results: Mapping[str, SplitResult],
     history: list[dict[str, float | None]],
-    data: FlowerData,
+    data: ClassificationData,
     facts: dict[str, Any],
 ) -> None:
     """Write every file of a finished run; ``metrics.json`` comes last and marks it as finished."""

@@ -13,7 +13,7 @@ from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.config import parse_wise_ft
-from siglip_flowers.data import FlowerData, image_ids, load_flowers
+from siglip_flowers.data import ClassificationData, image_ids, load_data
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.evaluation.temperature import fit_and_save_temperature
 from siglip_flowers.evaluation.threshold import fit_open_set, measure_open_set
@@ -43,7 +43,7 @@ from siglip_flowers.training.report import describe_run, write_results
 from siglip_flowers.training.sharding import check_sharding, gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
 from siglip_flowers.training.tracked_results import collect_results, describe_facts
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
     set_cpu_threads(training.cpu_threads)
     keep_freed_memory(training.device)
     with training.main_process_first(desc="loading the data"):
-        data = load_flowers(arguments.data)
+        data = load_data(arguments.data)
     set_seed(training.seed)
     processor = load_image_processor(
         arguments.model.model_name_or_path,
@@ -124,7 +124,7 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
     if PartialState().is_main_process:
         ids = {name: image_ids(rows) for name, rows in data.splits.items()}
         write_json(output_dir / "splits.json", {"split_protocol": data.split_protocol, **ids})
-    trainer: FlowersTrainer
+    trainer: SiglipTrainer
     ensemble, facts = None, {}
     if on_features:
         assert isinstance(model, SiglipClassifier)
@@ -210,13 +210,13 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
 
 def train_to_the_end(
     arguments: RunArguments,
-    data: FlowerData,
+    data: ClassificationData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
     checkpoint: str | None,
-    prepare: Callable[[FlowersTrainer], None] | None = None,
+    prepare: Callable[[SiglipTrainer], None] | None = None,
     trackers: Trackers | None = None,
-) -> tuple[FlowersTrainer, TrainOutput]:
+) -> tuple[SiglipTrainer, TrainOutput]:
     """Train again where memory runs out or a step goes bad, as the arguments allow.
 
     prepare: called with every Trainer before it trains. trackers: open ones.

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.runtime.failures import explain_write_failure
 from siglip_flowers.runtime.preemption import (
     Preempted,
@@ -49,7 +49,7 @@ class SafeTrainer(Trainer):
     ones removed. Training that had ended goes on to nothing when it is resumed.
     """
 
-    args: FlowersTrainingArguments
+    args: SiglipTrainingArguments
     # A loss that is a sum over independent models says nothing about one of them.
     watches_anomalies: ClassVar[bool] = True
 

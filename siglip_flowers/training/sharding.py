@@ -11,20 +11,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import FlowersTrainingArguments, ModelArguments
+from siglip_flowers.config import ModelArguments, SiglipTrainingArguments
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 
 SHARDED_VERSION = 2
 
 
-def asks_for_sharding(training: FlowersTrainingArguments) -> bool:
+def asks_for_sharding(training: SiglipTrainingArguments) -> bool:
     """Return whether ``accelerate launch`` or ``--fsdp`` asks for FSDP."""
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return launched or bool(training.fsdp)
 
 
 def check_sharding(
-    model: ModelArguments, training: FlowersTrainingArguments, *, on_features: bool
+    model: ModelArguments, training: SiglipTrainingArguments, *, on_features: bool
 ) -> None:
     """Raise InputError for options that cannot be carried out under FSDP, if it is asked for.
 
@@ -74,7 +74,7 @@ def check_sharding(
             raise InputError(f"FSDP does not go with {message}.")
 
 
-def allow_sharding_on_cpu(training: FlowersTrainingArguments) -> None:
+def allow_sharding_on_cpu(training: SiglipTrainingArguments) -> None:
     """Let accelerate shard in the processes of a CPU launch, where it was asked to.
 
     It has the name MULTI_CPU for them, under which it leaves FSDP out without a word; torch itself

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from siglip_flowers.data import FlowerData
+from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.functions import confusion_matrix
 from siglip_flowers.plots.confusion import draw_confusion
@@ -15,7 +15,7 @@ from siglip_flowers.training.output import MODEL_DIR
 from siglip_flowers.training.report import list_examples
 
 
-def describe_facts(arguments: RunArguments, data: FlowerData) -> RunFacts:
+def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFacts:
     """Return what is known before the first step; secrets are no part of a configuration."""
     output_dir = Path(str(arguments.training.output_dir))
     config = yaml.safe_load(arguments.dump())
@@ -25,7 +25,7 @@ def describe_facts(arguments: RunArguments, data: FlowerData) -> RunFacts:
 
 
 def collect_results(
-    results: Mapping[str, SplitResult], data: FlowerData, seed: int, output_dir: Path
+    results: Mapping[str, SplitResult], data: ClassificationData, seed: int, output_dir: Path
 ) -> FinalResults:
     """Return figures, example images and the confusion matrix of a finished run."""
     test, names = results["test"], data.class_names

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.config import FlowersTrainingArguments
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.data.augmentation.images import BatchAugmenter
 from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 AVERAGE_FILE = "ema.safetensors"
 
 
-class FlowersTrainer(SafeTrainer):
+class SiglipTrainer(SafeTrainer):
     """Trains an image classifier on uint8 pixels; see ``Trainer`` for everything else.
 
     Args:
@@ -40,7 +40,7 @@ class FlowersTrainer(SafeTrainer):
         **kwargs: The arguments of ``Trainer``.
     """
 
-    args: FlowersTrainingArguments
+    args: SiglipTrainingArguments
 
     def __init__(
         self,

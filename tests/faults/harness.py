@@ -19,7 +19,7 @@ from siglip_flowers.commands import train as train_command
 from siglip_flowers.runtime.preemption import EXIT_PREEMPTED
 from siglip_flowers.training import run  # noqa: F401  (imported once, before the forks)
 from siglip_flowers.training.checkpoints import list_checkpoints
-from siglip_flowers.training.trainer import FlowersTrainer
+from siglip_flowers.training.trainer import SiglipTrainer
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 RECIPES = {
@@ -218,14 +218,14 @@ def _fork(
 
 
 def _note_resumption(folder: Path, rank: int) -> None:
-    train = FlowersTrainer.train
+    train = SiglipTrainer.train
 
     def note(self, resume_from_checkpoint=None, *args, **kwargs):
         if rank == 0:
             (folder / "facts.json").write_text(json.dumps({"checkpoint": resume_from_checkpoint}))
         return train(self, resume_from_checkpoint, *args, **kwargs)
 
-    FlowersTrainer.train = note
+    SiglipTrainer.train = note
 
 
 def _count_and_strike(folder: Path, rank: int, fault: Fault | None) -> None:

@@ -1,4 +1,4 @@
-"""One function for four sources: ``load_flowers`` gives every one of them the same shape."""
+"""One function for four sources: ``load_data`` gives every one of them the same shape."""
 
 import logging
 from collections.abc import Collection
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FlowerData:
+class ClassificationData:
     """A data set ready for use: train, validation and test with the columns image and label.
 
     ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
@@ -154,7 +154,7 @@ def _check_classes(splits: DatasetDict, limit: int | None) -> None:
         )
 
 
-def load_flowers(arguments: DataArguments) -> FlowerData:
+def load_data(arguments: DataArguments) -> ClassificationData:
     """Load the data, thin the splits as asked and look at every image once.
 
     Raises:
@@ -178,7 +178,7 @@ def load_flowers(arguments: DataArguments) -> FlowerData:
     _check_classes(splits, arguments.max_train_samples)
     shots = f", {arguments.shots} a class" if arguments.shots is not None else ""
     sizes = "/".join(str(len(dataset)) for dataset in splits.values())
-    return FlowerData(
+    return ClassificationData(
         splits=splits,
         source=source,
         split_protocol=protocol,
