@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import importlib.metadata
+import importlib.util
 import sys
 
 from siglip_flowers.base.errors import EXIT_BAD_USAGE
@@ -22,6 +23,18 @@ COMMANDS = {
     "publish": ("siglip_flowers.publish.command", "push a finished run to the Hugging Face Hub"),
     "demo": ("siglip_flowers.demo.command", "open a page in the browser to try a classifier"),
 }
+# Features that add options to a core command, in the order in which they take part in it. Each has
+# EXTENDS in its options.py: {command: dataclass}.
+EXTENSIONS = {"train": ("publish",), "eval": ("robustness", "report", "compare")}
+
+
+def list_extension_options(command: str) -> tuple[type, ...]:
+    """Return the dataclasses of options that the features at hand add to a core command."""
+    return tuple(
+        importlib.import_module(f"siglip_flowers.{feature}.options").EXTENDS[command]
+        for feature in EXTENSIONS[command]
+        if importlib.util.find_spec(f"siglip_flowers.{feature}") is not None
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
