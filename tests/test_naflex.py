@@ -507,7 +507,7 @@ def test_contrastive_run_ends_in_a_naflex_classifier(checkpoint, folder, tmp_pat
 @pytest.mark.parametrize(
     "options",
     [
-        ["--lora_r", "2", "--drop_path", "0.1"],
+        ["--lora_r", "2"],
         ["--pooling", "mean", "--layer_decay", "0.7", "--objective", "sigmoid"],
         ["--trainable", "head", "--head_init", "probe"],
     ],

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, get_cosine_schedule_with_warmup
 
+from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import add_adapters
@@ -11,7 +12,15 @@ from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import load_classifier
 from siglip_flowers.training.optimizer import build_parameter_groups
+from tests.small_flowers import build_flowers
+from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_trainers import start_trainer
 from tests.test_family import SHAPES, describe_vision
+
+
+@pytest.fixture(scope="module")
+def data(flowers_dir):
+    return build_flowers(flowers_dir, train=8)
 
 
 def group(model):
@@ -208,3 +217,57 @@ def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(nano_dir):
     model.adapter = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"'adapter.weight' is in no known part"):
         group_with_decay(model)
+
+
+def test_warm_up_and_cosine_scale_the_rate_of_every_block(nano_dir, data, tmp_path):
+    trainer = start_trainer(
+        nano_dir,
+        data,
+        tmp_path,
+        layer_decay=0.5,
+        learning_rate=1e-4,
+        head_learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=2,
+        max_steps=6,
+    )
+    trainer.create_optimizer_and_scheduler(6)
+    peaks = {group["name"]: group["initial_lr"] for group in trainer.optimizer.param_groups}
+    assert peaks["head, decayed"] == 1e-3
+    assert peaks["vision 0, decayed"] == 1e-4
+    assert peaks["vision 8, undecayed"] == pytest.approx(1e-4 * 0.5**8)
+    # transformers' own schedule on one rate of 1.
+    single = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_cosine_schedule_with_warmup(single, 2, 6)
+    shares = []
+    for _ in range(6):
+        share = reference.get_last_lr()[0]
+        shares.append(share)
+        for group in trainer.optimizer.param_groups:
+            assert group["lr"] == pytest.approx(share * peaks[group["name"]])
+        for optimizer, scheduler in (
+            (trainer.optimizer, trainer.lr_scheduler),
+            (single, reference),
+        ):
+            optimizer.step()
+            scheduler.step()
+    assert shares[0] == 0.0
+    assert shares[2] == max(shares) == 1.0
+    assert 0.0 < shares[5] < shares[3]
+
+
+def test_the_logged_rate_is_that_of_the_top_block(nano_dir, data, tmp_path):
+    trainer = start_trainer(
+        nano_dir, data, tmp_path, layer_decay=0.5, lr_scheduler_type="constant", max_steps=1
+    )
+    trainer.train()
+    (rate,) = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rate == 1e-3
+
+
+def test_layer_decay_of_an_encoder_that_does_not_train_is_refused(tmp_path, capsys):
+    checkpoint, folder = make_checkpoint(tmp_path / "tiny"), make_folder(tmp_path / "images")
+    options = small_options(checkpoint, folder, tmp_path / "run", "--trainable", "head")
+    assert train([*options, "--layer_decay", "0.5"]) == 2
+    assert "--layer_decay 0.5 acts on an encoder that trains" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

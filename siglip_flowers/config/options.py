@@ -140,20 +140,6 @@ class TrainingOptions:
             "at this multiple of the one above it, the embeddings slowest."
         },
     )
-    gradual_unfreezing: float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of the training, up to 1, over which the encoder joins it block by "
-            "block, from the pooling head down to the embeddings; the head trains from the start."
-        },
-    )
-    drop_path: float = field(
-        default=0.0,
-        metadata={
-            "help": "Stochastic depth: probability that an image skips a residual branch of the "
-            "last vision layer in training; linearly less in the layers below."
-        },
-    )
     train_eval_samples: int = field(
         default=1020,
         metadata={"help": "Training images, unaugmented, evaluated beside the validation split."},
@@ -202,14 +188,13 @@ class TrainingOptions:
         default="stop",
         metadata={
             "help": "What a loss or gradient norm that is not finite leads to. stop: the run "
-            "ends, before any checkpoint is written with it; skip: the step's update is left out, "
-            "which waits for the device in every step; rollback: back to the last checkpoint, "
-            "leaving out the step's update on the way, without that wait."
+            "ends before it writes another checkpoint; skip: the step makes no update, which "
+            "waits for the device in every step."
         },
     )
     max_bad_steps: int = field(
         default=10,
-        metadata={"help": "Steps that --on_nan skip or rollback leave out before the run stops."},
+        metadata={"help": "Bad steps that --on_nan skip passes over before the run stops."},
     )
     max_grad_norm_stop: float | None = field(
         default=None,
@@ -238,7 +223,7 @@ class TrainingOptions:
             check_positive(name, getattr(self, name))
         check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
         check_choice("resume", self.resume, ("auto", "never"))
-        check_choice("on_nan", self.on_nan, ("stop", "skip", "rollback"))
+        check_choice("on_nan", self.on_nan, ("stop", "skip"))
         check_positive("max_bad_steps", self.max_bad_steps)
         check_positive("max_grad_norm_stop", self.max_grad_norm_stop)
         check_choice("objective", self.objective, OBJECTIVES)
@@ -250,9 +235,6 @@ class TrainingOptions:
             )
         if self.layer_decay is not None:
             check_range("layer_decay", self.layer_decay, 0.01, 1.0)
-        if self.gradual_unfreezing is not None:
-            check_range("gradual_unfreezing", self.gradual_unfreezing, 0.0, 1.0)
-        check_range("drop_path", self.drop_path, 0.0, 0.95)
         if self.ema is not None:
             check_range("ema", self.ema, 0.0, 0.999999)
         parse_wise_ft(self.wise_ft)

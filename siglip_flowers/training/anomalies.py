@@ -25,14 +25,6 @@ class BadStepError(RunError):
     """Training met a step that is not finite, and may not leave it out; it diverges, it seems."""
 
 
-class RollBack(Exception):
-    """Training must go back to the last checkpoint and leave out the update of ``step``."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"step {step}")
-        self.step = step
-
-
 @dataclass
 class _Step:
     """What was seen of one step: its number, and by micro-batch the rows and whether it is bad."""
@@ -56,7 +48,7 @@ class AnomalyWatch:
 
     Args:
         policy: What a bad step leads to. ``stop``: RunError. ``skip``: no update for it, which
-            waits for the device in every step. ``rollback``: RollBack.
+            waits for the device in every step.
         limit: Bad steps that are skipped before the run stops all the same.
         largest_norm: Gradient norm above which a step is bad; None: only one that is not finite.
     """
@@ -65,8 +57,6 @@ class AnomalyWatch:
         self.policy = policy
         self.limit = limit
         self.largest_norm = largest_norm
-        # Steps whose update is left out from the beginning.
-        self.excluded: frozenset[int] = frozenset()
         self.skipped: list[int] = []
         self.name_images: Callable[[Sequence[int]], list[str]] = lambda rows: [
             f"row {row}" for row in rows
@@ -99,10 +89,6 @@ class AnomalyWatch:
 
     def drops_update(self, step: int) -> bool:
         """Return whether the step's gradients must be dropped before the optimizer sees them."""
-        if step in self.excluded:
-            self._steps.clear()
-            self._note(step)
-            return True
         if self.policy != "skip":
             return False
         found = self._find()
@@ -110,7 +96,7 @@ class AnomalyWatch:
             return False
         bad, description = found
         self._count(description)
-        self._note(bad)
+        self.skipped.append(bad)
         logger.warning("%s; its update is left out.", description)
         return True
 
@@ -118,23 +104,16 @@ class AnomalyWatch:
         """Look at the marks since the last call; to be called by all processes.
 
         Raises:
-            BadStepError: A bad step and the policy ``stop``, or too many of them.
-            RollBack: A bad step and the policy ``rollback``.
+            BadStepError: A bad step and the policy ``stop``.
         """
         found = self._find()
         if found is None:
             return
-        bad, description = found
-        if self.policy != "rollback":
-            raise BadStepError(
-                f"{description}; the run stops there{self._name_checkpoint()}: look at these "
-                "images, lower --learning_rate, or go on past them with --on_nan skip."
-            )
-        self._count(description)
-        logger.warning(
-            "%s; going back%s and past it.", description, self._name_checkpoint(" to {}")
+        _, description = found
+        raise BadStepError(
+            f"{description}; the run stops there{self._name_checkpoint()}: look at these "
+            "images, lower --learning_rate, or resume past them with --on_nan skip."
         )
-        raise RollBack(bad)
 
     def save(self, directory: Path) -> None:
         """Keep the numbers of the skipped steps with a checkpoint."""
@@ -146,20 +125,18 @@ class AnomalyWatch:
         path = directory / SKIPPED_FILE
         self.skipped = json.loads(path.read_text("utf-8")) if path.is_file() else []
 
-    def _note(self, step: int) -> None:
-        if step not in self.skipped:
-            self.skipped.append(step)
-
     def _count(self, description: str) -> None:
-        if len({*self.skipped, *self.excluded}) >= self.limit:
+        if len(self.skipped) >= self.limit:
             raise BadStepError(
                 f"{description}, after {self.limit} bad steps that were left out, which is as many "
                 f"as --max_bad_steps allows{self._name_checkpoint()}: lower --learning_rate."
             )
 
-    def _name_checkpoint(self, form: str = ", and {} is the last good checkpoint") -> str:
+    def _name_checkpoint(self) -> str:
         newest = self.newest_checkpoint()
-        return ", with no checkpoint yet" if newest is None else form.format(newest)
+        if newest is None:
+            return ", with no checkpoint yet"
+        return f", and {newest} is the last good checkpoint"
 
     def _find(self) -> tuple[int, str] | None:
         """Return the first bad step and a description of it, or None; forget the marks."""

@@ -49,7 +49,6 @@ from siglip_flowers.model.loading import (
     load_classifier,
     vision_config_of,
 )
-from siglip_flowers.model.stochastic_depth import add_stochastic_depth
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
 from siglip_flowers.runtime.precision import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
@@ -226,8 +225,6 @@ def build_model(
     freeze(model.vision_model, options.trainable)
     if options.lora_r is not None:
         add_adapters(model, options)
-    if training.drop_path:
-        add_stochastic_depth(model.vision_model.encoder.layers, training.drop_path)
     return model
 
 

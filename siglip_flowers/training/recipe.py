@@ -1,4 +1,4 @@
-"""Check adapters, layer decay, unfreezing and stochastic depth against the other options."""
+"""Check adapters and layer decay against the other options."""
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import ModelArguments, SiglipTrainingArguments
@@ -15,15 +15,8 @@ def check_recipe(model: ModelArguments, training: SiglipTrainingArguments) -> No
                 f"--lora_r {model.lora_r} would no longer be those of the saved model; drop one of "
                 "the two."
             )
-    if model.trainable == "head":
-        for name in ("layer_decay", "gradual_unfreezing", "drop_path"):
-            if getattr(training, name):
-                raise InputError(
-                    f"--{name} {getattr(training, name)} acts on an encoder that trains, and "
-                    "--trainable head leaves it as it is; drop one of the two."
-                )
-    if training.gradual_unfreezing is not None and training.deepspeed:
+    if model.trainable == "head" and training.layer_decay:
         raise InputError(
-            f"--gradual_unfreezing {training.gradual_unfreezing} drops gradients that DeepSpeed "
-            "keeps to itself; drop it or --deepspeed."
+            f"--layer_decay {training.layer_decay} acts on an encoder that trains, and "
+            "--trainable head leaves it as it is; drop one of the two."
         )

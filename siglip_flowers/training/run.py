@@ -25,7 +25,6 @@ from siglip_flowers.probe.fit import encoder_arguments, fit_probe, fits_on_featu
 from siglip_flowers.runtime.memory import is_out_of_memory, keep_freed_memory
 from siglip_flowers.runtime.processes import check_world
 from siglip_flowers.tracking import Trackers, build_trackers
-from siglip_flowers.training.anomalies import RollBack
 from siglip_flowers.training.build import (
     RunArguments,
     build_model,
@@ -217,38 +216,29 @@ def train_to_the_end(
     prepare: Callable[[SiglipTrainer], None] | None = None,
     trackers: Trackers | None = None,
 ) -> tuple[SiglipTrainer, TrainOutput]:
-    """Train again where memory runs out or a step goes bad, as the arguments allow.
+    """Train, and if memory runs out train again with a smaller batch, as the arguments allow.
 
     prepare: called with every Trainer before it trains. trackers: open ones.
     """
-    excluded: frozenset[int] = frozenset()
     while True:
         trainer = build_trainer(arguments, data, model, processor, trackers)
         if prepare is not None:
             prepare(trainer)
-        trainer.anomalies.excluded = excluded
-        bad_step = None
         try:
             return trainer, trainer.train(resume_from_checkpoint=checkpoint)
-        except RollBack as found:
-            bad_step = found.step
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # The error is gone by here, and with it the frames that held the batch's memory.
         del trainer
-        training = arguments.training
-        if bad_step is not None:
-            excluded |= {bad_step}
-        else:
-            training = shrink_batch(training, PartialState().num_processes)
-            arguments = dataclasses.replace(arguments, training=training)
-            logger.warning(
-                "Memory ran out; going on with --per_device_train_batch_size %d and "
-                "--gradient_accumulation_steps %d.",
-                training.per_device_train_batch_size,
-                training.gradient_accumulation_steps,
-            )
+        training = shrink_batch(arguments.training, PartialState().num_processes)
+        arguments = dataclasses.replace(arguments, training=training)
+        logger.warning(
+            "Memory ran out; continuing with --per_device_train_batch_size %d and "
+            "--gradient_accumulation_steps %d.",
+            training.per_device_train_batch_size,
+            training.gradient_accumulation_steps,
+        )
         # From the beginning or the newest checkpoint: the step that failed left nothing behind.
         set_seed(training.seed)
         model = build_model(arguments, data, processor)

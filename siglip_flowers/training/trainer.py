@@ -21,7 +21,6 @@ from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.safe_trainer import SafeTrainer
 from siglip_flowers.training.throughput import Throughput
-from siglip_flowers.training.unfreezing import GradualUnfreezing
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +65,6 @@ class SiglipTrainer(SafeTrainer):
         self._running_hits: list[torch.Tensor] = []
         self._largest_eval_batch: int | None = None
         self.throughput = Throughput()
-        share = self.args.gradual_unfreezing
-        self.unfreezing = None if share is None else GradualUnfreezing(self._trained_model, share)
         self.average = None if ema is None else WeightAverage(self._trained_model, ema)
         if self.average is not None:
             self.add_callback(_AverageCallback(self.average))
@@ -99,14 +96,6 @@ class SiglipTrainer(SafeTrainer):
         images = sum(len(batch["labels"]) for batch in samples)
         self.throughput.count(images * self.accelerator.num_processes)
         return samples, count
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Compute the gradients of a micro-batch, and drop those of the blocks held still."""
-        loss = super().training_step(*args, **kwargs)
-        if self.unfreezing is not None:
-            step, steps = self.state.global_step, self.state.max_steps
-            self.unfreezing.drop_gradients(self._trained_model, step, steps)
-        return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         # Accelerate has sent the batch to the device.
