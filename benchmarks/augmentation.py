@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from siglip_flowers.base.files import describe_environment, write_json, write_text
+from siglip_flowers.base.environment import describe_environment
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.config import AugmentationArguments
 from siglip_flowers.data.augmentation.images import BatchAugmenter
 

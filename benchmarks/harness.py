@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import torch
 
+from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import describe_environment
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config.parsing import parse_arguments
 

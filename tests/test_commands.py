@@ -17,11 +17,12 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
 
 import siglip_flowers.model  # noqa: F401  (makes the classifier known to pipelines)
 from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.run_dir import ADAPTER_DIR, RUN_FILES
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.training.output import ADAPTER_DIR, RUN_FILES, find_checkpoint
+from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import SiglipTrainer
 from tests.conftest import REPOSITORY
 from tests.small_runs import (

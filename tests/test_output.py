@@ -16,18 +16,12 @@ from safetensors import SafetensorError
 from transformers import Trainer
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.history import COLUMNS
-from siglip_flowers.training.output import (
-    ADAPTER_DIR,
-    RUN_FILES,
-    check_output_dir,
-    claim_output_dir,
-    find_checkpoint,
-    is_finished,
-)
+from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
 
 SETTINGS = "learning_rate: 0.1\nseed: 1\n"

@@ -15,8 +15,9 @@ from PIL import Image
 
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import MODEL_DIR
 from siglip_flowers.commands import main as umbrella
-from siglip_flowers.commands.models import MODEL_DIR, find_model
+from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.predict import main, parse_prediction_arguments
 from siglip_flowers.inference.urls import fetch_image
 from siglip_flowers.model.loading import load_classifier, load_image_processor

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import set_seed
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.run_dir import ADAPTER_DIR, PROBE_GRID_FILE, RUN_FILES
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -48,7 +49,6 @@ from siglip_flowers.training.build import (
     build_trainer,
     check_arguments,
 )
-from siglip_flowers.training.output import ADAPTER_DIR, PROBE_GRID_FILE, RUN_FILES
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
 from tests.test_distributed import launch, write_folder

@@ -6,13 +6,8 @@ import stat
 
 import pytest
 
-from siglip_flowers.base.files import (
-    atomic_directory,
-    atomic_path,
-    describe_environment,
-    write_json,
-    write_text,
-)
+from siglip_flowers.base.environment import describe_environment
+from siglip_flowers.base.files import atomic_directory, atomic_path, write_json, write_text
 from tests.small_runs import list_files
 
 

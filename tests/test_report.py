@@ -19,6 +19,7 @@ from sklearn import metrics as sklearn_metrics
 from sklearn.neighbors import KNeighborsClassifier
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.run_dir import MODEL_DIR
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.evaluation import predict
@@ -44,7 +45,6 @@ from siglip_flowers.report.files import REPORT_FILES, check_report_dir, write_re
 from siglip_flowers.report.numbers import format_class_table, format_pair_table
 from siglip_flowers.report.page import render_page
 from siglip_flowers.report.terminal import print_report
-from siglip_flowers.training.output import MODEL_DIR
 from tests.small_runs import list_files, make_checkpoint, make_folder, small_options
 
 CHROMIUM = shutil.which("chromium")

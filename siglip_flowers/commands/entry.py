@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from safetensors import SafetensorError
 
 from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config.parsing import is_first_process
-from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
 from siglip_flowers.runtime.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
 

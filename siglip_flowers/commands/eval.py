@@ -4,18 +4,18 @@ import shlex
 import sys
 from pathlib import Path
 
+from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import describe_environment, write_json
+from siglip_flowers.base.files import write_json
 from siglip_flowers.base.prompts import load_templates
+from siglip_flowers.base.run_dir import CONFIG_FILE, REPORT_DIRS
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
 from siglip_flowers.compare.command import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.config.evaluation import REPORT_DIRS
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
-from siglip_flowers.inference.output import escape_unprintable
-from siglip_flowers.training.output import CONFIG_FILE
 
 PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."

@@ -4,10 +4,9 @@ import logging
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import MODEL_DIR
 
 logger = logging.getLogger(__name__)
-# As siglip_flowers.training.output names it; that module takes seconds to import.
-MODEL_DIR = "model"
 
 
 def find_model(model: str | None, results: Path = Path("results")) -> str:

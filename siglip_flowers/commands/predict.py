@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hint
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.parsing import refuse_argument, refuse_usage
@@ -21,7 +22,7 @@ from siglip_flowers.inference.finding import (
     find_images,
     insert_list,
 )
-from siglip_flowers.inference.output import choose_formatter, escape_unprintable
+from siglip_flowers.inference.output import choose_formatter
 
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier

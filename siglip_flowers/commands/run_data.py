@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments, read_yaml
-from siglip_flowers.training.output import CONFIG_FILE
 
 if TYPE_CHECKING:
     import datasets

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
@@ -11,7 +12,6 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.threshold import ThresholdArguments
 from siglip_flowers.inference.finding import check_paths, find_images
-from siglip_flowers.inference.output import escape_unprintable
 
 PROG = "siglip-flowers threshold"
 DESCRIPTION = "Fit the threshold below which predict says that an image shows no known class."

@@ -2,6 +2,7 @@
 
 import sys
 
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -11,7 +12,6 @@ from siglip_flowers.config import (
     make_training_options,
 )
 from siglip_flowers.config.parsing import check_command_line, is_first_process, parse_arguments
-from siglip_flowers.inference.output import escape_unprintable
 from siglip_flowers.publish.command import check_training_push, push_trained
 from siglip_flowers.training.deepspeed import check_deepspeed
 

@@ -7,10 +7,14 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
+from siglip_flowers.base.run_dir import REPORT_DIRS
+from siglip_flowers.base.text import (
+    align_columns,
+    escape_unprintable,
+    format_csv,
+    format_markdown_table,
+)
 from siglip_flowers.compare.runs import METRICS_FILE, read_metrics
-from siglip_flowers.config.evaluation import REPORT_DIRS
-from siglip_flowers.evaluation.tables import align_columns, format_markdown_table
-from siglip_flowers.inference.output import escape_unprintable, format_csv
 from siglip_flowers.metrics.statistics import wilson_interval
 
 # Folders below the directory that runs are looked for in.

@@ -11,10 +11,14 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_json, write_text
+from siglip_flowers.base.text import (
+    align_columns,
+    escape_unprintable,
+    format_csv,
+    format_markdown_table,
+)
 from siglip_flowers.compare.comparison import DifferingImage, RunComparison
 from siglip_flowers.compare.runs import read_metrics
-from siglip_flowers.evaluation.tables import align_columns, format_markdown_table
-from siglip_flowers.inference.output import escape_unprintable, format_csv
 from siglip_flowers.plots.curves import MUTED_COLOR, TEXT_COLOR, TRAIN_COLOR, save_figure
 from siglip_flowers.plots.examples import RIGHT_COLOR, WRONG_COLOR
 

@@ -7,8 +7,6 @@ from siglip_flowers.config.checks import check_choice, check_positive
 from siglip_flowers.config.precision import DTYPES
 
 SPLITS = ("train", "validation", "test")
-# The directories of reports, in that of the run or of the other results, by split.
-REPORT_DIRS = {split: f"report_{split}" for split in SPLITS}
 TTA_KINDS = ("none", "flip", "multicrop")
 
 

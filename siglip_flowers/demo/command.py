@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.commands.entry import import_quickly, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import SOURCE_OPTIONS, parse_with_run_data
@@ -14,7 +15,6 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.demo.address import check_port
 from siglip_flowers.demo.options import DemoArguments
-from siglip_flowers.training.output import CONFIG_FILE
 
 if TYPE_CHECKING:
     from siglip_flowers.demo.neighbors import TrainingImages

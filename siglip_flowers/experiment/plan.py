@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, RUN_FILES
 from siglip_flowers.config import ProbeArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.training import SiglipTrainingArguments
@@ -17,7 +18,6 @@ from siglip_flowers.experiment.settings import (
     to_folder,
 )
 from siglip_flowers.training.build import RunArguments, check_arguments
-from siglip_flowers.training.output import CONFIG_FILE, METRICS_FILE, RUN_FILES
 
 HISTORY_FILE, PREDICTIONS_FILE, LOG_FILE = "history.csv", "predictions_test.parquet", "log.txt"
 KEPT = (METRICS_FILE, CONFIG_FILE, HISTORY_FILE, PREDICTIONS_FILE)

@@ -6,7 +6,7 @@ import io
 import math
 from typing import Any
 
-from siglip_flowers.evaluation.tables import format_markdown_table
+from siglip_flowers.base.text import format_markdown_table
 from siglip_flowers.experiment.analysis import (
     MEASURES,
     Cell,

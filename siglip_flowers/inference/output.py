@@ -1,34 +1,18 @@
-"""Print predictions: a table to read, JSON lines, or CSV.
+"""Format predictions: a table to read, JSON lines, or CSV."""
 
-Whatever a label or a file name holds, nothing reaches a terminal that it would obey: characters
-that are not printable are written as escapes.
-"""
-
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
+
+from siglip_flowers.base.text import escape_unprintable, format_csv
 
 CSV_COLUMNS = ("image", "rank", "label", "score", "known")
 UNKNOWN = "not one of the known classes; nearest:"
 MAX_NAME_WIDTH = 60
-# What a formula can begin with in a spreadsheet.
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 
 # Takes the name of an image, its results, and whether it shows a known class (None: not asked),
 # and returns the text to print.
 Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
-
-
-def escape_unprintable(text: str, keep: str = "") -> str:
-    """Replace control and other unprintable characters by escapes such as ``\\x1b``."""
-    return "".join(
-        char
-        if char.isprintable() or char in keep
-        else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
 
 
 def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
@@ -92,22 +76,3 @@ def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | Non
             for rank, result in enumerate(results, 1)
         ]
     )
-
-
-def format_csv(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV: numbers with six digits, and text that no spreadsheet computes."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [_to_cell(value) for value in row] for row in rows
-    )
-    return text.getvalue()
-
-
-def _to_cell(value: object) -> object:
-    """Return what a spreadsheet shows and does not compute; ``'`` marks it as text there."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if not isinstance(value, str):
-        return value
-    shown = escape_unprintable(value, keep="\n\r\t")
-    return f"'{shown}" if shown.startswith(FORMULA_SIGNS) else shown

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from transformers import set_seed
 
+from siglip_flowers.base.run_dir import PROBE_GRID_FILE
 from siglip_flowers.config import find_probe_obstacle
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.features import FeatureExtractor
@@ -43,7 +44,6 @@ from siglip_flowers.training.build import (
     has_measured_start,
     name_start,
 )
-from siglip_flowers.training.output import PROBE_GRID_FILE
 
 
 @dataclass(frozen=True)

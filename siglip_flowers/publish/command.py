@@ -46,9 +46,9 @@ def _check(argv: list[str]) -> None:
 def _publish(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with import_quickly():
+        from siglip_flowers.base.run_dir import CONFIG_FILE
         from siglip_flowers.publish.finished import check_finished
         from siglip_flowers.publish.hub import check_hub_access
-        from siglip_flowers.training.output import CONFIG_FILE
 
     options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     check_finished(Path(options.run))

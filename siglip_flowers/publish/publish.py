@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_directory, digest_weight_files, write_json, write_text
+from siglip_flowers.base.run_dir import METRICS_FILE, RUN_FILES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.inference.ood import OPEN_SET_FILE
 from siglip_flowers.inference.temperature import CALIBRATION_FILE
@@ -23,7 +24,6 @@ from siglip_flowers.publish.check import check_predictions, load_test_split
 from siglip_flowers.publish.finished import FinishedRun, read_finished_run
 from siglip_flowers.publish.hub import push_directory
 from siglip_flowers.publish.options import PublishArguments
-from siglip_flowers.training.output import METRICS_FILE, RUN_FILES
 
 MODELING_FILE = "modeling_siglip_classifier.py"
 AUTO_MAP = {

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from siglip_flowers.inference.output import format_csv
+from siglip_flowers.base.text import format_csv
 from siglip_flowers.report.contents import CalibrationFigures, ReportContents
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.report.contents import ReportContents, UnknownRow
 from siglip_flowers.report.plots import (
     draw_class_recall,

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.report.contents import GIVEN, ReportContents
 from siglip_flowers.report.words import (
     SCORE_NAMES,

@@ -2,7 +2,7 @@
 
 import math
 
-from siglip_flowers.inference.output import escape_unprintable
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.report.contents import Figure, ReportContents
 
 METRIC_NAMES = {

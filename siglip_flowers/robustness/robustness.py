@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
+from siglip_flowers.base.text import align_columns, format_csv
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
-from siglip_flowers.evaluation.tables import align_columns
-from siglip_flowers.inference.output import format_csv
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.curves import MUTED_COLOR, TRAIN_COLOR, save_figure

@@ -9,9 +9,9 @@ import datasets
 import numpy as np
 import torch
 
+from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments
 from siglip_flowers.evaluation.predict import prepare_engine, run_over
-from siglip_flowers.evaluation.tables import align_columns
 from siglip_flowers.metrics.statistics import paired_bootstrap, wilson_interval
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.robustness.filters import crop_and_resize

@@ -9,11 +9,12 @@ import yaml
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
+from siglip_flowers.base.run_dir import is_finished
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.search.setup import TRIALS_DIR, Search
 from siglip_flowers.search.space import dump_space
 from siglip_flowers.search.study import STUDY_FILE, delete_study, hide_password
-from siglip_flowers.training.output import UNCOMPARED, find_checkpoint, is_finished
+from siglip_flowers.training.output import UNCOMPARED, find_checkpoint
 
 SEARCH_FILE, LOCK_FILE = "search.yaml", ".search.lock"
 BEST_FILE, TABLE_FILE, PLOT_FILE = "best.yaml", "trials.csv", "trials.png"

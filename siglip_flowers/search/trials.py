@@ -21,6 +21,7 @@ from transformers import (
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import CHECKPOINT_DIR
 from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.runtime.memory import keep_freed_memory
@@ -38,7 +39,7 @@ from siglip_flowers.training.anomalies import BadStepError
 from siglip_flowers.training.build import RunArguments, build_model, check_free_disk
 from siglip_flowers.training.checkpoints import clear_leftovers
 from siglip_flowers.training.compute import TooLittleMemoryError, set_cpu_threads
-from siglip_flowers.training.output import CHECKPOINT_DIR, find_checkpoint
+from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.run import train_to_the_end
 from siglip_flowers.training.trainer import SiglipTrainer
 

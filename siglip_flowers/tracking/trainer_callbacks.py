@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from siglip_flowers.base.run_dir import TENSORBOARD_DIR
 from siglip_flowers.tracking.tracker import FinalResults, RunFacts, Tracker, TrainerView
-from siglip_flowers.training.output import TENSORBOARD_DIR
 
 PROJECT = "siglip_flowers"
 

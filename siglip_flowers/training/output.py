@@ -7,34 +7,18 @@ import yaml
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
-from siglip_flowers.config.evaluation import REPORT_DIRS
+from siglip_flowers.base.run_dir import (
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    PROBE_GRID_FILE,
+    REPORT_DIRS,
+    RUN_FILES,
+    TENSORBOARD_DIR,
+    is_finished,
+)
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
-# Written last: its presence beside model/ says that the run is complete.
-METRICS_FILE = "metrics.json"
-CONFIG_FILE = "config.yaml"
-MODEL_DIR = "model"
-ADAPTER_DIR = "adapter"
-CHECKPOINT_DIR = "checkpoints"
-RUN_FILES = (
-    METRICS_FILE,
-    CONFIG_FILE,
-    MODEL_DIR,
-    ADAPTER_DIR,
-    CHECKPOINT_DIR,
-    "splits.json",
-    "history.csv",
-    "loss_plot.png",
-    "accuracy_plot.png",
-    "predictions_test.parquet",
-    "examples.png",
-    *(f"example{number}.png" for number in range(1, 6)),
-)
-# Left by runs that fit heads on features, besides those.
-PROBE_GRID_FILE = "probe_grid.csv"
-# Left by TensorBoard, besides those.
-TENSORBOARD_DIR = "tensorboard"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     "overwrite_output_dir",
@@ -57,11 +41,6 @@ UNCOMPARED = (
     "aim_repo",
     "wandb_log_model",
 )
-
-
-def is_finished(directory: Path) -> bool:
-    """Return whether the directory holds a complete run."""
-    return (directory / METRICS_FILE).is_file() and (directory / MODEL_DIR).is_dir()
 
 
 def find_checkpoint(directory: Path) -> str | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from siglip_flowers.base.files import describe_environment, digest_weight_files, write_json
+from siglip_flowers.base.environment import describe_environment
+from siglip_flowers.base.files import digest_weight_files, write_json
+from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.predictions import write_predictions
@@ -15,7 +17,6 @@ from siglip_flowers.plots.curves import plot_accuracy, plot_loss
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.history import write_history
-from siglip_flowers.training.output import METRICS_FILE, MODEL_DIR
 from siglip_flowers.training.trainer import SiglipTrainer
 
 EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4

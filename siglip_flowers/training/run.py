@@ -12,6 +12,7 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.files import atomic_directory, write_json
+from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import ClassificationData, image_ids, load_data
 from siglip_flowers.evaluation.predict import evaluate_split
@@ -37,7 +38,7 @@ from siglip_flowers.training.build import (
 )
 from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history
-from siglip_flowers.training.output import ADAPTER_DIR, MODEL_DIR, claim_output_dir, find_checkpoint
+from siglip_flowers.training.output import claim_output_dir, find_checkpoint
 from siglip_flowers.training.report import describe_run, write_results
 from siglip_flowers.training.sharding import check_sharding, gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start

@@ -9,11 +9,11 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 
 from siglip_flowers.base.files import atomic_directory, write_json
+from siglip_flowers.base.run_dir import CHECKPOINT_DIR
 from siglip_flowers.config import DataArguments
 from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.ensemble import interpolate_weights
-from siglip_flowers.training.output import CHECKPOINT_DIR
 
 START_DIR = "start"
 START_METRICS = "metrics.json"

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import yaml
 
+from siglip_flowers.base.run_dir import MODEL_DIR
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.functions import confusion_matrix
 from siglip_flowers.plots.confusion import draw_confusion
 from siglip_flowers.tracking.tracker import FinalResults, RunFacts
 from siglip_flowers.training.build import RunArguments
-from siglip_flowers.training.output import MODEL_DIR
 from siglip_flowers.training.report import list_examples
 
 

@@ -1,0 +1,68 @@
+"""Text for terminals, spreadsheets and Markdown.
+
+Nothing that a label or a file name contains may act on a terminal: characters that are not
+printable are written as escapes.
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+# A cell that starts with one of these may be a formula in a spreadsheet.
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+
+
+def escape_unprintable(text: str, keep: str = "") -> str:
+    """Replace control and other unprintable characters with escapes such as ``\\x1b``."""
+    return "".join(
+        char
+        if char.isprintable() or char in keep
+        else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return the number with its noun: ``1 image``, ``2 images``, ``3 classes``."""
+    if number == 1:
+        return f"{number} {noun}"
+    ending = "es" if noun.endswith(("s", "sh", "ch", "x")) else "s"
+    return f"{number} {plural or noun + ending}"
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> str:
+    """Return rows as CSV: numbers with six digits, and text that no spreadsheet computes."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(
+        [_to_cell(value) for value in row] for row in rows
+    )
+    return text.getvalue()
+
+
+def _to_cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if not isinstance(value, str):
+        return value
+    shown = escape_unprintable(value, keep="\n\r\t")
+    # A spreadsheet takes what follows an apostrophe as text.
+    return f"'{shown}" if shown.startswith(FORMULA_SIGNS) else shown
+
+
+def align_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines of text: the first column left-aligned, the others right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a Markdown table; the first row is its heading."""
+    # A bar in a name would end its cell.
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]
