@@ -1,29 +1,31 @@
 # make demo   trains, evaluates and draws on the embedded data: no network, no GPU
-# make test   ruff, mypy and pytest
+# make test   ruff, mypy and the tests that take little time
+# make test-all   the same with the slow tests, the soak and the documentation
 # make soak   kills small runs again and again, for MINUTES, and compares what they end with
 # make docs   builds the documentation into site/
 # All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
 #   TORCH_INDEX  a wheel index for torch, e.g. https://download.pytorch.org/whl/cu130
-#   MINUTES      how long make soak goes on
+#   MINUTES      how long make soak runs (default 3)
 #   EXTRAS       optional dependencies to install (see setup.cfg)
 
 PYTHON ?= python3
 TORCH_INDEX ?=
+MINUTES ?= 3
 EXTRAS ?= aim,wandb,tensorboard,trackio,peft,search,export,report,demo,docs,test
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test soak docs lint format clean
+.PHONY: install demo test test-all soak docs lint format clean
 
 install: $(STAMP)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP_INSTALL) --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
 	$(PIP_INSTALL) --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
@@ -38,6 +40,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-all: lint
+	$(BIN)/python -m pytest -m ""
+	$(MAKE) soak docs
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.soak --minutes $(MINUTES)

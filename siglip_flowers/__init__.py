@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from siglip_flowers.model.classifier import SiglipClassifier
     from siglip_flowers.model.configuration import SiglipClassifierConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier"]
 
 # Imported when they are first asked for: torch takes a second, which --help must not cost.

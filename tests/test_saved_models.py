@@ -1,0 +1,44 @@
+"""Models that version 0.1 saved give the same scores today, in eval.py and predict.
+
+``saved_models/`` holds five of them, each trained for a moment on drawn squares, with the scores
+that version 0.1 printed for the images beside them.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from siglip_flowers.commands.eval import main as run_eval
+from siglip_flowers.commands.predict import main as run_predict
+
+SAVED = Path(__file__).with_name("saved_models")
+EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
+IMAGES = SAVED / "images"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_saved_model_gives_the_same_figures_and_scores(name, tmp_path, capsys):
+    model = str(SAVED / name / "model")
+    options = ["--split", "test", "--data_dir", str(IMAGES), "--output_dir", str(tmp_path)]
+    assert run_eval(["--model", model, *options]) == 0
+    metrics = json.loads((tmp_path / "metrics_test.json").read_text(encoding="utf-8"))
+    for key, value in EXPECTED[name]["metrics"].items():
+        assert metrics[key] == pytest.approx(value, abs=1e-5), key
+    capsys.readouterr()
+    expected = EXPECTED[name]["predictions"]
+    paths = [str(IMAGES / row["image"]) for row in expected]
+    assert run_predict([*paths, "--model", model, "--json", "--top_k", "3"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row["known"] == wanted["known"]
+        scores = {one["label"]: one["score"] for one in row["predictions"]}
+        assert scores == pytest.approx(wanted["scores"], abs=1e-5)
+
+
+def test_the_saved_models_differ():
+    """Equal scores of all five would say nothing."""
+    tops = {name: rows["predictions"][0]["scores"]["aster"] for name, rows in EXPECTED.items()}
+    assert len({round(top, 4) for top in tops.values()}) == len(tops)
+    assert {row["known"] for row in EXPECTED["naflex"]["predictions"]} == {True, False}
