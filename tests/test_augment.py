@@ -7,10 +7,8 @@ import pytest
 import scipy.stats
 import torch
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import AugmentationArguments
-from siglip_flowers.data.augmentation.auto_augment import apply_operations, draw_operations
-from siglip_flowers.data.augmentation.images import BatchAugmenter, uniform_numbers
+from siglip_flowers.data.augmentation import BatchAugmenter, uniform_numbers
 from siglip_flowers.data.pixels.tensors import PixelDataset, collate_pixels
 from tests.small_flowers import build_flowers
 
@@ -33,7 +31,7 @@ def batch(flowers_dir):
     return collate_pixels(PixelDataset(rows, 64, 3).__getitems__(range(len(rows))))
 
 
-def vary(augmenter, batch, rows=None, step=0):
+def augment(augmenter, batch, rows=None, step=0):
     chosen = slice(None) if rows is None else rows
     pixels, labels, index = (batch[key][chosen] for key in ("pixel_values", "labels", "index"))
     return augmenter(pixels, labels, index, step)
@@ -103,58 +101,42 @@ def test_no_warning_about_overflow(batch):
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
         uniform_numbers(2**63 + 5, 2**40, np.array([0, 2**40]), 16)
-        vary(make_augmenter(**ALL, mixup_alpha=0.2, cutmix_alpha=1.0), batch, step=10**6)
+        augment(make_augmenter(**ALL, mixup_alpha=0.2, cutmix_alpha=1.0), batch, step=10**6)
 
 
 def test_same_seed_step_and_row_give_the_same_pixels_in_any_batch(batch):
     augmenter = make_augmenter(seed=5, **ALL)
-    pixels, labels = vary(augmenter, batch, step=9)
+    pixels, labels = augment(augmenter, batch, step=9)
     assert torch.equal(labels, batch["labels"])
     order = torch.tensor([11, 3, 0, 14])
-    shuffled, _ = vary(make_augmenter(seed=5, **ALL), batch, order, step=9)
+    shuffled, _ = augment(make_augmenter(seed=5, **ALL), batch, order, step=9)
     assert torch.equal(shuffled, pixels[order])
-    single, _ = vary(augmenter, batch, order[:1], step=9)
+    single, _ = augment(augmenter, batch, order[:1], step=9)
     assert torch.equal(single, pixels[order[:1]])
 
 
-@pytest.mark.parametrize("auto_augment", ["randaugment", "trivialaugment"])
-def test_automatic_augmentation_is_the_same_in_any_batch_too(batch, auto_augment):
-    augmenter = make_augmenter(seed=5, **ALL, auto_augment=auto_augment)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(10):
-        pixels, _ = vary(augmenter, batch, step=step)
-        # Bilinear weights sum to 1 up to rounding.
-        assert pixels.min() > -1e-3
-        assert pixels.max() < 255.001
-        order = torch.randperm(16, generator=generator)
-        assert torch.equal(vary(augmenter, batch, order, step)[0], pixels[order])
-        for part in (order[:5], order[:1]):
-            assert torch.equal(vary(augmenter, batch, part, step)[0], pixels[part])
-
-
 def test_rows_may_be_an_array_or_a_tensor_and_pixels_stay_as_they_are(batch):
-    augmenter = make_augmenter(seed=5, **ALL, cutmix_alpha=1.0, auto_augment="trivialaugment")
+    augmenter = make_augmenter(seed=5, **ALL, cutmix_alpha=1.0)
     before = batch["pixel_values"].clone()
-    pixels, labels = vary(augmenter, batch)
-    again, same_labels = vary(augmenter, {**batch, "index": batch["index"].numpy()})
+    pixels, labels = augment(augmenter, batch)
+    again, same_labels = augment(augmenter, {**batch, "index": batch["index"].numpy()})
     assert torch.equal(pixels, again)
     assert torch.equal(labels, same_labels)
     assert torch.equal(batch["pixel_values"], before)
 
 
-def test_channels_last_images_are_varied_alike(batch):
+def test_channels_last_images_are_augmented_alike(batch):
     augmenter = make_augmenter(seed=5, **ALL)
     pixels = batch["pixel_values"]
     for layout in (torch.contiguous_format, torch.channels_last):
         other = {**batch, "pixel_values": pixels.contiguous(memory_format=layout)}
-        assert torch.equal(vary(augmenter, other)[0], vary(augmenter, batch)[0])
+        assert torch.equal(augment(augmenter, other)[0], augment(augmenter, batch)[0])
 
 
-@pytest.mark.parametrize("auto_augment", ["none", "randaugment", "trivialaugment"])
 @pytest.mark.parametrize("mixing", [{}, {"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}])
-def test_the_host_never_needs_a_value_from_the_device(auto_augment, mixing):
+def test_the_host_never_needs_a_value_from_the_device(mixing):
     # The meta device has shapes but no values: whatever reads one raises.
-    augmenter = make_augmenter(**ALL, **mixing, auto_augment=auto_augment)
+    augmenter = make_augmenter(**ALL, **mixing)
     pixels = torch.empty(64, 3, 70, 70, dtype=torch.uint8, device="meta")
     labels = torch.empty(64, dtype=torch.int64, device="meta")
     varied, _ = augmenter(pixels, labels, np.arange(64), 0)
@@ -162,37 +144,12 @@ def test_the_host_never_needs_a_value_from_the_device(auto_augment, mixing):
     assert varied.device.type == "meta"
 
 
-def test_automatic_augmentation_follows_crop_and_flip_and_replaces_jitter(batch):
-    crops = {"crop_min_scale": 0.3, "color_jitter": 0.4}
-    cropped, _ = vary(make_augmenter(**{**crops, "color_jitter": 0.0}), batch)
-    options = {"randaugment_num_ops": 3, "randaugment_magnitude": 14}
-    augmenter = make_augmenter(**crops, auto_augment="randaugment", **options)
-    numbers = uniform_numbers(0, 0, batch["index"].numpy(), 25)[:, 16:].reshape(16, 3, 3)
-    operations, magnitudes = draw_operations("randaugment", numbers, level=14, size=64)
-    for place in range(3):
-        apply_operations(cropped, operations[:, place], magnitudes[:, place])
-    assert torch.equal(vary(augmenter, batch)[0], cropped)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("auto_augment", "autoaugment", "choose one of none, randaugment, trivialaugment"),
-        ("randaugment_num_ops", 0, "--randaugment_num_ops is 0"),
-        ("randaugment_magnitude", 31, "--randaugment_magnitude is 31; .* between 0 and 30"),
-    ],
-)
-def test_impossible_automatic_augmentation_is_refused(option, value, message):
-    with pytest.raises(InputError, match=message):
-        AugmentationArguments(**{option: value})
-
-
-def test_another_step_seed_or_row_varies_otherwise(batch):
-    pixels, _ = vary(make_augmenter(seed=5, **ALL), batch, step=9)
+def test_another_step_seed_or_row_is_augmented_differently(batch):
+    pixels, _ = augment(make_augmenter(seed=5, **ALL), batch, step=9)
     for other in (
-        vary(make_augmenter(seed=5, **ALL), batch, step=10)[0],
-        vary(make_augmenter(seed=6, **ALL), batch, step=9)[0],
-        vary(make_augmenter(seed=5, **ALL), {**batch, "index": batch["index"] + 1}, step=9)[0],
+        augment(make_augmenter(seed=5, **ALL), batch, step=10)[0],
+        augment(make_augmenter(seed=6, **ALL), batch, step=9)[0],
+        augment(make_augmenter(seed=5, **ALL), {**batch, "index": batch["index"] + 1}, step=9)[0],
     ):
         difference = (pixels - other).abs().mean((1, 2, 3))
         assert (difference > 1).all()
@@ -279,14 +236,14 @@ def test_flips_mirror_left_to_right_with_their_probability(probability):
 
 
 def test_everything_off_is_the_identity(batch):
-    pixels, labels = vary(make_augmenter(**OFF), batch)
+    pixels, labels = augment(make_augmenter(**OFF), batch)
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels, batch["pixel_values"].float(), atol=0.01, rtol=0)
     assert torch.equal(labels, batch["labels"])
 
 
 def test_full_flip_is_the_mirrored_image(batch):
-    pixels, _ = vary(make_augmenter(**{**OFF, "horizontal_flip": 1.0}), batch)
+    pixels, _ = augment(make_augmenter(**{**OFF, "horizontal_flip": 1.0}), batch)
     expected = batch["pixel_values"].flip(-1).float()
     torch.testing.assert_close(pixels, expected, atol=0.01, rtol=0)
 
@@ -294,14 +251,14 @@ def test_full_flip_is_the_mirrored_image(batch):
 def test_larger_images_come_out_at_the_models_size(batch):
     large = torch.nn.functional.interpolate(batch["pixel_values"].float(), scale_factor=1.5)
     augmenter = make_augmenter(size=64, **ALL)
-    pixels, _ = vary(augmenter, {**batch, "pixel_values": large.to(torch.uint8)})
+    pixels, _ = augment(augmenter, {**batch, "pixel_values": large.to(torch.uint8)})
     assert pixels.shape == (16, 3, 64, 64)
 
 
 def test_color_jitter_keeps_the_range_and_changes_brightness_contrast_and_saturation(batch):
     strength = 0.4
     augmenter = make_augmenter(**{**OFF, "color_jitter": strength})
-    pixels, _ = vary(augmenter, batch)
+    pixels, _ = augment(augmenter, batch)
     assert pixels.min() >= 0
     assert pixels.max() <= 255
     # Each factor on an image in which it can be read off, uniform in 1 +- strength.
@@ -351,7 +308,7 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share(batch):
     plain = batch["pixel_values"].float()
     shares = []
     for step in range(20):
-        pixels, targets = vary(augmenter, batch, step=step)
+        pixels, targets = augment(augmenter, batch, step=step)
         torch.testing.assert_close(targets.sum(1), torch.ones(16))
         # Fit the share that the pixels were mixed by.
         other = plain.roll(1, 0)
@@ -367,10 +324,10 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share(batch):
 
 def test_cutmix_targets_follow_the_area_that_was_pasted(batch):
     augmenter = make_augmenter(**OFF, cutmix_alpha=1.0)
-    plain = vary(make_augmenter(**OFF), batch)[0]
+    plain = augment(make_augmenter(**OFF), batch)[0]
     shares = []
     for step in range(30):
-        pixels, targets = vary(augmenter, batch, step=step)
+        pixels, targets = augment(augmenter, batch, step=step)
         pasted = (pixels != plain).any(1).any(0)
         torch.testing.assert_close(
             pixels, torch.where(pasted, plain.roll(1, 0), plain), atol=0.02, rtol=0
@@ -384,21 +341,18 @@ def test_cutmix_targets_follow_the_area_that_was_pasted(batch):
 
 def test_mixup_and_cutmix_take_turns(batch):
     augmenter = make_augmenter(**OFF, mixup_alpha=1.0, cutmix_alpha=1.0)
-    plain = vary(make_augmenter(**OFF), batch)[0]
+    plain = augment(make_augmenter(**OFF), batch)[0]
     cut = [
-        bool((vary(augmenter, batch, step=step)[0] == plain).all(1).all(0).any())
+        bool((augment(augmenter, batch, step=step)[0] == plain).all(1).all(0).any())
         for step in range(60)
     ]
     assert 15 < sum(cut) < 45
 
 
-@pytest.mark.parametrize("auto_augment", ["none", "trivialaugment"])
-def test_large_batches_are_varied_in_parts_with_the_same_result(batch, monkeypatch, auto_augment):
-    augmenter = make_augmenter(**ALL, mixup_alpha=0.4, auto_augment=auto_augment)
-    whole, targets = vary(augmenter, batch, step=3)
-    monkeypatch.setattr(
-        "siglip_flowers.data.augmentation.images.CPU_BYTES_AT_ONCE", 3 * 4 * 3 * 64 * 64
-    )
-    parts, same_targets = vary(augmenter, batch, step=3)
+def test_large_batches_are_augmented_in_parts_with_the_same_result(batch, monkeypatch):
+    augmenter = make_augmenter(**ALL, mixup_alpha=0.4)
+    whole, targets = augment(augmenter, batch, step=3)
+    monkeypatch.setattr("siglip_flowers.data.augmentation.CPU_BYTES_AT_ONCE", 3 * 4 * 3 * 64 * 64)
+    parts, same_targets = augment(augmenter, batch, step=3)
     assert torch.equal(targets, same_targets)
     torch.testing.assert_close(parts, whole)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from siglip_flowers.config import AugmentationArguments, DataArguments, SiglipTrainingArguments
-from siglip_flowers.data.augmentation.images import BatchAugmenter
+from siglip_flowers.data.augmentation import BatchAugmenter
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.data.pixels.tensors import PixelDataset
 from siglip_flowers.evaluation.features import (

@@ -22,8 +22,11 @@ from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict
 from siglip_flowers.commands.train import main as run_train
 from siglip_flowers.config import AugmentationArguments, DataArguments
-from siglip_flowers.data.augmentation.images import BatchAugmenter
-from siglip_flowers.data.augmentation.patches import PatchAugmenter, check_patch_augmentation
+from siglip_flowers.data.augmentation import (
+    BatchAugmenter,
+    PatchAugmenter,
+    check_patch_augmentation,
+)
 from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.patches import (
     PatchBudget,
@@ -410,7 +413,6 @@ def test_grids_shrink_to_what_fits():
 @pytest.mark.parametrize(
     "option",
     [
-        {"auto_augment": "randaugment"},
         {"random_erasing": 0.2},
         {"mixup_alpha": 0.1},
         {"cutmix_alpha": 1.0},
@@ -537,7 +539,6 @@ def test_compiled_gives_what_eager_gives(run, folder):
     [
         (["--image_size", "32"], "--image_size 32 is for fixed-resolution.*use --max_num_patches"),
         (["--mixup_alpha", "0.2"], "--mixup_alpha 0.2 needs images of one shape"),
-        (["--auto_augment", "trivialaugment"], "--auto_augment trivialaugment needs images"),
         (["--max_num_patches", "0"], "--max_num_patches is 0"),
     ],
 )

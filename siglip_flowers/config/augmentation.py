@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from siglip_flowers.config.checks import check_choice, check_range
-
-AUTO_AUGMENTS = ("none", "randaugment", "trivialaugment")
+from siglip_flowers.config.checks import check_range
 
 
 @dataclass
@@ -32,19 +30,6 @@ class AugmentationArguments:
         default=0.2,
         metadata={"help": "Brightness, contrast and saturation change by up to this share."},
     )
-    auto_augment: str = field(
-        default="none",
-        metadata={
-            "help": "randaugment (Cubuk et al. 2020) or trivialaugment (Mueller and Hutter 2021, "
-            "wide space) in place of --color_jitter, after crop and flip; none is off."
-        },
-    )
-    randaugment_num_ops: int = field(
-        default=2, metadata={"help": "Operations in a row on each image, for randaugment."}
-    )
-    randaugment_magnitude: int = field(
-        default=9, metadata={"help": "Strength of randaugment's operations, 0 to 30."}
-    )
     random_erasing: float = field(
         default=0.0, metadata={"help": "Probability of blanking a random rectangle."}
     )
@@ -59,9 +44,6 @@ class AugmentationArguments:
         for name in ("horizontal_flip", "random_erasing"):
             check_range(name, getattr(self, name), 0.0, 1.0)
         check_range("color_jitter", self.color_jitter, 0.0, 0.99)
-        check_choice("auto_augment", self.auto_augment, AUTO_AUGMENTS)
-        check_range("randaugment_num_ops", self.randaugment_num_ops, 1, 14)
-        check_range("randaugment_magnitude", self.randaugment_magnitude, 0, 30)
         check_range("crop_min_scale", self.crop_min_scale, 0.01, 1.0)
         check_range("train_resize_scale", self.train_resize_scale, 1.0, 4.0)
         for name in ("mixup_alpha", "cutmix_alpha"):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import DataArguments, SiglipTrainingArguments
-from siglip_flowers.data.augmentation.images import BatchAugmenter, uniform_numbers
+from siglip_flowers.data.augmentation import BatchAugmenter, uniform_numbers
 from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.data.pixels.array_cache import (
     ArrayEntry,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from siglip_flowers.data import ClassificationData
-from siglip_flowers.data.augmentation.patches import build_augmenter
+from siglip_flowers.data.augmentation import build_augmenter
 from siglip_flowers.data.pixels.tensors import scale_size
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.features import FeatureExtractor

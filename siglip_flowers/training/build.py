@@ -25,7 +25,7 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.config.parsing import dump_configuration
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
-from siglip_flowers.data.augmentation.patches import build_augmenter, check_patch_augmentation
+from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.tensors import (
     PixelNormalizer,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siglip_flowers.data.augmentation.images import uniform_numbers
+from siglip_flowers.data.augmentation import uniform_numbers
 from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
 
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import SiglipTrainingArguments
-from siglip_flowers.data.augmentation.images import BatchAugmenter
+from siglip_flowers.data.augmentation import BatchAugmenter
 from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
