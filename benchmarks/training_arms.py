@@ -102,7 +102,7 @@ def prepare_job(
         **training,
     )
     # As in a run; the other arms share the process and profit as well.
-    keep_freed_memory(options.device)
+    keep_freed_memory()
     arguments = RunArguments(data, augmentation or AugmentationArguments(), model, options)
     processor = load_image_processor(model.model_name_or_path, model.image_size)
     return TrainingJob(arguments, load_data(data), processor, skip_steps, steps)

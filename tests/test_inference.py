@@ -23,7 +23,7 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
 )
-from siglip_flowers.runtime.precision import choose_attention, resolve_device, resolve_dtype
+from siglip_flowers.runtime.devices import choose_attention, resolve_device, resolve_dtype
 from siglip_flowers.runtime.prefetch import map_ahead
 from tests.small_flowers import build_flowers, read_images
 from tests.small_runs import CLASSES, make_checkpoint
@@ -398,7 +398,7 @@ def test_number_formats_and_devices_are_checked(small_model, monkeypatch):
     assert resolve_dtype(torch.bfloat16, CPU) == torch.bfloat16
     for native, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(
-            "siglip_flowers.runtime.precision.computes_bfloat16", lambda kind, found=native: found
+            "siglip_flowers.runtime.devices.computes_bfloat16", lambda kind, found=native: found
         )
         assert resolve_dtype("auto", CPU) == expected
     assert resolve_dtype("float16", torch.device("cuda")) == torch.float16

@@ -256,7 +256,7 @@ def test_a_launch_that_would_start_unrelated_processes_is_refused(
     output_dir = tmp_path / "run"
     assert train([*write_options(small, 2), "--output_dir", str(output_dir)]) == 2
     message = capsys.readouterr().err
-    assert "started this one on its own" in message
+    assert "but started only one" in message
     assert "configs/accelerate/cpu.yaml" in message
     assert not output_dir.exists()
 

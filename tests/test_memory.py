@@ -1,19 +1,21 @@
-"""Freed memory: kept on a CPU, where that is possible and nobody set otherwise."""
+"""What a command sets for its whole process, and what a host process keeps."""
 
+import json
 import subprocess
 import sys
 
 import pytest
-import torch
 
+from siglip_flowers.model.loading import load_classifier, load_image_processor
 from siglip_flowers.runtime.memory import keep_freed_memory
 from tests.conftest import REPOSITORY
+from tests.small_runs import CLASSES, draw_image, make_checkpoint
 
 FAULTS = """
 import resource, sys, torch
 from siglip_flowers.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
-    assert keep_freed_memory(torch.device("cpu"))
+    assert keep_freed_memory()
 def work():
     # Several large tensors at once, as a forward and backward pass holds them.
     kept = [torch.ones(4_000_000) for _ in range(12)]
@@ -24,29 +26,68 @@ for _ in range(10):
     work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+# The libraries are imported first: only what this package changes counts.
+HOST = """
+import gc, json, logging, os, signal, sys, warnings
+import datasets, sklearn, torch._inductor.config, transformers.models.siglip.modeling_siglip
+called = set()
+sys.addaudithook(lambda name, values: called.add(values[1]) if name == "ctypes.dlsym" else None)
+
+def look():
+    return {
+        "collector": (gc.isenabled(), gc.get_threshold(), gc.get_freeze_count()),
+        "signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "logging": (logging.root.level, str(logging.root.handlers), logging.root.manager.disable),
+        "verbosity": (
+            transformers.logging.get_verbosity(),
+            transformers.logging.is_progress_bar_enabled(),
+            datasets.logging.get_verbosity(),
+        ),
+        "hooks": (str(sys.excepthook), str(sys.unraisablehook)),
+        "warnings": str(warnings.filters),
+        "determinism": torch.are_deterministic_algorithms_enabled(),
+        "environment": dict(os.environ),
+    }
+
+before = look()
+from siglip_flowers import SiglipImageClassifier
+SiglipImageClassifier.from_pretrained(sys.argv[1])([sys.argv[2]])
+changed = {name for name, value in look().items() if value != before[name]}
+print(json.dumps(sorted(changed | (called & {"mallopt"}))))
+"""
 
 
-def count_page_faults(word: str) -> int:
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin"}
+def run_script(script: str, *words: str) -> str:
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, word],
+        [sys.executable, "-c", script, *words],
         capture_output=True,
         text=True,
         env=environment,
         check=True,
     )
-    return int(done.stdout)
+    return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
 def test_large_tensors_get_the_pages_of_freed_ones():
     # How many there are depends on which pages the system joins to huge ones.
-    kept = min(count_page_faults("keep") for _ in range(2))
-    left = max(count_page_faults("leave") for _ in range(2))
+    kept = min(int(run_script(FAULTS, "keep")) for _ in range(2))
+    left = max(int(run_script(FAULTS, "leave")) for _ in range(2))
     assert kept < left / 2
 
 
-def test_only_a_cpu_and_no_setting_of_the_user_is_touched(monkeypatch):
-    assert not keep_freed_memory(torch.device("cuda"))
+def test_settings_of_the_user_are_left_alone(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    assert not keep_freed_memory(torch.device("cpu"))
+    assert not keep_freed_memory()
+
+
+def test_a_host_process_keeps_its_settings(tmp_path):
+    checkpoint = str(make_checkpoint(tmp_path / "tower"))
+    load_classifier(checkpoint, list(CLASSES)).save_pretrained(tmp_path / "model")
+    load_image_processor(checkpoint).save_pretrained(tmp_path / "model")
+    draw_image(tmp_path / "image.png", "aster", 0)
+    printed = run_script(HOST, str(tmp_path / "model"), str(tmp_path / "image.png"))
+    assert json.loads(printed) == []

@@ -1,11 +1,9 @@
 """What every command does around its work: messages instead of tracebacks, and exit codes."""
 
-import gc
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from safetensors import SafetensorError
 
@@ -13,7 +11,12 @@ from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
-from siglip_flowers.runtime.preemption import EXIT_PREEMPTED, Preempted, stop_on_signals
+from siglip_flowers.runtime.preemption import (
+    EXIT_PREEMPTED,
+    Preempted,
+    defer_signals,
+    stop_on_signals,
+)
 
 EXIT_INTERRUPTED = 130
 
@@ -25,31 +28,16 @@ class _PlainFormatter(logging.Formatter):
         return escape_unprintable(super().format(record), keep="\n\t")
 
 
-@contextmanager
-def import_quickly() -> Iterator[None]:
-    """Import without collecting garbage: a fifth of the time that torch and transformers take.
-
-    What a module makes stays, and every collection on the way would look through all of it again.
-    """
-    first, enabled = "torch" not in sys.modules, gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if first:
-            # Later collections need not look through it either.
-            gc.freeze()
-        if enabled:
-            gc.enable()
-
-
-def _quieten_libraries() -> None:
+def _prepare_process() -> None:
     # Not at the top, since importing them takes a second, which --help does not need.
-    with import_quickly():
+    with defer_signals():
         import datasets
         from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
         from transformers.utils import logging as transformers_logging
 
+        from siglip_flowers.runtime.memory import keep_freed_memory
+
+    keep_freed_memory()
     transformers_logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_error()
     # Hides the bars of reading and writing weights, but not those of downloads.
@@ -92,7 +80,7 @@ def run_command(
         with stop_on_signals():
             if check is not None:
                 check()
-            _quieten_libraries()
+            _prepare_process()
             command()
     except (InputError, RunError) as error:
         # Bad usage is found alike by every process of a launch; one of them says so.

@@ -10,12 +10,13 @@ from siglip_flowers.base.files import write_json
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.base.run_dir import CONFIG_FILE, REPORT_DIRS
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
 from siglip_flowers.compare.command import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
+from siglip_flowers.runtime.preemption import defer_signals
 
 PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
@@ -34,7 +35,7 @@ def _check(argv: list[str]) -> None:
 
 def _evaluate(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         import torch
         from accelerate import PartialState
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hint
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.parsing import refuse_argument, refuse_usage
 from siglip_flowers.config.prediction import PredictionArguments
@@ -23,6 +23,7 @@ from siglip_flowers.inference.finding import (
     insert_list,
 )
 from siglip_flowers.inference.output import choose_formatter
+from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier
@@ -51,7 +52,7 @@ def _check(argv: list[str]) -> None:
 
 def _predict(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.inference.classifier import SiglipImageClassifier
 

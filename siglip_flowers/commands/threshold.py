@@ -5,13 +5,14 @@ from pathlib import Path
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.threshold import ThresholdArguments
 from siglip_flowers.inference.finding import check_paths, find_images
+from siglip_flowers.runtime.preemption import defer_signals
 
 PROG = "siglip-flowers threshold"
 DESCRIPTION = "Fit the threshold below which predict says that an image shows no known class."
@@ -38,7 +39,7 @@ def _check(argv: list[str]) -> None:
 
 def _fit(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         import numpy as np
 
         from siglip_flowers.data import check_data_arguments, load_data

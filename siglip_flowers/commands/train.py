@@ -3,7 +3,7 @@
 import sys
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -13,6 +13,7 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.config.parsing import check_command_line, is_first_process, parse_arguments
 from siglip_flowers.publish.command import check_training_push, push_trained
+from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.training.deepspeed import check_deepspeed
 
 PROG = "train.py"
@@ -34,7 +35,7 @@ def _check(argv: list[str]) -> None:
 
 def _train(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from accelerate import PartialState
 
         from siglip_flowers.config.training import SiglipTrainingArguments

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.run_dir import CONFIG_FILE
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import SOURCE_OPTIONS, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.demo.address import check_port
 from siglip_flowers.demo.options import DemoArguments
+from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
     from siglip_flowers.demo.neighbors import TrainingImages
@@ -45,7 +46,7 @@ def _check(argv: list[str]) -> None:
 
 def _serve(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from siglip_flowers.demo.answer import Explainer
         from siglip_flowers.demo.app import serve_page
         from siglip_flowers.inference.classifier import SiglipImageClassifier

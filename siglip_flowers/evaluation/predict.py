@@ -82,7 +82,7 @@ def evaluate_split(
         batch_size: Images a process classifies at once.
         num_workers: Decoding processes; 0 decodes in threads. The model works meanwhile.
         dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
-            :func:`~siglip_flowers.runtime.precision.resolve_dtype`.
+            :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
         compile: Compile the model first.
         data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
     """

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.experiment.settings import (
     ExperimentSettings,
@@ -23,6 +23,7 @@ from siglip_flowers.experiment.settings import (
     claim_directory,
     read_settings,
 )
+from siglip_flowers.runtime.preemption import defer_signals
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,7 +71,7 @@ def _parse(argv: list[str]) -> tuple[ExperimentSettings, str]:
 
 def _run(settings: ExperimentSettings, config_file: str) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from filelock import FileLock, Timeout
 
         from siglip_flowers.experiment.analysis import analyze

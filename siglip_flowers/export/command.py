@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import atomic_directory
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.export.options import ExportArguments
+from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
     from siglip_flowers.export.export import Int8Options
@@ -50,7 +51,7 @@ def _check(argv: list[str]) -> None:
 
 def _export(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from siglip_flowers.export.export import MODEL_FILES, export_model
         from siglip_flowers.export.onnx_file import check_onnx_packages
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier

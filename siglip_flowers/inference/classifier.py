@@ -20,7 +20,7 @@ from siglip_flowers.inference.sources import Source, is_single, name_source
 from siglip_flowers.inference.temperature import require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.runtime.precision import resolve_device
+from siglip_flowers.runtime.devices import resolve_device
 
 # An accelerator wants many images at once; a processor's caches do not.
 ACCELERATOR_BATCH_SIZE = 256

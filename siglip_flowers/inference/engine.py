@@ -12,8 +12,8 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, prepare_patches
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.runtime.memory import keep_freed_memory, run_in_parts
-from siglip_flowers.runtime.precision import choose_attention, resolve_dtype
+from siglip_flowers.runtime.devices import choose_attention, resolve_dtype
+from siglip_flowers.runtime.memory import run_in_parts
 
 # What torch.compile builds its code with: on a GPU triton, which builds its launchers in C. Each
 # with the environment variable that names another.
@@ -36,7 +36,7 @@ class InferenceEngine:
             change, that is done to a copy.
         processor: Its image processor.
         device: Where to run.
-        dtype: See :func:`~siglip_flowers.runtime.precision.resolve_dtype`.
+        dtype: See :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
         compile: Compile the encoder; the first batch then takes seconds to a minute.
         attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
 
@@ -55,7 +55,6 @@ class InferenceEngine:
         attn_implementation: str | None = None,
     ) -> None:
         self.device = device
-        keep_freed_memory(device)
         self.dtype = resolve_dtype(dtype, device)
         if compile:
             _check_compiler(device)

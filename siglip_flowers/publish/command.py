@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.run_data import read_data_defaults
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
 from siglip_flowers.publish.options import PublishArguments, check_hub_model_id
+from siglip_flowers.runtime.preemption import defer_signals
 
 PROG = "siglip-flowers publish"
 DESCRIPTION = "Publish a finished run to the Hugging Face Hub: model, card, metrics and plots."
@@ -45,7 +46,7 @@ def _check(argv: list[str]) -> None:
 
 def _publish(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from siglip_flowers.base.run_dir import CONFIG_FILE
         from siglip_flowers.publish.finished import check_finished
         from siglip_flowers.publish.hub import check_hub_access

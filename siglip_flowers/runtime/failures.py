@@ -1,6 +1,6 @@
-"""Recognize failures of the machine by their errors: a disk that takes no more, a lost process.
+"""Recognize failures of the machine by their errors: a full disk, a lost process.
 
-Without torch, since every command imports it.
+Without torch, since every command imports this module first.
 """
 
 import errno
@@ -10,18 +10,18 @@ import re
 from safetensors import SafetensorError
 
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-# Classes of torch.distributed, and what gloo's and NCCL's own messages name.
+# Classes of torch.distributed, and words in the messages of gloo and NCCL.
 PROCESS_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 PROCESS_WORDS = ("gloo", "NCCL", "ProcessGroup", "monitoredBarrier")
 
 
 def explain_write_failure(error: BaseException) -> str | None:
-    """Return why a file could not be written, or None if the error is another one."""
+    """Return why a file could not be written, or None for any other error."""
     if isinstance(error, OSError):
         if error.errno not in WRITE_ERRORS:
             return None
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-    # The writers of safetensors and of torch.save pass the system's error on as text only.
+    # safetensors and torch.save report the system's error only as text.
     text = str(error)
     if isinstance(error, SafetensorError):
         number = re.search(r"os error (\d+)", text)
@@ -36,7 +36,7 @@ def explain_write_failure(error: BaseException) -> str | None:
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Return whether an error means that another process of the run does not answer any more."""
+    """Return whether an error means that another process of the run no longer responds."""
     if type(error).__name__ in PROCESS_ERRORS:
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in PROCESS_WORDS)

@@ -1,4 +1,4 @@
-"""Work done by threads ahead of whoever consumes it."""
+"""Compute results in threads ahead of their consumer."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,9 +14,8 @@ def map_ahead(
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of the items, computed in threads.
 
-    At most ``ahead`` results are waited for or lie ready beyond the one that is being consumed,
-    so a long input takes no more memory than a short one. Items are drawn by the consumer's
-    thread only.
+    At most ``ahead`` results are pending or ready beyond the one being consumed, so a long input
+    takes no more memory than a short one. Only the consumer's thread draws items.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")

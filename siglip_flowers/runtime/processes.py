@@ -1,5 +1,6 @@
-"""Several processes of one run: they know each other, stop together, and say if one is lost."""
+"""Several processes of one run: they know of each other, stop together, end with their parent."""
 
+import multiprocessing
 import os
 from datetime import timedelta
 
@@ -16,21 +17,21 @@ WORLD = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WOR
 def check_world(num_processes: int) -> None:
     """Raise InputError if this process is alone in a launch that was meant to have several.
 
-    ``accelerate launch`` starts one process, told of no others, for a configuration that names
-    several without a kind of launch that makes several (MULTI_CPU without mpirun, or NO).
+    For a configuration with several processes but a kind of launch that does not make several
+    (MULTI_CPU without mpirun, or NO), ``accelerate launch`` starts one that knows of no others.
 
     Args:
-        num_processes: Those that this one knows of, itself included.
+        num_processes: The number that this process knows of, including itself.
     """
     if num_processes > 1:
         return
     told = LAUNCHED in os.environ and "MASTER_ADDR" in os.environ
     if told and not any(name in os.environ for name in WORLD):
         raise InputError(
-            "accelerate launch was to start several processes and started this one on its own, as "
-            "it does for a MULTI_CPU or NO configuration; launch with --config_file "
-            "configs/accelerate/cpu.yaml or ddp.yaml, or with --num_processes 1 and without "
-            "MASTER_ADDR in the environment."
+            "accelerate launch was told to start several processes but started only one, as it "
+            "does for a MULTI_CPU or NO configuration. Use --config_file "
+            "configs/accelerate/cpu.yaml or ddp.yaml, or --num_processes 1 without MASTER_ADDR "
+            "in the environment."
         )
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != "1":
@@ -41,11 +42,11 @@ def check_world(num_processes: int) -> None:
 
 
 class StopAgreement:
-    """Lets every process of a run stop after the same step, whichever of them got the signal.
+    """Lets all processes of a run stop after the same step, whichever of them got the signal.
 
-    Every step starts a sum of one number over the processes in main memory (gloo), and reads that
-    of the step before: no device is waited for, and all stop one step after the request. A process
-    that is lost is noticed there too, where a GPU's collective would only hang.
+    Each step starts a sum of one number over the processes in main memory (gloo) and reads the sum
+    of the previous step. So no device is waited for, and all processes stop one step after the
+    request. This also detects a lost process, where a collective on a GPU would only hang.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -56,7 +57,7 @@ class StopAgreement:
             self._group = dist.new_group(backend="gloo", timeout=timeout)
 
     def decide(self, requested: bool) -> bool:
-        """Return whether all processes stop now; to be called by all of them, once a step."""
+        """Return whether all processes stop now; all of them call this once per step."""
         if self._group is None:
             return requested
         decided = self._finish()
@@ -65,7 +66,7 @@ class StopAgreement:
         return decided
 
     def close(self) -> None:
-        """Wait for what is under way; its answer comes too late to matter."""
+        """Wait for the sum that was started; its result no longer matters."""
         self._finish()
 
     def _finish(self) -> bool:
@@ -74,3 +75,11 @@ class StopAgreement:
         self._work.wait()
         self._work = None
         return bool(self._flag.item())
+
+
+def end_with_parent() -> None:
+    """Wait until the process that started this one has ended, then end as well."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -2,7 +2,8 @@
 
 import sys
 
-from siglip_flowers.commands.entry import import_quickly, run_command
+from siglip_flowers.commands.entry import run_command
+from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.search.line import check_line
 
 PROG = "search"
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _search(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
-    with import_quickly():
+    with defer_signals():
         from siglip_flowers.search.run import run_search
 
     outcome = run_search(argv, prog=PROG, description=DESCRIPTION)

@@ -24,7 +24,6 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.run_dir import CHECKPOINT_DIR
 from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.model.loading import load_image_processor
-from siglip_flowers.runtime.memory import keep_freed_memory
 from siglip_flowers.search.setup import Search
 from siglip_flowers.search.space import Value, format_value
 from siglip_flowers.search.study import (
@@ -63,7 +62,6 @@ def run_trials(search: Search, take: Callable[[], bool], *, parallel: bool) -> N
         return
     training, options = search.run.training, search.options
     set_cpu_threads(training.cpu_threads)
-    keep_freed_memory(training.device)
     trainer = SearchTrainer(search, load_data(search.run.data), take)
     try:
         draw: Any = trainer.draw  # the Trainer's annotation knows of floats only

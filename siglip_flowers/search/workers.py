@@ -8,8 +8,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.runtime.devices import end_with_parent, share_machine
+from siglip_flowers.runtime.devices import share_machine
+from siglip_flowers.runtime.memory import keep_freed_memory
 from siglip_flowers.runtime.preemption import stop_on_signals
+from siglip_flowers.runtime.processes import end_with_parent
 from siglip_flowers.search.setup import read_search
 from siglip_flowers.search.trials import run_trials
 
@@ -68,6 +70,7 @@ def _work(argv: list[str], tickets: Any, answers: Connection) -> None:
     # Ctrl-C reaches every process of the terminal; the main process ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
+    keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     with stop_on_signals():
         try:

@@ -50,7 +50,7 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
-from siglip_flowers.runtime.precision import choose_attention
+from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.objectives import (
     Objective,

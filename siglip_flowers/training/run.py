@@ -23,7 +23,7 @@ from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.probe.fit import encoder_arguments, fit_probe, fits_on_features
-from siglip_flowers.runtime.memory import is_out_of_memory, keep_freed_memory
+from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.runtime.processes import check_world
 from siglip_flowers.tracking import Trackers, build_trackers
 from siglip_flowers.training.build import (
@@ -85,7 +85,6 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
     on_features = fits_on_features(arguments)
     check_sharding(arguments.model, training, on_features=on_features)
     set_cpu_threads(training.cpu_threads)
-    keep_freed_memory(training.device)
     with training.main_process_first(desc="loading the data"):
         data = load_data(arguments.data)
     set_seed(training.seed)
