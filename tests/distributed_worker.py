@@ -16,7 +16,7 @@ from transformers import SiglipForImageClassification
 from siglip_flowers.commands.eval import main as evaluate_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
@@ -30,7 +30,7 @@ def evaluate(model_dir: Path, data_dir: str, limits: list[int]) -> dict[str, dic
     results = {}
     for limit in limits:
         rows = load_data(DataArguments(data_dir=data_dir, max_eval_samples=limit)).splits["test"]
-        result = evaluate_split(model, processor, rows, "test", batch_size=9)
+        result = evaluate_split(model, processor, rows, "test", PassOptions(9))
         results[str(limit)] = {
             "ids": result.ids,
             "labels": result.labels.tolist(),

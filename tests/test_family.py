@@ -36,6 +36,7 @@ from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
     load_saved_classifier,
+    set_attention,
 )
 from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_text_tower
@@ -324,8 +325,9 @@ def test_own_size_is_accepted_where_patches_do_not_divide_it(tmp_path):
 @pytest.mark.parametrize("attention", ["flash_attention_2", "no_such_thing"])
 def test_attention_that_cannot_be_used_is_refused(attention, name, tmp_path):
     write_checkpoint(BY_NAME[name], tmp_path)
+    model = load_classifier(str(tmp_path), NAMES)
     with pytest.raises(InputError, match=f"--attn_implementation {attention} cannot be used"):
-        load_classifier(str(tmp_path), NAMES, attn_implementation=attention)
+        set_attention(model, attention)
 
 
 # The wrong class

@@ -14,7 +14,7 @@ from siglip_flowers.evaluation.features import (
     digest_weights,
     list_poolings,
 )
-from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
 
@@ -65,7 +65,7 @@ def test_features_are_what_the_model_pools(build, rows, nano_dir, processor, pix
     assert features.dtype == np.float32
     for number, pooling in enumerate(("map", "mean")):
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
-        expected = extract_features(model, processor, rows, batch_size=20)
+        expected = extract_features(model, processor, rows, PassOptions(20))
         np.testing.assert_allclose(features[:, number], expected, atol=2e-5)
     assert np.abs(features[:, 0] - features[:, 1]).max() > 0.1
 

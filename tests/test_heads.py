@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, SiglipModel
 
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.base.prompts import canonicalize
-from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.model.heads import (
     set_calibration,
     set_probe_head,
@@ -116,7 +116,7 @@ def test_probe_gives_sklearns_decision_function_on_standardised_features(
     processor = load_image_processor(nano)
     train, validation = (
         (
-            extract_features(model, processor, data.splits[name], batch_size=5),
+            extract_features(model, processor, data.splits[name], PassOptions(5)),
             np.array(data.splits[name]["label"]),
         )
         for name in ("train", "validation")
@@ -145,7 +145,7 @@ def test_probe_is_far_better_than_chance_on_images_it_has_not_seen(nano, flowers
     model = load_classifier(nano, data.class_names)
     processor = load_image_processor(nano)
     features = {
-        name: extract_features(model, processor, rows, batch_size=32)
+        name: extract_features(model, processor, rows, PassOptions(32))
         for name, rows in data.splits.items()
     }
     labels = {name: np.array(rows["label"]) for name, rows in data.splits.items()}

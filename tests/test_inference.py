@@ -15,7 +15,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config.precision import computes_bfloat16
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
-from siglip_flowers.evaluation.predict import extract_features, predict_logits
+from siglip_flowers.evaluation.predict import PassOptions, extract_features, predict_logits
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
@@ -329,11 +329,11 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_mo
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())
     for num_workers in (0, 1):
-        found = predict_logits(model, processor, rows, batch_size=24, num_workers=num_workers)
+        found = predict_logits(model, processor, rows, PassOptions(24, num_workers))
         np.testing.assert_array_equal(found, np.concatenate(logits))
-    found = extract_features(model, processor, rows, batch_size=24)
+    found = extract_features(model, processor, rows, PassOptions(24))
     np.testing.assert_array_equal(found, np.concatenate(features))
-    close = predict_logits(model, processor, rows, batch_size=24, dtype="bfloat16")
+    close = predict_logits(model, processor, rows, PassOptions(24, dtype="bfloat16"))
     assert close.dtype == np.float32
     np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)
     assert (close != np.concatenate(logits)).any()
@@ -408,7 +408,7 @@ def test_number_formats_and_devices_are_checked(small_model, monkeypatch):
         resolve_dtype("int8", CPU)
     with pytest.raises(InputError, match="The device 'nonsense' cannot be used"):
         resolve_device("nonsense")
-    with pytest.raises(InputError, match="attention implementation 'nonsense'"):
+    with pytest.raises(InputError, match="--attn_implementation nonsense cannot be used"):
         SiglipImageClassifier.from_pretrained(small_model, attn_implementation="nonsense")
     with pytest.raises(InputError, match="batch_size is 0"):
         SiglipImageClassifier.from_pretrained(small_model, batch_size=0)

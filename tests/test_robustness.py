@@ -14,6 +14,7 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
+from siglip_flowers.evaluation.predict import PassOptions
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
@@ -63,7 +64,7 @@ def read_pixels(rows) -> torch.Tensor:
 def test_each_accuracy_is_that_of_a_plain_loop(parts):
     model, processor, rows = parts
     kinds = ("gaussian_noise", "contrast", "jpeg", "rotation")
-    found = measure_robustness(model, processor, rows, batch_size=5, kinds=kinds)
+    found = measure_robustness(model, processor, rows, PassOptions(5), kinds)
     assert [(row["kind"], row["strength"]) for row in found] == [
         ("clean", 0),
         *((kind, strength) for kind in kinds for strength in STRENGTHS),
@@ -77,7 +78,7 @@ def test_each_accuracy_is_that_of_a_plain_loop(parts):
         assert row["accuracy"] == right / len(labels)
         assert (row["low"], row["high"]) == wilson_interval(right, len(labels))
     # Batches make no difference.
-    assert measure_robustness(model, processor, rows, batch_size=3, kinds=kinds) == found
+    assert measure_robustness(model, processor, rows, PassOptions(3), kinds) == found
 
 
 def make_rows(values: dict[str, float], clean: float) -> list[dict]:
@@ -125,7 +126,7 @@ def test_the_views_are_mirrored_and_cropped_as_pillow_does():
 @pytest.mark.parametrize("kind", ["flip", "multicrop"])
 def test_augmented_answers_are_those_of_the_mean_probabilities(parts, kind):
     model, processor, rows = parts
-    plain, augmented = measure_augmented(model, processor, rows, kind, batch_size=5)
+    plain, augmented = measure_augmented(model, processor, rows, kind, PassOptions(5))
     pixels, labels = read_pixels(rows), torch.tensor(rows["label"])
     views = [classify(model, processor, pixels)]
     views += [classify(model, processor, view(pixels)) for view in list_views(kind, 16)]
@@ -145,7 +146,7 @@ def test_patches_of_any_shape_are_refused():
 
     for measure, more in ((measure_robustness, ()), (measure_augmented, ("flip",))):
         with pytest.raises(InputError, match="NaFlex"):
-            measure(None, NaflexProcessor(), None, *more, batch_size=1)
+            measure(None, NaflexProcessor(), None, *more, PassOptions(1))
 
 
 def test_the_command_prints_and_writes_both(run, tmp_path, capsys):

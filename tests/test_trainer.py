@@ -8,7 +8,7 @@ import sklearn.metrics
 import torch
 from safetensors.torch import load_file
 
-from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import (
     draw_train_sample,
@@ -225,7 +225,7 @@ def test_evaluation_figures_are_scikit_learns(start, data, nano_dir, objective):
         else:
             signs = 2 * np.eye(4)[labels] - 1
             expected["loss"] = np.logaddexp(0, -signs * logits).sum(1).mean()
-        result = evaluate_split(model, processor, rows, split, batch_size=6)
+        result = evaluate_split(model, processor, rows, split, PassOptions(6))
         np.testing.assert_allclose(result.logits, logits, atol=1e-4, rtol=1e-4)
         for key, value in expected.items():
             assert figures[f"eval_{split}_{key}"] == pytest.approx(value, rel=1e-4), key

@@ -41,7 +41,7 @@ def _evaluate(argv: list[str]) -> None:
 
         from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
-        from siglip_flowers.evaluation.predict import evaluate_split
+        from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
         from siglip_flowers.evaluation.predictions import write_predictions
         from siglip_flowers.evaluation.tables import format_metrics
         from siglip_flowers.inference.finding import check_paths, find_images
@@ -93,11 +93,13 @@ def _evaluate(argv: list[str]) -> None:
         processor,
         rows,
         options.split,
-        batch_size=options.per_device_eval_batch_size,
-        num_workers=options.dataloader_num_workers,
-        dtype=options.dtype,
-        compile=options.compile,
-        data_arguments=data_arguments,
+        PassOptions(
+            options.per_device_eval_batch_size,
+            options.dataloader_num_workers,
+            options.dtype,
+            options.compile,
+            data_arguments,
+        ),
     )
     extras = measure_extras(options, model, processor, rows, data_arguments)
     state = PartialState()

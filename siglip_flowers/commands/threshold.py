@@ -44,7 +44,7 @@ def _fit(argv: list[str]) -> None:
 
         from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
-        from siglip_flowers.evaluation.predict import evaluate_split
+        from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
         from siglip_flowers.evaluation.threshold import (
             fit_open_set,
             format_open_set,
@@ -69,8 +69,7 @@ def _fit(argv: list[str]) -> None:
             processor,
             rows,
             split,
-            batch_size=options.per_device_eval_batch_size,
-            data_arguments=data_arguments,
+            PassOptions(options.per_device_eval_batch_size, data_arguments=data_arguments),
         )
     open_set, figures = fit_open_set(
         model, processor, results["train"], results["validation"], options.accepted

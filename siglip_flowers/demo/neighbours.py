@@ -11,7 +11,7 @@ from siglip_flowers.data.pixels.decoding import decode_rgb, open_value
 from siglip_flowers.data.pixels.fingerprint import fingerprint_images
 from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
 from siglip_flowers.evaluation.features import digest_weights
-from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 BATCH_SIZE = 64
@@ -80,9 +80,11 @@ def encode_training_images(
             model,
             processor,
             rows,
-            batch_size=BATCH_SIZE,
-            dtype=str(classifier.dtype).removeprefix("torch."),
-            data_arguments=data,
+            PassOptions(
+                BATCH_SIZE,
+                dtype=str(classifier.dtype).removeprefix("torch."),
+                data_arguments=data,
+            ),
         )
 
     stored = open_array(locate_cache(data), entry, lambda array: np.copyto(array, encode()))

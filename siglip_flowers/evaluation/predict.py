@@ -33,8 +33,28 @@ MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
+class PassOptions:
+    """How a classifier runs over a split.
+
+    Attributes:
+        batch_size: Images per batch and process.
+        num_workers: Decoding processes; 0 decodes in threads. The model runs meanwhile.
+        dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
+            :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
+        compile: Compile the model first.
+        data_arguments: Whether decoded pixels are cached; None never caches them.
+    """
+
+    batch_size: int
+    num_workers: int = 0
+    dtype: str = "float32"
+    compile: bool = False
+    data_arguments: DataArguments | None = None
+
+
+@dataclass(frozen=True)
 class SplitResult:
-    """What a classifier made of one split of N images and C classes, in one pass.
+    """The predictions for one split of N images and C classes, and its metrics.
 
     Attributes:
         split: Name of the split.
@@ -44,7 +64,7 @@ class SplitResult:
         logits: (N, C) float32.
         probabilities: (N, C) float32, by the model's activation.
         metrics: Headline figures; see :func:`~siglip_flowers.metrics.modules.compute_metrics`.
-        per_class: One row of precision, recall, F1 and support a class.
+        per_class: Precision, recall, F1 and support, one row per class.
     """
 
     split: str
@@ -62,14 +82,9 @@ def evaluate_split(
     processor: Any,
     rows: datasets.Dataset,
     split: str,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    dtype: str = "float32",
-    compile: bool = False,
-    data_arguments: DataArguments | None = None,
+    options: PassOptions,
 ) -> SplitResult:
-    """Classify every image of a split and measure how well.
+    """Classify every image of a split and compute its metrics.
 
     With several processes each classifies its share; every process gets the whole result, each
     image counted once.
@@ -79,22 +94,15 @@ def evaluate_split(
         processor: Its image processor.
         rows: The split.
         split: Its name.
-        batch_size: Images a process classifies at once.
-        num_workers: Decoding processes; 0 decodes in threads. The model works meanwhile.
-        dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
-            :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
-        compile: Compile the model first.
-        data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
+        options: How the pass runs.
     """
-    engine = prepare_engine(model, processor, dtype, compile)
+    engine = prepare_engine(model, processor, options.dtype, options.compile)
     outputs = run_over(
         lambda batch: engine.classify_with_features(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
-        data_arguments,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        description=f"evaluating {split}",
+        options,
+        f"evaluating {split}",
     )
     width = outputs.shape[1] - len(model.class_names)
     features, logits = np.ascontiguousarray(outputs[:, :width]), outputs[:, width:].copy()
@@ -115,24 +123,16 @@ def predict_logits(
     model: SiglipClassifier,
     processor: Any,
     rows: datasets.Dataset,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    dtype: str = "float32",
-    compile: bool = False,
-    data_arguments: DataArguments | None = None,
-    description: str = "",
+    options: PassOptions,
 ) -> np.ndarray:
     """Return the logits of every row, in row order: (N, C) float32."""
-    engine = prepare_engine(model, processor, dtype, compile)
+    engine = prepare_engine(model, processor, options.dtype, options.compile)
     return run_over(
         lambda batch: engine.classify(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
-        data_arguments,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        description=f"evaluating {description}",
+        options,
+        "classifying",
     )
 
 
@@ -140,31 +140,24 @@ def extract_features(
     model: SiglipClassifier,
     processor: Any,
     rows: datasets.Dataset,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    dtype: str = "float32",
-    compile: bool = False,
-    data_arguments: DataArguments | None = None,
+    options: PassOptions,
 ) -> np.ndarray:
     """Return the pooled, unnormalized features of every row, in row order: (N, D) float32."""
-    engine = prepare_engine(model, processor, dtype, compile)
+    engine = prepare_engine(model, processor, options.dtype, options.compile)
     return run_over(
         lambda batch: engine.extract_features(batch["pixel_values"]).cpu().numpy(),
         processor,
         rows,
-        data_arguments,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        description="extracting features",
+        options,
+        "extracting features",
     )
 
 
 def prepare_engine(
-    model: SiglipClassifier, processor: Any, dtype: str, compile: bool
+    model: SiglipClassifier, processor: Any, dtype: str = "float32", compile: bool = False
 ) -> InferenceEngine:
-    """Return the classifier, ready to run on the device of this process."""
-    # Said before the first use: left to itself, it takes processes of a CPU launch for unrelated.
+    """Return the classifier ready to run on the device of this process."""
+    # Set before the first use: by default it takes the processes of a CPU launch for unrelated.
     state = PartialState(cpu=not torch.accelerator.is_available())
     return InferenceEngine(model, processor, device=state.device, dtype=dtype, compile=compile)
 
@@ -173,37 +166,32 @@ def run_over(
     function: Callable[[Mapping[str, torch.Tensor]], np.ndarray],
     processor: Any,
     rows: datasets.Dataset,
-    data_arguments: DataArguments | None,
-    *,
-    batch_size: int,
-    num_workers: int,
+    options: PassOptions,
     description: str,
 ) -> np.ndarray:
     """Apply a function to every image, each process to its share of the rows.
 
     Args:
-        function: Maps a batch of ``pixel_values``, ``labels`` and ``index``, the rows' numbers, to
-            an array with a row an image.
+        function: Maps a batch of ``pixel_values``, ``labels`` and ``index``, the row numbers, to
+            an array with one row per image.
         processor: The model's image processor.
         rows: The split.
-        data_arguments: Whether decoded pixels are kept for the next time; None decodes them.
-        batch_size: Images in a batch.
-        num_workers: Decoding processes; 0 decodes in threads.
-        description: Of the progress bar.
+        options: How the pass runs.
+        description: The label of the progress bar.
 
     Returns:
-        The arrays of all processes one below the other, in row order.
+        The arrays of all processes, concatenated in row order.
     """
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
     size = get_image_size(processor)
     pixels: CachedPixels | PixelDataset = PixelDataset(rows, size, processor.resample)
-    if data_arguments is not None:
-        pixels = open_pixels(rows, size, processor.resample, data_arguments)
+    if options.data_arguments is not None:
+        pixels = open_pixels(rows, size, processor.resample, options.data_arguments)
     batches = tqdm(
-        _read_batches(pixels, share, batch_size, num_workers),
-        total=-(-len(share) // batch_size),
+        _read_batches(pixels, share, options.batch_size, options.num_workers),
+        total=-(-len(share) // options.batch_size),
         desc=description,
         unit="batch",
         leave=False,
@@ -215,7 +203,7 @@ def run_over(
 
 
 def count_threads() -> int:
-    """Return how many threads of this process may work beside the model."""
+    """Return how many threads of this process may run beside the model."""
     return min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
 
 

@@ -12,6 +12,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, prepare_patches
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.loading import set_attention
 from siglip_flowers.runtime.devices import choose_attention, resolve_dtype
 from siglip_flowers.runtime.memory import run_in_parts
 
@@ -66,7 +67,7 @@ class InferenceEngine:
         )
         if self.dtype != torch.float32 or attn_implementation is not None or compile:
             model = copy.deepcopy(model)
-            _set_attention(model, attention)
+            set_attention(model, attention)
             tower: Any = model.vision_model
             tower.to(self.dtype)
         self.model: SiglipClassifier = model
@@ -172,14 +173,3 @@ def _tabulate_values(processor: Any) -> torch.Tensor:
     """Return what normalization makes of each byte in each channel: (3, 256) float32."""
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
     return PixelNormalizer(processor)(every_byte)[0, :, 0]
-
-
-def _set_attention(model: SiglipClassifier, attention: str) -> None:
-    try:
-        model.set_attn_implementation(attention)
-    except (ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(
-            f"The attention implementation {attention!r} cannot be used ({reason}); choose sdpa or "
-            "eager."
-        ) from error

@@ -146,7 +146,6 @@ def load_contrastive(
     *,
     image_size: int | None = None,
     train_text_tower: bool = True,
-    attn_implementation: str | None = None,
 ) -> ContrastiveSiglip:
     """Load both towers of a checkpoint for contrastive fine-tuning.
 
@@ -157,12 +156,9 @@ def load_contrastive(
     prompts = build_prompts(class_names, templates)
     config = check_text_tower(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
-    options: dict[str, Any] = (
-        {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    )
     naflex = is_naflex(config.vision_config)
     model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
-    model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights", **options)
+    model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights")
     if image_size is not None:
         check_image_size(image_size, config.vision_config)
     if not naflex and image_size not in (None, config.vision_config.image_size):

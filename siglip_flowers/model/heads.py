@@ -46,7 +46,6 @@ def load_zero_shot_classifier(
     checkpoint: str,
     class_names: Sequence[str],
     templates: Sequence[str],
-    attn_implementation: str | None = None,
 ) -> SiglipClassifier:
     """Return the classifier that a two-tower checkpoint is before any training.
 
@@ -54,13 +53,7 @@ def load_zero_shot_classifier(
     :func:`~siglip_flowers.model.loading.load_classifier`.
     """
     text_head = zero_shot_head(checkpoint, class_names, templates)
-    model = load_classifier(
-        checkpoint,
-        class_names,
-        normalize_features=True,
-        activation="sigmoid",
-        attn_implementation=attn_implementation,
-    )
+    model = load_classifier(checkpoint, class_names, normalize_features=True, activation="sigmoid")
     set_text_head(model, text_head)
     return model.eval()
 

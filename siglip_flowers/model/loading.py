@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Siglip2ImageProcessorPil,
     SiglipImageProcessorPil,
 )
@@ -185,7 +186,6 @@ def load_classifier(
     activation: str = "softmax",
     image_size: int | None = None,
     from_scratch: bool = False,
-    attn_implementation: str | None = None,
 ) -> SiglipClassifier:
     """Build a classifier with the vision tower of a checkpoint and a fresh head.
 
@@ -200,7 +200,6 @@ def load_classifier(
         image_size: Side in pixels; position embeddings are interpolated where it is not the
             checkpoint's own. Not for NaFlex, whose tower does so for every image.
         from_scratch: Take the architecture only and initialize every weight at random.
-        attn_implementation: ``sdpa``, ``eager``, ...; transformers chooses when left out.
 
     Raises:
         InputError: No SigLIP checkpoint, missing vision weights, a size that does not fit, or
@@ -233,17 +232,7 @@ def load_classifier(
         id2label=dict(enumerate(class_names)),
         label2id={name: index for index, name in enumerate(class_names)},
     )
-    if attn_implementation is not None:
-        config._attn_implementation = attn_implementation
-    try:
-        model = SiglipClassifier(config)
-    except (ValueError, ImportError) as error:
-        if attn_implementation is None:
-            raise
-        raise InputError(
-            f"--attn_implementation {attn_implementation} cannot be used ({first_line(error)}); "
-            "choose sdpa or eager."
-        ) from error
+    model = SiglipClassifier(config)
     if tower is not None:
         state = tower.state_dict()
         if image_size is not None and image_size != vision_config.image_size:
@@ -253,6 +242,21 @@ def load_classifier(
             )
         model.vision_model.load_state_dict(state)
     return model
+
+
+def set_attention(model: PreTrainedModel, attention: str) -> None:
+    """Set the attention implementation of a model: ``sdpa``, ``eager``, ...
+
+    Raises:
+        InputError: transformers does not know it, or it is not installed.
+    """
+    try:
+        model.set_attn_implementation(attention)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"--attn_implementation {attention} cannot be used ({first_line(error)}); choose sdpa "
+            "or eager."
+        ) from error
 
 
 def _load_vision_tower(checkpoint: str, *, use_head: bool) -> VisionModel:

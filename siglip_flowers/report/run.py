@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import PartialState
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.evaluation.predict import SplitResult, extract_features
+from siglip_flowers.evaluation.predict import PassOptions, SplitResult, extract_features
 from siglip_flowers.evaluation.threshold import classify_images
 from siglip_flowers.inference.ood import load_open_set
 from siglip_flowers.inference.temperature import load_temperature
@@ -144,9 +144,7 @@ def _encode_training(subject: Subject) -> EncodedRows:
         subject.model,
         subject.processor,
         rows.select(chosen),
-        batch_size=subject.batch_size,
-        dtype=subject.dtype,
-        data_arguments=subject.data_arguments,
+        PassOptions(subject.batch_size, dtype=subject.dtype, data_arguments=subject.data_arguments),
     )
     return EncodedRows(chosen, features)
 

@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 
 from siglip_flowers.config import DataArguments, EvaluationArguments
+from siglip_flowers.evaluation.predict import PassOptions
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.robustness.robustness import (
     RobustnessRow,
@@ -67,17 +68,17 @@ def measure_extras(
     data_arguments: DataArguments,
 ) -> Extras:
     """Measure what the options ask for; every process of a launch calls it."""
-    how: dict[str, Any] = {
-        "batch_size": options.per_device_eval_batch_size,
-        "num_workers": options.dataloader_num_workers,
-        "dtype": options.dtype,
-        "compile": options.compile,
-        "data_arguments": data_arguments,
-    }
+    how = PassOptions(
+        options.per_device_eval_batch_size,
+        options.dataloader_num_workers,
+        options.dtype,
+        options.compile,
+        data_arguments,
+    )
     robustness: list[RobustnessRow] = []
     augmented: list[AugmentedRow] = []
     if options.robustness:
-        robustness = measure_robustness(model, processor, rows, **how)
+        robustness = measure_robustness(model, processor, rows, how)
     if options.tta != "none":
-        augmented = measure_augmented(model, processor, rows, options.tta, **how)
+        augmented = measure_augmented(model, processor, rows, options.tta, how)
     return Extras(robustness, augmented)

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
 from siglip_flowers.base.text import align_columns, format_csv
-from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
-from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
+from siglip_flowers.evaluation.predict import PassOptions, count_threads, prepare_engine, run_over
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.curves import MUTED_COLOR, TRAIN_COLOR, save_figure
@@ -43,12 +42,7 @@ def measure_robustness(
     model: SiglipClassifier,
     processor: Any,
     rows: datasets.Dataset,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    dtype: str = "float32",
-    compile: bool = False,
-    data_arguments: DataArguments | None = None,
+    options: PassOptions,
     kinds: Sequence[str] = KINDS,
     seed: int = 0,
 ) -> list[RobustnessRow]:
@@ -62,7 +56,7 @@ def measure_robustness(
         InputError: A NaFlex model.
     """
     check_square_images(processor, "--robustness")
-    engine = prepare_engine(model, processor, dtype, compile)
+    engine = prepare_engine(model, processor, options.dtype, options.compile)
     variants = [(CLEAN, 0), *((kind, strength) for kind in kinds for strength in STRENGTHS)]
     # Beside a model on the same cores, more than one thread only gets in the way.
     threads = 1 if engine.device.type == "cpu" else count_threads()
@@ -79,15 +73,7 @@ def measure_robustness(
         named = [engine.classify(each).argmax(dim=1).cpu() for each in changed]
         return (torch.stack(named, dim=1) == batch["labels"][:, None]).numpy()
 
-    correct = run_over(
-        judge,
-        processor,
-        rows,
-        data_arguments,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        description="robustness",
-    )
+    correct = run_over(judge, processor, rows, options, "robustness")
     return [
         _measure_row(kind, strength, correct[:, column])
         for column, (kind, strength) in enumerate(variants)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from siglip_flowers.base.text import align_columns
-from siglip_flowers.config import DataArguments
-from siglip_flowers.evaluation.predict import prepare_engine, run_over
+from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
 from siglip_flowers.metrics.statistics import paired_bootstrap, wilson_interval
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.robustness.filters import crop_and_resize
@@ -50,12 +49,7 @@ def measure_augmented(
     processor: Any,
     rows: datasets.Dataset,
     kind: str,
-    *,
-    batch_size: int,
-    num_workers: int = 0,
-    dtype: str = "float32",
-    compile: bool = False,
-    data_arguments: DataArguments | None = None,
+    options: PassOptions,
 ) -> list[AugmentedRow]:
     """Classify each image plainly and by the mean probabilities of its views.
 
@@ -74,7 +68,7 @@ def measure_augmented(
         InputError: A NaFlex model.
     """
     check_square_images(processor, "--tta")
-    engine = prepare_engine(model, processor, dtype, compile)
+    engine = prepare_engine(model, processor, options.dtype, options.compile)
     seconds = {PLAIN: 0.0, kind: 0.0}
     counted = 0
 
@@ -102,15 +96,7 @@ def measure_augmented(
         answers = torch.stack([plain.argmax(dim=1), total.argmax(dim=1)], dim=1)
         return (answers == batch["labels"][:, None]).numpy()
 
-    correct = run_over(
-        judge,
-        processor,
-        rows,
-        data_arguments,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        description="test-time augmentation",
-    )
+    correct = run_over(judge, processor, rows, options, "test-time augmentation")
     return [
         _measure_row(name, correct[:, column], correct[:, 0], seconds, counted)
         for column, name in enumerate((PLAIN, kind))

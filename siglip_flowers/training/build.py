@@ -34,7 +34,7 @@ from siglip_flowers.data.pixels.tensors import (
     scale_size,
 )
 from siglip_flowers.data.splits import draw_rows, get_labels
-from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
@@ -47,6 +47,7 @@ from siglip_flowers.model.loading import (
     check_image_size,
     load_checkpoint_config,
     load_classifier,
+    set_attention,
     vision_config_of,
 )
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
@@ -198,7 +199,6 @@ def build_model(
             templates,
             image_size=options.image_size,
             train_text_tower=training.train_text_tower,
-            attn_implementation=options.attn_implementation,
         )
     else:
         sigmoid = training.objective == "sigmoid"
@@ -212,7 +212,6 @@ def build_model(
             activation="sigmoid" if sigmoid else "softmax",
             image_size=options.image_size,
             from_scratch=options.from_scratch,
-            attn_implementation=options.attn_implementation,
         )
         _start_head(model, arguments, data, processor, templates)
     if options.attn_implementation is None:
@@ -222,6 +221,8 @@ def build_model(
         model.vision_model.set_attn_implementation(
             choose_attention(training.device, dtype, tokens, compiled=compiled)
         )
+    else:
+        set_attention(model, options.attn_implementation)
     freeze(model.vision_model, options.trainable)
     if options.lora_r is not None:
         add_adapters(model, options)
@@ -246,9 +247,11 @@ def _start_head(
                     model,
                     processor,
                     data.splits[name],
-                    batch_size=training.per_device_eval_batch_size,
-                    num_workers=training.dataloader_num_workers or 0,
-                    data_arguments=arguments.data,
+                    PassOptions(
+                        training.per_device_eval_batch_size,
+                        training.dataloader_num_workers or 0,
+                        data_arguments=arguments.data,
+                    ),
                 ),
                 get_labels(data.splits[name]),
             )

@@ -15,7 +15,7 @@ from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import ClassificationData, image_ids, load_data
-from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.evaluation.temperature import fit_and_save_temperature
 from siglip_flowers.evaluation.threshold import fit_open_set, measure_open_set
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
@@ -164,9 +164,11 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             processor,
             rows,
             name,
-            batch_size=eval_batch_size,
-            num_workers=training.dataloader_num_workers or 0,
-            data_arguments=arguments.data,
+            PassOptions(
+                eval_batch_size,
+                training.dataloader_num_workers or 0,
+                data_arguments=arguments.data,
+            ),
         )
         for name, rows in (
             ("train", draw_train_sample(arguments, data)),

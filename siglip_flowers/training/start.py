@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import CHECKPOINT_DIR
 from siglip_flowers.config import DataArguments
-from siglip_flowers.evaluation.predict import evaluate_split
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.ensemble import interpolate_weights
 
@@ -39,8 +39,7 @@ def measure_start(
             processor,
             validation,
             "the start",
-            batch_size=batch_size,
-            data_arguments=data_arguments,
+            PassOptions(batch_size, data_arguments=data_arguments),
         )
         if PartialState().is_main_process:
             with atomic_directory(directory) as temporary:
@@ -77,8 +76,7 @@ def ensemble_with_start(
             processor,
             validation,
             f"alpha {alpha:g}",
-            batch_size=batch_size,
-            data_arguments=data_arguments,
+            PassOptions(batch_size, data_arguments=data_arguments),
         )
         rows.append({"alpha": alpha, "validation_accuracy": result.metrics["accuracy"]})
     best = max(rows, key=lambda row: (row["validation_accuracy"], row["alpha"]))
