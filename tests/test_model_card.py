@@ -11,15 +11,13 @@ from huggingface_hub import EvalResult, ModelCard
 from transformers import SiglipVisionConfig
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.hub_names import is_hub_id
+from siglip_flowers.commands import train as train_command
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.publish.card import build_card, escape
 from siglip_flowers.publish.figures import compute_intervals
 from siglip_flowers.publish.finished import FinishedRun, Predictions, hide_paths
-from siglip_flowers.publish.options import (
-    PublishArguments,
-    check_hub_options,
-    is_hub_id,
-)
+from siglip_flowers.publish.options import PublishArguments
 from siglip_flowers.publish.settings import choose_settings
 
 NAMES = ["aster", "clover | *x* <b>_y_", "rose\n# heading"]
@@ -218,17 +216,18 @@ def test_names_are_checked_as_the_hub_does(name, good):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hub_token": "hf_secret"}, "hf auth login"),
-        ({"push_to_hub": True, "hub_model_id": None}, "--hub_model_id ORG/NAME"),
-        ({"push_to_hub": True, "hub_model_id": "flowers"}, "give ORG/NAME"),
-        ({"hub_strategy": "checkpoint"}, "--hub_strategy checkpoint is not followed"),
-        ({"hub_always_push": True}, "--hub_always_push True is not followed"),
+        (["--hub_token", "hf_secret"], "Unknown option --hub_token"),
+        (["--push_to_hub"], "--hub_model_id ORG/NAME"),
+        (["--hub_model_id", "me/flowers"], "without --push_to_hub"),
+        (["--push_to_hub", "--hub_model_id", "flowers"], "use ORG/NAME"),
+        (["--hub_strategy", "checkpoint"], "Unknown option --hub_strategy"),
     ],
 )
-def test_training_options_that_cannot_be_followed_are_refused(options, message):
-    with pytest.raises(InputError, match=message) as caught:
-        check_hub_options(SimpleNamespace(**options))
-    assert "hf_secret" not in str(caught.value)
+def test_a_push_that_cannot_work_is_refused_before_the_training(options, message, capsys):
+    assert train_command.main(options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "hf_secret" not in error
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_training_options_that_cannot_be_followed_are_refused(options, message):
     [
         ({}, "no run to publish"),
         ({"run": "r"}, "--output_dir DIR"),
-        ({"run": "r", "hub_model_id": "flowers"}, "give ORG/NAME"),
+        ({"run": "r", "hub_model_id": "flowers"}, "use ORG/NAME"),
         ({"run": "r", "hub_model_id": "a/b", "language": "English"}, "ISO 639"),
         ({"run": "r", "hub_model_id": "a/b", "license": "Apache 2"}, "apache-2.0"),
         ({"run": "r", "hub_model_id": "a/b", "check_samples": 0}, "greater than 0"),

@@ -5,8 +5,11 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from siglip_flowers.base.errors import EXIT_BAD_USAGE
+from siglip_flowers.config.rules import Rule
 
 PROG = "siglip-flowers"
 # Modules are imported when they are asked for: each takes seconds.
@@ -30,11 +33,36 @@ EXTENSIONS = {"train": ("publish",), "eval": ("robustness", "report", "compare")
 
 def list_extension_options(command: str) -> tuple[type, ...]:
     """Return the dataclasses of options that the features at hand add to a core command."""
-    return tuple(
-        importlib.import_module(f"siglip_flowers.{feature}.options").EXTENDS[command]
+    return tuple(module.EXTENDS[command] for module in _import_options(command))
+
+
+def list_extension_rules(command: str) -> tuple[Rule, ...]:
+    """Return the rules that the features at hand add to those of a core command."""
+    return tuple(rule for module in _import_options(command) for rule in module.RULES)
+
+
+def load_extensions(command: str, options: Iterable[Any]) -> list[Any]:
+    """Return the extensions that a command's options ask for.
+
+    Args:
+        command: A key of ``EXTENSIONS``.
+        options: Instances of what :func:`list_extension_options` returns.
+    """
+    make = {"train": "make_training_extension", "eval": "make_evaluation_extension"}[command]
+    extensions = []
+    for asked in options:
+        if asked.is_asked:
+            feature = type(asked).__module__.rpartition(".")[0]
+            extensions.append(getattr(importlib.import_module(f"{feature}.extension"), make)(asked))
+    return extensions
+
+
+def _import_options(command: str) -> list[Any]:
+    return [
+        importlib.import_module(f"siglip_flowers.{feature}.options")
         for feature in EXTENSIONS[command]
         if importlib.util.find_spec(f"siglip_flowers.{feature}") is not None
-    )
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,9 +1,14 @@
-"""Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers-train``."""
+"""Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers train``."""
 
 import sys
 
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.main import (
+    list_extension_options,
+    list_extension_rules,
+    load_extensions,
+)
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -12,7 +17,7 @@ from siglip_flowers.config import (
     make_training_options,
 )
 from siglip_flowers.config.parsing import check_command_line, is_first_process, parse_arguments
-from siglip_flowers.publish.command import check_training_push, push_trained
+from siglip_flowers.config.rules import check_rules, merge_options
 from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.training.deepspeed import check_deepspeed
 
@@ -29,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(argv: list[str]) -> None:
     check_deepspeed()
-    kinds = (*OTHER_KINDS, make_training_options(), ProbeArguments)
+    features = list_extension_options("train")
+    kinds = (*OTHER_KINDS, make_training_options(), ProbeArguments, *features)
     check_command_line(kinds, argv, prog=PROG, description=DESCRIPTION)
 
 
@@ -43,11 +49,15 @@ def _train(argv: list[str]) -> None:
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
-    kinds = (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments)
+    core = (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments)
+    kinds = (*core, *list_extension_options("train"))
     parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
-    arguments = RunArguments(*parsed)
+    check_rules(list_extension_rules("train"), merge_options(*parsed))
+    arguments = RunArguments(*parsed[: len(core)])
+    extensions = load_extensions("train", parsed[len(core) :])
     if is_first_process():
-        check_training_push(arguments.training)
+        for extension in extensions:
+            extension.check(arguments)
     result = run_training(arguments)
     if PartialState().is_main_process:
         print(escape_unprintable(result.description))
@@ -56,5 +66,5 @@ def _train(argv: list[str]) -> None:
             f"Everything is in {result.output_dir}; evaluate again with: "
             f"python eval.py --model {result.output_dir / 'model'} --split test"
         )
-        if arguments.training.push_to_hub:
-            push_trained(arguments.training, arguments.data)
+        for extension in extensions:
+            extension.finish(arguments)

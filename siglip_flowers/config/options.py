@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.publish.options import check_hub_options
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
 TRACKERS = ("aim", "wandb", "tensorboard", "trackio")
@@ -125,6 +124,14 @@ class TrainingOptions:
         default=False,
         metadata={"help": "Hide a loss that is not finite from the log; the check costs time."},
     )
+    # The feature "publish" pushes finished runs; these options of the Trainer are not offered.
+    push_to_hub: bool = field(default=False, init=False)
+    hub_model_id: str | None = field(default=None, init=False)
+    hub_private_repo: bool | None = field(default=None, init=False)
+    hub_token: str | None = field(default=None, init=False)
+    hub_strategy: str = field(default="every_save", init=False)
+    hub_always_push: bool = field(default=False, init=False)
+    hub_revision: str | None = field(default=None, init=False)
     #
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace what an earlier run left in --output_dir."}
@@ -238,7 +245,6 @@ class TrainingOptions:
         if self.ema is not None:
             check_range("ema", self.ema, 0.0, 0.999999)
         parse_wise_ft(self.wise_ft)
-        check_hub_options(self)
         if self.report_to is not None:
             names = [name for name in self.report_to if name != "none"]
             for name in names:

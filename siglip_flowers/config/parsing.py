@@ -101,7 +101,9 @@ def parse_arguments(
         list[Any](dataclass_types), prog=prog, description=description, allow_abbrev=False
     )
     parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
-    known = {field.name for kind in dataclass_types for field in dataclasses.fields(kind)}
+    known = {
+        item.name for kind in dataclass_types for item in dataclasses.fields(kind) if item.init
+    }
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     namespace = argparse.Namespace()
     if defaults:

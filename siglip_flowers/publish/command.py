@@ -3,13 +3,12 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.run_data import read_data_defaults
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
-from siglip_flowers.publish.options import PublishArguments, check_hub_model_id
+from siglip_flowers.publish.options import PublishArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 PROG = "siglip-flowers publish"
@@ -63,36 +62,3 @@ def _publish(argv: list[str]) -> None:
     from siglip_flowers.publish.publish import publish_run
 
     publish_run(options, data_arguments, print)
-
-
-def check_training_push(training: Any) -> None:
-    """Raise RunError unless what a run is to push at its end could be pushed now."""
-    if training.push_to_hub:
-        from siglip_flowers.publish.hub import check_hub_access
-
-        check_hub_model_id(training.hub_model_id)
-        check_hub_access(training.hub_model_id)
-
-
-def push_trained(training: Any, data_arguments: DataArguments) -> None:
-    """Push the run that has just finished.
-
-    Raises:
-        InputError, RunError: It was not pushed; says how to do so later, since the run is whole.
-    """
-    from siglip_flowers.base.errors import InputError, RunError
-    from siglip_flowers.publish.publish import publish_run
-
-    options = PublishArguments(
-        run=str(training.output_dir),
-        hub_model_id=training.hub_model_id,
-        hub_private_repo=training.hub_private_repo,
-    )
-    try:
-        publish_run(options, data_arguments, print)
-    except (InputError, RunError) as error:
-        raise RunError(
-            f"{str(error).rstrip('.')}; the run in {training.output_dir} is whole, and can be "
-            f"pushed with: python -m siglip_flowers.publish {training.output_dir} --hub_model_id "
-            f"{training.hub_model_id}"
-        ) from error

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import logging as hub_logging
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.publish.options import TOKEN_PLACES
 
+TOKEN_PLACES = "log in with 'hf auth login', or set HF_TOKEN"
 # Left by an earlier push of another kind of model, they would be loaded beside or for this one.
 REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py"]
 # Of the client's errors, without naming the HTTP library, which differs between its versions.

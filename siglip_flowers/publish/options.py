@@ -3,67 +3,61 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.hub_names import is_hub_id
 from siglip_flowers.config.checks import check_positive
-
-# Of an organization or user, and of a model: the Hub's own rules.
-_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_MODEL_ID = re.compile(f"{_NAME}/{_NAME}")
-TOKEN_PLACES = "log in with 'hf auth login', or set HF_TOKEN"
-# What the Trainer would do with its own pushes, which are not made here: name, its default.
-_TRAINER_PUSHES = (
-    ("hub_strategy", "every_save"),
-    ("hub_always_push", False),
-    ("hub_revision", None),
-)
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether a name has the form ``ORG/NAME`` of a model or data set on the Hub."""
-    return (
-        _MODEL_ID.fullmatch(name) is not None
-        and "--" not in name
-        and ".." not in name
-        and not name.endswith(".git")
-    )
+from siglip_flowers.config.rules import Rule
 
 
 def check_hub_model_id(name: str) -> None:
     """Raise InputError unless the name can be that of a model on the Hub."""
     if not is_hub_id(name):
         raise InputError(
-            f"--hub_model_id is {name!r}; give ORG/NAME, of letters, digits, dots, dashes and "
-            "underscores, such as my-team/siglip-flowers."
+            f"--hub_model_id is {name!r}; use ORG/NAME, such as my-team/siglip-flowers."
         )
 
 
-def check_hub_options(options: Any) -> None:
-    """Raise InputError unless the training options about the Hub can be followed.
+@dataclass
+class PushArguments:
+    """Publish the run to the Hugging Face Hub when the training is finished."""
 
-    Args:
-        options: Has the fields of ``transformers.TrainingArguments``, or none of those.
-    """
-    if getattr(options, "hub_token", None) is not None:
-        raise InputError(
-            "--hub_token is not taken, since a token has no place in a command line or a file; "
-            f"{TOKEN_PLACES}."
-        )
-    for name, default in _TRAINER_PUSHES:
-        value = getattr(options, name, default)
-        # An enumeration of the library, by its value.
-        value = getattr(value, "value", value)
-        if value != default:
-            raise InputError(
-                f"--{name} {value} is not followed: what is pushed is the finished run, once; "
-                "leave it out."
-            )
-    hub_model_id = getattr(options, "hub_model_id", None)
-    if hub_model_id is not None:
-        check_hub_model_id(hub_model_id)
-    elif getattr(options, "push_to_hub", False):
-        raise InputError("--push_to_hub needs the name to push to: --hub_model_id ORG/NAME.")
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the finished run to the Hugging Face Hub."}
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "The model on the Hub, ORG/NAME; created if missing."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None,
+        metadata={"help": "Make a new model private; default: the organization's setting."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.hub_model_id is not None:
+            check_hub_model_id(self.hub_model_id)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the run is to be published."""
+        return self.push_to_hub
+
+
+EXTENDS = {"train": PushArguments}
+RULES = (
+    Rule(
+        name="push_without_name",
+        refuses=lambda options: options.push_to_hub and options.hub_model_id is None,
+        message="--push_to_hub needs the name to push to; add --hub_model_id ORG/NAME.",
+        example=("--push_to_hub", "true"),
+    ),
+    Rule(
+        name="name_without_push",
+        refuses=lambda options: options.hub_model_id is not None and not options.push_to_hub,
+        message="--hub_model_id {hub_model_id} does nothing without --push_to_hub; add it.",
+        example=("--hub_model_id", "my-team/siglip-flowers"),
+    ),
+)
 
 
 @dataclass

@@ -340,8 +340,6 @@ def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgumen
     # since the Trainer would go on with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
-    # What is pushed is the finished run, checked, and not its checkpoints.
-    copied.push_to_hub = False
     copied.report_to = []
     return copied
 

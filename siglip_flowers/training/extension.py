@@ -14,7 +14,10 @@ class TrainingExtension:
     """
 
     def check(self, arguments: "RunArguments") -> None:
-        """Raise InputError or RunError for what cannot work, before data or weights are read."""
+        """Raise InputError or RunError for what cannot work; called by the main process.
+
+        This is before data or weights are read.
+        """
 
     def finish(self, arguments: "RunArguments") -> None:
         """Do the feature's work on the finished run; called by the main process."""

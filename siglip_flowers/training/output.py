@@ -35,8 +35,6 @@ UNCOMPARED = (
     "max_bad_steps",
     "max_grad_norm_stop",
     "ddp_timeout",
-    "hub_model_id",
-    "hub_private_repo",
     "report_to",
     "aim_repo",
     "wandb_log_model",
