@@ -13,8 +13,7 @@ import torch
 from transformers import SiglipVisionConfig
 
 from benchmarks.flops import count_forward_flops
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 CLASSES = 102
 FLOAT32_BYTES, BFLOAT16_BYTES = 4, 2

@@ -31,8 +31,7 @@ from benchmarks.harness import MemoryMeter, run_benchmark
 from benchmarks.kernels import small_config
 from siglip_flowers.config import check_choice, check_positive
 from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 MODULE = "benchmarks.cost_model_cells"
 MARK = "cell: "

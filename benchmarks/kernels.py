@@ -29,8 +29,7 @@ from benchmarks.harness import (
 )
 from benchmarks.images import base_config
 from benchmarks.report import RESULTS, draw_bars, format_table, write_report
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 CLASSES = 102
 REFERENCE = "sdpa, float32"

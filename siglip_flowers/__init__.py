@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier
-    from siglip_flowers.model.classifier import SiglipClassifier
-    from siglip_flowers.model.configuration import SiglipClassifierConfig
+    from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 __version__ = "0.2.0"
 __all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier"]
@@ -19,7 +18,7 @@ __all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier"
 _MODULES = {
     "SiglipImageClassifier": "siglip_flowers.inference.classifier",
     "SiglipClassifier": "siglip_flowers.model.classifier",
-    "SiglipClassifierConfig": "siglip_flowers.model.configuration",
+    "SiglipClassifierConfig": "siglip_flowers.model.classifier",
 }
 
 

@@ -27,8 +27,7 @@ from benchmarks.images import write_full_size, write_random_images
 from benchmarks.report import format_table, make_axes, write_report
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.data.sources.folder import list_folder
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder
 

@@ -17,7 +17,6 @@ from transformers import (
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.classifier import CosineHead
-from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.heads import set_calibration
 from siglip_flowers.model.loading import (
     load_classifier,
@@ -25,6 +24,7 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.native import to_native
+from siglip_flowers.model.towers import freeze
 from tests.small_flowers import draw_pixel_values, read_images
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer, SiglipModel
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import canonicalize
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
-from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
+from siglip_flowers.model.towers import freeze
 from tests.small_flowers import draw_pixel_values
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -29,7 +29,7 @@ from benchmarks.cost_times import (
 )
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.model.adapters import add_adapters
-from siglip_flowers.model.freezing import freeze
+from siglip_flowers.model.towers import freeze
 from tests.conftest import REPOSITORY
 
 # Millions of parameters of the vision towers, as the checkpoints on the Hub have them.

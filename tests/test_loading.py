@@ -18,7 +18,6 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_classifier,
@@ -28,6 +27,7 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.model.native import to_native
+from siglip_flowers.model.towers import freeze
 from siglip_flowers.model.weights import interpolate_position_embedding
 from tests.small_flowers import draw_pixel_values
 

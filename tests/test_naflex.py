@@ -46,7 +46,6 @@ from siglip_flowers.data.pixels.tensors import (
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.contrastive import load_contrastive
-from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import (
     load_classifier,
@@ -55,6 +54,7 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_tokenizer, tokenize_prompts, zero_shot_head
+from siglip_flowers.model.towers import freeze
 from tests.small_flowers import read_images
 from tests.small_runs import CLASSES, make_folder, small_options
 

@@ -20,7 +20,7 @@ from siglip_flowers.commands.predict import parse_prediction_arguments
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_not_flower
-from siglip_flowers.inference.ood import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
+from siglip_flowers.inference.sidecars import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
 from siglip_flowers.metrics.ood import (
     area_under_roc,
     average_classes,
@@ -237,7 +237,7 @@ def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir,
     """Crops of a temple, against real flowers: what the features of a real encoder are worth."""
     from sklearn.datasets import load_sample_image
 
-    from siglip_flowers.evaluation.threshold import classify_images
+    from siglip_flowers.evaluation.fitting import classify_images
     from siglip_flowers.model.loading import load_classifier, load_image_processor
     from tests.small_flowers import read_images
 

@@ -9,8 +9,8 @@ from siglip_flowers.config import ModelArguments
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import add_adapters
 from siglip_flowers.model.contrastive import load_contrastive
-from siglip_flowers.model.freezing import freeze
 from siglip_flowers.model.loading import load_classifier
+from siglip_flowers.model.towers import freeze
 from siglip_flowers.training.optimizer import build_parameter_groups
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options

@@ -19,7 +19,7 @@ from siglip_flowers.base.run_dir import MODEL_DIR
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.predict import main, parse_prediction_arguments
-from siglip_flowers.inference.urls import fetch_image
+from siglip_flowers.inference.finding import fetch_image
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from siglip_flowers.training import output as training_output
 from tests.conftest import REPOSITORY

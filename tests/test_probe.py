@@ -26,8 +26,8 @@ from siglip_flowers.config import (
     check_probe,
 )
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.metrics.knn import vote_neighbors
 from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.metrics.neighbors import vote_neighbors
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
 from siglip_flowers.model.probe_solvers import (

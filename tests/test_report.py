@@ -25,7 +25,7 @@ from siglip_flowers.commands import train as train_command
 from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.inference.classifier import SiglipImageClassifier
-from siglip_flowers.inference.temperature import load_temperature
+from siglip_flowers.inference.sidecars import load_temperature
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.report import labels as label_suspects

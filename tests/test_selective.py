@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from siglip_flowers.metrics.selective import (
+from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,
     best_area_under_risk_coverage,
     coverage_at_risk,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from siglip_flowers.metrics.curves import fit_valley, loss_rise, overfitting_gap, steadiness
+from siglip_flowers.experiment.curves import fit_valley, loss_rise, overfitting_gap, steadiness
 from siglip_flowers.metrics.statistics import (
     EXACT_BELOW,
     PairedDifference,

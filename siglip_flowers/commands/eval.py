@@ -11,8 +11,7 @@ from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.base.run_dir import CONFIG_FILE, REPORT_DIRS
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.run_data import follow_model_classes, read_data_defaults
+from siglip_flowers.commands.models import find_model, follow_model_classes, read_data_defaults
 from siglip_flowers.compare.command import show_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
@@ -42,8 +41,7 @@ def _evaluate(argv: list[str]) -> None:
         from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-        from siglip_flowers.evaluation.predictions import write_predictions
-        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.evaluation.tables import format_metrics, write_predictions
         from siglip_flowers.inference.finding import check_paths, find_images
         from siglip_flowers.model.heads import load_zero_shot_classifier
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier

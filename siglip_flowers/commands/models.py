@@ -1,10 +1,15 @@
-"""Find the model that a command is to use."""
+"""Find the model that a command uses, and the data that it was trained on."""
 
+import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import MODEL_DIR
+from siglip_flowers.base.run_dir import CONFIG_FILE, MODEL_DIR
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.parsing import parse_arguments, read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -35,3 +40,79 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     if len(found) > 1:
         logger.warning("%d models under %s/; taking the newest, %s.", len(found), results, newest)
     return str(newest)
+
+
+if TYPE_CHECKING:
+    import datasets
+
+# Together they name the source of the data.
+SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
+
+
+def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]:
+    """Return the data options of a run's configuration, none where there is no such file.
+
+    Args:
+        run_config: The run's ``config.yaml``.
+        given: What the command line says by itself: another source that is named there must not be
+            contradicted by the run's own.
+    """
+    if not run_config.is_file():
+        return {}
+    known = {item.name for item in dataclasses.fields(DataArguments)}
+    if any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3]):
+        known -= set(SOURCE_OPTIONS)
+    return {name: value for name, value in read_yaml(run_config).items() if name in known}
+
+
+def parse_with_run_data(
+    kinds: Sequence[type], argv: Sequence[str], *, prog: str, description: str
+) -> tuple[Any, DataArguments]:
+    """Read the options of a command that takes ``--model``, and data options.
+
+    The model is found as :func:`find_model` does, and the data options default to those that it was
+    trained with.
+
+    Args:
+        kinds: A dataclass with the field ``model``, and ``DataArguments``.
+        argv: The command line without the program's name.
+        prog: The program's name.
+        description: One line for ``--help``.
+    """
+    options, given = parse_arguments(kinds, argv, prog=prog, description=description)
+    options.model = find_model(options.model)
+    defaults = read_data_defaults(Path(options.model).parent / CONFIG_FILE, given)
+    _, data_arguments = parse_arguments(
+        kinds, argv, prog=prog, description=description, defaults=defaults
+    )
+    return options, data_arguments
+
+
+def follow_model_classes(
+    rows: "datasets.Dataset", model_names: list[str], model_path: str
+) -> "datasets.Dataset":
+    """Give the rows the model's class numbers, by name; the data may lack some of its classes.
+
+    Raises:
+        InputError: The data have classes that the model does not know.
+    """
+    # A second of import, which --help does not need.
+    import datasets
+
+    names: list[str] = rows.features["label"].names
+    if names == model_names:
+        return rows
+    number_of = {name: number for number, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in number_of]
+    if unknown:
+        raise InputError(
+            f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
+            f"classes ({unknown[0]!r} for one); evaluate it on data with the classes it was "
+            "trained on."
+        )
+    labels = [number_of[names[label]] for label in rows["label"]]
+    return (
+        rows.remove_columns("label")
+        .add_column("label", labels)
+        .cast_column("label", datasets.ClassLabel(names=model_names))
+    )

@@ -6,8 +6,7 @@ from pathlib import Path
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
+from siglip_flowers.commands.models import find_model, follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.threshold import ThresholdArguments
@@ -44,15 +43,15 @@ def _fit(argv: list[str]) -> None:
 
         from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.pixels.decoding import list_image_extensions
-        from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-        from siglip_flowers.evaluation.threshold import (
+        from siglip_flowers.evaluation.fitting import (
             fit_open_set,
             format_open_set,
             format_separation,
             score_split,
         )
+        from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
         from siglip_flowers.inference.classifier import SiglipImageClassifier
-        from siglip_flowers.inference.ood import OPEN_SET_FILE
+        from siglip_flowers.inference.sidecars import OPEN_SET_FILE
         from siglip_flowers.metrics.ood import measure_separation
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 

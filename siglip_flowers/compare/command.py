@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip_flowers.base.run_dir import CONFIG_FILE
-from siglip_flowers.commands.run_data import SOURCE_OPTIONS, read_data_defaults
+from siglip_flowers.commands.models import SOURCE_OPTIONS, read_data_defaults
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
 

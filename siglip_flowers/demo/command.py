@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.run_data import SOURCE_OPTIONS, parse_with_run_data
+from siglip_flowers.commands.models import SOURCE_OPTIONS, find_model, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.demo.address import check_port

@@ -37,7 +37,7 @@ from siglip_flowers.data.pixels.tensors import (
     get_pixel_shape,
 )
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.family import run_vision_tower
+from siglip_flowers.model.towers import run_vision_tower
 from siglip_flowers.runtime.memory import run_in_parts
 from siglip_flowers.runtime.prefetch import map_ahead
 

@@ -1,8 +1,15 @@
-"""Figures of an evaluation as text."""
+"""The results of an evaluation as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+
+from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import align_columns
+from siglip_flowers.evaluation.predict import SplitResult
 
 # Macro averages over classes are the headline; accuracy and recall differ where classes do.
 HEADLINE = {
@@ -24,3 +31,33 @@ def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
         lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
     lines.append(["loss", *(f"{values['loss']:.4f}" for values in splits.values())])
     return align_columns(lines)
+
+
+TOP_K = 5
+
+
+def write_predictions(
+    path: Path, result: SplitResult, class_names: Sequence[str], description: str
+) -> None:
+    """Write image id, true label and the five likeliest classes with their probabilities.
+
+    ``description`` says which data and split protocol these are, in the file's metadata.
+
+    Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
+    ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.
+    """
+    top = np.argsort(-result.logits, axis=1, kind="stable")[:, :TOP_K]
+    table = pyarrow.table(
+        {
+            "image_id": result.ids,
+            "label": result.labels,
+            "label_name": [class_names[label] for label in result.labels],
+            "correct": top[:, 0] == result.labels,
+            "top_labels": top.tolist(),
+            "top_names": [[class_names[label] for label in row] for row in top],
+            "top_probabilities": np.take_along_axis(result.probabilities, top, 1).tolist(),
+        }
+    )
+    table = table.replace_schema_metadata({"data": description, "split": result.split})
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)

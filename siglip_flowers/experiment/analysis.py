@@ -9,6 +9,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from siglip_flowers.base.errors import RunError
+from siglip_flowers.experiment.curves import loss_rise, overfitting_gap, steadiness
 from siglip_flowers.experiment.plan import (
     PREDICTIONS_FILE,
     Run,
@@ -18,7 +19,6 @@ from siglip_flowers.experiment.plan import (
     read_metrics,
 )
 from siglip_flowers.experiment.settings import ExperimentSettings
-from siglip_flowers.metrics.curves import loss_rise, overfitting_gap, steadiness
 from siglip_flowers.metrics.statistics import (
     Interval,
     McNemarResult,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import atomic_directory
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.run_data import follow_model_classes, parse_with_run_data
+from siglip_flowers.commands.models import find_model, follow_model_classes, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.export.options import ExportArguments

@@ -9,7 +9,7 @@ from PIL import Image
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.data.sources.drawing import draw_flower
-from siglip_flowers.model.family import is_naflex
+from siglip_flowers.model.towers import is_naflex
 
 # In the order of the model's own arguments.
 SQUARE_INPUTS = ("pixel_values",)

@@ -14,10 +14,8 @@ from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.data.names import abbreviate
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.ood import OpenSet, load_open_set
-from siglip_flowers.inference.reading import ImageBatch, ImageReader
-from siglip_flowers.inference.sources import Source, is_single, name_source
-from siglip_flowers.inference.temperature import require_temperature
+from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
+from siglip_flowers.inference.sidecars import OpenSet, load_open_set, require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.runtime.devices import resolve_device

@@ -2,9 +2,11 @@
 
 import io
 import itertools
+import os
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -12,9 +14,45 @@ import torch
 
 from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, open_image
 from siglip_flowers.data.pixels.tensors import ImageSize, get_pixel_shape, resize_image
-from siglip_flowers.inference.sources import Source, array_to_image
-from siglip_flowers.inference.urls import fetch_image, is_url
+from siglip_flowers.inference.finding import fetch_image, is_url
 from siglip_flowers.runtime.prefetch import map_ahead
+
+# A path or URL, the bytes of an image file, an opened image, or pixels as an array.
+Source: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
+
+ARRAY_SHAPES = "uint8 of shape (H, W), (H, W, 3) or (H, W, 4)"
+
+
+def is_single(images: object) -> bool:
+    """Return whether this is one image and not several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image))
+
+
+def name_source(source: Source) -> str:
+    """Return what to call a source in messages: its path or URL, or its kind."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, PIL.Image.Image):
+        filename: str = getattr(source, "filename", "") or f"an image of {source.size} pixels"
+        return filename
+    if isinstance(source, np.ndarray):
+        return f"an array of {source.dtype}, shape {source.shape}"
+    return f"{len(source)} bytes" if isinstance(source, bytes) else repr(source)
+
+
+def array_to_image(array: np.ndarray) -> PIL.Image.Image:
+    """Turn pixels into an image.
+
+    Raises:
+        ValueError: The array is not ``uint8`` of shape (H, W), (H, W, 3) or (H, W, 4).
+    """
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not fits or 0 in array.shape:
+        raise ValueError(f"an array must be {ARRAY_SHAPES}")
+    return PIL.Image.fromarray(array)
+
 
 # Images a thread decodes at a time: few, so that a batch is ready soon and all threads work on
 # the same one; more than one, since handing a task over costs as much as a small image.

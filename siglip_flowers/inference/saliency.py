@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.family import is_naflex
+from siglip_flowers.model.towers import is_naflex
 
 
 @torch.no_grad()

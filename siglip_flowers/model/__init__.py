@@ -6,8 +6,7 @@ to ``pipeline("image-classification")``.
 
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 __all__ = ["SiglipClassifier", "SiglipClassifierConfig"]
 

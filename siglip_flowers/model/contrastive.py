@@ -16,12 +16,11 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.base.prompts import build_prompts
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
-from siglip_flowers.model.family import TextModel, VisionModel, is_naflex, run_vision_tower
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
+from siglip_flowers.model.towers import TextModel, VisionModel, is_naflex, run_vision_tower
 from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
 
 

@@ -19,10 +19,9 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.model.checking import MALFORMED, UNREADABLE, check_processor, check_sizes
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
-from siglip_flowers.model.family import (
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.native import NATIVE_ARCHITECTURES, describe_native
+from siglip_flowers.model.towers import (
     VISION_CONFIGS,
     VISION_TYPES,
     VisionConfig,
@@ -32,8 +31,15 @@ from siglip_flowers.model.family import (
     is_naflex,
     name_kind,
 )
-from siglip_flowers.model.native import NATIVE_ARCHITECTURES, describe_native
-from siglip_flowers.model.weights import first_line, interpolate_position_embedding, load_weights
+from siglip_flowers.model.weights import (
+    MALFORMED,
+    UNREADABLE,
+    check_processor,
+    check_sizes,
+    first_line,
+    interpolate_position_embedding,
+    load_weights,
+)
 
 MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
 

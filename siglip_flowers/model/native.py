@@ -12,9 +12,8 @@ from transformers import (
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.adapters import fold_model
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import PROBLEM_TYPES, SiglipClassifierConfig
-from siglip_flowers.model.family import is_naflex
+from siglip_flowers.model.classifier import PROBLEM_TYPES, SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.towers import is_naflex
 
 NativeModel = SiglipForImageClassification | Siglip2ForImageClassification
 # As a config.json names the class that it belongs to.

@@ -14,15 +14,16 @@ from transformers.utils import cached_file
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
-from siglip_flowers.model.checking import (
+from siglip_flowers.model.loading import load_checkpoint_config
+from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
+from siglip_flowers.model.weights import (
     INDEX_FILE,
     MALFORMED,
+    OLD_BUFFERS,
     UNREADABLE,
     check_shard_names,
+    first_line,
 )
-from siglip_flowers.model.family import VISION_TYPES, TextModel, get_text_class
-from siglip_flowers.model.loading import load_checkpoint_config
-from siglip_flowers.model.weights import OLD_BUFFERS, first_line
 
 _WEIGHTS = "model.safetensors"
 _TEXT_PREFIX = "text_model."

@@ -17,8 +17,7 @@ from siglip_flowers.config import find_probe_obstacle
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.features import FeatureExtractor
 from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.configuration import SiglipClassifierConfig
+from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.heads import set_probe_head
 from siglip_flowers.model.probe_solvers import (
     PROBE_STRENGTHS,

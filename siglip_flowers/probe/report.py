@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from siglip_flowers.base.files import atomic_path
-from siglip_flowers.metrics.knn import NEIGHBORS, vote_neighbors
+from siglip_flowers.metrics.neighbors import NEIGHBORS, vote_neighbors
 from siglip_flowers.probe.features import SplitFeatures
 from siglip_flowers.probe.trainer import ProbeSetting, ProbeTrainer
 

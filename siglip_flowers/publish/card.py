@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from siglip_flowers.model.family import is_naflex
+from siglip_flowers.model.towers import is_naflex
 from siglip_flowers.publish.figures import (
     TASK,
     build_eval_results,

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.run_data import read_data_defaults
+from siglip_flowers.commands.models import read_data_defaults
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import check_command_line, parse_arguments
 from siglip_flowers.publish.options import PublishArguments

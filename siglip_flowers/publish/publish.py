@@ -14,8 +14,7 @@ from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_directory, digest_weight_files, write_json, write_text
 from siglip_flowers.base.run_dir import METRICS_FILE, RUN_FILES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.inference.ood import OPEN_SET_FILE
-from siglip_flowers.inference.temperature import CALIBRATION_FILE
+from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OPEN_SET_FILE
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.native import explain_not_native, to_native
 from siglip_flowers.publish import remote

@@ -11,9 +11,13 @@ import numpy as np
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.calibration import (
+    area_under_risk_coverage,
+    best_area_under_risk_coverage,
     brier_score,
+    coverage_at_risk,
     expected_calibration_error,
     reliability_bins,
+    risk_coverage,
     to_probabilities,
 )
 from siglip_flowers.metrics.functions import (
@@ -22,12 +26,6 @@ from siglip_flowers.metrics.functions import (
     confusion_matrix,
     sigmoid_losses,
     softmax_losses,
-)
-from siglip_flowers.metrics.selective import (
-    area_under_risk_coverage,
-    best_area_under_risk_coverage,
-    coverage_at_risk,
-    risk_coverage,
 )
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.report.confusions import find_pairs, order_classes, score_classes

@@ -12,10 +12,9 @@ import numpy as np
 from accelerate import PartialState
 
 from siglip_flowers.config import DataArguments
+from siglip_flowers.evaluation.fitting import classify_images
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, extract_features
-from siglip_flowers.evaluation.threshold import classify_images
-from siglip_flowers.inference.ood import load_open_set
-from siglip_flowers.inference.temperature import load_temperature
+from siglip_flowers.inference.sidecars import load_open_set, load_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.report.analysis import analyze
 from siglip_flowers.report.attention import choose_attention_rows, draw_attention

@@ -3,14 +3,14 @@
 import numpy as np
 
 from siglip_flowers.data.sources.ood_images import draw_not_flowers
-from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.threshold import (
+from siglip_flowers.evaluation.fitting import (
     IMAGES_PER_KIND,
     REPORT_SEED,
     classify_folder,
     classify_images,
 )
-from siglip_flowers.inference.ood import CLASS_MEAN, OpenSet
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.inference.sidecars import CLASS_MEAN, OpenSet
 from siglip_flowers.metrics.ood import LOGIT_SCORES, measure_separation, score_neighbors
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.report.contents import GIVEN, UnknownRow

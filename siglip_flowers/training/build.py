@@ -40,8 +40,6 @@ from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
-from siglip_flowers.model.family import check_max_num_patches, is_naflex
-from siglip_flowers.model.freezing import check_trainable, freeze
 from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
@@ -51,6 +49,7 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
+from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.objectives import (

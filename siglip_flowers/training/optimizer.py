@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from siglip_flowers.model.freezing import Place, locate_parameters
+from siglip_flowers.model.towers import Place, locate_parameters
 
 # Biases, layer norms and the three scalars or vectors that set a scale are not decayed.
 UNDECAYED_SUFFIXES = ("bias", "logit_scale", "logit_bias", "probe", "position_embedding.weight")

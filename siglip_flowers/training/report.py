@@ -11,7 +11,7 @@ from siglip_flowers.base.files import digest_weight_files, write_json
 from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.predictions import write_predictions
+from siglip_flowers.evaluation.tables import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.curves import plot_accuracy, plot_loss
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples

@@ -15,9 +15,12 @@ from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import ClassificationData, image_ids, load_data
+from siglip_flowers.evaluation.fitting import (
+    fit_and_save_temperature,
+    fit_open_set,
+    measure_open_set,
+)
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-from siglip_flowers.evaluation.temperature import fit_and_save_temperature
-from siglip_flowers.evaluation.threshold import fit_open_set, measure_open_set
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip

@@ -1,4 +1,4 @@
-"""Classify by the nearest training images: what features are worth before any fit."""
+"""The nearest training images by cosine."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Measures of one training curve: how far it over-fits and how steadily it falls."""
+"""Measures of one training curve: how far it overfits and how steadily it falls."""
 
 from collections.abc import Sequence
 from typing import Literal

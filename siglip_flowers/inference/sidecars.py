@@ -1,16 +1,30 @@
-"""The score and threshold that lie beside a model's weights and tell what it does not know."""
+"""Files beside a model's weights: the out-of-distribution threshold and the temperature."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers.utils import cached_file
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_text
-from siglip_flowers.inference.companions import find_sidecar_file
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.metrics.ood import LOGIT_SCORES, score_class_means, score_logits
+
+
+def find_sidecar_file(model: str | os.PathLike[str], name: str) -> Path | None:
+    """Return the path of a model's file of this name, or None where it has none."""
+    path = cached_file(
+        os.fspath(model),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if path is None else Path(path)
+
 
 OPEN_SET_FILE = "open_set.json"
 CLASS_MEAN = "class_mean"
@@ -81,3 +95,47 @@ def load_open_set(model: str | os.PathLike[str]) -> OpenSet | None:
             f"'siglip-flowers threshold --model {model}', or pass --no_threshold."
         ) from error
     return open_set
+
+
+CALIBRATION_FILE = "calibration.json"
+
+
+def save_temperature(directory: Path, temperature: float, split: str, n: int) -> None:
+    """Write the file into a model's directory: fitted on ``n`` images of ``split``."""
+    write_json(directory / CALIBRATION_FILE, {"temperature": temperature, "split": split, "n": n})
+
+
+def load_temperature(model: str | os.PathLike[str]) -> float | None:
+    """Return what a model's logits are to be divided by, from a directory or the Hub, or None.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = find_sidecar_file(model, CALIBRATION_FILE)
+    if path is None:
+        return None
+    try:
+        temperature = float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"it is {temperature}")
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The temperature in {path} cannot be read ({error}); delete the file, or train the "
+            "model again."
+        ) from error
+    return temperature
+
+
+def require_temperature(model: str | os.PathLike[str]) -> float:
+    """Return the temperature of a model.
+
+    Raises:
+        InputError: There is none, or the file is damaged.
+    """
+    temperature = load_temperature(model)
+    if temperature is None:
+        raise InputError(
+            f"The model {os.fspath(model)} has no {CALIBRATION_FILE}, which holds the temperature "
+            "for calibrated scores; leave --calibrated out, or train the model again."
+        )
+    return temperature

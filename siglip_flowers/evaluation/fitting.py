@@ -1,11 +1,8 @@
-"""Fit the threshold below which an image shows none of the known classes.
-
-The score is the one that tells validation images best from drawn images that are no flowers;
-the threshold lets 95 % of the validation images pass. Test images take no part.
-"""
+"""Fit the out-of-distribution threshold and the temperature that are stored beside the weights."""
 
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,9 @@ from siglip_flowers.data.pixels.tensors import get_image_size, resize_image
 from siglip_flowers.data.sources.ood_images import draw_not_flowers
 from siglip_flowers.evaluation.predict import SplitResult, prepare_engine
 from siglip_flowers.inference.finding import find_images
-from siglip_flowers.inference.ood import SCORES, OpenSet
 from siglip_flowers.inference.reading import ImageReader
+from siglip_flowers.inference.sidecars import SCORES, OpenSet, save_temperature
+from siglip_flowers.metrics.calibration import fit_temperature
 from siglip_flowers.metrics.ood import (
     ACCEPTED,
     average_classes,
@@ -185,3 +183,14 @@ def _score(
 
 def _flatten(images: dict[str, list[Image.Image]]) -> list[Image.Image]:
     return [image for kind in images.values() for image in kind]
+
+
+def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activation: str) -> float:
+    """Fit, write ``calibration.json`` into the model's directory, and return the temperature.
+
+    Raises:
+        RunError: Logits that are not finite.
+    """
+    temperature = fit_temperature(validation.logits, validation.labels, activation)
+    save_temperature(model_dir, temperature, validation.split, len(validation.labels))
+    return temperature
