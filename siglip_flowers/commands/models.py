@@ -4,12 +4,15 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.run_dir import CONFIG_FILE, MODEL_DIR
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments, read_yaml
+
+# Together they name the source of the data.
+SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +43,6 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     if len(found) > 1:
         logger.warning("%d models under %s/; taking the newest, %s.", len(found), results, newest)
     return str(newest)
-
-
-if TYPE_CHECKING:
-    import datasets
-
-# Together they name the source of the data.
-SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
 
 
 def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]:
@@ -86,33 +82,3 @@ def parse_with_run_data(
         kinds, argv, prog=prog, description=description, defaults=defaults
     )
     return options, data_arguments
-
-
-def follow_model_classes(
-    rows: "datasets.Dataset", model_names: list[str], model_path: str
-) -> "datasets.Dataset":
-    """Give the rows the model's class numbers, by name; the data may lack some of its classes.
-
-    Raises:
-        InputError: The data have classes that the model does not know.
-    """
-    # A second of import, which --help does not need.
-    import datasets
-
-    names: list[str] = rows.features["label"].names
-    if names == model_names:
-        return rows
-    number_of = {name: number for number, name in enumerate(model_names)}
-    unknown = [name for name in names if name not in number_of]
-    if unknown:
-        raise InputError(
-            f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
-            f"classes ({unknown[0]!r} for one); evaluate it on data with the classes it was "
-            "trained on."
-        )
-    labels = [number_of[names[label]] for label in rows["label"]]
-    return (
-        rows.remove_columns("label")
-        .add_column("label", labels)
-        .cast_column("label", datasets.ClassLabel(names=model_names))
-    )

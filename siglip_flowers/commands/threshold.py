@@ -6,7 +6,7 @@ from pathlib import Path
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model, follow_model_classes, parse_with_run_data
+from siglip_flowers.commands.models import find_model, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.threshold import ThresholdArguments
@@ -42,6 +42,7 @@ def _fit(argv: list[str]) -> None:
         import numpy as np
 
         from siglip_flowers.data import check_data_arguments, load_data
+        from siglip_flowers.data.names import follow_model_classes
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.evaluation.fitting import (
             fit_open_set,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.commands.models import SOURCE_OPTIONS, read_data_defaults
+from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def show_runs(options: EvaluationArguments, given: DataArguments) -> None:
+def show_runs(asked: CompareArguments, options: EvaluationArguments, given: DataArguments) -> None:
     """Print the comparison or the leaderboard, and write its files where asked.
 
     Raises:
@@ -22,8 +23,8 @@ def show_runs(options: EvaluationArguments, given: DataArguments) -> None:
     if not is_first_process():
         return
     output_dir = None if options.output_dir is None else Path(options.output_dir)
-    if options.compare:
-        _compare(options, given, output_dir)
+    if asked.compare:
+        _compare(asked.compare, options.split, given, output_dir)
         return
     from siglip_flowers.compare.leaderboard import (
         format_leaderboard,
@@ -31,13 +32,13 @@ def show_runs(options: EvaluationArguments, given: DataArguments) -> None:
         write_leaderboard,
     )
 
-    rows, left_out = rank_runs(Path(str(options.leaderboard)))
+    rows, left_out = rank_runs(Path(str(asked.leaderboard)))
     print(format_leaderboard(rows, left_out))
     if output_dir is not None:
         write_leaderboard(rows, left_out, output_dir)
 
 
-def _compare(options: EvaluationArguments, given: DataArguments, output_dir: Path | None) -> None:
+def _compare(names: list[str], split: str, given: DataArguments, output_dir: Path | None) -> None:
     from siglip_flowers.compare.comparison import compare_runs
     from siglip_flowers.compare.output import (
         SHEET_IMAGES,
@@ -48,7 +49,7 @@ def _compare(options: EvaluationArguments, given: DataArguments, output_dir: Pat
     )
     from siglip_flowers.compare.runs import read_runs
 
-    runs = read_runs(options.compare, options.split)
+    runs = read_runs(names, split)
     if output_dir is not None:
         check_comparison_dir(output_dir, [str(run.path) for run in runs])
     comparison = compare_runs(runs)
@@ -57,8 +58,8 @@ def _compare(options: EvaluationArguments, given: DataArguments, output_dir: Pat
         return
     write_comparison(comparison, output_dir)
     wanted = [image.id for image in comparison.images[:SHEET_IMAGES]]
-    split = comparison.split or options.split
-    images = _read_images([run.path.parent for run in runs], given, split, wanted)
+    shown = comparison.split or split
+    images = _read_images([run.path.parent for run in runs], given, shown, wanted)
     write_sheet(comparison.images, images, comparison.runs, output_dir / "comparison_images.png")
 
 

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+import datasets
+
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.labels import FLOWER_NAMES
 
@@ -85,3 +87,30 @@ def abbreviate(items: Sequence[str], limit: int = 10) -> str:
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     shown = (item if len(item) <= MAX_SHOWN else f"{item[:MAX_SHOWN]}…" for item in items[:limit])
     return ", ".join(shown) + more
+
+
+def follow_model_classes(
+    rows: datasets.Dataset, model_names: list[str], model_path: str
+) -> datasets.Dataset:
+    """Give the rows the model's class numbers, by name; the data may lack some of its classes.
+
+    Raises:
+        InputError: The data have classes that the model does not know.
+    """
+    names: list[str] = rows.features["label"].names
+    if names == model_names:
+        return rows
+    number_of = {name: number for number, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in number_of]
+    if unknown:
+        raise InputError(
+            f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
+            f"classes ({unknown[0]!r} for one); evaluate it on data with the classes it was "
+            "trained on."
+        )
+    labels = [number_of[names[label]] for label in rows["label"]]
+    return (
+        rows.remove_columns("label")
+        .add_column("label", labels)
+        .cast_column("label", datasets.ClassLabel(names=model_names))
+    )

@@ -14,8 +14,7 @@ from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, 
 from siglip_flowers.demo.neighbors import TrainingImages
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.reading import explain_problem
-from siglip_flowers.inference.saliency import compute_saliency
-from siglip_flowers.report.attention import draw_overlay
+from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
 
 # A JPEG is read at an eighth, quarter or half of its size where that leaves this many pixels a
 # side: more than any encoder takes.

@@ -7,7 +7,7 @@ import datasets
 
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.data import ClassificationData
-from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.evaluation.predict import PassOptions, SplitResult
 from siglip_flowers.model.classifier import SiglipClassifier
 
 
@@ -19,6 +19,7 @@ class Evaluation:
         options: What was asked for.
         data_arguments: Where the images come from.
         command: The command line, for reports.
+        name: The model's directory or Hub id.
         title: One line that names model and data.
         model: The classifier.
         processor: Its image processor.
@@ -32,6 +33,7 @@ class Evaluation:
     options: EvaluationArguments
     data_arguments: DataArguments
     command: str
+    name: str
     title: str
     model: SiglipClassifier
     processor: Any
@@ -40,6 +42,18 @@ class Evaluation:
     environment: dict[str, Any] = field(default_factory=dict)
     result: SplitResult | None = None
     figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pass_options(self) -> PassOptions:
+        """How a pass over the split runs."""
+        options = self.options
+        return PassOptions(
+            options.per_device_eval_batch_size,
+            options.dataloader_num_workers,
+            options.dtype,
+            options.compile,
+            self.data_arguments,
+        )
 
 
 class EvaluationExtension:

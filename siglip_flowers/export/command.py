@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import atomic_directory
 from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model, follow_model_classes, parse_with_run_data
+from siglip_flowers.commands.models import find_model, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.export.options import ExportArguments
@@ -88,6 +88,7 @@ def _load_images(
 ) -> "Int8Options":
     # See _export.
     from siglip_flowers.data import check_data_arguments, load_data
+    from siglip_flowers.data.names import follow_model_classes
     from siglip_flowers.data.splits import draw_rows
     from siglip_flowers.export.export import Int8Options
 

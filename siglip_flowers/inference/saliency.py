@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
+from PIL import Image
 
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.towers import is_naflex
@@ -40,6 +42,15 @@ def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -
         values = row[: height * width].view(height, width)
         maps.append((values / values.sum()).cpu().numpy())
     return maps
+
+
+def draw_overlay(image: Image.Image, saliency: np.ndarray) -> Image.Image:
+    """Color an image by the weights (rows, columns) of its patches: dark where they are small."""
+    shares = (saliency - saliency.min()) / max(float(np.ptp(saliency)), 1e-12)
+    heat = Image.fromarray(shares.astype(np.float32))
+    smooth = np.asarray(heat.resize(image.size, Image.Resampling.BILINEAR))
+    colors = 255 * matplotlib.colormaps["inferno"](smooth)[..., :3]
+    return Image.fromarray(np.round((np.asarray(image) + colors) / 2).astype(np.uint8))
 
 
 def _list_grids(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> list[tuple[int, int]]:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image
 
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.saliency import compute_saliency
+from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.report.contents import Attention, ReportContents
 from siglip_flowers.report.images import SplitImages, encode_thumbnail
@@ -57,12 +56,3 @@ def _enlarge(image: Image.Image) -> Image.Image:
     scale = SIDE / max(image.size)
     width, height = (max(1, round(side * scale)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def draw_overlay(image: Image.Image, saliency: np.ndarray) -> Image.Image:
-    """Color an image by the weights (rows, columns) of its patches: dark where they are small."""
-    shares = (saliency - saliency.min()) / max(float(np.ptp(saliency)), 1e-12)
-    heat = Image.fromarray(shares.astype(np.float32))
-    smooth = np.asarray(heat.resize(image.size, Image.Resampling.BILINEAR))
-    colors = 255 * matplotlib.colormaps["inferno"](smooth)[..., :3]
-    return Image.fromarray(np.round((np.asarray(image) + colors) / 2).astype(np.uint8))

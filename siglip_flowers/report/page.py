@@ -41,7 +41,7 @@ def render_page(contents: ReportContents) -> str:
     a content security policy allows the page no request at all.
     """
     environment = Environment(
-        loader=PackageLoader("siglip_flowers", "reporting"),
+        loader=PackageLoader("siglip_flowers.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -73,6 +73,13 @@ def choose_attention(
     return "sdpa"
 
 
+def describe_device(device: torch.device) -> str:
+    """Name the device, as ``NVIDIA H100`` or ``cpu (2 threads)``."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
 def count_workers(workers: int | None) -> int:
     """Return how many processes work at a time: as given, or one per CUDA device, or 1."""
     return max(1, torch.cuda.device_count()) if workers is None else workers

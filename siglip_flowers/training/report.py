@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.files import digest_weight_files, write_json
 from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
@@ -15,6 +13,7 @@ from siglip_flowers.evaluation.tables import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.curves import plot_accuracy, plot_loss
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
+from siglip_flowers.runtime.devices import describe_device
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.history import write_history
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -65,13 +64,6 @@ def describe_run(
         },
         "environment": describe_environment(describe_device(trainer.args.device)),
     }
-
-
-def describe_device(device: torch.device) -> str:
-    """Name the device, as ``NVIDIA H100`` or ``cpu (2 threads)``."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
 def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> list[Example]:

@@ -231,8 +231,8 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     ("argv", "reason"),
     [
         (["--compare", "a"], "--compare names one run, a"),
-        (["--compare", "a", "b", "--leaderboard"], "give one of them"),
-        (["--compare", "a", "b", "--model", "c"], "--model has no use"),
+        (["--compare", "a", "b", "--leaderboard"], "Give one of them"),
+        (["--compare", "a", "b", "--model", "c"], "so --model has no use"),
         (["--leaderboard", "nowhere"], "nowhere is no directory"),
         (["--tta", "rotate"], "choose one of none, flip, multicrop"),
     ],

@@ -445,7 +445,7 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     assert [row["auroc"] for row in given] == pytest.approx([0.5] * len(given), abs=1e-3)
     options = ["--unknown_dir", str(tmp_path / "nothing"), "--model", str(small_run)]
     assert eval_command.main(options) == 2
-    assert "add --report true" in capsys.readouterr().err
+    assert "Add --report." in capsys.readouterr().err
     assert eval_command.main([*options, "--report", "true"]) == 2
     assert "nothing' does not exist" in capsys.readouterr().err
 

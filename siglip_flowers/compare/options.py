@@ -1,0 +1,74 @@
+"""The options of ``eval.py`` that read finished runs instead of evaluating a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.rules import Rule
+
+
+@dataclass
+class CompareArguments:
+    """Which finished runs to compare or to rank."""
+
+    compare: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Compare finished runs instead: two or more directories (or predictions files) "
+            "with predictions of the same images; each is compared with the first."
+        },
+    )
+    leaderboard: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rank all runs below this directory instead; results if none is named.",
+            "nargs": "?",
+            "const": "results",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.compare) == 1:
+            raise InputError(
+                f"--compare names one run, {self.compare[0]}. Name at least two: each is compared "
+                "with the first."
+            )
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether an option of the feature is set."""
+        return bool(self.compare) or self.leaderboard is not None
+
+
+def _is_used_with(name: str) -> Callable[[Any], bool]:
+    """Return a condition: finished runs are read, and an option is set that needs a model."""
+    return lambda options: (
+        bool(options.compare or options.leaderboard) and bool(getattr(options, name, None))
+    )
+
+
+EXTENDS = {"eval": CompareArguments}
+RULES = (
+    Rule(
+        "runs are compared or ranked",
+        lambda options: bool(options.compare) and options.leaderboard is not None,
+        "--compare and --leaderboard cannot be combined. Give one of them.",
+        ("--compare", "a", "b", "--leaderboard", "results"),
+    ),
+    *(
+        Rule(
+            f"runs are compared or ranked without --{name}",
+            _is_used_with(name),
+            f"--compare and --leaderboard read finished runs, so --{name} has no use. Leave it "
+            "out.",
+            ("--compare", "a", "b", *words),
+        )
+        for name, words in (
+            ("model", ("--model", "c")),
+            ("zero_shot", ("--zero_shot", "--model_name_or_path", "checkpoint")),
+            ("report", ("--report",)),
+            ("robustness", ("--robustness",)),
+        )
+    ),
+)
