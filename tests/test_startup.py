@@ -16,12 +16,10 @@ from transformers import HfArgumentParser, TrainingArguments
 
 import siglip_flowers
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
-    EvaluationArguments,
     ModelArguments,
     ProbeArguments,
     SiglipTrainingArguments,
@@ -304,10 +302,6 @@ def test_what_is_refused_is_refused_in_the_same_words(argv):
             description="y",
         )
     assert str(light.value) == str(real.value)
-
-
-def test_checked_evaluation_arguments_are_the_real_ones():
-    assert (EvaluationArguments, DataArguments) == eval_command.KINDS
 
 
 @pytest.mark.parametrize(
