@@ -22,9 +22,16 @@ from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config.checks import check_positive
-from siglip_flowers.export.inputs import draw_images, name_inputs, prepare_images
-from siglip_flowers.export.onnx_file import OnnxClassifier, write_int8, write_onnx
-from siglip_flowers.export.program import load_program, save_program, trace_program, wrap_logits
+from siglip_flowers.export.export import draw_images, name_inputs, prepare_images
+from siglip_flowers.export.formats import (
+    LogitsModel,
+    OnnxClassifier,
+    load_program,
+    save_program,
+    trace_program,
+    write_int8,
+    write_onnx,
+)
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
 MODULE = "benchmarks.export"
@@ -71,7 +78,7 @@ def build_arms(
         write_int8(directory / "model.onnx", directory / f"{kind}.onnx", kind, [inputs])
     model.save_pretrained(directory)
     return {
-        REFERENCE: (wrap_logits(model, names), directory / "model.safetensors"),
+        REFERENCE: (LogitsModel(model, names), directory / "model.safetensors"),
         "exported_program": (load_program(directory / "model.pt2")[0], directory / "model.pt2"),
         "onnx": (OnnxClassifier(directory / "model.onnx"), directory / "model.onnx"),
         "onnx, int8 dynamic": (

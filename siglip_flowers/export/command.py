@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import atomic_directory
+from siglip_flowers.base.text import count
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import find_model, parse_with_run_data
 from siglip_flowers.config import DataArguments
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 PROG = "siglip-flowers export"
 DESCRIPTION = "Write a trained classifier in a format that runs without this package."
 KINDS = (ExportArguments, DataArguments)
-# As siglip_flowers.export.export names it; that module takes seconds to import.
-FACTS_FILE = "export.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,27 +30,14 @@ def main(argv: list[str] | None = None) -> int:
 def _check(argv: list[str]) -> None:
     options, _ = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     find_model(options.model)
-    output = Path(options.output)
-    if output.exists():
-        theirs = output.is_dir() and not (output / FACTS_FILE).is_file()
-        if theirs and any(output.iterdir()):
-            raise InputError(
-                f"--output {output} holds something else than an export; name another directory."
-            )
-        if not output.is_dir():
-            raise InputError(f"--output {output} is a file; name a directory.")
-        if not theirs and not options.overwrite_output:
-            raise InputError(
-                f"--output {output} holds an export already; name another directory or add "
-                "--overwrite_output."
-            )
+    options.check_output()
 
 
 def _export(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from siglip_flowers.export.export import MODEL_FILES, export_model
-        from siglip_flowers.export.onnx_file import check_onnx_packages
+        from siglip_flowers.export.formats import check_onnx_packages
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
         from siglip_flowers.training.compute import set_cpu_threads
 
@@ -70,15 +55,15 @@ def _export(argv: list[str]) -> None:
         facts = export_model(model, processor, options.format, directory, int8)
     print(
         f"{output / MODEL_FILES[options.format]}: logits differ from the original's by at most "
-        f"{facts['largest_difference']:.1e} on {facts['checked_images']}, in batches of 1 to 8"
+        f"{facts['largest_difference']:.1e} on {count(facts['checked_images'], 'image')}"
     )
     if int8 is not None:
         figures = facts["int8"]["test"]
         print(
-            f"{output / facts['int8']['file']} ({options.int8}): accuracy on {figures['n']} test "
-            f"images {figures['accuracy_int8']:.2%} against {figures['accuracy']:.2%}, a loss of "
-            f"{100 * figures['accuracy_loss']:.2f} points; {figures['agreement']:.1%} of the "
-            f"answers are the same; {facts['int8']['bytes'] / 1e6:.1f} MB against "
+            f"{output / facts['int8']['file']} ({options.int8}): accuracy on "
+            f"{count(figures['n'], 'test image')} {figures['accuracy_int8']:.2%}, in float32 "
+            f"{figures['accuracy']:.2%}; same prediction for {figures['agreement']:.1%}; "
+            f"{facts['int8']['bytes'] / 1e6:.1f} MB instead of "
             f"{facts['int8']['bytes_float32'] / 1e6:.1f} MB"
         )
 
@@ -94,14 +79,13 @@ def _load_images(
 
     check_data_arguments(data_arguments)
     data = load_data(data_arguments)
-    counts = {"train": options.calibration_images, "test": options.test_images}
     chosen: dict[str, Any] = {
         split: draw_rows(
             follow_model_classes(data.splits[split], class_names, str(options.model)),
-            count,
+            number,
             data_arguments.split_seed,
             split,
         )
-        for split, count in counts.items()
+        for split, number in (("train", options.calibration_images), ("test", options.test_images))
     }
     return Int8Options(str(options.int8), chosen["train"], chosen["test"])

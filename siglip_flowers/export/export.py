@@ -1,50 +1,59 @@
 """Write a classifier in a format that runs without this package, checked against the original."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import torch
+from PIL import Image
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
-from siglip_flowers.export.check import compare_accuracy, compare_logits, read_inputs
-from siglip_flowers.export.inputs import (
-    describe_preprocessing,
-    draw_images,
-    name_inputs,
-    prepare_images,
-)
-from siglip_flowers.export.onnx_file import (
+from siglip_flowers.data.pixels.patches import PatchBudget
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
+from siglip_flowers.export.formats import (
+    ONNX_PACKAGES,
+    LogitsModel,
     OnnxClassifier,
     check_onnx_size,
+    load_program,
+    save_program,
+    trace_program,
     write_int8,
     write_onnx,
 )
-from siglip_flowers.export.program import load_program, save_program, trace_program, wrap_logits
+from siglip_flowers.export.options import FACTS_FILE
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.native import NativeModel, to_native
+from siglip_flowers.model.native import to_native
+from siglip_flowers.model.towers import is_naflex
 
-FACTS_FILE = "export.json"
 MODEL_FILES = {
     "onnx": "model.onnx",
     "exported_program": "model.pt2",
     "safetensors_native": "model.safetensors",
 }
 INT8_FILE = "model_int8.onnx"
-CHECKED_IMAGES = 8
+TOLERANCE = 1e-4
+CHECKED_BATCHES = (1, 2, 5, 8)
+# Width and height; NaFlex keeps the aspect ratio.
+_DRAWN_SHAPES = ((128, 128), (128, 96), (80, 128), (128, 64), (112, 112))
+
+# From inputs, in order, to logits (B, C).
+Runner = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How to round to 8 bits, and the images to do it with.
+    """How to quantize to 8 bits, and the images to do it with.
 
     Attributes:
         kind: ``dynamic`` or ``static``.
         train: Training images that calibrate ``static``.
-        test: Images that the loss is measured on, with the model's class numbers.
+        test: Images that measure the loss of accuracy, with the model's class numbers.
     """
 
     kind: str
@@ -59,14 +68,14 @@ def export_model(
     directory: Path,
     int8: Int8Options | None = None,
 ) -> dict[str, Any]:
-    """Write a classifier into an existing directory and return the facts that lie beside it.
+    """Write a classifier into an existing directory and return what its ``export.json`` holds.
 
     Args:
         model: The classifier, on the CPU.
-        processor: Its image processor, written beside it.
+        processor: Its image processor, which is written too.
         format: One of ``MODEL_FILES``.
-        directory: Where to.
-        int8: Whether, and how, a file with 8-bit integers is written too.
+        directory: Where to write.
+        int8: How to write a file with 8-bit integers as well.
 
     Raises:
         InputError: The model cannot be written in this format.
@@ -75,8 +84,9 @@ def export_model(
     if format == "onnx":
         check_onnx_size(model)
     names = name_inputs(model)
-    inputs = prepare_images(draw_images(CHECKED_IMAGES), processor, names)
+    inputs = prepare_images(draw_images(CHECKED_BATCHES[-1]), processor, names)
     path = directory / MODEL_FILES[format]
+    packages = ("siglip_flowers", "torch", "transformers")
     facts: dict[str, Any] = {
         "format": format,
         "inputs": {
@@ -87,13 +97,16 @@ def export_model(
         "activation": model.config.activation,
         "preprocessing": describe_preprocessing(processor),
         "class_names": model.class_names,
-        "versions": _list_versions(format),
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in (*packages, *(ONNX_PACKAGES if format == "onnx" else ()))
+        },
     }
     runner: Any
     if format == "safetensors_native":
-        native: NativeModel = to_native(model)
+        native: Any = to_native(model)
         native.save_pretrained(directory)
-        runner = wrap_logits(type(native).from_pretrained(directory), names)
+        runner = LogitsModel(type(native).from_pretrained(directory), names)
     else:
         program = trace_program(model, names, inputs)
         if format == "onnx":
@@ -102,40 +115,137 @@ def export_model(
         else:
             save_program(program, path, facts)
             runner, _ = load_program(path)
-    facts["largest_difference"] = compare_logits(model, runner, names, inputs)
-    facts["checked_images"] = f"{CHECKED_IMAGES} drawn flowers"
+    facts["largest_difference"] = compare_logits(LogitsModel(model, names), runner, inputs)
+    facts["checked_images"] = len(inputs[0])
     if int8 is not None:
-        facts["int8"] = _round_to_int8(path, processor, names, runner, int8)
+        facts["int8"] = _quantize(path, processor, names, runner, int8)
     processor.save_pretrained(directory)
     write_json(directory / FACTS_FILE, facts)
     return facts
 
 
-def _round_to_int8(
-    path: Path, processor: Any, names: Sequence[str], exact: OnnxClassifier, options: Int8Options
+def name_inputs(model: SiglipClassifier) -> tuple[str, ...]:
+    """Return the arguments that an exported model takes, in order."""
+    if is_naflex(model.config.vision_config):
+        return ("pixel_values", "pixel_attention_mask", "spatial_shapes")
+    return ("pixel_values",)
+
+
+def describe_preprocessing(processor: Any) -> dict[str, Any]:
+    """Return how an image becomes the model's input, for users of the file alone."""
+    size = get_image_size(processor)
+    facts: dict[str, Any] = {
+        "color": "RGB",
+        "resample": Image.Resampling(processor.resample).name.lower(),
+        "rescale_factor": float(processor.rescale_factor),
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+        "order": "resize, times rescale_factor, minus mean, divided by std",
+    }
+    if isinstance(size, PatchBudget):
+        return {
+            **facts,
+            "patch_size": size.patch_size,
+            "max_num_patches": size.max_num_patches,
+            "resize": "keep the aspect ratio; whole patches, at most max_num_patches",
+            "layout": "patches, each in the order row, column, color; zeros after the last one",
+        }
+    return {
+        **facts,
+        "size": {"height": size, "width": size},
+        "resize": "squash to the size, no crop",
+        "layout": "NCHW",
+    }
+
+
+def draw_images(count: int) -> list[Image.Image]:
+    """Return colored noise of several shapes."""
+    noise = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    return [
+        Image.fromarray(pixels).resize(_DRAWN_SHAPES[number % len(_DRAWN_SHAPES)])
+        for number, pixels in enumerate(noise)
+    ]
+
+
+def prepare_images(
+    images: Iterable[Image.Image], processor: Any, names: Sequence[str]
+) -> tuple[torch.Tensor, ...]:
+    """Return the model's inputs for images, in the order of the names."""
+    size = get_image_size(processor)
+    pixels = torch.stack([resize_image(image, size, processor.resample) for image in images])
+    prepared = PixelNormalizer(processor).prepare(pixels)
+    return tuple(prepared[name].contiguous() for name in names)
+
+
+@torch.no_grad()
+def compare_logits(original: Runner, exported: Runner, inputs: Sequence[torch.Tensor]) -> float:
+    """Return the largest difference of logits, over batches of several sizes.
+
+    Raises:
+        RunError: It is more than ``TOLERANCE``, or the shapes differ.
+    """
+    largest = 0.0
+    for size in CHECKED_BATCHES:
+        batch = [tensor[:size] for tensor in inputs]
+        expected, found = original(*batch), exported(*batch)
+        same_shape = expected.shape == found.shape
+        difference = float((expected - found).abs().max()) if same_shape else float("inf")
+        # NaN fails as well.
+        if not difference <= TOLERANCE:
+            raise RunError(
+                f"The exported model's logits differ from the original's by {difference:.3g} in a "
+                f"batch of {size}, more than {TOLERANCE:g}; nothing was written. Upgrade torch and "
+                "the packages of the extra 'export'."
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _quantize(
+    path: Path, processor: Any, names: Sequence[str], exact: Runner, options: Int8Options
 ) -> dict[str, Any]:
-    rounded = path.with_name(INT8_FILE)
-    # Small batches: the calibrator keeps what it has seen in memory.
-    calibration = read_inputs(options.train, processor, names, batch_size=8)
-    write_int8(path, rounded, options.kind, calibration if options.kind == "static" else ())
+    quantized = path.with_name(INT8_FILE)
+    static = options.kind == "static"
+    # Small batches: the calibrator keeps all activations in memory.
+    calibration = _read_inputs(options.train, processor, names, batch_size=8)
+    write_int8(path, quantized, options.kind, calibration if static else ())
     figures = compare_accuracy(
         exact,
-        OnnxClassifier(rounded),
-        read_inputs(options.test, processor, names),
+        OnnxClassifier(quantized),
+        _read_inputs(options.test, processor, names, batch_size=32),
         np.asarray(options.test["label"]),
     )
     return {
         "kind": options.kind,
         "file": INT8_FILE,
-        "calibration_images": len(options.train) if options.kind == "static" else 0,
-        "bytes": rounded.stat().st_size,
+        "calibration_images": len(options.train) if static else 0,
+        "bytes": quantized.stat().st_size,
         "bytes_float32": path.stat().st_size,
         "test": figures,
     }
 
 
-def _list_versions(format: str) -> dict[str, str]:
-    names = ["siglip_flowers", "torch", "transformers"]
-    if format == "onnx":
-        names += ["onnx", "onnxscript", "onnxruntime"]
-    return {name: importlib.metadata.version(name) for name in names}
+def _read_inputs(
+    rows: datasets.Dataset, processor: Any, names: Sequence[str], batch_size: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    for start in range(0, len(rows), batch_size):
+        images = rows[start : start + batch_size]["image"]
+        yield prepare_images(images, processor, names)
+
+
+def compare_accuracy(
+    exact: Runner,
+    quantized: Runner,
+    batches: Iterable[tuple[torch.Tensor, ...]],
+    labels: np.ndarray,
+) -> dict[str, float]:
+    """Return both accuracies, what the second loses, and how often the two agree."""
+    pairs = [(exact(*batch).argmax(1), quantized(*batch).argmax(1)) for batch in batches]
+    first, second = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
+    return {
+        "n": len(labels),
+        "accuracy": float(np.mean(first == labels)),
+        "accuracy_int8": float(np.mean(second == labels)),
+        "accuracy_loss": float(np.mean(first == labels) - np.mean(second == labels)),
+        "agreement": float(np.mean(first == second)),
+    }

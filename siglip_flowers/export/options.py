@@ -1,12 +1,14 @@
-"""What is exported by ``siglip-flowers export``, and to which format."""
+"""Options of ``siglip-flowers export``."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
-INT8_KINDS = ("dynamic", "static")
+# What a directory with an export is recognized by.
+FACTS_FILE = "export.json"
 
 
 @dataclass
@@ -17,7 +19,7 @@ class ExportArguments:
         default=None,
         metadata={
             "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
-            "id; left out, the newest model under results/."
+            "id; default: the newest model under results/."
         },
     )
     format: str | None = field(
@@ -28,39 +30,45 @@ class ExportArguments:
             "transformers without this package)."
         },
     )
-    output: str | None = field(
-        default=None, metadata={"help": "The directory to write, which must not exist yet."}
-    )
+    output: str | None = field(default=None, metadata={"help": "The directory to write."})
     int8: str | None = field(
         default=None,
         metadata={
-            "help": "onnx: write model_int8.onnx too, and print what it costs in accuracy on the "
-            "test split. dynamic: 8-bit weights, activations scaled as they come; static: "
-            "activations by fixed scales, calibrated on training images."
+            "help": "onnx: also write model_int8.onnx and print its accuracy on the test split. "
+            "dynamic: 8-bit weights, activations scaled at run time; static: activations by fixed "
+            "scales, calibrated on training images."
         },
     )
     calibration_images: int = field(
         default=128, metadata={"help": "--int8 static: training images that set the scales."}
     )
     test_images: int | None = field(
-        default=None,
-        metadata={"help": "--int8: test images to measure on; left out, the whole split."},
+        default=None, metadata={"help": "--int8: test images to measure; default: all."}
     )
     overwrite_output: bool = field(
-        default=False, metadata={"help": "Replace what an earlier export left in --output."}
+        default=False, metadata={"help": "Replace an earlier export in --output."}
     )
 
     def __post_init__(self) -> None:
-        for name in ("format", "output"):
-            if getattr(self, name) is None:
-                raise InputError(
-                    f"--{name} is missing; choose one of {', '.join(FORMATS)}."
-                    if name == "format"
-                    else "--output is missing; name the directory to write."
-                )
+        if self.format is None:
+            raise InputError(f"--format is missing; choose one of {', '.join(FORMATS)}.")
+        if self.output is None:
+            raise InputError("--output is missing; name the directory to write.")
         check_choice("format", self.format, FORMATS)
-        check_choice("int8", self.int8, INT8_KINDS)
+        check_choice("int8", self.int8, ("dynamic", "static"))
         check_positive("calibration_images", self.calibration_images)
         check_positive("test_images", self.test_images)
         if self.int8 is not None and self.format != "onnx":
-            raise InputError(f"--int8 is for --format onnx, not {self.format}; leave it out.")
+            raise InputError(f"--int8 requires --format onnx, not {self.format}.")
+
+    def check_output(self) -> None:
+        """Raise InputError unless the directory is free, or holds an export to be replaced."""
+        output = Path(str(self.output))
+        if (output / FACTS_FILE).is_file():
+            if not self.overwrite_output:
+                raise InputError(
+                    f"--output {output} holds an export already; name another directory or add "
+                    "--overwrite_output."
+                )
+        elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise InputError(f"--output {output} is not an export; name another directory.")

@@ -30,8 +30,8 @@ from siglip_flowers.publish.check import _compare
 from siglip_flowers.publish.command import name_run
 from siglip_flowers.publish.finished import PREDICTIONS_FILE, read_finished_run
 from siglip_flowers.publish.hub import explained_errors
-from tests.hub_server import TOKEN, Fault, serve_hub
-from tests.small_hub import ODD_NAME, hub_environment, publish_small_runs
+from tests.publish.hub_server import TOKEN, Fault, serve_hub
+from tests.publish.small_hub import ODD_NAME, hub_environment, publish_small_runs
 from tests.small_runs import list_files, small_options
 
 PUSHED = {

@@ -15,12 +15,22 @@ from transformers import (
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.export import onnx_file
-from siglip_flowers.export.check import compare_accuracy, compare_logits
+from siglip_flowers.export import formats
 from siglip_flowers.export.command import main as export
-from siglip_flowers.export.inputs import draw_images, name_inputs, prepare_images
-from siglip_flowers.export.onnx_file import OnnxClassifier, write_onnx
-from siglip_flowers.export.program import load_program, trace_program
+from siglip_flowers.export.export import (
+    compare_accuracy,
+    compare_logits,
+    draw_images,
+    name_inputs,
+    prepare_images,
+)
+from siglip_flowers.export.formats import (
+    LogitsModel,
+    OnnxClassifier,
+    load_program,
+    trace_program,
+    write_onnx,
+)
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder
 
@@ -70,25 +80,10 @@ def test_onnx_gives_the_logits_of_the_original(models, onnx_export, count):
     session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
     (logits,) = session.run(["logits"], {"pixel_values": pixels.numpy()})
     np.testing.assert_allclose(logits, expected, atol=1e-4)
-
-
-def test_the_onnx_file_says_how_images_are_prepared(models, onnx_export):
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(onnx_export / "model.onnx")
-    facts = session.get_modelmeta().custom_metadata_map
-    assert json.loads(facts["class_names"]) == list(CLASSES)
-    preprocessing = json.loads(facts["preprocessing"])
-    assert preprocessing["size"] == {"height": 16, "width": 16}
-    image = draw_images(1)[0]
-    side = preprocessing["size"]["width"]
-    resized = image.resize((side, side), Image.Resampling[preprocessing["resample"].upper()])
-    pixels = np.asarray(resized) * preprocessing["rescale_factor"]
-    pixels = ((pixels - preprocessing["mean"]) / preprocessing["std"]).transpose(2, 0, 1)
-    expected, _ = original_logits(models / "map", [image])
-    np.testing.assert_allclose(pixels[None], expected, atol=1e-6)
     assert [axis.shape for axis in session.get_inputs()] == [["batch", 3, 16, 16]]
     assert [axis.shape for axis in session.get_outputs()] == [["batch", 3]]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(CLASSES)
 
 
 def test_int8_is_measured_on_the_test_images(models, onnx_export):
@@ -118,15 +113,17 @@ def test_an_exported_program_carries_its_facts_and_any_batch(models, capsys):
         pixels, expected = original_logits(models / "map", draw_images(count))
         torch.testing.assert_close(program(pixels), expected, atol=1e-4, rtol=0)
     assert facts["class_names"] == list(CLASSES)
-    # Not overwritten unasked.
-    assert export([*options, "--output", str(output)]) == 2
-    assert "--overwrite_output" in capsys.readouterr().err
 
 
-def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path):
+def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path, capsys):
     output = tmp_path / "native"
     options = ["--model", str(models / "mean"), "--format", "safetensors_native"]
-    assert export([*options, "--output", str(output)]) == 0
+    options += ["--output", str(output)]
+    assert export(options) == 0
+    # Replaced on request only.
+    assert export(options) == 2
+    assert "--overwrite_output" in capsys.readouterr().err
+    assert export([*options, "--overwrite_output"]) == 0
     assert json.loads((output / "config.json").read_text())["architectures"] == [
         "SiglipForImageClassification"
     ]
@@ -140,55 +137,53 @@ def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path):
     assert [r["score"] for r in native] == pytest.approx([r["score"] for r in ours], abs=1e-5)
 
 
-def test_a_model_that_no_plain_class_can_be_is_refused_with_the_reason(models, tmp_path, capsys):
-    options = ["--model", str(models / "map"), "--format", "safetensors_native"]
-    assert export([*options, "--output", str(tmp_path / "out")]) == 2
-    assert "pools by 'map'" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_model_too_large_for_an_onnx_file_is_refused_at_once(
-    models, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "{}/x"], "--format is missing"),
+        (["--format", "onnx"], "--output is missing"),
+        (["--format", "tflite", "--output", "{}/x"], "choose one of onnx"),
+        (
+            ["--format", "exported_program", "--output", "{}/x", "--int8", "static"],
+            "requires --format onnx",
+        ),
+        (["--format", "onnx", "--output", "{}/x", "--int8", "four"], "choose one of dynamic"),
+        (["--format", "safetensors_native", "--output", "{}/x"], "pools by 'map'"),
+        (
+            ["--format", "safetensors_native", "--output", "{}", "--overwrite_output"],
+            "is not an export",
+        ),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_with_the_reason(
+    models, tmp_path, options, message, capsys
 ):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    options = [option.format(tmp_path) for option in options]
+    assert export(["--model", str(models / "map"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_model_too_large_for_an_onnx_file_is_refused(models, tmp_path, monkeypatch, capsys):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 2**14)
+    monkeypatch.setattr(formats, "MAX_ONNX_BYTES", 2**14)
     options = ["--model", str(models / "map"), "--format", "onnx"]
     assert export([*options, "--output", str(tmp_path / "out")]) == 2
     message = capsys.readouterr().err
     assert "0.00 GiB of weights" in message
-    assert "use --format exported_program" in message
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--output", "x"], "--format is missing"),
-        (["--format", "onnx"], "--output is missing"),
-        (["--format", "tflite", "--output", "x"], "choose one of onnx"),
-        (["--format", "exported_program", "--output", "x", "--int8", "static"], "is for --format"),
-        (["--format", "onnx", "--output", "x", "--int8", "four"], "choose one of dynamic"),
-    ],
-)
-def test_bad_usage_is_told_before_anything_is_loaded(options, message, capsys):
-    assert export(options) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_what_is_no_export_is_not_replaced(models, tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("years of work")
-    options = ["--model", str(models / "mean"), "--format", "safetensors_native"]
-    assert export([*options, "--output", str(tmp_path), "--overwrite_output"]) == 2
-    assert "holds something else" in capsys.readouterr().err
+    assert "Use --format exported_program" in message
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_does_not_pass_the_check(models):
     model = SiglipClassifier.from_pretrained(models / "mean").eval()
+    original = LogitsModel(model, ("pixel_values",))
     inputs = (torch.randn(8, 3, 16, 16),)
     for wrong in (lambda x: model(x).logits + 2e-4, lambda x: model(x).logits * float("nan")):
         with pytest.raises(RunError, match="logits differ"):
-            compare_logits(model, wrong, ("pixel_values",), inputs)
+            compare_logits(original, wrong, inputs)
 
 
 def test_accuracies_are_counted_over_all_batches():
@@ -203,6 +198,7 @@ def test_accuracies_are_counted_over_all_batches():
     assert figures["agreement"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.slow
 def test_naflex_models_are_exported_with_their_three_inputs(tmp_path):
     pytest.importorskip("onnxruntime")
     config = Siglip2VisionConfig(
@@ -213,12 +209,13 @@ def test_naflex_models_are_exported_with_their_three_inputs(tmp_path):
         patch_size=8,
         num_patches=16,
     )
-    names = dict(enumerate(CLASSES))
-    model = SiglipClassifier(SiglipClassifierConfig(config, id2label=names)).eval()
+    class_names = dict(enumerate(CLASSES))
+    model = SiglipClassifier(SiglipClassifierConfig(config, id2label=class_names)).eval()
     names = name_inputs(model)
     processor = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
-    inputs = prepare_images(draw_images(6), processor, names)
+    inputs = prepare_images(draw_images(8), processor, names)
     program = trace_program(model, names, inputs)
-    assert compare_logits(model, program.module(), names, inputs) <= 1e-4
+    original = LogitsModel(model, names)
+    assert compare_logits(original, program.module(), inputs) <= 1e-4
     write_onnx(program, names, tmp_path / "model.onnx", {"format": "onnx"})
-    assert compare_logits(model, OnnxClassifier(tmp_path / "model.onnx"), names, inputs) <= 1e-4
+    assert compare_logits(original, OnnxClassifier(tmp_path / "model.onnx"), inputs) <= 1e-4

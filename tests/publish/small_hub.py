@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import REPOSITORY
-from tests.hub_server import TOKEN, Fault, Hub, serve_hub
+from tests.publish.hub_server import TOKEN, Fault, Hub, serve_hub
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 # One with every sign that Markdown, HTML and YAML care about.
