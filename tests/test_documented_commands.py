@@ -146,22 +146,20 @@ def check_options(program: str, words: list[str]) -> None:
         if words and words[0] != "--model":
             module.parse_prediction_arguments(words)
     elif program == "search":
-        from siglip_flowers.search.line import list_kinds
         from siglip_flowers.search.options import SearchArguments
 
-        check(module, (*list_kinds(make_options()), SearchArguments), words)
+        check(module, (*list_kinds(), SearchArguments), words)
     elif program == "train":
-        from siglip_flowers.search.line import list_kinds
-
-        check(module, list_kinds(make_options()), words)
+        check(module, list_kinds(), words)
     else:
         check(module, module.KINDS, name_run(words) if program == "publish" else words)
 
 
-def make_options() -> type:
-    from siglip_flowers.config import make_training_options
+def list_kinds() -> tuple[type, ...]:
+    from siglip_flowers.commands.train import OTHER_KINDS
+    from siglip_flowers.config import ProbeArguments, make_training_options
 
-    return make_training_options()
+    return (*OTHER_KINDS, make_training_options(), ProbeArguments)
 
 
 def check(module, kinds: tuple[type, ...], words: list[str]) -> None:

@@ -41,7 +41,6 @@ KNOWN_VIOLATIONS = {
     "siglip_flowers.report.analysis.analyze has more than 8 parameters",
     "siglip_flowers.report.analysis.analyze has more than 80 lines",
     "siglip_flowers.report.terminal._list_tables has more than 80 lines",
-    "siglip_flowers.search.setup imports siglip_flowers.probe.fit",
     "siglip_flowers.training.run imports siglip_flowers.probe.fit",
     "siglip_flowers.training.run._run_tracked has more than 80 lines",
 }

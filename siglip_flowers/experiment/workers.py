@@ -1,11 +1,8 @@
 """Processes that do one run after another, since starting one costs more than a short run."""
 
-import logging
 import multiprocessing
 import os
-import signal
 import sys
-import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -13,8 +10,7 @@ from typing import Any
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.experiment.plan import LOG_FILE, build_run_arguments, prune
 from siglip_flowers.runtime.devices import share_machine
-from siglip_flowers.runtime.memory import keep_freed_memory
-from siglip_flowers.runtime.processes import end_with_parent
+from siglip_flowers.runtime.processes import prepare_worker
 from siglip_flowers.training.run import run_training
 
 STOP_SECONDS = 10
@@ -84,11 +80,7 @@ class Worker:
 
 
 def _work(connection: Connection) -> None:
-    # Ctrl-C reaches every process of the terminal; the main process ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    keep_freed_memory()
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    prepare_worker()
     while True:
         try:
             options = connection.recv()

@@ -1,13 +1,17 @@
 """Several processes of one run: they know of each other, stop together, end with their parent."""
 
+import logging
 import multiprocessing
 import os
+import signal
+import threading
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.runtime.memory import keep_freed_memory
 
 # What accelerate launch always sets, and what launchers of several processes set.
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
@@ -77,8 +81,18 @@ class StopAgreement:
         return bool(self._flag.item())
 
 
-def end_with_parent() -> None:
-    """Wait until the process that started this one has ended, then end as well."""
+def prepare_worker() -> None:
+    """Set up a process that a command started: it ends with the command, and stops at its request.
+
+    Ctrl-C reaches every process of the terminal, so a worker ignores it and the command stops it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

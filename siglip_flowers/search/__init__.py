@@ -1,1 +1,1 @@
-"""The search for options: trials of train.py's options, judged on the validation split."""
+"""Search for good options: trials of train.py's options, scored on the validation split."""

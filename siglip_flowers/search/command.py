@@ -1,37 +1,58 @@
-"""Search for the options that train best: ``python -m siglip_flowers.search``."""
+"""Search for the options that train best: ``siglip-flowers search``."""
 
+import os
 import sys
+from importlib.util import find_spec
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.entry import run_command
+from siglip_flowers.config import (
+    AugmentationArguments,
+    DataArguments,
+    ModelArguments,
+    ProbeArguments,
+    make_training_options,
+)
+from siglip_flowers.config.parsing import check_command_line
 from siglip_flowers.runtime.preemption import defer_signals
-from siglip_flowers.search.line import check_line
+from siglip_flowers.search.options import DEFAULTS, SearchArguments
 
-PROG = "search"
+PROG = "siglip-flowers search"
 DESCRIPTION = (
-    "Try options of train.py, each trial a short training judged on the validation split, and "
-    "write the best ones down for train.py."
+    "Try options of train.py, each trial a training run scored on the validation split, and write "
+    "the best ones to a configuration for train.py."
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Do the trials that are missing, and print the best; return the exit code."""
+    """Run the missing trials and print the best one; return the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(
-        PROG,
-        lambda: _search(given),
-        check=lambda: check_line(given, prog=PROG, description=DESCRIPTION),
-        goes_on=True,
+    return run_command(PROG, lambda: _search(given), check=lambda: _check(given), goes_on=True)
+
+
+def _check(argv: list[str]) -> None:
+    kinds = (DataArguments, AugmentationArguments, ModelArguments, make_training_options())
+    check_command_line(
+        (*kinds, ProbeArguments, SearchArguments),
+        argv,
+        prog=PROG,
+        description=DESCRIPTION,
+        defaults=DEFAULTS,
     )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "The search starts its own processes (--workers); use python, not accelerate launch."
+        )
+    if find_spec("optuna") is None:
+        raise InputError(
+            "The search needs the package optuna, which is not installed; run 'pip install optuna'."
+        )
 
 
 def _search(argv: list[str]) -> None:
-    # Seconds of imports, which --help and bad usage do not need.
+    # Takes seconds, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.search.run import run_search
+        from siglip_flowers.search.study import run_search
 
-    outcome = run_search(argv, prog=PROG, description=DESCRIPTION)
-    print(outcome.table)
-    print(
-        f"The best trial is in {outcome.best}; train it with: "
-        f"python train.py --config {outcome.best}"
-    )
+    best = run_search(argv)
+    print(f"The best trial is in {best}; train it with: python train.py --config {best}")

@@ -1,234 +1,302 @@
-"""The study in which Optuna keeps the trials: opened, gone on with, and sampled repeatably."""
+"""A search from start to end: Optuna's study, its trials in one process or several, the report."""
 
+import multiprocessing
+import shutil
+import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
 
-import numpy as np
 import optuna
-from filelock import FileLock
-from optuna.distributions import BaseDistribution
+import yaml
+from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.pruners import MedianPruner, NopPruner
+from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import TrialState
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.search.options import SearchArguments
-from siglip_flowers.search.setup import Search
+from siglip_flowers.base.files import atomic_path, write_text
+from siglip_flowers.config.parsing import dump_configuration, parse_arguments, read_yaml
+from siglip_flowers.config.rules import check_rules, merge_options
+from siglip_flowers.data import load_data
+from siglip_flowers.runtime.devices import count_workers, share_machine
+from siglip_flowers.runtime.preemption import stop_on_signals
+from siglip_flowers.runtime.processes import prepare_worker
+from siglip_flowers.search.options import DEFAULTS, RULES, SearchArguments
+from siglip_flowers.search.space import (
+    SearchSpace,
+    change_options,
+    find_start,
+    read_space,
+)
+from siglip_flowers.search.trials import REASON, check_trial, name_metric, run_trial
+from siglip_flowers.training.build import RunArguments
+from siglip_flowers.training.compute import set_cpu_threads
+from siglip_flowers.training.output import UNCOMPARED
 
-STUDY_FILE = "study.db"
-# Held while a process begins or ends a trial.
-TAKING_FILE = ".trial.lock"
-# Seconds that a process waits for another that writes to the file.
+STUDY_NAME, STUDY_FILE = "search", "study.db"
+SEARCH_FILE, TRIALS_DIR = "search.yaml", "trials"
+BEST_FILE, TABLE_FILE = "best.yaml", "trials.csv"
+FILES = (STUDY_FILE, SEARCH_FILE, TRIALS_DIR, BEST_FILE, TABLE_FILE)
+# The first is held by the command, the second while a process takes or ends a trial.
+LOCK_FILE, TRIAL_LOCK_FILE = ".search.lock", ".trial.lock"
 LOCK_SECONDS = 120
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Attributes of a trial: which killed trial it repeats, and where that one began.
-RETRY_OF, ORIGIN = "retry_of", "origin"
-# Attributes of a study and of a trial.
-OWNER, REASON = "output_dir", "reason"
+# Settings that may differ between a search and its continuation.
+FREE = (*UNCOMPARED, "n_trials", "workers")
+# User attribute of a trial: the interrupted trial that it repeats.
+REPEATS = "repeats"
+# How long a trial may take to write a checkpoint when it is stopped.
+STOP_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search tries.
+
+    Attributes:
+        run: The configuration that trials change.
+        options: Those of the search itself.
+        space: What is tried, by option.
+    """
+
+    run: RunArguments
+    options: SearchArguments
+    space: SearchSpace
+
+    @property
+    def directory(self) -> Path:
+        """Where everything is written."""
+        return Path(str(self.run.training.output_dir))
+
+    def dump(self) -> str:
+        """Return everything that decides the search, as ``--config`` reads it."""
+        return dump_configuration(self.options, *vars(self.run).values())
+
+
+def read_search(argv: list[str]) -> Search:
+    """Read a search from a command line.
+
+    Raises:
+        InputError: As ``parse_arguments``; a bad search space.
+    """
+    kinds = (*get_type_hints(RunArguments).values(), SearchArguments)
+    *parts, options = parse_arguments(kinds, argv, prog="search", description="", defaults=DEFAULTS)
+    check_rules(RULES, merge_options(*parts, options))
+    run = RunArguments(*parts)
+    return Search(run, options, read_space(options.search_space, run))
+
+
+def run_search(argv: list[str]) -> Path:
+    """Run the missing trials, write the report and return the path of the best configuration.
+
+    Raises:
+        InputError: The search cannot be carried out, or a command is running it.
+        RunError: Trials are missing, or none has a value.
+    """
+    search = read_search(argv)
+    total, directory = search.options.n_trials, search.directory
+    check_trial(change_options(search.run, {"output_dir": str(directory / TRIALS_DIR)}))
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / LOCK_FILE, timeout=0):
+            _claim_directory(search)
+            study = open_study(search)
+            _enqueue(search, study)
+            finished = _count_finished(study)
+            if finished:
+                print(f"{finished} of {total} trials were finished before", flush=True)
+            try:
+                _run_missing(search, total - finished, argv)
+            finally:
+                best = write_report(search, study)
+    except Timeout as error:
+        raise InputError(f"Another command is running the search in {directory}.") from error
+    missing = total - _count_finished(study)
+    if missing > 0:
+        raise RunError(
+            f"{missing} of {total} trials are missing. Fix what the messages above name and repeat "
+            "the command, which runs only the missing trials."
+        )
+    if best is None:
+        reason = study.get_trials(deepcopy=False)[0].user_attrs[REASON].rstrip(".")
+        raise RunError(
+            f"None of {total} trials could be finished, the first because: {reason}. Change "
+            "the search space and add --overwrite_output_dir."
+        )
+    shutil.rmtree(directory / TRIALS_DIR, ignore_errors=True)
+    return best
+
+
+def _claim_directory(search: Search) -> None:
+    """Check that the search may start or resume in its directory, and write its settings there."""
+    directory, settings = search.directory, search.dump()
+    path = directory / SEARCH_FILE
+    if search.run.training.overwrite_output_dir:
+        for name in FILES:
+            if (directory / name).is_dir():
+                shutil.rmtree(directory / name)
+            else:
+                (directory / name).unlink(missing_ok=True)
+    elif path.is_file():
+        before, now = read_yaml(path), yaml.safe_load(settings)
+        for key in sorted({*before, *now} - set(FREE)):
+            if before.get(key) != now.get(key):
+                raise InputError(
+                    f"The directory {directory} holds a search with --{key} {before.get(key)}, not "
+                    f"{now.get(key)}. Use the same settings to resume it, another --output_dir, or "
+                    "--overwrite_output_dir."
+                )
+    write_text(path, settings)
 
 
 class FileStorage(RDBStorage):
     """Trials in an SQLite file, each of which only one process takes.
 
-    SQLite has no locks of rows, which Optuna relies on: of two processes that look at the same
-    waiting trial, both would begin it.
+    Optuna relies on row locks, which SQLite does not have: two processes that see the same waiting
+    trial would both start it.
     """
 
     def __init__(self, url: str, lock: FileLock, **options: Any) -> None:
-        self._taking = lock
+        self._lock = lock
         super().__init__(url, **options)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Set the state of a trial; False where another process has begun it."""
-        with self._taking:
+        """Set the state of a trial; False if another process has started it."""
+        with self._lock:
             return super().set_trial_state_values(trial_id, state, values)
 
 
-def open_storage(search: Search) -> RDBStorage:
-    """Open the storage of the trials, and make its tables where there are none.
-
-    Raises:
-        InputError: No such kind of storage, or its driver is missing.
-        RunError: The storage cannot be reached.
-    """
-    # Its lines say again what those of the trials say.
+def open_study(search: Search) -> optuna.Study:
+    """Create the study, or open it if it exists."""
+    # Its messages repeat what the lines of the trials say.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    url = search.options.storage
-    local = url is None or url.startswith("sqlite")
-    try:
-        if url is not None and not local:
-            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        return FileStorage(
-            url or f"sqlite:///{search.directory / STUDY_FILE}",
-            FileLock(search.directory / TAKING_FILE, timeout=LOCK_SECONDS),
-            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
-        )
-    # Their messages may repeat the URL, and the cause would be printed with it.
-    except ImportError as error:
-        module = error.name or getattr(error.__cause__, "name", None)
-        raise InputError(
-            f"The driver of --storage {hide_password(url)} is not installed"
-            f"{f': pip install {module}' if module else ''}."
-        ) from None
-    except (SQLAlchemyError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"The storage {hide_password(url) or search.directory / STUDY_FILE} cannot be opened "
-            f"({type(error).__name__}); check its address, and that its server runs."
-        ) from None
-
-
-def hide_password(url: str | None) -> str | None:
-    """Return a storage's URL without its password, and without options, which may hold one."""
-    if url is None:
-        return None
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    name, colon, _ = user.partition(":")
-    return f"{parts.scheme}://{name}{colon and ':***'}{at}{host}{parts.path}"
-
-
-def open_study(search: Search, storage: RDBStorage) -> optuna.Study:
-    """Make the study, or open it where it exists already.
-
-    Raises:
-        InputError: The storage's study of this name belongs to another directory.
-    """
+    storage = FileStorage(
+        f"sqlite:///{search.directory / STUDY_FILE}",
+        FileLock(search.directory / TRIAL_LOCK_FILE, timeout=LOCK_SECONDS),
+        engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+    )
     options = search.options
-    study = optuna.create_study(
-        study_name=options.study_name,
+    pruner = MedianPruner(options.pruning_startup_trials, n_warmup_steps=options.pruning_warmup + 1)
+    return optuna.create_study(
+        study_name=STUDY_NAME,
         storage=storage,
-        direction=search.direction,
+        direction="maximize" if search.run.training.greater_is_better else "minimize",
+        pruner=pruner if options.pruner == "median" else NopPruner(),
         load_if_exists=True,
     )
-    here = str(search.directory.absolute())
-    owner = study.user_attrs.get(OWNER)
-    if owner is None:
-        study.set_user_attr(OWNER, here)
-    elif owner != here and options.storage is not None:
-        raise InputError(
-            f"The storage has a study {options.study_name!r} already, which belongs to {owner}; "
-            "choose another --study_name."
-        )
-    return study
 
 
-def delete_study(search: Search) -> None:
-    """Delete the search's study from a storage that outlives the directory, where it is there."""
-    storage = open_storage(search)
-    if search.options.study_name in optuna.get_all_study_names(storage):
-        open_study(search, storage)
-        optuna.delete_study(study_name=search.options.study_name, storage=storage)
-
-
-def requeue_killed(study: optuna.Study) -> None:
-    """Have the trials repeated that were killed or failed; nobody else may be at work."""
+def _enqueue(search: Search, study: optuna.Study) -> None:
+    """Repeat interrupted trials; a new study begins with the configuration itself."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-    trials = study.get_trials()
-    repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
-    for trial in trials:
-        if trial.state is TrialState.FAIL and trial.number not in repeated:
-            attributes = {RETRY_OF: trial.number, ORIGIN: find_origin(trial)}
-            study.enqueue_trial(trial.params, user_attrs=attributes)
+        repeats = trial.user_attrs.get(REPEATS, trial.number)
+        study.enqueue_trial(trial.params, user_attrs={REPEATS: repeats})
+    if not study.get_trials(deepcopy=False):
+        study.enqueue_trial(find_start(search.space, search.run))
 
 
-def find_origin(trial: Any) -> int:
-    """Return the number of the trial that this one goes on with, or its own."""
-    origin: int = trial.user_attrs.get(ORIGIN, trial.number)
-    return origin
+def _count_finished(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
 
 
-def count_finished(study: optuna.Study) -> int:
-    """Count the trials that came to an end, early or not."""
-    return len(study.get_trials(deepcopy=False, states=FINISHED))
+def _run_missing(search: Search, missing: int, argv: list[str]) -> None:
+    workers = min(count_workers(search.options.workers), missing)
+    if workers <= 1 and count_workers(None) == 1:
+        run_trials(search, missing)
+        return
+    # Also for one worker if several devices are visible: the Trainer would use all of them.
+    context = multiprocessing.get_context("spawn")
+    processes: list[Any] = []
+    try:
+        for worker in range(workers):
+            share = missing // workers + (worker < missing % workers)
+            # Not a daemon, which could not have processes that load data.
+            process = context.Process(target=_work, args=(argv, share, worker))
+            with share_machine(worker, workers):
+                process.start()
+            processes.append(process)
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(STOP_SECONDS)
+            process.kill()
 
 
-class RepeatableSampler(BaseSampler):
-    """A sampler whose draws follow from the seed and the trials before, not from a process's life.
+def _work(argv: list[str], trials: int, worker: int) -> None:
+    prepare_worker()
+    with stop_on_signals():
+        try:
+            run_trials(read_search(argv), trials, worker)
+        except (InputError, RunError) as error:
+            sys.exit(f"search: error: {error}")
 
-    Optuna's samplers start their random numbers anew in every process: a search that was stopped
-    would draw the values of its first trials again. Here each trial has a sampler of its own,
-    seeded by how many trials came before it without failing.
+
+def run_trials(search: Search, trials: int, worker: int = 0) -> None:
+    """Run a number of trials one after another.
+
+    Raises:
+        RunError: Something failed that would fail in every trial.
     """
-
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
-        self._make = make
-        self._seed = seed
-        self._current = make(seed)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Seed the trial's own sampler."""
-        before = sum(
-            other.number < trial.number and other.state is not TrialState.FAIL
-            for other in study.get_trials(deepcopy=False)
-        )
-        seed = np.random.SeedSequence([self._seed, before]).generate_state(1)[0]
-        self._current = self._make(int(seed))
-        self._current.before_trial(study, trial)
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Ask the trial's own sampler."""
-        return self._current.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Ask the trial's own sampler."""
-        return self._current.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Ask the trial's own sampler."""
-        return self._current.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        state: TrialState,
-        values: Sequence[float] | None,
-    ) -> None:
-        """Tell the trial's own sampler."""
-        self._current.after_trial(study, trial, state, values)
+    if trials <= 0:
+        return
+    study, metric = open_study(search), name_metric(search.run)
+    # A process that resumes must not draw the same random numbers again.
+    seed = search.run.training.seed + len(study.get_trials(deepcopy=False)) + 10_000 * worker
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # The liar keeps parallel trials from trying the same values.
+        study.sampler = TPESampler(seed=seed, constant_liar=search.options.workers != 1)
+    set_cpu_threads(search.run.training.cpu_threads)
+    data = load_data(search.run.data)
+    for _ in range(trials):
+        trial = study.ask(dict(search.space))
+        number = trial.user_attrs.get(REPEATS, trial.number)
+        directory = search.directory / TRIALS_DIR / f"trial-{number}"
+        row = run_trial(search.run, trial, data, directory)
+        if row is None:
+            study.tell(trial, state=TrialState.PRUNED)
+            outcome = str(trial.user_attrs[REASON])
+        else:
+            for name, value in row.items():
+                if name == "epoch" or name.startswith("eval_validation_"):
+                    trial.set_user_attr(name.removeprefix("eval_"), value)
+            study.tell(trial, row[metric])
+            outcome = f"{metric.removeprefix('eval_')} {row[metric]:.4f} at epoch {row['epoch']:g}"
+        shutil.rmtree(directory, ignore_errors=True)
+        options = ", ".join(f"{name} {_format(value)}" for name, value in trial.params.items())
+        finished = f"[{_count_finished(study)}/{search.options.n_trials}]"
+        print(f"{finished} trial {trial.number}: {outcome}; {options}", flush=True)
 
 
-def build_sampler(options: SearchArguments, seed: int, *, parallel: bool) -> RepeatableSampler:
-    """Return the sampler that the options name.
-
-    parallel: Other trials are on the way, whose surroundings are better left to them.
-    """
-
-    def make(trial_seed: int) -> BaseSampler:
-        if options.sampler == "random":
-            return RandomSampler(seed=trial_seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return TPESampler(
-                seed=trial_seed, n_startup_trials=options.startup_trials, constant_liar=parallel
-            )
-
-    return RepeatableSampler(make, seed)
+def _format(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def build_pruner(options: SearchArguments) -> BasePruner:
-    """Return the pruner that the options name; its steps are evaluations, counted from 1."""
-    first = options.pruning_warmup + 1
-    if options.pruner == "median":
-        return MedianPruner(n_startup_trials=options.pruning_startup_trials, n_warmup_steps=first)
-    if options.pruner == "hyperband":
-        return HyperbandPruner(min_resource=first)
-    return NopPruner()
+def write_report(search: Search, study: optuna.Study) -> Path | None:
+    """Write the table and, if any trial has a value, the best configuration; return its path."""
+    table = study.trials_dataframe(
+        attrs=("number", "state", "value", "params", "user_attrs", "duration")
+    )
+    with atomic_path(search.directory / TABLE_FILE) as path:
+        table.to_csv(path, index=False)
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return None
+    best, path = study.best_trial, search.directory / BEST_FILE
+    run = change_options(search.run, {**best.params, "output_dir": str(search.directory / "best")})
+    header = (
+        f"# Trial {best.number} of the search in {search.directory}: "
+        f"{name_metric(run).removeprefix('eval_')} {best.value}.\n"
+        f"# Train it with: python train.py --config {path}\n"
+    )
+    write_text(path, header + run.dump())
+    return path
