@@ -102,7 +102,7 @@ def test_degenerate_splits_have_intervals_without_width():
 
 
 def test_what_cannot_be_drawn_is_an_error():
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="at least one image"):
         bootstrap_headline(np.array([], dtype=int), np.array([], dtype=int), 3)
     with pytest.raises(ValueError, match="resamples"):
         bootstrap_headline([0], [0], 1, resamples=0)

@@ -58,7 +58,7 @@ RUN = {
     "siglip-flowers predict images/ --threshold 0.7": "",
     "siglip-flowers predict images/ --no_threshold": "",
     "siglip-flowers threshold --model results/my-run --accepted 0.99 "
-    "--not_flowers images_of_other_things/": "",
+    "--ood_dir images_of_other_things/": "",
     "python -m siglip_flowers.export --model results/my-run --format safetensors_native "
     "--output exported/native": "",
     "python -m siglip_flowers.export --model results/my-run --format exported_program "

@@ -384,12 +384,12 @@ def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
 
 def test_compilation_without_a_compiler_is_refused(small_model, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"--compile needs a C\+\+ compiler"):
+    with pytest.raises(InputError, match=r"--compile requires a C\+\+ compiler"):
         SiglipImageClassifier.from_pretrained(small_model, device="cpu", compile=True)
     monkeypatch.delenv("CC", raising=False)
     model = load_saved_classifier(str(small_model))
     processor = load_image_processor(str(small_model))
-    with pytest.raises(InputError, match=r"--compile needs a C compiler .* on cuda"):
+    with pytest.raises(InputError, match=r"--compile requires a C compiler .* on cuda"):
         InferenceEngine(model, processor, device=torch.device("cuda"), compile=True)
 
 

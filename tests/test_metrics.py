@@ -184,7 +184,7 @@ def test_logits_that_are_not_finite_are_refused(bad):
         ([0.0, 1.0], [0, 1], "labels must be one integer class id .* not float64"),
         ([[0], [1]], [0, 1], r"labels must be one integer .* shape \(2, 1\)"),
         ([0, 1, 2], [0, 1], "3 labels but 2 predictions"),
-        ([], [], "no image at all"),
+        ([], [], "at least one image"),
     ],
 )
 def test_malformed_class_ids_are_refused(labels, predictions, message):

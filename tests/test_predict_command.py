@@ -265,7 +265,7 @@ def test_downloads_are_bounded(server):
     assert fetch_image(f"{server}/good.png") == Handler.content
     with pytest.raises(OSError, match="larger than 0.0625 MiB"):
         fetch_image(f"{server}/endless", max_bytes=2**16)
-    with pytest.raises(OSError, match=r"no whole answer within 0\.5 seconds"):
+    with pytest.raises(OSError, match=r"no complete answer within 0\.5 seconds"):
         fetch_image(f"{server}/dripping", timeout_seconds=0.5)
     for target in ("to-file", "to-ftp"):
         with pytest.raises(OSError, match=r"HTTP 302|unknown url type|not allowed"):

@@ -21,7 +21,7 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     """Return the model directory or Hub id to use.
 
     Raises:
-        InputError: No model was named and none lies under ``results``.
+        InputError: No model was named and there is none in ``results``.
     """
     if model is not None:
         inner = Path(model) / MODEL_DIR
@@ -36,22 +36,22 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     ]
     if not found:
         raise InputError(
-            f"There is no model under {results}/; train one with 'accelerate launch train.py', or "
+            f"There is no model in {results}/. Train one with 'accelerate launch train.py', or "
             "name one with --model."
         )
     newest = max(found, key=lambda path: (path / "config.json").stat().st_mtime)
     if len(found) > 1:
-        logger.warning("%d models under %s/; taking the newest, %s.", len(found), results, newest)
+        logger.warning("%d models in %s/; using the newest, %s.", len(found), results, newest)
     return str(newest)
 
 
 def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]:
-    """Return the data options of a run's configuration, none where there is no such file.
+    """Return the data options of a run's configuration, {} if there is no such file.
 
     Args:
         run_config: The run's ``config.yaml``.
-        given: What the command line says by itself: another source that is named there must not be
-            contradicted by the run's own.
+        given: The options of the command line: if they name a data source, the run's own source
+            is left out.
     """
     if not run_config.is_file():
         return {}
@@ -64,10 +64,10 @@ def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]
 def parse_with_run_data(
     kinds: Sequence[type], argv: Sequence[str], *, prog: str, description: str
 ) -> tuple[Any, DataArguments]:
-    """Read the options of a command that takes ``--model``, and data options.
+    """Parse the options of a command that takes ``--model`` and data options.
 
-    The model is found as :func:`find_model` does, and the data options default to those that it was
-    trained with.
+    The model is found as :func:`find_model` does, and the data options default to those of its
+    training.
 
     Args:
         kinds: A dataclass with the field ``model``, and ``DataArguments``.

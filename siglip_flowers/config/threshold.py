@@ -1,4 +1,4 @@
-"""How the threshold for images of no known class is fitted by ``siglip-flowers threshold``."""
+"""Options of ``siglip-flowers threshold``, which fits the out-of-distribution threshold."""
 
 from dataclasses import dataclass, field
 
@@ -8,23 +8,23 @@ from siglip_flowers.config.checks import check_positive
 
 @dataclass
 class ThresholdArguments:
-    """Which model gets a threshold, and how many images of known classes are to pass it."""
+    """The model, and the share of images of known classes that reach the threshold."""
 
     model: str | None = field(
         default=None,
         metadata={
-            "help": "A model directory (results/my-run/model, or the run's directory); left out, "
+            "help": "A model directory (results/my-run/model, or the run's directory); default: "
             "the newest model under results/."
         },
     )
     accepted: float = field(
-        default=0.95, metadata={"help": "Share of the validation images that pass as known."}
+        default=0.95, metadata={"help": "Share of the validation images that reach the threshold."}
     )
-    not_flowers: str | None = field(
+    ood_dir: str | None = field(
         default=None,
         metadata={
-            "help": "A folder with images of none of the known classes: how well the threshold "
-            "tells the validation images from them is printed too. They take no part in the fit."
+            "help": "A folder with images of none of the known classes; also print how well the "
+            "threshold separates them from the validation images. They are not used for the fit."
         },
     )
     per_device_eval_batch_size: int = field(

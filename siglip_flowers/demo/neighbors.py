@@ -13,6 +13,7 @@ from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
 from siglip_flowers.evaluation.features import digest_weights
 from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.inference.classifier import SiglipImageClassifier
+from siglip_flowers.metrics.neighbors import find_neighbors
 
 BATCH_SIZE = 64
 THUMBNAIL_PIXELS = 160
@@ -23,7 +24,7 @@ class TrainingImages:
 
     Args:
         rows: N rows with the columns ``image`` and ``label``.
-        features: (N, D) float32, not all zero in any row.
+        features: (N, D) float32.
     """
 
     def __init__(self, rows: datasets.Dataset, features: np.ndarray) -> None:
@@ -32,18 +33,17 @@ class TrainingImages:
         )
         self.labels: list[int] = list(rows["label"])
         self.names: list[str] = rows.features["label"].names
-        self.features = features / np.linalg.norm(features, axis=1, keepdims=True)
+        self.features = features
 
     def find(self, query: np.ndarray, count: int) -> list[tuple[Image.Image, str, float]]:
         """Return thumbnail, class name and cosine of the nearest ones to features (D,).
 
         The nearest comes first; no file's name is among what is returned.
         """
-        cosines = self.features @ (query / np.linalg.norm(query))
-        nearest = np.argsort(-cosines, kind="stable")[:count]
+        found = find_neighbors(self.features, query[None], count)
         return [
-            (self._draw_thumbnail(row), self.names[self.labels[row]], float(cosines[row]))
-            for row in nearest.tolist()
+            (self._draw_thumbnail(row), self.names[self.labels[row]], cosine)
+            for row, cosine in zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True)
         ]
 
     def _draw_thumbnail(self, row: int) -> Image.Image:

@@ -11,7 +11,7 @@ from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.evaluation.predict import SplitResult
 
-# Macro averages over classes are the headline; accuracy and recall differ where classes do.
+# Macro averages are the headline; accuracy and macro recall differ if class sizes do.
 HEADLINE = {
     "accuracy": "accuracy",
     "top5_accuracy": "top-5 accuracy",
@@ -22,10 +22,11 @@ HEADLINE = {
     "recall_weighted": "recall (weighted)",
     "f1_weighted": "F1 (weighted)",
 }
+TOP_K = 5
 
 
 def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a table with a column a split: n, shares in percent, then the losses."""
+    """Return a table with one column per split: n, shares in percent, then the losses."""
     lines = [["", *splits], ["n", *(str(int(values["n"])) for values in splits.values())]]
     for key, name in HEADLINE.items():
         lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
@@ -33,15 +34,12 @@ def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
     return align_columns(lines)
 
 
-TOP_K = 5
-
-
 def write_predictions(
     path: Path, result: SplitResult, class_names: Sequence[str], description: str
 ) -> None:
-    """Write image id, true label and the five likeliest classes with their probabilities.
+    """Write image id, true label and the five most probable classes with their probabilities.
 
-    ``description`` says which data and split protocol these are, in the file's metadata.
+    ``description`` names the data and the split protocol in the file's metadata.
 
     Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
     ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.

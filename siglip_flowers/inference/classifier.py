@@ -15,12 +15,12 @@ from siglip_flowers.data.names import abbreviate
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
-from siglip_flowers.inference.sidecars import OpenSet, load_open_set, require_temperature
+from siglip_flowers.inference.sidecars import OodDetector, load_ood_detector, require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.runtime.devices import resolve_device
 
-# An accelerator wants many images at once; a processor's caches do not.
+# An accelerator is fastest with many images at once; a CPU with as many as its caches hold.
 ACCELERATOR_BATCH_SIZE = 256
 CPU_BATCH_SIZE = 32
 
@@ -29,15 +29,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one image.
+    """The result for one image.
 
     Attributes:
-        source: What was given to be classified.
-        results: ``{"label", "score"}`` of the likeliest classes, the likeliest first.
-        problem: Why the image could not be read ("" where it could); ``results`` is empty then.
-        known: Whether it shows one of the known classes, by the threshold; None where the
-            classifier has none.
-        known_score: What was compared with the threshold; None likewise.
+        source: The image as it was given.
+        results: ``{"label", "score"}`` of the most probable classes, the most probable first.
+        problem: Why the image could not be read, with empty ``results``; "" if it could.
+        known: Whether it shows one of the known classes, by the OOD threshold; None without one.
+        known_score: The score that was compared with the threshold; None without one.
     """
 
     source: Source
@@ -48,26 +47,26 @@ class Prediction:
 
 
 class SiglipImageClassifier:
-    """A trained classifier that takes images as they are.
+    """A trained classifier for images of any size and format.
 
     Build it with :meth:`from_pretrained`. Images are paths, bytes of image files, PIL images
     or uint8 arrays (H, W), (H, W, 3) or (H, W, 4). They are decoded by threads while the model
-    works, so a folder is classified at the speed of the slower of the two.
+    runs, so a folder is classified at the speed of the slower of the two.
 
     Args:
         model: The classifier.
         processor: Its image processor.
-        dtype: Number format: ``auto`` (bfloat16 where the device computes it natively, else
-            float32), ``float32``, ``bfloat16``, or ``float16`` on CUDA.
-        device: Where to run; the accelerator if there is one when left out.
+        dtype: ``auto`` (bfloat16 if the device computes it natively, else float32), ``float32``,
+            ``bfloat16``, or ``float16`` on CUDA.
+        device: Where to run; default: the accelerator if there is one.
         compile: Compile the model: a tenth faster, after seconds to a minute at the first batch.
-        attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
-        batch_size: Images a batch; it is halved by itself where memory runs out.
-        num_workers: Decoding threads; one for each usable core when left out.
+        attn_implementation: ``eager``, ``sdpa``, ...; default: the fastest one.
+        batch_size: Images per batch; halved automatically when memory runs out.
+        num_workers: Decoding threads; default: one per usable core.
         allow_urls: Whether http and https URLs are fetched.
-        open_set: The score and threshold that tell images of no known class;
-            :meth:`from_pretrained` takes those that lie beside the model.
-        temperature: What the logits are divided by before they become scores.
+        ood_detector: Score and threshold that detect images of no known class;
+            :meth:`from_pretrained` loads the model's own.
+        temperature: The logits are divided by it before they become scores.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class SiglipImageClassifier:
         batch_size: int | None = None,
         num_workers: int | None = None,
         allow_urls: bool = False,
-        open_set: OpenSet | None = None,
+        ood_detector: OodDetector | None = None,
         temperature: float = 1.0,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("num_workers", num_workers)):
@@ -101,7 +100,7 @@ class SiglipImageClassifier:
             CPU_BATCH_SIZE if resolved.type == "cpu" else ACCELERATOR_BATCH_SIZE
         )
         self.class_names = model.class_names
-        self.open_set = open_set
+        self.ood_detector = ood_detector
         self.temperature = temperature
         self._reader = ImageReader(
             get_image_size(processor),
@@ -123,23 +122,23 @@ class SiglipImageClassifier:
 
         Args:
             pretrained_model_name_or_path: The directory or the Hub id.
-            threshold: Images that score below it show none of the known classes; ``fitted`` takes
-                the threshold that lies beside the model, if there is one, and None does without. A
-                number is on the scale of the fitted score, or else of the highest probability.
+            threshold: Images that score lower are reported as none of the known classes. ``fitted``
+                uses the model's own threshold, if it has one; None uses none. A number is on the
+                scale of the fitted score, or of the highest probability if there is none.
             calibrated: Divide the logits by the temperature that was fitted on the validation
-                split, so that scores are as often right as they say. The order of classes stays.
+                split, so that scores match accuracy. The order of the classes does not change.
             options: Those of the class.
 
         Raises:
-            InputError: No trained classifier, an option that cannot be used here, or no
-                temperature beside the model.
+            InputError: Not a trained classifier, an option that cannot be used here, or no
+                temperature beside the weights.
             RunError: It cannot be reached or read.
         """
         name = os.fspath(pretrained_model_name_or_path)
         if calibrated:
             options["temperature"] = require_temperature(name)
         model, processor = load_saved_classifier(name), load_image_processor(name)
-        return cls(model, processor, open_set=choose_open_set(name, threshold), **options)
+        return cls(model, processor, ood_detector=choose_ood_detector(name, threshold), **options)
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +147,7 @@ class SiglipImageClassifier:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the encoder computes in."""
+        """The dtype of the encoder."""
         return self.engine.dtype
 
     def __call__(
@@ -162,11 +161,12 @@ class SiglipImageClassifier:
 
         Args:
             images: An image, or an iterable of images.
-            top_k: Number of classes returned for each, at most all.
+            top_k: The number of classes to return for each.
             skip_corrupt_images: Return an empty list for an image that cannot be read.
 
         Returns:
-            ``{"label", "score"}`` of the likeliest classes; of many images a list of such lists.
+            ``{"label", "score"}`` of the most probable classes; for many images a list of such
+            lists.
 
         Raises:
             RunError: Images cannot be read, unless ``skip_corrupt_images``.
@@ -186,19 +186,19 @@ class SiglipImageClassifier:
         return results[0] if single else results
 
     def stream(self, images: Iterable[Source], top_k: int = 5) -> Iterator[Prediction]:
-        """Yield a prediction for each image, in order; memory does not grow with their number.
+        """Yield a prediction per image, in order; memory does not grow with their number.
 
         An image that cannot be read is yielded with its ``problem``.
         """
         if top_k < 1:
-            raise InputError(f"--top_k is {top_k}; it must be greater than 0.")
+            raise InputError(f"--top_k is {top_k}; it must be at least 1.")
         return self._stream(images, min(top_k, len(self.class_names)))
 
     def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
         waiting: tuple[ImageBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
             computed = (batch, self._compute(batch.pixels))
-            # An accelerator computes this batch while the results of the one before are read.
+            # An accelerator computes this batch while the results of the previous one are read.
             if waiting is not None:
                 yield from self._unpack(*waiting, top_k)
             waiting = computed
@@ -206,10 +206,10 @@ class SiglipImageClassifier:
             yield from self._unpack(*waiting, top_k)
 
     def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, C) on the device, behind the features where a threshold needs them."""
+        """Return logits (B, C) on the device, after the features if an OOD score needs them."""
         if not len(pixels):
             return torch.empty(0, len(self.class_names))
-        if self.open_set is None:
+        if self.ood_detector is None:
             return self.engine.classify(pixels)
         return self.engine.classify_with_features(pixels)
 
@@ -221,7 +221,7 @@ class SiglipImageClassifier:
             zip(
                 top.values.tolist(),
                 top.indices.tolist(),
-                self._judge(features, logits),
+                self._score(features, logits),
                 strict=True,
             )
         )
@@ -236,25 +236,27 @@ class SiglipImageClassifier:
             ]
             yield Prediction(source, results, known=known, known_score=known_score)
 
-    def _judge(
+    def _score(
         self, features: torch.Tensor, logits: torch.Tensor
     ) -> list[tuple[bool | None, float | None]]:
-        """Return for each image whether it is known, and its score."""
-        if self.open_set is None or not len(logits):
+        """Return for each image whether its class is known, and its OOD score."""
+        if self.ood_detector is None or not len(logits):
             return [(None, None)] * len(logits)
-        scores = self.open_set.score_images(
+        scores = self.ood_detector.score_images(
             features.cpu().numpy(), logits.cpu().numpy(), self.engine.model.config.activation
         )
-        return [(score >= self.open_set.threshold, score) for score in scores.tolist()]
+        return [(score >= self.ood_detector.threshold, score) for score in scores.tolist()]
 
 
-def choose_open_set(model: str, threshold: float | Literal["fitted"] | None) -> OpenSet | None:
-    """Return the score and threshold to use with a model; see ``SiglipImageClassifier``."""
+def choose_ood_detector(
+    model: str, threshold: float | Literal["fitted"] | None
+) -> OodDetector | None:
+    """Return the OOD detector of a model; see :meth:`SiglipImageClassifier.from_pretrained`."""
     if threshold is None:
         return None
-    fitted = load_open_set(model)
+    fitted = load_ood_detector(model)
     if threshold == "fitted":
         return fitted
     if fitted is None:
-        return OpenSet("max_probability", float(threshold))
+        return OodDetector("max_probability", float(threshold))
     return dataclasses.replace(fitted, threshold=float(threshold), accepted=None)

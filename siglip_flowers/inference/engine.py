@@ -16,8 +16,8 @@ from siglip_flowers.model.loading import set_attention
 from siglip_flowers.runtime.devices import choose_attention, resolve_dtype
 from siglip_flowers.runtime.memory import run_in_parts
 
-# What torch.compile builds its code with: on a GPU triton, which builds its launchers in C. Each
-# with the environment variable that names another.
+# The compilers that torch.compile needs (on a GPU, triton builds its launchers in C), with the
+# environment variable that names another one.
 COMPILERS = {
     "cpu": ("C++", ("c++", "g++", "clang++"), "CXX"),
     "cuda": ("C", ("gcc", "clang"), "CC"),
@@ -27,22 +27,22 @@ COMPILERS = {
 class InferenceEngine:
     """A classifier ready to run on uint8 pixels.
 
-    In float32, with no attention named and without compilation, it computes to the last bit what
-    ``model(pixel_values=...)`` does. In another number format the encoder's weights are cast once
+    In float32, with no attention named and without compilation, its outputs are bit-identical to
+    those of ``model(pixel_values=...)``. In another dtype the encoder's weights are cast once
     (autocast casts them for every batch); the head stays in float32, so that logits keep their
-    digits.
+    precision.
 
     Args:
-        model: The classifier. It is moved to the device; where weights, attention or code have to
-            change, that is done to a copy.
+        model: The classifier. It is moved to the device; a copy is made if weights, attention or
+            code have to change.
         processor: Its image processor.
         device: Where to run.
         dtype: See :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
         compile: Compile the encoder; the first batch then takes seconds to a minute.
-        attn_implementation: ``eager``, ``sdpa``, ...; the fastest one when left out.
+        attn_implementation: ``eager``, ``sdpa``, ...; default: the fastest one.
 
     Raises:
-        InputError: A number format the device has not, no C or C++ compiler, unknown attention.
+        InputError: A dtype that the device lacks, no C or C++ compiler, unknown attention.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class InferenceEngine:
             self._features = torch.compile(self._features, dynamic=False)
         self._table = _tabulate_values(processor).to(device, self.dtype)
         self._largest_batch: int | None = None
-        # What the compiled code was made for; the last, smaller batch is padded to it.
+        # The size of the compiled code; the last, smaller batch is padded to it.
         self._compiled_size = 0
 
     def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -103,7 +103,7 @@ class InferenceEngine:
     def _run(
         self, pixels: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """Run a batch, in halves where it is too large for the memory, from then on at once."""
+        """Run a batch; if it exceeds the memory, this and all further ones in smaller parts."""
 
         def run(part: torch.Tensor, size: int) -> torch.Tensor:
             if self.compiled:
@@ -114,7 +114,7 @@ class InferenceEngine:
             if size > 1:
                 return None
             return RunError(
-                f"One image is too much for the memory of {self.device}; use --device cpu or a "
+                f"A single image exceeds the memory of {self.device}; use --device cpu or a "
                 "smaller model."
             )
 
@@ -131,11 +131,11 @@ class InferenceEngine:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
-        # The encoder's features are of its number format; the head gets float32.
+        # The encoder's features have its dtype; the head gets float32.
         return self._features(**self._prepare(pixels))[:count].float()
 
     def _prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 pixels to what the image processor gives, in ``dtype``."""
+        """Map uint8 pixels to the outputs of the image processor, in ``dtype``."""
         if pixels.ndim == 4:
             return {"pixel_values": self._look_up(pixels, 1)}
         return prepare_patches(pixels, lambda colors: self._look_up(colors, 2))
@@ -155,13 +155,13 @@ def _check_compiler(device: torch.device) -> None:
     language, names, variable = COMPILERS[device.type]
     if not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
         raise InputError(
-            f"--compile needs a {language} compiler ({', '.join(names)}) on {device.type}, and "
-            "none is installed; install one or leave the option out."
+            f"--compile requires a {language} compiler ({', '.join(names)}) on {device.type}, and "
+            "none is installed. Install one, or remove the option."
         )
 
 
 def count_tokens(vision_config: Any, processor: Any) -> int:
-    """Return the most patches that an image has."""
+    """Return the largest number of patches of an image."""
     size = get_image_size(processor)
     if isinstance(size, PatchBudget):
         return size.max_num_patches
@@ -170,6 +170,6 @@ def count_tokens(vision_config: Any, processor: Any) -> int:
 
 
 def _tabulate_values(processor: Any) -> torch.Tensor:
-    """Return what normalization makes of each byte in each channel: (3, 256) float32."""
+    """Return the normalized value of each byte in each channel: (3, 256) float32."""
     every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
     return PixelNormalizer(processor)(every_byte)[0, :, 0]

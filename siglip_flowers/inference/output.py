@@ -10,8 +10,8 @@ CSV_COLUMNS = ("image", "rank", "label", "score", "known")
 UNKNOWN = "not one of the known classes; nearest:"
 MAX_NAME_WIDTH = 60
 
-# Takes the name of an image, its results, and whether it shows a known class (None: not asked),
-# and returns the text to print.
+# Takes the name of an image, its results, and whether it shows a known class (None without a
+# threshold), and returns the text to print.
 Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
 
 
@@ -35,9 +35,9 @@ def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
 def format_table_lines(
     name: str, results: list[dict[str, Any]], known: bool | None, width: int
 ) -> str:
-    """Return a line for each class, the first with the image's name.
+    """Return one line per class, the first with the image's name.
 
-    Of an unknown image the first says that it is one.
+    For an image of no known class the first line says so.
     """
     lines = []
     shown = escape_unprintable(name)
@@ -60,9 +60,9 @@ def format_json_line(name: str, results: list[dict[str, Any]], known: bool | Non
 
 
 def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
-    """Return a line for each class; commas, quotes and line ends are quoted as in RFC 4180.
+    """Return one line per class; commas, quotes and line ends are quoted as in RFC 4180.
 
-    ``known`` is ``true``, ``false``, or empty where it was not asked.
+    ``known`` is ``true``, ``false``, or empty without a threshold.
     """
     return format_csv(
         [

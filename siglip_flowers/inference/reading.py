@@ -17,21 +17,23 @@ from siglip_flowers.data.pixels.tensors import ImageSize, get_pixel_shape, resiz
 from siglip_flowers.inference.finding import fetch_image, is_url
 from siglip_flowers.runtime.prefetch import map_ahead
 
-# A path or URL, the bytes of an image file, an opened image, or pixels as an array.
+# A path or URL, the bytes of an image file, a PIL image, or pixels as an array.
 Source: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
 
-ARRAY_SHAPES = "uint8 of shape (H, W), (H, W, 3) or (H, W, 4)"
+# Images per task of a thread: few, so that all threads work on one batch; more than one, since a
+# task costs as much as a small image.
+CHUNK_IMAGES = 8
 
 
 def is_single(images: object) -> bool:
-    """Return whether this is one image and not several."""
+    """Return whether this is one image, as opposed to several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
     return isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image))
 
 
 def name_source(source: Source) -> str:
-    """Return what to call a source in messages: its path or URL, or its kind."""
+    """Return the name of a source in messages: its path or URL, or its kind."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     if isinstance(source, PIL.Image.Image):
@@ -50,13 +52,8 @@ def array_to_image(array: np.ndarray) -> PIL.Image.Image:
     """
     fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if array.dtype != np.uint8 or not fits or 0 in array.shape:
-        raise ValueError(f"an array must be {ARRAY_SHAPES}")
+        raise ValueError("an array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4)")
     return PIL.Image.fromarray(array)
-
-
-# Images a thread decodes at a time: few, so that a batch is ready soon and all threads work on
-# the same one; more than one, since handing a task over costs as much as a small image.
-CHUNK_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ class ImageBatch:
 
     Attributes:
         sources: The N sources.
-        problems: For each of them why it could not be read, or "" where it could.
-        pixels: (B, 3, S, S) or (B, 1 + P, K) uint8, those that could, in order.
+        problems: Why each of them could not be read; "" if it could.
+        pixels: (B, 3, S, S) or (B, 1 + P, K) uint8, the images that could be read, in order.
     """
 
     sources: list[Source]
@@ -94,10 +91,10 @@ class ImageReader:
         self._opened_images = threading.Lock()
 
     def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[ImageBatch]:
-        """Yield the sources in order, ``batch_size`` at a time, decoded ahead of the consumer."""
+        """Yield batches of the sources in order, decoded ahead of the consumer."""
         chunk_size = min(CHUNK_IMAGES, batch_size)
         chunks = _split_evenly(sources, batch_size, chunk_size)
-        # Two whole batches wait for the model while the threads work on the next images.
+        # Two complete batches wait for the model while the threads decode the next images.
         ahead = self.num_workers + 2 * -(-batch_size // chunk_size)
         parts: list[ImageBatch] = []
         count = 0
@@ -126,7 +123,7 @@ class ImageReader:
 
     def _read(self, source: Source) -> torch.Tensor:
         if isinstance(source, PIL.Image.Image):
-            # The same object may stand in a list twice, and loading it is not thread-safe.
+            # A list may contain the same object twice, and loading it is not thread-safe.
             with self._opened_images:
                 source.load()
                 source.getexif()
@@ -145,7 +142,7 @@ class ImageReader:
 
 
 def explain_problem(error: BaseException) -> str:
-    """Return why an image could not be read, in a few words."""
+    """Return in a few words why an image could not be read."""
     if isinstance(error, PIL.UnidentifiedImageError):
         return "not an image, or an empty file"
     if isinstance(error, OSError) and error.strerror:
@@ -156,7 +153,7 @@ def explain_problem(error: BaseException) -> str:
 def _split_evenly(
     sources: Iterable[Source], batch_size: int, chunk_size: int
 ) -> Iterator[list[Source]]:
-    """Yield chunks of which none crosses the border between two batches."""
+    """Yield chunks that do not cross the boundary between two batches."""
     remaining = iter(sources)
     while batch := list(itertools.islice(remaining, batch_size)):
         for start in range(0, len(batch), chunk_size):

@@ -1,4 +1,4 @@
-"""Where a classifier looks: the weight of each patch of an image, from its attention."""
+"""Saliency: how much each patch of an image contributes, from the attention weights."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,28 +14,28 @@ from siglip_flowers.model.towers import is_naflex
 
 @torch.no_grad()
 def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> list[np.ndarray]:
-    """Return how much each patch weighs in the pooled features of each image.
+    """Return the weight of each patch in the pooled features of each image.
 
     With ``map`` pooling it is the attention of the pooling head, averaged over its heads. With
-    ``mean`` pooling it is attention rollout: how much of each patch arrives in the mean of the
-    tokens, if every layer mixes tokens by its attention, averaged over heads, and passes them on
-    by its residual connection, in equal parts.
+    ``mean`` pooling it is attention rollout: the share of each patch in the mean of the tokens, if
+    every layer mixes tokens by its attention, averaged over heads, and keeps them by its residual
+    connection, in equal parts.
 
     Args:
-        model: The classifier, with any attention implementation; not used by another thread.
-        inputs: What the model takes, for B images, without labels.
+        model: The classifier, with any attention implementation; no other thread may use it.
+        inputs: The model's inputs for B images, without labels.
 
     Returns:
-        B arrays (patch rows, patch columns) float32, each of which adds up to 1.
+        B arrays (patch rows, patch columns) float32 that sum to 1.
 
     Source: Abnar and Zuidema 2020, "Quantifying attention flow in transformers", section 3
-    (rollout), with the mean of all tokens in the place of a class token.
+    (rollout), with the mean of all tokens instead of a class token.
     """
     mask = inputs.get("pixel_attention_mask")
     weights = (
-        _watch_pooling_head(model, inputs)
+        _record_pooling_head(model, inputs)
         if model.config.pooling == "map"
-        else _roll_out(_watch_layers(model, inputs, mask), mask)
+        else _roll_out(_record_layers(model, inputs, mask), mask)
     )
     maps = []
     for row, (height, width) in zip(weights, _list_grids(model, inputs), strict=True):
@@ -62,12 +62,12 @@ def _list_grids(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> lis
     return [(pixels.shape[2] // side, pixels.shape[3] // side)] * len(pixels)
 
 
-def _run_watched(
+def _run_hooked(
     model: SiglipClassifier,
     inputs: dict[str, torch.Tensor],
     hooks: list[tuple[torch.nn.Module, Callable[..., None]]],
 ) -> None:
-    """Run the vision tower with forward hooks that are gone afterwards."""
+    """Run the vision tower with forward hooks that are removed afterwards."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
         model.extract_features(**inputs)
@@ -76,24 +76,22 @@ def _run_watched(
             handle.remove()
 
 
-def _watch_pooling_head(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+def _record_pooling_head(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the weights (B, N) that the pooling head's query gives to the tokens."""
     found: list[torch.Tensor] = []
     tower: Any = model.vision_model
-    # nn.MultiheadAttention returns its weights (B, 1, N), averaged over heads, beside its output.
+    # nn.MultiheadAttention returns its weights (B, 1, N), averaged over heads, after its output.
     attention = tower.head.attention
-    _run_watched(
-        model, inputs, [(attention, lambda module, given, output: found.append(output[1]))]
-    )
+    _run_hooked(model, inputs, [(attention, lambda module, given, output: found.append(output[1]))])
     return found[0][:, 0].float()
 
 
-def _watch_layers(
+def _record_layers(
     model: SiglipClassifier, inputs: dict[str, torch.Tensor], mask: torch.Tensor | None
 ) -> list[torch.Tensor]:
     """Return each layer's attention (B, N, N), averaged over heads.
 
-    It is computed from queries and keys, since the fast implementations give no weights.
+    It is computed from queries and keys, since the fast implementations return no weights.
     """
     tower: Any = model.vision_model
     attentions = [layer.self_attn for layer in tower.encoder.layers]
@@ -103,7 +101,7 @@ def _watch_layers(
     for attention in attentions:
         hooks.append((attention.q_proj, lambda module, given, output: queries.append(output)))
         hooks.append((attention.k_proj, lambda module, given, output: keys.append(output)))
-    _run_watched(model, inputs, hooks)
+    _run_hooked(model, inputs, hooks)
     weights = []
     for attention, query, key in zip(attentions, queries, keys, strict=True):
         heads = attention.num_heads
@@ -119,10 +117,10 @@ def _watch_layers(
 
 
 def _roll_out(layers: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:
-    """Return what the mean of the image's tokens holds of each patch: (B, N)."""
+    """Return the share of each patch in the mean of the tokens of its image: (B, N)."""
     batch, tokens, _ = layers[0].shape
     valid = layers[0].new_ones(batch, tokens) if mask is None else mask.to(layers[0].dtype)
-    # A row from the last layer down: cheaper than products of N x N matrices.
+    # One row from the last layer down: cheaper than products of N x N matrices.
     share = valid / valid.sum(dim=1, keepdim=True)
     for attention in reversed(layers):
         share = 0.5 * share + 0.5 * (share[:, None, :] @ attention)[:, 0]

@@ -1,4 +1,4 @@
-"""Intervals of an evaluation's headline figures: the stratified bootstrap over images."""
+"""Intervals of an evaluation's headline metrics: the stratified bootstrap over images."""
 
 from collections.abc import Iterator
 
@@ -23,18 +23,18 @@ def bootstrap_headline(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile interval (low, high) of each headline figure.
+    """Return the percentile interval (low, high) of each headline metric.
 
     Each resample draws, with replacement, as many images of each class as there are, so that the
     class sizes of the split stay fixed. Images of one class that were given the same class are
-    interchangeable: drawing them is drawing how many of each kind, a multinomial a class, instead
-    of one index an image.
+    interchangeable: drawing them is drawing how many of each kind, one multinomial per class
+    instead of one index per image.
 
     Args:
         labels: True classes (N,), integers.
         predictions: Predicted classes (N,), integers.
         num_classes: C.
-        hits: (N,) bool: the true class is among the five likeliest. Adds ``top5_accuracy``.
+        hits: (N,) bool: the true class is among the five most probable. Adds ``top5_accuracy``.
         losses: (N,) float: the loss of each image. Adds ``loss``.
         resamples: Number of resamples.
         confidence: Share of resamples inside an interval.
@@ -53,7 +53,7 @@ def bootstrap_headline(
     true, predicted = np.asarray(labels), np.asarray(predictions)
     counts = confusion_matrix(true, predicted, num_classes)
     if true.size == 0:
-        raise ValueError("No interval can be computed from no image at all.")
+        raise ValueError("An interval requires at least one image.")
     generator = np.random.default_rng(seed)
     samples = _resample_scores(counts, resamples, generator)
     if hits is not None:
@@ -72,7 +72,7 @@ def bootstrap_headline(
 def _check_values(what: str, values: ArrayLike, true: NDArray[np.int64]) -> NDArray:
     array = np.asarray(values)
     if array.shape != true.shape:
-        raise ValueError(f"{what} must have one value an image, {true.shape}, not {array.shape}.")
+        raise ValueError(f"{what} must have one value per image, {true.shape}, not {array.shape}.")
     if not np.isfinite(array).all():
         raise ValueError(f"{what} must be finite.")
     return array

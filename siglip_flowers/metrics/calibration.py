@@ -13,13 +13,13 @@ from siglip_flowers.metrics.functions import FloatArray, sigmoid_loss, softmax_n
 
 BINS = 15
 Binning = Literal["equal_width", "equal_mass"]
-# Beyond these the figures no longer change: all probabilities are equal, or 0 and 1.
+# Beyond these the metrics no longer change: all probabilities are equal, or 0 and 1.
 TEMPERATURES = (0.01, 100.0)
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Images whose confidence lies in (low, high]: how many, mean confidence, share right."""
+    """The images whose confidence lies in (low, high]: number, mean confidence, accuracy."""
 
     low: float
     high: float
@@ -34,14 +34,19 @@ def reliability_bins(
     """Group images by confidence; bins without an image are left out.
 
     ``equal_width`` cuts [0, 1] into bins of one width, closed at their upper ends;
-    ``equal_mass`` sorts the images and cuts them into bins of one size, give or take an image.
+    ``equal_mass`` sorts the images and cuts them into bins of one size, plus or minus one image.
+    Images of equal confidence cannot be told apart, so each of them counts with the accuracy of
+    them all: the bins do not depend on the order of ties.
 
     confidences: (N,) in [0, 1]; correct: (N,) bool.
 
     Raises:
         ValueError: Other shapes or values, no image, or fewer than one bin.
     """
-    confidence, right = _check_confidences(confidences, correct)
+    confidence, correct_answers = _check_pairs(confidences, correct)
+    right: FloatArray = correct_answers.astype(np.float64)
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("confidences must lie in [0, 1]")
     if bins < 1:
         raise ValueError(f"bins must be at least 1, got {bins}")
     if binning == "equal_width":
@@ -51,6 +56,7 @@ def reliability_bins(
         ends = list(pairwise(edges))
     else:
         order = np.argsort(confidence, kind="stable")
+        right = _average_ties(confidence, right)
         groups = np.array_split(order, bins)
         ends = [
             (confidence[group[0]], confidence[group[-1]]) if group.size else (0.0, 0.0)
@@ -99,7 +105,7 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     true = np.asarray(labels)
     if values.ndim != 2 or true.shape != values.shape[:1] or true.size == 0:
         raise ValueError(
-            f"expected probabilities (images, classes) and one label an image, got "
+            f"expected probabilities (images, classes) and one label per image, got "
             f"{values.shape} and {true.shape}"
         )
     if not ((values >= 0) & (values <= 1)).all():
@@ -140,7 +146,14 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     return float(np.exp(found.x))
 
 
-def _check_confidences(
+def _average_ties(confidence: FloatArray, right: NDArray) -> FloatArray:
+    """Return the accuracy of all images that have the confidence of each image: (N,)."""
+    _, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
+    accuracy: FloatArray = (np.bincount(group, weights=right) / sizes)[group]
+    return accuracy
+
+
+def _check_pairs(
     confidences: ArrayLike, correct: ArrayLike
 ) -> tuple[FloatArray, NDArray[np.bool_]]:
     confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct)
@@ -151,17 +164,14 @@ def _check_confidences(
         )
     if right.dtype != np.bool_:
         raise ValueError(f"correct must be boolean, got {right.dtype}")
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError("confidences must lie in [0, 1]")
     return confidence, right
 
 
 def risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Return coverage and risk, each (N,), as the most confident 1, 2, ... N images are kept.
+    """Return coverage and risk, each (N,), as the 1, 2, ... N most confident images are kept.
 
-    Coverage is the share of images kept, risk the share of errors among them. Images of one
-    confidence cannot be told apart, so each of them stands for the mean of its group: the curve
-    does not depend on the order of ties.
+    Coverage is the share of images kept, risk the share of errors among them. Images of equal
+    confidence count with the mean of their group: the curve does not depend on the order of ties.
 
     confidences: (N,) finite; correct: (N,) bool.
 
@@ -170,23 +180,16 @@ def risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> tuple[FloatArra
 
     Source: El-Yaniv and Wiener 2010, "On the foundations of noise-free selective classification".
     """
-    confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct)
-    if confidence.ndim != 1 or confidence.shape != right.shape or confidence.size == 0:
-        raise ValueError(
-            f"expected a confidence and a truth value for each image, got shapes "
-            f"{confidence.shape} and {right.shape}"
-        )
-    if right.dtype != np.bool_ or not np.isfinite(confidence).all():
-        raise ValueError("correct must be boolean and confidences finite")
-    levels, group, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)
-    wrong = np.bincount(group, weights=~right, minlength=levels.size) / sizes
+    confidence, right = _check_pairs(confidences, correct)
+    if not np.isfinite(confidence).all():
+        raise ValueError("confidences must be finite")
+    wrong = 1 - _average_ties(confidence, right)[np.argsort(-confidence, kind="stable")]
     kept = np.arange(1, confidence.size + 1)
-    risk = np.cumsum(np.repeat(wrong, sizes)) / kept
-    return kept / confidence.size, risk
+    return kept / confidence.size, np.cumsum(wrong) / kept
 
 
 def area_under_risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> float:
-    """Mean risk over all coverages (AURC), in [0, 1]; 0 where nothing is wrong.
+    """Mean risk over all coverages (AURC), in [0, 1]; 0 if nothing is wrong.
 
     Arguments and errors are those of :func:`risk_coverage`.
 
@@ -197,7 +200,7 @@ def area_under_risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> floa
 
 
 def best_area_under_risk_coverage(correct: ArrayLike) -> float:
-    """Return the AURC of a confidence that puts every error last: the least there is."""
+    """Return the AURC of a confidence that puts every error last: the lowest one."""
     right = np.asarray(correct)
     return area_under_risk_coverage(right.astype(np.float64), right)
 
@@ -205,7 +208,7 @@ def best_area_under_risk_coverage(correct: ArrayLike) -> float:
 def coverage_at_risk(confidences: ArrayLike, correct: ArrayLike, risk: float) -> float:
     """Return the largest share of images that can be kept with at most this share of errors.
 
-    Images of one confidence are kept together. 0 where even the surest ones err more often.
+    Images of equal confidence are kept together. 0 if even the most confident ones exceed it.
     """
     confidence = np.asarray(confidences, dtype=np.float64)
     coverage, risks = risk_coverage(confidence, correct)

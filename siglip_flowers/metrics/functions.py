@@ -1,6 +1,6 @@
 """Classification metrics as pure array functions.
 
-Everything else that reports a figure goes through these. Sums are taken in float64.
+Everything that reports a metric uses these functions. Sums are taken in float64.
 """
 
 from typing import Any, Literal, NamedTuple, overload
@@ -25,7 +25,7 @@ class ClassScores(NamedTuple):
 
 
 def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, num_classes: int) -> IntArray:
-    """Count the images of each true class (row) that were given each predicted class (column).
+    """Count the images of each true class (row) and each predicted class (column).
 
     labels, predictions: integers in [0, num_classes), shape (n,). Returns (num_classes,
     num_classes), int64.
@@ -44,7 +44,7 @@ def accuracy(labels: ArrayLike, predictions: ArrayLike) -> float:
 
     labels, predictions: integers, shape (n,), n >= 1.
 
-    Raises ValueError for other shapes or types, and for no image at all.
+    Raises ValueError for other shapes or types, and without images.
     """
     true = _check_class_ids("labels", labels)
     predicted = _check_class_ids("predictions", predictions)
@@ -68,7 +68,7 @@ def top_k_accuracy(labels: ArrayLike, scores: ArrayLike, k: int) -> float:
 
 
 def are_in_top_k(labels: ArrayLike, scores: ArrayLike, k: int) -> NDArray[np.bool_]:
-    """Say of each image whether :func:`top_k_accuracy` counts it: (n,) bool."""
+    """Return whether each true class is among the k highest scores: (n,) bool."""
     values, true = _check_logits(scores, labels)
     num_classes = values.shape[1]
     if not 1 <= k <= num_classes:
@@ -110,7 +110,7 @@ def precision_recall_f1(
 
     labels, predictions: integers in [0, num_classes), shape (n,), n >= 1.
 
-    Raises ValueError for other shapes, types, class ids or averages, and for no image at all.
+    Raises ValueError for other shapes, types, class ids or averages, and without images.
     """
     if average not in ("macro", "weighted", None):
         raise ValueError(f"average must be 'macro', 'weighted' or None, not {average!r}.")
@@ -142,7 +142,7 @@ def softmax_nll(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def softmax_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
-    """Each image's part of :func:`softmax_nll`: (n,)."""
+    """Return each image's negative log likelihood; see :func:`softmax_nll`: (n,)."""
     values, true = _check_logits(logits, labels)
     shifted = values - values.max(axis=1, keepdims=True)
     log_partition = np.log(np.exp(shifted).sum(axis=1))
@@ -160,13 +160,13 @@ def sigmoid_loss(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises ValueError for other shapes, types or class ids; RunError for logits not finite.
 
     Source: Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023, section 3.2,
-    with the class texts in the place of the batch's texts.
+    with the class texts instead of the texts of the batch.
     """
     return float(np.mean(sigmoid_losses(logits, labels)))
 
 
 def sigmoid_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
-    """Each image's part of :func:`sigmoid_loss`: (n,)."""
+    """Return each image's loss; see :func:`sigmoid_loss`: (n,)."""
     values, true = _check_logits(logits, labels)
     signs = np.full(values.shape, -1.0)
     signs[np.arange(len(true)), true] = 1.0
@@ -176,7 +176,7 @@ def sigmoid_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
 def per_class_rows(
     labels: ArrayLike, predictions: ArrayLike, names: list[str] | tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """One row for each class, in the order of the names: label, name, support and scores.
+    """Return one row per class, in the order of the names: label, name, support and scores.
 
     labels, predictions: integers in [0, len(names)), shape (n,), n >= 1. Rows hold plain Python
     numbers, ready for JSON; ``support`` is the number of true images.
@@ -209,7 +209,7 @@ def _check_class_ids(what: str, values: ArrayLike, num_classes: int | None = Non
     is_integer = np.issubdtype(ids.dtype, np.integer) or ids.size == 0
     if ids.ndim != 1 or not is_integer:
         raise ValueError(
-            f"{what} must be one integer class id an image, shape (n,), "
+            f"{what} must be one integer class id per image, shape (n,), "
             f"not {ids.dtype} of shape {ids.shape}."
         )
     if num_classes is not None and ids.size:
@@ -233,8 +233,8 @@ def _check_logits(logits: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, Int
     if bad_rows.size:
         raise RunError(
             f"The logits of {bad_rows.size} of {len(values)} images are not finite (the first is "
-            f"image {bad_rows[0]}): the model has diverged, so lower the learning rate or "
-            "start from another checkpoint."
+            f"image {bad_rows[0]}): the model has diverged. Lower the learning rate or start from "
+            "another checkpoint."
         )
     return values, true
 
@@ -246,4 +246,4 @@ def _check_same_length(labels: NDArray[Any], others: NDArray[Any]) -> None:
 
 def _check_not_empty(labels: NDArray[Any]) -> None:
     if len(labels) == 0:
-        raise ValueError("No metric can be computed from no image at all.")
+        raise ValueError("A metric requires at least one image.")

@@ -1,4 +1,6 @@
-"""The nearest training images by cosine."""
+"""The nearest rows of features by cosine similarity."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -6,7 +8,60 @@ from torch.nn import functional
 
 NEIGHBORS = 20
 TEMPERATURE = 0.07
-BLOCK_ROWS = 256
+_BLOCK_ROWS = 256
+
+
+class Neighbors(NamedTuple):
+    """The K nearest rows of each of M queries, the nearest first.
+
+    ``rows`` (M, K) int64 are row numbers, ``cosines`` (M, K) float32 their similarities.
+    """
+
+    rows: np.ndarray
+    cosines: np.ndarray
+
+
+def normalize_rows(features: np.ndarray) -> np.ndarray:
+    """Return the rows of (N, D) scaled to length 1, in the same dtype."""
+    return functional.normalize(torch.from_numpy(np.asarray(features)), dim=1).numpy()
+
+
+def find_neighbors(
+    features: np.ndarray,
+    queries: np.ndarray | None,
+    count: int,
+    device: torch.device | None = None,
+) -> Neighbors:
+    """Find the rows that are most similar to each query.
+
+    Args:
+        features: The rows to search (N, D) float32.
+        queries: (M, D) float32; None searches the other rows for each of the rows.
+        count: K; all rows if there are fewer.
+        device: Where to compute.
+    """
+    known = torch.from_numpy(normalize_rows(features)).to(device)
+    asked = known if queries is None else torch.from_numpy(normalize_rows(queries)).to(device)
+    count = min(count, len(known) - (queries is None))
+    rows, cosines = [], []
+    for start in range(0, len(asked), _BLOCK_ROWS):
+        block = asked[start : start + _BLOCK_ROWS] @ known.T
+        if queries is None:
+            own = torch.arange(len(block), device=block.device)
+            block[own, own + start] = -torch.inf
+        nearest = block.topk(count, dim=1)
+        rows.append(nearest.indices.cpu())
+        cosines.append(nearest.values.cpu())
+    return Neighbors(torch.cat(rows).numpy(), torch.cat(cosines).numpy())
+
+
+def count_votes(neighbors: Neighbors, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return how many of the neighbors belong to each class: (M, C) float64.
+
+    Less than 1 is added so that of two equal counts the class of the nearest neighbor is higher.
+    """
+    weights = 1 + 0.5 ** np.arange(1, neighbors.rows.shape[1] + 1)
+    return _add_votes(neighbors, labels, num_classes, np.tile(weights, (len(neighbors.rows), 1)))
 
 
 def vote_neighbors(
@@ -21,14 +76,14 @@ def vote_neighbors(
 ) -> np.ndarray:
     """Let the most similar training rows vote on the class of each query.
 
-    Similarity is the cosine s; a neighbor's vote weighs exp(s / temperature).
+    The vote of a neighbor with cosine s weighs exp(s / temperature).
 
     Args:
         features: Training rows (N, D) float32.
         labels: Their classes (N,) int64.
         queries: (M, D) float32.
         num_classes: C.
-        neighbors: Number of rows that vote, or all there are.
+        neighbors: The number of rows that vote, or all there are.
         temperature: See above.
         device: Where to compute.
 
@@ -38,14 +93,16 @@ def vote_neighbors(
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance
     discrimination", section 3.4, with the constants of Caron et al. 2021 (DINO).
     """
-    known = functional.normalize(torch.from_numpy(np.array(features)).to(device), dim=1)
-    classes = torch.from_numpy(labels).to(device)
-    parts = []
-    for block in torch.from_numpy(np.array(queries)).split(BLOCK_ROWS):
-        cosines = functional.normalize(block.to(device), dim=1) @ known.T
-        nearest = cosines.topk(min(neighbors, len(known)), dim=1)
-        # Softmax leaves the votes' ratios as they are, and cannot overflow.
-        votes = (nearest.values / temperature).softmax(dim=1)
-        shares = votes.new_zeros(len(block), num_classes)
-        parts.append(shares.scatter_add_(1, classes[nearest.indices], votes).cpu())
-    return torch.cat(parts).numpy()
+    found = find_neighbors(features, queries, neighbors, device)
+    # A softmax keeps the ratios of the votes and cannot overflow.
+    votes = torch.from_numpy(found.cosines / temperature).softmax(dim=1).numpy()
+    return _add_votes(found, labels, num_classes, votes)
+
+
+def _add_votes(
+    neighbors: Neighbors, labels: np.ndarray, num_classes: int, votes: np.ndarray
+) -> np.ndarray:
+    total = np.zeros((len(neighbors.rows), num_classes), dtype=votes.dtype)
+    queries = np.arange(len(total))[:, None]
+    np.add.at(total, (queries, np.asarray(labels)[neighbors.rows]), votes)
+    return total

@@ -1,26 +1,27 @@
-"""How known an image looks to a classifier, and how well that tells flowers from other images.
+"""Out-of-distribution (OOD) scores: how much an image looks like one of the known classes.
 
-All scores are higher for images of known classes.
+Every score is higher for images of known classes.
 """
 
 import numpy as np
+
+from siglip_flowers.metrics.neighbors import find_neighbors, normalize_rows
 
 # Computed from logits alone, by score_logits.
 LOGIT_SCORES = ("max_probability", "max_logit", "energy")
 ACCEPTED = 0.95
 NEIGHBORS = 10
-_BLOCK_ROWS = 256
 
 
 def score_logits(logits: np.ndarray, score: str, activation: str = "softmax") -> np.ndarray:
-    """Return how known each image looks: (N,) float64.
+    """Return a score of each image: (N,) float64.
 
     Args:
         logits: (N, C).
         score: ``max_probability``; ``max_logit``; or ``energy``, the sum of the evidence for all
             classes: log-sum-exp of the logits under softmax, the sum of their softplus under
             sigmoid.
-        activation: ``softmax`` or ``sigmoid``: the model's.
+        activation: The model's, ``softmax`` or ``sigmoid``.
 
     Raises:
         ValueError: Another score.
@@ -47,7 +48,7 @@ def score_logits(logits: np.ndarray, score: str, activation: str = "softmax") ->
 
 
 def average_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean feature of every class that has images: (C, D) float32.
+    """Return the mean features of every class that has images: (C, D) float32.
 
     Args:
         features: Of training images, (N, D).
@@ -65,9 +66,11 @@ def score_class_means(class_means: np.ndarray, features: np.ndarray) -> np.ndarr
         features: (N, D).
 
     Source: the classifier of Mensink et al. 2013, "Distance-based image classification", with the
-    cosine for the distance.
+    cosine instead of the distance.
     """
-    return (_normalize(features) @ _normalize(class_means).T).max(axis=1)
+    means = normalize_rows(np.asarray(class_means, dtype=np.float64))
+    scores: np.ndarray = (normalize_rows(np.asarray(features, dtype=np.float64)) @ means.T).max(1)
+    return scores
 
 
 def score_neighbors(
@@ -75,7 +78,7 @@ def score_neighbors(
 ) -> np.ndarray:
     """Return minus the distance of each query to its k-th nearest training image: (M,) float64.
 
-    Distances are those of features divided by their length.
+    The distances are those of features scaled to length 1.
 
     Args:
         features: Of the training images, (N, D).
@@ -84,37 +87,28 @@ def score_neighbors(
 
     Source: Sun et al. 2022, "Out-of-distribution detection with deep nearest neighbors".
     """
-    known, asked = _normalize(features), _normalize(queries)
-    k = min(neighbors, len(known))
-    parts = []
-    for start in range(0, len(asked), _BLOCK_ROWS):
-        cosines = asked[start : start + _BLOCK_ROWS] @ known.T
-        parts.append(np.partition(cosines, len(known) - k, axis=1)[:, len(known) - k])
+    known, asked = (np.asarray(each, dtype=np.float64) for each in (features, queries))
+    cosines = find_neighbors(known, asked, neighbors).cosines[:, -1]
     # |a - b|^2 = 2 - 2 cos(a, b); rounding may take it below 0.
-    return -np.sqrt(np.maximum(2 - 2 * np.concatenate(parts), 0))
-
-
-def _normalize(features: np.ndarray) -> np.ndarray:
-    features = np.asarray(features, dtype=np.float64)
-    normalized: np.ndarray = features / np.linalg.norm(features, axis=1, keepdims=True)
-    return normalized
+    scores: np.ndarray = -np.sqrt(np.maximum(2 - 2 * cosines, 0))
+    return scores
 
 
 def fit_threshold(known: np.ndarray, accepted: float = ACCEPTED) -> float:
-    """Return the highest threshold that at least a share of known images reaches.
+    """Return the highest threshold that at least a share of the known images reaches.
 
     Args:
         known: Scores of N images of known classes.
         accepted: The share, greater than 0 and at most 1.
     """
     ordered = np.sort(np.asarray(known, dtype=np.float64))[::-1]
-    # Rounded first, since 0.95 * 20 is a hair above 19.
+    # Rounded first, since 0.95 * 20 is slightly above 19.
     count = int(np.ceil(np.round(accepted * len(ordered), 9)))
     return float(ordered[max(count, 1) - 1])
 
 
 def area_under_roc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Return the probability that a known image scores above an unknown one, ties by half."""
+    """Return the probability that a known image scores above an unknown one; ties count half."""
     ordered = np.sort(unknown)
     below = np.searchsorted(ordered, known, side="left")
     not_above = np.searchsorted(ordered, known, side="right")
@@ -124,9 +118,10 @@ def area_under_roc(known: np.ndarray, unknown: np.ndarray) -> float:
 def measure_separation(
     known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED
 ) -> dict[str, float]:
-    """Return AUROC, and the share of unknown images let pass where ``accepted`` known ones are.
+    """Return the AUROC, and the false positive rate at a share of accepted known images.
 
-    The second is called FPR95 at the usual share of 0.95.
+    The false positive rate is the share of unknown images that are accepted as well; at the usual
+    share of 0.95 it is called FPR95.
     """
     threshold = fit_threshold(known, accepted)
     return {

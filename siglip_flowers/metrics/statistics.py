@@ -1,4 +1,4 @@
-"""Statistics over seeds and test images: intervals, paired tests, and the sentence they allow."""
+"""Statistics over seeds and test images: intervals, paired tests, conclusions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -86,11 +86,11 @@ def paired_bootstrap(
     p is two-sided, 2 min(P(d* <= 0), P(d* >= 0)) with one added to counts and resamples, hence
     never 0.
 
-    What to expect of it: noise of single (seed, image) cells is counted up to three times, so the
-    interval is wide when the seeds differ by chance on single images. A spread between seeds
-    that shifts whole runs is counted at only (S - 1)/S of its variance, so with few seeds the
-    interval is narrow when that spread dominates; put ``mean_interval(seed_differences)``
-    beside it. With one seed no spread between seeds is counted at all.
+    Properties: noise of single (seed, image) cells is counted up to three times, so the interval
+    is wide when the seeds differ by chance on single images. A spread between seeds that shifts
+    whole runs is counted at only (S - 1)/S of its variance, so with few seeds the interval is too
+    narrow when that spread dominates; report ``mean_interval(seed_differences)`` as well. With one
+    seed no spread between seeds is counted at all.
 
     Raises:
         ValueError: shapes that differ or are not (S, N), values that are not booleans,
@@ -230,11 +230,12 @@ def conclude(
     significance: float = 0.05,
     over_seeds: Interval | None = None,
 ) -> str:
-    """Say in one sentence what a paired difference shows, in percentage points.
+    """Return one sentence on what a paired difference shows, in percentage points.
 
-    measure: "test accuracy"; setting: where it was measured ("at 16 a class"); corrected_p: the
-    p-value after :func:`holm`, which then decides and is printed in place of the single one;
-    over_seeds: ``mean_interval(seed_differences)``. What :func:`is_shown` refuses is not claimed.
+    measure: "test accuracy"; setting: where it was measured ("at 16 per class"); corrected_p: the
+    p-value after :func:`holm`, which then decides and is printed instead of the single one;
+    over_seeds: ``mean_interval(seed_differences)``. A difference is claimed only if
+    :func:`is_shown` allows it.
     """
     p = difference.p_value if corrected_p is None else corrected_p
     shown = is_shown(difference, corrected_p, significance, over_seeds)
@@ -243,7 +244,7 @@ def conclude(
     size, low, high = _format_points((sign * difference.difference, *ends))
     notes = [
         f"{difference.confidence * 100:g} % interval {low} to {high}",
-        ("" if corrected_p is None else "Holm-corrected ") + _format_p(p, significance),
+        ("" if corrected_p is None else "Holm-corrected ") + format_p(p, significance),
     ]
     if over_seeds is not None and over_seeds.n > 1:
         ends = sorted((sign * over_seeds.low, sign * over_seeds.high))
@@ -265,11 +266,11 @@ def _format_points(fractions: Sequence[float]) -> list[str]:
     return [f"{round(value, decimals) + 0.0:.{decimals}f}" for value in points]
 
 
-def _format_p(p: float, significance: float) -> str:
+def format_p(p: float, significance: float = 0.05) -> str:
+    """Return ``p = 0.012``; a p just below the significance does not print as equal to it."""
     if p < 0.001:
         return "p < 0.001"
     decimals = 2 if p >= 0.1 else 3
-    # A p just below the level must not print as the level itself.
     while p < significance <= round(p, decimals) and decimals < 8:
         decimals += 1
     return f"p = {p:.{decimals}f}"

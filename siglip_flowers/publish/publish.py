@@ -14,7 +14,7 @@ from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_directory, digest_weight_files, write_json, write_text
 from siglip_flowers.base.run_dir import METRICS_FILE, RUN_FILES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OPEN_SET_FILE
+from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.native import explain_not_native, to_native
 from siglip_flowers.publish import remote
@@ -96,7 +96,7 @@ def assemble(run: FinishedRun, directory: Path, options: PublishArguments) -> bo
         shutil.copy(Path(str(remote.__path__[0])) / MODELING_FILE, directory / MODELING_FILE)
     load_image_processor(str(run.model_dir)).save_pretrained(directory)
     # What this package reads beside the weights where it is asked to.
-    for name in (OPEN_SET_FILE, CALIBRATION_FILE):
+    for name in (OOD_FILE, CALIBRATION_FILE):
         if (run.model_dir / name).is_file():
             shutil.copy(run.model_dir / name, directory / name)
     _check_same_weights(run.model_dir, directory)

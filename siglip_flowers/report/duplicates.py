@@ -11,8 +11,8 @@ from scipy.fft import dct
 from siglip_flowers.data import image_ids
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.functions import IntArray
+from siglip_flowers.metrics.neighbors import normalize_rows
 from siglip_flowers.report.contents import NearDuplicate
-from siglip_flowers.report.features import normalize
 from siglip_flowers.report.images import SplitImages, encode_thumbnail
 
 HASH_BITS = 64
@@ -201,7 +201,7 @@ def find_alike(
     features: (N, D); others: (M, D); with ``within`` they are the same rows, each pair is given
     once and none of a row with itself. Of more than ``most`` pairs, the most alike are returned.
     """
-    left, right = normalize(features), normalize(others)
+    left, right = normalize_rows(features), normalize_rows(others)
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(left), _BLOCK_ROWS):
         cosines = left[start : start + _BLOCK_ROWS] @ right.T

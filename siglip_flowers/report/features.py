@@ -1,13 +1,12 @@
 """What lies beside what in the features: a map of the images, and a vote of neighbors."""
 
 import numpy as np
-import torch
 from scipy.sparse.linalg import svds
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
-from torch.nn import functional
 
 from siglip_flowers.metrics.functions import IntArray
+from siglip_flowers.metrics.neighbors import count_votes, find_neighbors, normalize_rows
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.report.contents import FeatureMap, Figure
 
@@ -16,7 +15,6 @@ MAP_IMAGES = 1020
 NEIGHBORS = 5
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
-_BLOCK_ROWS = 1024
 
 
 def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> FeatureMap:
@@ -30,7 +28,7 @@ def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> Featu
     Source: van der Maaten and Hinton 2008, "Visualizing data using t-SNE".
     """
     rows = _sample_rows(labels, MAP_IMAGES, seed)
-    values = normalize(features)[rows].astype(np.float64)
+    values = normalize_rows(features)[rows].astype(np.float64)
     values -= values.mean(axis=0)
     components = min(_COMPONENTS, *(side - 1 for side in values.shape))
     if components < 2:
@@ -62,27 +60,10 @@ def measure_neighbors(
     """
     if len(labels) < 2:
         return Figure(0.0, 0.0, 1.0)
-    known = torch.from_numpy(normalize(features))
-    classes = torch.from_numpy(np.asarray(labels))
-    count = min(neighbors, len(labels) - 1)
-    # Nearer ones weigh a little more, which decides among equal counts only.
-    weights = 1 + torch.arange(count, 0, -1) / (10 * count**2)
-    hits = 0
-    for start in range(0, len(known), _BLOCK_ROWS):
-        cosines = known[start : start + _BLOCK_ROWS] @ known.T
-        own = torch.arange(len(cosines))
-        cosines[own, own + start] = -torch.inf
-        nearest = classes[cosines.topk(count, dim=1).indices]
-        votes = torch.zeros(len(cosines), num_classes).scatter_add_(
-            1, nearest, weights.expand(len(cosines), -1)
-        )
-        hits += int((votes.argmax(dim=1) == classes[start : start + len(cosines)]).sum())
+    found = find_neighbors(features, None, neighbors)
+    voted = count_votes(found, labels, num_classes).argmax(axis=1)
+    hits = int(np.count_nonzero(voted == labels))
     return Figure(hits / len(labels), *wilson_interval(hits, len(labels)))
-
-
-def normalize(features: np.ndarray) -> np.ndarray:
-    """Return the rows of (N, D) scaled to length 1."""
-    return functional.normalize(torch.from_numpy(np.asarray(features)), dim=1).numpy()
 
 
 def _sample_rows(labels: IntArray, most: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from siglip_flowers.config import DataArguments
 from siglip_flowers.evaluation.fitting import classify_images
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, extract_features
-from siglip_flowers.inference.sidecars import load_open_set, load_temperature
+from siglip_flowers.inference.sidecars import load_ood_detector, load_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.report.analysis import analyze
 from siglip_flowers.report.attention import choose_attention_rows, draw_attention
@@ -102,7 +102,7 @@ def build_report(
         temperature=load_temperature(subject.name) if subject.fitted else None,
     )
     start = time.perf_counter()
-    fitted = load_open_set(subject.name) if subject.fitted else None
+    fitted = load_ood_detector(subject.name) if subject.fitted else None
     unknowns = measure_unknowns(
         subject.model,
         subject.processor,

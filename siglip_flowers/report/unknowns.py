@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from siglip_flowers.data.sources.ood_images import draw_not_flowers
+from siglip_flowers.data.sources.ood_images import draw_ood_images
 from siglip_flowers.evaluation.fitting import (
     IMAGES_PER_KIND,
     REPORT_SEED,
@@ -10,7 +10,7 @@ from siglip_flowers.evaluation.fitting import (
     classify_images,
 )
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.inference.sidecars import CLASS_MEAN, OpenSet
+from siglip_flowers.inference.sidecars import CLASS_MEAN, OodDetector
 from siglip_flowers.metrics.ood import LOGIT_SCORES, measure_separation, score_neighbors
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.report.contents import GIVEN, UnknownRow
@@ -24,7 +24,7 @@ def measure_unknowns(
     processor: object,
     result: SplitResult,
     train_features: np.ndarray | None,
-    fitted: OpenSet | None,
+    fitted: OodDetector | None,
     folder: str | None = None,
     dtype: str = "float32",
 ) -> list[UnknownRow]:
@@ -39,7 +39,7 @@ def measure_unknowns(
         folder: With images that show none of the classes; None without it.
         dtype: What ``result`` and ``train_features`` were computed in.
     """
-    drawn = draw_not_flowers(IMAGES_PER_KIND, REPORT_SEED)
+    drawn = draw_ood_images(IMAGES_PER_KIND, REPORT_SEED)
     features, logits = classify_images(
         model, processor, [image for kind in drawn.values() for image in kind], dtype
     )
@@ -53,11 +53,11 @@ def measure_unknowns(
     activation = model.config.activation
     known, unknown = {}, {}
     for score in LOGIT_SCORES:
-        measure = OpenSet(score, 0.0).score_images
+        measure = OodDetector(score, 0.0).score_images
         known[score] = measure(result.features, result.logits, activation)
         unknown[score] = measure(features, logits, activation)
     if fitted is not None and fitted.class_means is not None:
-        measure = OpenSet(CLASS_MEAN, 0.0, class_means=fitted.class_means).score_images
+        measure = OodDetector(CLASS_MEAN, 0.0, class_means=fitted.class_means).score_images
         known[CLASS_MEAN] = measure(result.features, result.logits, activation)
         unknown[CLASS_MEAN] = measure(features, logits, activation)
     if train_features is not None:

@@ -17,8 +17,8 @@ from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import ClassificationData, image_ids, load_data
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,
-    fit_open_set,
-    measure_open_set,
+    fit_ood_detector,
+    measure_ood_detector,
 )
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
@@ -179,13 +179,15 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             ("test", data.splits["test"]),
         )
     }
-    open_set, separation = fit_open_set(final, processor, results["train"], results["validation"])
-    separation["test"] = measure_open_set(open_set, final, processor, results["test"])
+    ood_detector, separation = fit_ood_detector(
+        final, processor, results["train"], results["validation"]
+    )
+    separation["test"] = measure_ood_detector(ood_detector, final, processor, results["test"])
     history = build_history(trainer.state.log_history, start)
     # Before the run counts as finished: what it is killed in the middle of is repeated then.
     trackers.finish(lambda: collect_results(results, data, training.seed, output_dir))
     if trainer.is_world_process_zero():
-        open_set.save(output_dir / MODEL_DIR)
+        detector.save(output_dir / MODEL_DIR)
         fit_and_save_temperature(
             output_dir / MODEL_DIR, results["validation"], final.config.activation
         )

@@ -1,4 +1,4 @@
-"""Drawn images that are no flowers, to try out how a classifier tells what it does not know."""
+"""Drawings of no known class, to fit and test out-of-distribution (OOD) detection."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ SIZE = 96
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789?!&%"
 
 
-def draw_not_flower(kind: str, number: int, seed: int = 0, size: int = SIZE) -> Image.Image:
+def draw_ood_image(kind: str, number: int, seed: int = 0, size: int = SIZE) -> Image.Image:
     """Draw image ``number`` of a kind, one of ``KINDS``, ``size`` pixels square, in RGB.
 
     The same arguments draw the same image.
@@ -18,9 +18,9 @@ def draw_not_flower(kind: str, number: int, seed: int = 0, size: int = SIZE) -> 
     return KINDS[kind](random, size)
 
 
-def draw_not_flowers(count: int, seed: int = 0) -> dict[str, list[Image.Image]]:
+def draw_ood_images(count: int, seed: int = 0) -> dict[str, list[Image.Image]]:
     """Return ``count`` images of every kind, by kind, the same for the same seed."""
-    return {kind: [draw_not_flower(kind, n, seed) for n in range(count)] for kind in KINDS}
+    return {kind: [draw_ood_image(kind, n, seed) for n in range(count)] for kind in KINDS}
 
 
 def _to_image(pixels: np.ndarray) -> Image.Image:

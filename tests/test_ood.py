@@ -19,8 +19,8 @@ from siglip_flowers.commands.predict import main as predict
 from siglip_flowers.commands.predict import parse_prediction_arguments
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.data.sources.ood_images import KINDS, draw_not_flower
-from siglip_flowers.inference.sidecars import OPEN_SET_FILE, SCORES, OpenSet, load_open_set
+from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
+from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
 from siglip_flowers.metrics.ood import (
     area_under_roc,
     average_classes,
@@ -97,22 +97,22 @@ def test_the_threshold_lets_just_enough_images_pass(count, accepted):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_drawings_differ_but_are_the_same_again(kind):
-    first, again = (np.asarray(draw_not_flower(kind, 0)) for _ in range(2))
+    first, again = (np.asarray(draw_ood_image(kind, 0)) for _ in range(2))
     assert first.shape == (96, 96, 3)
     assert (first == again).all()
-    assert (first != np.asarray(draw_not_flower(kind, 1))).any()
-    assert (first != np.asarray(draw_not_flower(kind, 0, seed=1))).any()
+    assert (first != np.asarray(draw_ood_image(kind, 1))).any()
+    assert (first != np.asarray(draw_ood_image(kind, 0, seed=1))).any()
 
 
 @pytest.mark.parametrize("means", [None, RANDOM.normal(size=(3, 5)).astype(np.float32)])
 def test_the_file_is_read_back(tmp_path, means):
     score = "energy" if means is None else "class_mean"
-    OpenSet(score, -1.25, 0.9, means).save(tmp_path)
-    found = load_open_set(tmp_path)
+    OodDetector(score, -1.25, 0.9, means).save(tmp_path)
+    found = load_ood_detector(tmp_path)
     assert (found.score, found.threshold, found.accepted) == (score, -1.25, 0.9)
     if means is not None:
         np.testing.assert_allclose(found.class_means, means, rtol=1e-6)
-    assert load_open_set(tmp_path / "..") is None
+    assert load_ood_detector(tmp_path / "..") is None
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_the_file_is_read_back(tmp_path, means):
     ],
 )
 def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, text):
-    (tmp_path / OPEN_SET_FILE).write_text(text)
+    (tmp_path / OOD_FILE).write_text(text)
     with pytest.raises(InputError, match=r"cannot be read.*siglip-flowers threshold"):
-        load_open_set(tmp_path)
+        load_ood_detector(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -144,15 +144,15 @@ def run(tmp_path_factory):
 
 
 def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
-    open_set = load_open_set(run / "run" / "model")
-    assert open_set.score in SCORES
+    ood_detector = load_ood_detector(run / "run" / "model")
+    assert ood_detector.score in SCORES
     classifier = SiglipImageClassifier.from_pretrained(run / "run" / "model", dtype="float32")
     images = sorted((run / "data" / "validation").rglob("*.png"))
     known = [image.known for image in classifier.stream(images)]
     assert sum(known) == int(np.ceil(0.95 * len(known)))
     figures = json.loads((run / "run" / "metrics.json").read_text())["open_set"]
-    assert figures["score"] == open_set.score
-    assert figures["auroc_by_score"][open_set.score] == max(figures["auroc_by_score"].values())
+    assert figures["score"] == ood_detector.score
+    assert figures["auroc_by_score"][ood_detector.score] == max(figures["auroc_by_score"].values())
     assert figures["validation"]["n_unknown"] == figures["test"]["n_unknown"] == 16 * len(KINDS)
     assert 0 <= figures["test"]["unknown_accepted"] <= 1
 
@@ -188,7 +188,7 @@ def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path
     model = tmp_path / "model"
     model.mkdir()
     for file in (run / "run" / "model").iterdir():
-        if file.name != OPEN_SET_FILE:
+        if file.name != OOD_FILE:
             (model / file.name).write_bytes(file.read_bytes())
     image = Image.new("RGB", (16, 16))
     plain = next(SiglipImageClassifier.from_pretrained(model).stream([image], 1))
@@ -201,14 +201,14 @@ def test_without_a_fitted_threshold_a_number_is_one_of_probability(run, tmp_path
 
 def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
     for number, kind in enumerate(KINDS):
-        draw_not_flower(kind, number).save(tmp_path / f"{kind}.png")
+        draw_ood_image(kind, number).save(tmp_path / f"{kind}.png")
     (tmp_path / "broken.png").write_text("no image")
-    options = ["--model", str(run / "run"), "--accepted", "0.5", "--not_flowers", str(tmp_path)]
+    options = ["--model", str(run / "run"), "--accepted", "0.5", "--ood_dir", str(tmp_path)]
     try:
         assert fit_command(options) == 0
         out = capsys.readouterr().out
-        assert f"{len(KINDS)} of {len(KINDS) + 1} images in {tmp_path} could be read" in out
-        assert load_open_set(run / "run" / "model").accepted == 0.5
+        assert f"{len(KINDS)} images in {tmp_path}:" in out
+        assert load_ood_detector(run / "run" / "model").accepted == 0.5
     finally:
         assert fit_command(["--model", str(run / "run")]) == 0
 
@@ -230,7 +230,7 @@ def test_the_command_refuses_what_it_cannot_do(run, capsys):
     assert fit_command(["--model", str(run / "run"), "--accepted", "0"]) == 2
     assert "must lie above 0" in capsys.readouterr().err
     assert fit_command(["--model", "someone/model"]) == 2
-    assert "no directory with a model" in capsys.readouterr().err
+    assert "not a local model directory" in capsys.readouterr().err
 
 
 def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir, nano_dir):
