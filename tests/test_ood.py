@@ -136,7 +136,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, text):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of two epochs on three colors."""
-    directory = tmp_path_factory.mktemp("open_set")
+    directory = tmp_path_factory.mktemp("ood")
     checkpoint = make_checkpoint(directory / "checkpoint")
     folder = make_folder(directory / "data", train=8, held_out=8)
     assert train(small_options(checkpoint, folder, directory / "run")) == 0

@@ -179,10 +179,10 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             ("test", data.splits["test"]),
         )
     }
-    ood_detector, separation = fit_ood_detector(
+    detector, separation = fit_ood_detector(
         final, processor, results["train"], results["validation"]
     )
-    separation["test"] = measure_ood_detector(ood_detector, final, processor, results["test"])
+    separation["test"] = measure_ood_detector(detector, final, processor, results["test"])
     history = build_history(trainer.state.log_history, start)
     # Before the run counts as finished: what it is killed in the middle of is repeated then.
     trackers.finish(lambda: collect_results(results, data, training.seed, output_dir))
