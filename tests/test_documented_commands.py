@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from siglip_flowers.commands.main import COMMANDS
+from siglip_flowers.commands.main import COMMANDS, list_extension_options
 from siglip_flowers.commands.main import main as siglip_flowers_main
 from siglip_flowers.config.parsing import check_command_line
 from siglip_flowers.publish.command import name_run
@@ -150,7 +150,7 @@ def check_options(program: str, words: list[str]) -> None:
 
         check(module, (*list_kinds(), SearchArguments), words)
     elif program == "train":
-        check(module, list_kinds(), words)
+        check(module, (*list_kinds(), *list_extension_options("train")), words)
     else:
         check(module, module.KINDS, name_run(words) if program == "publish" else words)
 

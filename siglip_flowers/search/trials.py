@@ -35,8 +35,8 @@ def check_trial(run: RunArguments) -> None:
     check_arguments(run)
     if find_probe_obstacle(run.probe, run.augmentation, run.model, run.training) is None:
         raise InputError(
-            "--trainable head fits heads on features and has its own search; use 'siglip-flowers "
-            "probe', or add --feature_cache false."
+            "--trainable head fits a grid of heads on features in one run of train.py; use that, "
+            "or add --feature_cache false."
         )
 
 
