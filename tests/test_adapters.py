@@ -24,9 +24,9 @@ from siglip_flowers.model.adapters import (
     select_trained,
 )
 from siglip_flowers.model.contrastive import load_contrastive
+from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_classifier, load_saved_classifier
 from siglip_flowers.training.build import check_arguments
-from siglip_flowers.training.trainer import AVERAGE_FILE
 from tests.small_flowers import build_flowers, draw_pixel_values
 from tests.small_runs import make_checkpoint, make_folder, small_options
 from tests.small_trainers import copy_weights, list_changed, start_trainer

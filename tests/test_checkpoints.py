@@ -10,7 +10,6 @@ from siglip_flowers.training.checkpoints import (
     clear_leftovers,
     is_whole,
     list_checkpoints,
-    measure_checkpoint,
     publish_checkpoint,
     rotate_checkpoints,
     write_manifest,
@@ -86,7 +85,3 @@ def test_replacing_a_checkpoint_leaves_one_of_the_two_at_every_moment(
     content = (tmp_path / "checkpoint-3" / "part" / "model.safetensors").read_text()
     assert content in ("weights", "new weights")
     assert os.listdir(tmp_path) == ["checkpoint-3"]
-
-
-def test_size_is_that_of_the_files(tmp_path):
-    assert measure_checkpoint(write_files(tmp_path / "checkpoint-1")) == len("weights") + len("{}")

@@ -18,7 +18,7 @@ from siglip_flowers.training.compute import (
     set_cpu_threads,
     shrink_batch,
 )
-from siglip_flowers.training.throughput import Throughput
+from siglip_flowers.training.progress import Throughput
 from siglip_flowers.training.trainer import SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options

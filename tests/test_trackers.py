@@ -299,7 +299,7 @@ def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog, 
     bad, good = Moody(hook), Moody()
     trackers = Trackers({"bad": bad, "good": good})
     with caplog.at_level(logging.WARNING):
-        trackers.open(SimpleNamespace(), None)
+        trackers.open(SimpleNamespace())
         trackers.on_train_begin(None, None, None)
         for _ in range(3):
             trackers.on_log(None, None, None, logs={"loss": 1.0})
@@ -318,10 +318,11 @@ def test_a_tracker_that_cannot_be_opened_today_keeps_its_id(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
     trackers = Trackers({"bad": Moody(), "good": Moody()})
-    trackers.open(SimpleNamespace(), None)
+    trackers.open(SimpleNamespace())
     trackers.save(tmp_path / "first")
     resumed = Trackers({"bad": Moody("open"), "good": Moody()})
-    resumed.open(SimpleNamespace(), str(tmp_path / "first"))
+    resumed.load(tmp_path / "first")
+    resumed.open(SimpleNamespace())
     resumed.save(tmp_path / "second")
     kept = json.loads((tmp_path / "second" / "trackers.json").read_text(encoding="utf-8"))
     assert kept == {"bad": "id", "good": "id"}

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
+from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import (
     draw_train_sample,
 )
-from siglip_flowers.training.trainer import AVERAGE_FILE
 from tests.small_flowers import build_flowers
 from tests.small_trainers import copy_weights, start_trainer
 

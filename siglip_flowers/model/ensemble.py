@@ -9,6 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+AVERAGE_FILE = "ema.safetensors"
+
 
 class WeightAverage:
     """Exponential moving average of a model's trained parameters, kept in float32.
@@ -57,13 +59,14 @@ class WeightAverage:
                 for name, value in own.items():
                     parameters[name].copy_(value)
 
-    def save(self, path: Path) -> None:
-        """Write the average and its count of updates as safetensors."""
+    def save(self, directory: Path) -> None:
+        """Write the average and its count of updates into a checkpoint."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
-        save_file(tensors, path, metadata={"updates": str(self.updates)})
+        save_file(tensors, directory / AVERAGE_FILE, metadata={"updates": str(self.updates)})
 
-    def load(self, path: Path) -> None:
+    def load(self, directory: Path) -> None:
         """Read what :meth:`save` wrote, for the same model."""
+        path = directory / AVERAGE_FILE
         with safe_open(path, framework="pt") as file:
             self.updates = int(file.metadata()["updates"])
         for name, tensor in load_file(path).items():

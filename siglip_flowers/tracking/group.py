@@ -36,11 +36,10 @@ class Trackers(TrainerCallback):
         self._ids: dict[str, str] = {}
         self._view: TrainerView | None = None
 
-    def open(self, run: RunFacts, checkpoint: str | None) -> None:
-        """Start the trackers' runs, or go on with those whose ids the checkpoint holds."""
-        known = _read_ids(checkpoint)
+    def open(self, run: RunFacts) -> None:
+        """Start the trackers' runs, or resume those whose ids :meth:`load` found."""
         # Also of those that fail today: the next checkpoint must not forget them.
-        self._ids = dict(known)
+        known = dict(self._ids)
 
         def start(name: str, tracker: Tracker) -> None:
             self._ids[name] = tracker.open(run, known.get(name))
@@ -51,6 +50,13 @@ class Trackers(TrainerCallback):
         """Write the ids of the runs into a checkpoint."""
         if self._ids:
             write_json(checkpoint / IDS_FILE, self._ids)
+
+    def load(self, checkpoint: Path) -> None:
+        """Read the ids of the runs; those of open runs stay."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            # A run without trackers has none.
+            path = checkpoint / IDS_FILE
+            self._ids = dict(json.loads(path.read_text(encoding="utf-8"))) | self._ids
 
     def finish(self, results: Callable[[], FinalResults]) -> None:
         """Hand over what the kept weights achieve; it is put together only where it is wanted."""
@@ -105,13 +111,3 @@ class Trackers(TrainerCallback):
                 del self._active[name]
                 with contextlib.suppress(Exception):
                     tracker.close(failed=True)
-
-
-def _read_ids(checkpoint: str | None) -> dict[str, str]:
-    if checkpoint is None:
-        return {}
-    try:
-        return dict(json.loads((Path(checkpoint) / IDS_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        # Of a run without trackers.
-        return {}

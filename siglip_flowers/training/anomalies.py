@@ -5,29 +5,36 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
+from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.training.checkpoints import list_checkpoints
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_steps.json"
-# Steps that are looked at together at the latest, where nothing is logged or saved for long.
+# Marks are checked at least this often, even if nothing is logged or saved for long.
 LONGEST_WATCH = 500
 SHOWN_IMAGES = 64
+# A scaler that starts at 2**16 and halves finds a scale that fits in fewer steps.
+MAX_OVERFLOWS = 10
 
 
 class BadStepError(RunError):
-    """Training met a step that is not finite, and may not leave it out; it diverges, it seems."""
+    """A step is not finite and may not be skipped; the training seems to diverge."""
 
 
 @dataclass
 class _Step:
-    """What was seen of one step: its number, and by micro-batch the rows and whether it is bad."""
+    """A step's number, and for each micro-batch its rows and whether its loss is bad."""
 
     number: int
     rows: list[list[int]] = field(default_factory=list)
@@ -35,35 +42,40 @@ class _Step:
     bad_norm: Tensor | None = None
 
     def list_marks(self, device: torch.device) -> list[Tensor]:
-        """Return what was seen as booleans () on one device."""
+        """Return all marks as booleans () on one device."""
         marks = self.bad_losses if self.bad_norm is None else [*self.bad_losses, self.bad_norm]
         return [mark.reshape(()).to(device) for mark in marks]
 
 
-class AnomalyWatch:
+class AnomalyWatch(TrainerCallback):
     """Watches losses and gradient norms without waiting for the device.
 
-    What is bad is marked on the device; :meth:`check` waits for the marks, where the Trainer waits
+    Bad values are marked on the device. :meth:`check` waits for the marks, when the Trainer waits
     anyway and before every checkpoint. Steps are counted from 1.
 
+    With a gradient scaler (float16) norms that overflow are usual, and the scaler skips their
+    steps; only too many of them in a row are bad.
+
     Args:
-        policy: What a bad step leads to. ``stop``: RunError. ``skip``: no update for it, which
-            waits for the device in every step.
-        limit: Bad steps that are skipped before the run stops all the same.
-        largest_norm: Gradient norm above which a step is bad; None: only one that is not finite.
+        args: With ``on_nan``: ``stop`` ends the run at a bad step; ``skip`` skips its update, at
+            most ``max_bad_steps`` times, and waits for the device in every step. A gradient norm
+            above ``max_grad_norm_stop`` is bad too.
     """
 
-    def __init__(self, policy: str, limit: int, largest_norm: float | None) -> None:
-        self.policy = policy
-        self.limit = limit
-        self.largest_norm = largest_norm
+    def __init__(self, args: SiglipTrainingArguments) -> None:
+        self.args = args
         self.skipped: list[int] = []
         self.name_images: Callable[[Sequence[int]], list[str]] = lambda rows: [
             f"row {row}" for row in rows
         ]
-        self.newest_checkpoint: Callable[[], str | None] = lambda: None
+        self.accelerator: Accelerator | None = None
         self._steps: list[_Step] = []
         self._last_loss: Tensor | None = None
+        self._overflows = 0
+
+    @property
+    def _is_scaled(self) -> bool:
+        return getattr(self.accelerator, "scaler", None) is not None
 
     def see_loss(self, step: int, loss: Tensor, rows: Tensor) -> Tensor:
         """Mark the loss () of a micro-batch of rows (B,); return it, or the last finite one."""
@@ -73,47 +85,78 @@ class AnomalyWatch:
         self._steps[-1].bad_losses.append(~finite)
         self._steps[-1].rows.append(rows.tolist())
         last = torch.zeros_like(loss) if self._last_loss is None else self._last_loss
-        # The log's mean would stay spoilt for good: it is set back by subtraction.
+        # The Trainer resets the log's mean by subtraction, which would keep a NaN for good.
         self._last_loss = torch.where(finite, loss, last)
         return self._last_loss
 
     def see_norm(self, norm: Tensor | float) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        largest = torch.finfo(torch.float32).max if self.largest_norm is None else self.largest_norm
+        if self._is_scaled:
+            return
+        limit = self.args.max_grad_norm_stop
+        largest = torch.finfo(torch.float32).max if limit is None else limit
         # Not "above the largest", which is false for NaN.
         self._steps[-1].bad_norm = ~(torch.as_tensor(norm) <= largest)
 
-    def is_full(self) -> bool:
-        """Return whether the marks should be looked at, should no other occasion come."""
-        return len(self._steps) >= LONGEST_WATCH
-
-    def drops_update(self, step: int) -> bool:
-        """Return whether the step's gradients must be dropped before the optimizer sees them."""
-        if self.policy != "skip":
-            return False
-        found = self._find()
+    def on_pre_optimizer_step(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Drop the gradients of a bad step if it is to be skipped: the optimizer then rests."""
+        found = self._find() if self.args.on_nan == "skip" else None
         if found is None:
-            return False
-        bad, description = found
-        self._count(description)
-        self.skipped.append(bad)
-        logger.warning("%s; its update is left out.", description)
-        return True
+            return
+        step, description = found
+        if len(self.skipped) >= self.args.max_bad_steps:
+            raise BadStepError(
+                f"{description}, after {self.args.max_bad_steps} skipped steps, as many as "
+                f"--max_bad_steps allows{self._name_checkpoint()}. Lower --learning_rate."
+            )
+        self.skipped.append(step)
+        logger.warning("%s; its update is skipped.", description)
+        assert model is not None
+        model.zero_grad(set_to_none=True)
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check what was marked if the Trainer is about to wait for the device."""
+        if self._is_scaled:
+            self._count_overflows(state.global_step)
+        waits = control.should_log or control.should_evaluate or control.should_save
+        if waits or len(self._steps) >= LONGEST_WATCH:
+            self.check()
+
+    def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
+        """Check before the evaluation and the checkpoint of the epoch."""
+        self.check()
+
+    def _count_overflows(self, step: int) -> None:
+        assert self.accelerator is not None
+        self._overflows = self._overflows + 1 if self.accelerator.optimizer_step_was_skipped else 0
+        if self._overflows >= MAX_OVERFLOWS:
+            raise BadStepError(
+                f"The gradients overflowed float16 in {MAX_OVERFLOWS} steps in a row, up to step "
+                f"{step}{self._name_checkpoint()}. Lower --learning_rate, or use --fp16 false."
+            )
 
     def check(self) -> None:
         """Look at the marks since the last call; to be called by all processes.
 
         Raises:
-            BadStepError: A bad step and the policy ``stop``.
+            BadStepError: A bad step.
         """
         found = self._find()
-        if found is None:
-            return
-        _, description = found
-        raise BadStepError(
-            f"{description}; the run stops there{self._name_checkpoint()}: look at these "
-            "images, lower --learning_rate, or resume past them with --on_nan skip."
-        )
+        if found is not None:
+            _, description = found
+            raise BadStepError(
+                f"{description}; the run stops there{self._name_checkpoint()}. Look at these "
+                "images, lower --learning_rate, or resume past them with --on_nan skip."
+            )
 
     def save(self, directory: Path) -> None:
         """Keep the numbers of the skipped steps with a checkpoint."""
@@ -125,18 +168,11 @@ class AnomalyWatch:
         path = directory / SKIPPED_FILE
         self.skipped = json.loads(path.read_text("utf-8")) if path.is_file() else []
 
-    def _count(self, description: str) -> None:
-        if len(self.skipped) >= self.limit:
-            raise BadStepError(
-                f"{description}, after {self.limit} bad steps that were left out, which is as many "
-                f"as --max_bad_steps allows{self._name_checkpoint()}: lower --learning_rate."
-            )
-
     def _name_checkpoint(self) -> str:
-        newest = self.newest_checkpoint()
-        if newest is None:
+        checkpoints = list_checkpoints(Path(self.args.checkpoint_dir))
+        if not checkpoints:
             return ", with no checkpoint yet"
-        return f", and {newest} is the last good checkpoint"
+        return f", and {checkpoints[-1]} is the last good checkpoint"
 
     def _find(self) -> tuple[int, str] | None:
         """Return the first bad step and a description of it, or None; forget the marks."""
@@ -153,8 +189,7 @@ class AnomalyWatch:
         step = steps[first_of_all]
         losses = [bool(flag) for flag in step.bad_losses]
         spoilt = [row for flag, rows in zip(losses, step.rows, strict=True) if flag for row in rows]
-        own = (spoilt, [row for rows in step.rows for row in rows])
-        found = gather_object([own])
+        found = gather_object([(spoilt, [row for rows in step.rows for row in rows])])
         by_loss = [row for rows, _ in found for row in rows]
         rows = by_loss or [row for _, everything in found for row in everything]
         what = "loss is not finite" if by_loss else self._describe_norm()
@@ -164,6 +199,6 @@ class AnomalyWatch:
         return step.number, f"The {what} in step {step.number} (images {listed}{more})"
 
     def _describe_norm(self) -> str:
-        if self.largest_norm is None:
+        if self.args.max_grad_norm_stop is None:
             return "gradient norm is not finite"
-        return f"gradient norm exceeds --max_grad_norm_stop {self.largest_norm:g}"
+        return f"gradient norm exceeds --max_grad_norm_stop {self.args.max_grad_norm_stop:g}"

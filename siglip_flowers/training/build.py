@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import EarlyStoppingCallback, EvalPrediction, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError, RunError
@@ -37,7 +36,7 @@ from siglip_flowers.data.splits import draw_rows, get_labels
 from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.model.adapters import add_adapters, has_adapters, select_trained
+from siglip_flowers.model.adapters import add_adapters
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
@@ -52,6 +51,8 @@ from siglip_flowers.model.text_head import check_text_tower, load_calibration, z
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
+from siglip_flowers.training.callbacks import EarlyStopping
+from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes, measure_free_bytes
 from siglip_flowers.training.objectives import (
     Objective,
     balance_classes,
@@ -60,7 +61,7 @@ from siglip_flowers.training.objectives import (
     build_sigmoid,
 )
 from siglip_flowers.training.output import check_output_dir
-from siglip_flowers.training.progress import LossProgressCallback
+from siglip_flowers.training.progress import choose_progress
 from siglip_flowers.training.recipe import check_recipe
 from siglip_flowers.training.trainer import SiglipTrainer
 
@@ -69,8 +70,6 @@ logger = logging.getLogger(__name__)
 # Released encoders, from base size up, lose their features at higher rates than this.
 HIGHEST_USUAL_LEARNING_RATE = 5e-5
 BASE_HIDDEN_SIZE = 768
-# A checkpoint holds the weights and two moments of AdamW, in float32.
-CHECKPOINT_BYTES_PER_PARAMETER = 12
 
 
 @dataclass
@@ -339,6 +338,8 @@ def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgumen
     # since the Trainer would go on with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
+    # Patience that was used up before a checkpoint stays used up after it.
+    copied.restore_callback_states_from_checkpoint = True
     copied.report_to = []
     return copied
 
@@ -346,26 +347,23 @@ def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgumen
 def build_callbacks(training: SiglipTrainingArguments) -> list[Any]:
     """Return the callbacks that the arguments ask for, but trackers and the progress bar."""
     patience = training.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
+    return [] if patience is None else [EarlyStopping(patience)]
 
 
 def show_progress(trainer: SiglipTrainer) -> None:
-    """Put our progress bar in the place of the Trainer's, unless bars are off."""
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(LossProgressCallback())
+    """Replace the Trainer's own progress display."""
+    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
+    trainer.add_callback(choose_progress(trainer.args.disable_tqdm))
 
 
 def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:
     """Raise RunError if the checkpoints of the run would not fit on the disk."""
-    kept_weights = select_trained(model).values() if has_adapters(model) else model.parameters()
-    parameters = sum(parameter.numel() for parameter in kept_weights)
     # The best and the newest ones, one being written, and the final weights.
     kept = (training.save_total_limit or 10) + 2
-    needed = parameters * (CHECKPOINT_BYTES_PER_PARAMETER * kept + 4)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = estimate_checkpoint_bytes(model) * kept + weights
     directory = Path(str(training.output_dir)).absolute()
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = measure_free_bytes(directory)
     if free < needed:
         raise RunError(
             f"The disk of {directory} has {free / 1e9:.1f} GB free, but this run's checkpoints "

@@ -1,26 +1,42 @@
 """Checkpoints that are whole or absent: written under another name, renamed, then rotated.
 
 A checkpoint is a directory ``checkpoint-STEP`` with a manifest that names its files and their
-sizes; what is cut off or half deleted does not match its manifest and is never taken.
+sizes; a checkpoint that is cut off or half deleted does not match its manifest and is never used.
 """
 
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
 
 from siglip_flowers.base.files import write_json
+from siglip_flowers.model.adapters import has_adapters, select_trained
 
-PREFIX = "checkpoint-"
+CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
-# Hidden names: of what is being written, taken away, or making room for another of its step.
+# Hidden names: being written, being removed, or replaced by another one of the same step.
 STAGING_DIR = ".writing"
 REMOVED, REPLACED = ".removed-", ".replaced-"
+# The weights and two moments of AdamW, in float32.
+BYTES_PER_PARAMETER = 12
+
+
+class CheckpointPart(Protocol):
+    """Something that a resumed run needs besides what the Trainer itself saves."""
+
+    def save(self, directory: Path) -> None:
+        """Write the part into a checkpoint; called by the first process."""
+
+    def load(self, directory: Path) -> None:
+        """Continue from what a checkpoint holds; called by every process."""
 
 
 def write_manifest(checkpoint: Path) -> None:
-    """Write down which files a checkpoint has, and their sizes, and send all to the disk."""
+    """Record the files of a checkpoint and their sizes, and flush all to the disk."""
     sizes = {}
     for path in sorted(checkpoint.rglob("*")):
         if path.is_file() and path.name != MANIFEST_FILE:
@@ -45,20 +61,24 @@ def is_whole(checkpoint: Path) -> bool:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints of a directory, the oldest first."""
-    whole = [path for path in directory.glob(f"{PREFIX}*") if _has_step(path) and is_whole(path)]
-    return sorted(whole, key=_get_step)
+    numbered = {
+        path: int(path.name.removeprefix(CHECKPOINT_PREFIX))
+        for path in directory.glob(f"{CHECKPOINT_PREFIX}*")
+        if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
+    }
+    return sorted(filter(is_whole, numbered), key=lambda path: numbered[path])
 
 
-def _has_step(path: Path) -> bool:
-    return path.name.removeprefix(PREFIX).isdecimal()
-
-
-def _get_step(path: Path) -> int:
-    return int(path.name.removeprefix(PREFIX))
+def had_ended(checkpoint: Path) -> bool:
+    """Return whether training stopped at a checkpoint before its last step, out of patience."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
+    stopped = control.get("args", {}).get("should_training_stop", False)
+    return bool(stopped) and state["global_step"] < state["max_steps"]
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Give a checkpoint that is complete its name, in the place of one of the same step."""
+    """Give a complete checkpoint its name, replacing one of the same step."""
     write_manifest(staged)
     replaced = final.with_name(REPLACED + final.name)
     if final.exists():
@@ -70,7 +90,7 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Take a checkpoint away: it is gone at once, whenever its files are."""
+    """Remove a checkpoint; its name disappears at once, however long its files take."""
     if path.exists():
         hidden = path.with_name(REMOVED + path.name.lstrip("."))
         shutil.rmtree(hidden, ignore_errors=True)
@@ -91,26 +111,51 @@ def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> 
 
 def clear_leftovers(directory: Path) -> None:
     """Remove what a killed process left unfinished; a whole checkpoint gets its name back."""
-    for path in directory.glob(f"{REPLACED}{PREFIX}*"):
+    for path in directory.glob(f"{REPLACED}{CHECKPOINT_PREFIX}*"):
         final = path.with_name(path.name.removeprefix(REPLACED))
         if is_whole(path) and not final.exists():
             path.rename(final)
     for pattern in (STAGING_DIR, f"{REMOVED}*", f"{REPLACED}*", ".start.*"):
         for path in directory.glob(pattern):
             shutil.rmtree(path)
-    for path in directory.glob(f"{PREFIX}*"):
+    for path in directory.glob(f"{CHECKPOINT_PREFIX}*"):
         if not is_whole(path):
             shutil.rmtree(path)
 
 
-def measure_checkpoint(checkpoint: Path) -> int:
-    """Return the bytes of a checkpoint's files."""
-    return sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+def estimate_checkpoint_bytes(model: Any) -> int:
+    """Return roughly how large a checkpoint of a model becomes, with its optimizer."""
+    kept = select_trained(model).values() if has_adapters(model) else model.parameters()
+    return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in kept)
+
+
+def measure_free_bytes(directory: Path) -> int:
+    """Return the free space of the disk that a directory is on or will be on."""
+    absolute = directory.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def describe_failed_save(directory: Path, step: int, reason: str, model: nn.Module) -> str:
+    """Return a message for a checkpoint that could not be written."""
+    checkpoints = list_checkpoints(directory)
+    needed, begin = estimate_checkpoint_bytes(model), "the beginning"
+    if checkpoints:
+        files = [path for path in checkpoints[-1].rglob("*") if path.is_file()]
+        needed, begin = sum(path.stat().st_size for path in files), checkpoints[-1].name
+    return (
+        f"The checkpoint of step {step} could not be written to {directory} ({reason}): it needs "
+        f"about {needed / 1e6:.1f} MB and {measure_free_bytes(directory) / 1e6:.1f} MB are free. "
+        f"Make room and repeat the command, which resumes from {begin}."
+    )
 
 
 def _flush(path: Path) -> None:
-    # A rename can reach the disk before the content does, should the power fail.
-    handle = os.open(path, os.O_RDONLY)
+    # A rename can reach the disk before the content does if the power fails. Windows flushes only
+    # files that are open for writing, and no directories.
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

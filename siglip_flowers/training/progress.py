@@ -1,27 +1,184 @@
-"""What a user watches while a model trains."""
+"""How fast training is, and what the user sees of it."""
 
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
+from siglip_flowers.base.files import write_json
 
-class LossProgressCallback(ProgressCallback):
-    """A progress bar with loss, accuracy and speed, and one line for each evaluation."""
+CLOCK_FILE = "clock.json"
+
+
+class Throughput:
+    """Counts images and seconds of training; evaluation and saving are left out.
+
+    Seconds are those of the host. On a GPU, whose work the host only queues, they are right over
+    many steps, and the wait for data is what remains visible of it.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self._evaluation: dict[str, float] = {}
+        self.images = 0
+        self.seconds = 0.0
+        self.waited = 0.0
+        self._window_images = 0
+        self._window_waited = 0.0
+        self._window_start: float | None = None
+        self._paused = 0.0
+        self._pauses = 0
+        # Of the whole run, with evaluation and saving, up to the checkpoint that was resumed.
+        self._earlier_seconds = 0.0
+        self._began = time.perf_counter()
+
+    def start(self) -> None:
+        """Start counting."""
+        self._began = time.perf_counter()
+        self._open_window()
+
+    def _open_window(self) -> None:
+        self._window_start = time.perf_counter()
+        self._paused = 0.0
+
+    def count(self, images: int) -> None:
+        """Count images that were trained on."""
+        self._window_images += images
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._window_waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out; a block within another counts as part of it."""
+        began = time.perf_counter()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+        if self._pauses == 0:
+            self._paused += time.perf_counter() - began
+
+    def close_window(self) -> dict[str, float]:
+        """Return ``images_per_second`` and ``data_wait``, a share, since the last call."""
+        if self._window_start is None:
+            return {}
+        seconds = time.perf_counter() - self._window_start - self._paused
+        images, waited = self._window_images, self._window_waited
+        self.images += images
+        self.seconds += seconds
+        self.waited += waited
+        self._window_images, self._window_waited = 0, 0.0
+        self._open_window()
+        if seconds <= 0 or not images:
+            return {}
+        return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
+
+    def total_seconds(self) -> float:
+        """Return the duration of the run's training, over all its interruptions."""
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def save(self, directory: Path) -> None:
+        """Write the duration so far into a checkpoint."""
+        write_json(directory / CLOCK_FILE, {"seconds": self.total_seconds()})
+
+    def load(self, directory: Path) -> None:
+        """Continue from the duration of a checkpoint."""
+        path = directory / CLOCK_FILE
+        if path.is_file():
+            self._earlier_seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+
+
+def average_losses(log_history: list[dict[str, Any]], default: float) -> float:
+    """Return the mean training loss of all logged steps, or the default if none was logged."""
+    rows = [(row["step"], row["loss"]) for row in log_history if "loss" in row]
+    if not rows:
+        return default
+    starts = [0, *(step for step, _ in rows[:-1])]
+    weighted = (loss * (step - start) for (step, loss), start in zip(rows, starts, strict=True))
+    return float(sum(weighted) / rows[-1][0])
+
+
+def describe_step(logs: Mapping[str, Any], state: TrainerState) -> str:
+    """Return a row of the log in a line: step, running loss and accuracy, speed."""
+    line = f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.3f}"
+    if "accuracy" in logs:
+        line += f", accuracy {logs['accuracy']:.1%}"
+    if "images_per_second" in logs:
+        line += f", {logs['images_per_second']:.0f} images/s"
+        line += f", {logs['data_wait']:.0%} of the time waiting for data"
+    return line
+
+
+class _EvaluationLine:
+    """Collects the figures of both evaluated splits for one line."""
+
+    def __init__(self) -> None:
+        self._figures: dict[str, float] = {}
+
+    def add(self, logs: Mapping[str, Any], state: TrainerState) -> str | None:
+        """Take a row of the log; return the line once the validation split is evaluated."""
+        self._figures.update({k: v for k, v in logs.items() if k.startswith("eval_")})
+        if "eval_validation_accuracy" not in logs:
+            return None
+        figures, self._figures = self._figures, {}
+        line = f"epoch {state.epoch:.1f}, step {state.global_step}:"
+        for split in ("validation", "train"):
+            if f"eval_{split}_accuracy" in figures:
+                line += (
+                    f" {split} accuracy {figures[f'eval_{split}_accuracy']:.2%}, "
+                    f"loss {figures[f'eval_{split}_loss']:.3f};"
+                )
+        return line.rstrip(";")
+
+
+class ProgressLines(TrainerCallback):
+    """Prints a line for each row of the log and each evaluation; for output that is redirected."""
+
+    def __init__(self) -> None:
+        self._evaluation = _EvaluationLine()
 
     def on_log(
         self,
-        args: TrainingArguments,
+        args: Any,
         state: TrainerState,
         control: TrainerControl,
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the running loss on the bar; print a line when the validation split is done."""
+        """Print the row."""
+        if not state.is_world_process_zero or logs is None:
+            return
+        line = describe_step(logs, state) if "loss" in logs else self._evaluation.add(logs, state)
+        if line is not None:
+            print(line, flush=True)
+
+
+class ProgressBar(ProgressCallback):
+    """A progress bar with loss, accuracy and speed, and one line for each evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._evaluation = _EvaluationLine()
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the row on the bar; print a line once the validation split is evaluated."""
         if not state.is_world_process_zero or self.training_bar is None or logs is None:
             return
         if "loss" in logs:
@@ -32,18 +189,11 @@ class LossProgressCallback(ProgressCallback):
                 shown["img/s"] = f"{logs['images_per_second']:.0f}"
                 shown["waiting for data"] = f"{logs['data_wait']:.1%}"
             self.training_bar.set_postfix(shown, refresh=False)
-        self._evaluation.update({k: v for k, v in logs.items() if k.startswith("eval_")})
-        if "eval_validation_accuracy" in logs:
-            values = self._evaluation
-            line = (
-                f"epoch {state.epoch:.1f}: validation accuracy "
-                f"{values['eval_validation_accuracy']:.2%}, "
-                f"loss {values['eval_validation_loss']:.3f}"
-            )
-            if "eval_train_accuracy" in values:
-                line += (
-                    f"; train accuracy {values['eval_train_accuracy']:.2%}, "
-                    f"loss {values['eval_train_loss']:.3f}"
-                )
+        line = self._evaluation.add(logs, state)
+        if line is not None:
             self.training_bar.write(line)
-            self._evaluation = {}
+
+
+def choose_progress(disable_tqdm: bool | None) -> TrainerCallback:
+    """Return a progress bar for a terminal, and lines for a file or a pipe."""
+    return ProgressLines() if disable_tqdm or not sys.stderr.isatty() else ProgressBar()

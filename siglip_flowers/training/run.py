@@ -109,7 +109,9 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             resume=training.resume == "auto",
             clear=PartialState().is_main_process,
         )
-    trackers.open(describe_facts(arguments, data), checkpoint)
+    if checkpoint is not None:
+        trackers.load(Path(checkpoint))
+    trackers.open(describe_facts(arguments, data))
     start: dict[str, float] | None = None
     if has_measured_start(arguments) and not on_features:
         start = measure_start(

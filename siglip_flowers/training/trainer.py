@@ -1,41 +1,78 @@
-"""The Hugging Face Trainer with an image input path and metrics that do not depend on sharding."""
+"""The Trainer of transformers with an image input path, whole checkpoints and safe steps."""
 
 import logging
+import shutil
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import TrainerCallback
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
-from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.data.augmentation import BatchAugmenter
 from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.runtime.failures import explain_write_failure
 from siglip_flowers.runtime.memory import run_in_parts
+from siglip_flowers.runtime.preemption import defer_signals, outlive_signals
 from siglip_flowers.tracking import Trackers
+from siglip_flowers.training.anomalies import AnomalyWatch
+from siglip_flowers.training.callbacks import GradientCheck, StopOnSignal, UpdateAverage
+from siglip_flowers.training.checkpoints import (
+    CHECKPOINT_PREFIX,
+    STAGING_DIR,
+    STATE_FILE,
+    CheckpointPart,
+    describe_failed_save,
+    had_ended,
+    list_checkpoints,
+    publish_checkpoint,
+    remove_checkpoint,
+    rotate_checkpoints,
+)
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
-from siglip_flowers.training.safe_trainer import SafeTrainer
-from siglip_flowers.training.throughput import Throughput
+from siglip_flowers.training.progress import Throughput, average_losses
+from siglip_flowers.training.sharding import (
+    allow_sharding_on_cpu,
+    choose_wrapped_layers,
+    to_full_tensor,
+)
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_FILE = "ema.safetensors"
+# The private methods of transformers.Trainer that are overridden, each with the reason. Checked
+# with transformers 5.17 and 5.24.
+PRIVATE_OVERRIDES = {
+    "_get_grad_norm": "callbacks do not receive the gradient norm before clipping",
+    "_prepare_inputs": "row numbers stay in main memory, and a batch may still be on its way",
+    "_run_epoch": "resuming a run that had trained to its end would take another step",
+    "_save_checkpoint": "a checkpoint gets its name only once it is complete",
+}
+# Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
+ARGUMENTS_FILE = "training_args.bin"
 
 
-class SiglipTrainer(SafeTrainer):
+class SiglipTrainer(Trainer):
     """Trains an image classifier on uint8 pixels; see ``Trainer`` for everything else.
+
+    Checkpoints are written under another name and renamed once they are complete; only then are
+    old ones removed. A signal ends training after a step, with a checkpoint.
 
     Args:
         objective: Maps model and batch to the loss.
         normalizer: Turns pixels into the model's inputs, on the device.
-        augmenter: Varies training batches, on the device; None trains on images as they are.
+        augmenter: Augments training batches, on the device; None trains on images as they are.
         ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
-        trackers: Open ones, which every checkpoint names, so that a resumed run goes on with them.
+        trackers: Open trackers, whose runs a resumed run continues.
         **kwargs: The arguments of ``Trainer``.
     """
 
@@ -54,20 +91,95 @@ class SiglipTrainer(SafeTrainer):
         self.objective: Objective = objective
         self.normalizer = normalizer
         self.augmenter = augmenter
-        self.trackers = trackers
-        callbacks = [
-            *(kwargs.pop("callbacks", None) or ()),
-            *([] if trackers is None else [trackers]),
-        ]
+        self.anomalies = AnomalyWatch(kwargs["args"])
+        self.throughput = Throughput()
+        callbacks = [StopOnSignal(), self.anomalies, *(kwargs.pop("callbacks", None) or ())]
+        allow_sharding_on_cpu(kwargs["args"])
         super().__init__(callbacks=callbacks, **kwargs)
+        if self.is_fsdp_enabled:
+            choose_wrapped_layers(self.accelerator.state.fsdp_plugin, self._trained_model)
+        if not self.is_deepspeed_enabled:
+            self.add_callback(GradientCheck())
+        self.anomalies.accelerator = self.accelerator
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
-        self._running_hits: list[torch.Tensor] = []
-        self._largest_eval_batch: int | None = None
-        self.throughput = Throughput()
+        # What a resumed run needs besides what the Trainer itself saves.
+        self.checkpoint_parts: list[CheckpointPart] = [self.anomalies, self.throughput]
         self.average = None if ema is None else WeightAverage(self._trained_model, ema)
         if self.average is not None:
-            self.add_callback(_AverageCallback(self.average))
+            self.add_callback(UpdateAverage(self.average))
+            self.checkpoint_parts.append(self.average)
+        if trackers is not None:
+            self.add_callback(trackers)
+            self.checkpoint_parts.append(trackers)
+        if has_adapters(self.model):
+            # Saved with a checkpoint is only what trains; the rest comes from the base checkpoint.
+            frozen = self._trained_model.state_dict().keys() - select_trained(self._trained_model)
+            self._trained_model._keys_to_ignore_on_save = set(frozen)
+        self._running_hits: list[torch.Tensor] = []
+        self._largest_eval_batch: int | None = None
+        self._had_ended = False
+
+    @property
+    def _trained_model(self) -> Any:
+        # The Trainer's type allows None, for a model_init that this one does not use.
+        return self.model
+
+    # ---- Training
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Train; a signal ends it after a step, with a checkpoint, by raising ``Preempted``."""
+        if isinstance(resume_from_checkpoint, str):
+            self._had_ended = had_ended(Path(resume_from_checkpoint))
+            for part in self.checkpoint_parts:
+                part.load(Path(resume_from_checkpoint))
+        checkpointing: Any = self.args.gradient_checkpointing_kwargs or {}
+        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
+            # Re-entrant checkpointing passes gradients on only if its inputs require them.
+            self._trained_model.enable_input_require_grads()
+        self.throughput.start()
+        with defer_signals():
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            except UnpicklingError as error:
+                # torch refuses to run code that a file of the training state contains.
+                raise RunError(
+                    f"The checkpoint {resume_from_checkpoint} cannot be loaded: a file of its "
+                    "training state is damaged or holds more than tensors and numbers. Remove the "
+                    "checkpoint, and the same command resumes from the one before."
+                ) from error
+            finally:
+                if hasattr(self._trained_model, "_require_grads_hooks"):
+                    self._trained_model.disable_input_require_grads()
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        """End the data loading processes that outlive an epoch: they end with their loaders."""
+        self._eval_dataloaders: dict[str, Any] = {}
+        self.callback_handler.train_dataloader = None
+        self.callback_handler.eval_dataloader = None
+        self.accelerator._dataloaders.clear()
+
+    def get_train_dataloader(self) -> Any:
+        """Return the parent's, with workers that let the last step finish on a signal."""
+        loader = super().get_train_dataloader()
+        if len(loader) == 0:
+            raise InputError(
+                "The training split has fewer images than one batch of "
+                f"{self.args.train_batch_size} per process, which --dataloader_drop_last drops. "
+                "Lower --per_device_train_batch_size."
+            )
+        return _shield_workers(loader)
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the parent's for every image, whatever training drops."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return _shield_workers(super().get_eval_dataloader(*args, **kwargs))
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with one learning rate for the encoder and one for the head."""
@@ -84,10 +196,11 @@ class SiglipTrainer(SafeTrainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, with a watch on the throughput."""
-        self.throughput.start()
-        return super().train(*args, **kwargs)
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self._had_ended or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of one step, and count the time that takes."""
@@ -101,6 +214,13 @@ class SiglipTrainer(SafeTrainer):
         # Accelerate has sent the batch to the device.
         return inputs.wait() if isinstance(inputs, PixelBatch) else super()._prepare_inputs(inputs)
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Compute the gradients of a micro-batch, and mark a loss that is not finite."""
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        return self.anomalies.see_loss(self.state.global_step + 1, loss, inputs["index"])
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -108,20 +228,47 @@ class SiglipTrainer(SafeTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the objective's mean over a training batch, varied and normalized on the way."""
+        """Return the objective's mean over a training batch, augmented and normalized first."""
         pixels, labels, rows = inputs["pixel_values"], inputs["labels"], inputs["index"]
         step = self.state.global_step
         targets = labels
         if self.augmenter is not None:
             pixels, targets = self.augmenter(pixels, labels, rows, step)
         batch = TrainingBatch(self.normalizer.prepare(pixels), labels, targets, rows, step)
-        # Or the varied images would take memory all through the forward pass.
+        # Or the augmented images would take memory all through the forward pass.
         del pixels
         loss, logits = self.objective(model, batch)
         if logits is not None:
             hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
             self._running_hits.append((logits.detach().argmax(dim=-1) == hard).float().mean())
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = to_full_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
+        self.anomalies.see_norm(norm)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the accuracy and the speed of the training batches since the last row."""
+        if "loss" in logs and self._running_hits:
+            hits = torch.stack(self._running_hits).mean()
+            logs["accuracy"] = self.accelerator.gather(hits).mean().item()
+            self._running_hits.clear()
+            logs.update(self.throughput.close_window())
+        if "train_runtime" in logs:
+            # The Trainer's own closing figures begin where the run was resumed.
+            logs["train_runtime"] = self.throughput.total_seconds()
+            logs["train_loss"] = average_losses(self.state.log_history, logs["train_loss"])
+        super().log(logs, start_time)
+
+    # ---- Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate the averaged weights if there are any, else the current ones."""
+        average = self.average
+        averaged = nullcontext() if average is None else average.applied_to(self._trained_model)
+        with self.throughput.paused(), averaged:
+            return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -132,15 +279,15 @@ class SiglipTrainer(SafeTrainer):
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Return logits (B, C) float32 and labels (B,).
 
-        No loss: the Trainer averages the losses of batches, which weighs the padding of the last
-        batch of several processes. ``compute_metrics`` takes the loss from the gathered logits.
+        No loss: the Trainer averages the losses of batches, which would count the padding of the
+        last batch of several processes. ``compute_metrics`` computes it from the gathered logits.
         """
         inputs = self._prepare_inputs(inputs)
         return None, self._classify(model, inputs["pixel_values"]), inputs["labels"]
 
     @torch.no_grad()
     def _classify(self, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, C) float32; in halves, from then on at once, where memory runs out.
+        """Return logits (B, C) float32; if memory runs out, in halves, from then on at once.
 
         Within the step, since the other processes know nothing of it.
         """
@@ -158,7 +305,7 @@ class SiglipTrainer(SafeTrainer):
         return logits.float()
 
     def _refuse_parts(self, size: int) -> RunError | None:
-        """Say why an evaluation of this many images at once cannot go on with half of them."""
+        """Return why an evaluation of this many images at once cannot continue with half."""
         if size == 1:
             return RunError("There is too little memory to evaluate a single image.")
         processes = self.accelerator.num_processes
@@ -170,79 +317,87 @@ class SiglipTrainer(SafeTrainer):
             )
         return None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, with the accuracy on the training batches since the last row beside their loss."""
-        if "loss" in logs and self._running_hits:
-            hits = torch.stack(self._running_hits).mean()
-            logs["accuracy"] = self.accelerator.gather(hits).mean().item()
-            self._running_hits.clear()
-            logs.update(self.throughput.close_window())
-        super().log(logs, start_time)
+    # ---- Checkpoints
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Evaluate the averaged weights where there are any, else the current ones."""
-        average = self.average
-        averaged = nullcontext() if average is None else average.applied_to(self._trained_model)
-        with self.throughput.paused(), averaged:
-            return super().evaluate(*args, **kwargs)
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        directory = Path(self.args.checkpoint_dir)
+        staging, name = directory / STAGING_DIR, f"{CHECKPOINT_PREFIX}{self.state.global_step}"
+        output_dir, limit = self.args.output_dir, self.args.save_total_limit
+        try:
+            with self.throughput.paused():
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    (staging / name).mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
+                # The Trainer writes to, and removes old checkpoints from, its output directory.
+                self.args.output_dir, self.args.save_total_limit = str(staging), None
+                super()._save_checkpoint(model, trial)
+                self.args.output_dir, self.args.save_total_limit = output_dir, limit
+                # All processes have written their random states.
+                self.accelerator.wait_for_everyone()
+                self._publish(staging / name, directory / name)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = explain_write_failure(error)
+            if reason is None:
+                raise
+            # First, so that the message gives the space that is free for others.
+            shutil.rmtree(staging, ignore_errors=True)
+            raise RunError(
+                describe_failed_save(directory, self.state.global_step, reason, self._trained_model)
+            ) from error
+        finally:
+            self.args.output_dir, self.args.save_total_limit = output_dir, limit
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the weights, and beside them in a checkpoint their average and the tracked runs."""
-        super().save_model(output_dir, _internal_call)
-        if self.trackers is not None and output_dir is not None and self.args.should_save:
-            self.trackers.save(Path(output_dir))
-        if self.average is not None and output_dir is not None and self.args.should_save:
-            self.average.save(Path(output_dir) / AVERAGE_FILE)
+    def _publish(self, staged: Path, final: Path) -> None:
+        """Complete a staged checkpoint, give it its name and remove surplus ones."""
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+        if not self.args.should_save:
+            return
+        for part in self.checkpoint_parts:
+            part.save(staged)
+        self.state.save_to_json(str(staged / STATE_FILE))
+        (staged / ARGUMENTS_FILE).unlink(missing_ok=True)
+        publish_checkpoint(staged, final)
+        best = self.state.best_model_checkpoint
+        rotate_checkpoints(final.parent, self.args.save_total_limit, best)
 
     def finish(self) -> None:
         """Give the model the weights to keep: the moving average, of the best evaluation."""
+        if has_adapters(self.model):
+            self._trained_model._keys_to_ignore_on_save = set()
         if self.average is None:
             return
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
-            self.average.load(Path(best) / AVERAGE_FILE)
+            self.average.load(Path(best))
         self.average.copy_to(self._trained_model)
 
-    @property
-    def _trained_model(self) -> nn.Module:
-        # The Trainer allows None here, for a model_init that this one does not use.
-        assert isinstance(self.model, nn.Module)
-        return self.model
+    def remove_surplus_checkpoints(self) -> None:
+        """Remove the newest checkpoint of a finished run, if only the best one is to be kept.
 
-    def _save(
-        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
-    ) -> None:
-        # Of a model with adapters only what is trained: the rest is in the base checkpoint.
-        if has_adapters(self.model):
-            state_dict = select_trained(self._trained_model, state_dict)
-        # The parent pickles its arguments into every checkpoint, which must hold no secret.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        with self.throughput.paused():
-            super()._save_checkpoint(model, trial)
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        missing = set(load_result.missing_keys)
-        if has_adapters(self.model):
-            missing &= select_trained(self._trained_model).keys()
-            load_result = load_result._replace(missing_keys=sorted(missing))
-        super()._issue_warnings_after_load(load_result)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average is not None:
-            self.average.load(Path(resume_from_checkpoint) / AVERAGE_FILE)
+        Not earlier: a run that is killed while it measures what it trained still needs it.
+        """
+        best = self.state.best_model_checkpoint
+        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
+            for path in list_checkpoints(Path(self.args.checkpoint_dir)):
+                if path.name != Path(best).name:
+                    remove_checkpoint(path)
 
 
-class _AverageCallback(TrainerCallback):
-    def __init__(self, average: WeightAverage) -> None:
-        self.average = average
+def _shield_workers(loader: Any) -> Any:
+    initialize = getattr(loader, "worker_init_fn", None)
+    # A loader whose workers persist comes here at every evaluation.
+    shielded = isinstance(initialize, partial) and initialize.func is _initialize_worker
+    if getattr(loader, "num_workers", 0) and not shielded:
+        loader.worker_init_fn = partial(_initialize_worker, initialize)
+    return loader
 
-    def on_step_end(self, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
-        assert model is not None
-        self.average.update(model)
+
+def _initialize_worker(initialize: Any, worker: int) -> None:
+    if initialize is not None:
+        initialize(worker)
+    outlive_signals(worker)
