@@ -91,7 +91,7 @@ class AnomalyWatch(TrainerCallback):
 
     def see_norm(self, norm: Tensor | float) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        if self._is_scaled:
+        if self._is_scaled or not self._steps:
             return
         limit = self.args.max_grad_norm_stop
         largest = torch.finfo(torch.float32).max if limit is None else limit
