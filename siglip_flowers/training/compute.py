@@ -1,7 +1,9 @@
-"""Fit a run to its machine: threads, and batches that fit into memory."""
+"""Fit a run to its machine: threads, data loading processes, batches that fit into memory."""
 
 import copy
 import os
+from functools import partial
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -9,6 +11,7 @@ from accelerate.utils.memory import clear_device_cache
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.inspection import count_workers
+from siglip_flowers.runtime.preemption import outlive_signals
 
 
 class TooLittleMemoryError(RunError):
@@ -65,3 +68,37 @@ def shrink_batch(
     smaller.per_device_train_batch_size = size // 2
     smaller.gradient_accumulation_steps = 2 * training.gradient_accumulation_steps
     return smaller
+
+
+def refuse_eval_parts(processes: int, size: int) -> RunError | None:
+    """Return why an evaluation of ``size`` images at once cannot continue with half of them.
+
+    Args:
+        processes: Those whose forward passes gather weights from each other, each the same number
+            of times.
+        size: Images that did not fit into memory.
+    """
+    if size == 1:
+        return RunError("There is too little memory to evaluate a single image.")
+    if processes > 1:
+        return RunError(
+            f"There is too little memory to evaluate {size} images at once in one of "
+            f"{processes} processes; use --per_device_eval_batch_size {size // 2}."
+        )
+    return None
+
+
+def shield_workers(loader: Any) -> Any:
+    """Let the data loading processes of a loader outlive a signal until the step is done."""
+    initialize = getattr(loader, "worker_init_fn", None)
+    # A loader whose workers persist comes here at every evaluation.
+    shielded = isinstance(initialize, partial) and initialize.func is _initialize_worker
+    if getattr(loader, "num_workers", 0) and not shielded:
+        loader.worker_init_fn = partial(_initialize_worker, initialize)
+    return loader
+
+
+def _initialize_worker(initialize: Any, worker: int) -> None:
+    if initialize is not None:
+        initialize(worker)
+    outlive_signals(worker)

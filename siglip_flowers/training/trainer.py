@@ -22,7 +22,7 @@ from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.runtime.failures import explain_write_failure
 from siglip_flowers.runtime.memory import run_in_parts
-from siglip_flowers.runtime.preemption import defer_signals, outlive_signals
+from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.anomalies import AnomalyWatch
 from siglip_flowers.training.callbacks import GradientCheck, StopOnSignal, UpdateAverage
@@ -38,6 +38,7 @@ from siglip_flowers.training.checkpoints import (
     remove_checkpoint,
     rotate_checkpoints,
 )
+from siglip_flowers.training.compute import refuse_eval_parts, shield_workers
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.progress import Throughput, average_losses
@@ -171,13 +172,13 @@ class SiglipTrainer(Trainer):
                 f"{self.args.train_batch_size} per process, which --dataloader_drop_last drops. "
                 "Lower --per_device_train_batch_size."
             )
-        return _shield_workers(loader)
+        return shield_workers(loader)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         """Return the parent's for every image, whatever training drops."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return _shield_workers(super().get_eval_dataloader(*args, **kwargs))
+            return shield_workers(super().get_eval_dataloader(*args, **kwargs))
         finally:
             self.args.dataloader_drop_last = drop_last
 
@@ -219,7 +220,7 @@ class SiglipTrainer(Trainer):
     ) -> torch.Tensor:
         """Compute the gradients of a micro-batch, and mark a loss that is not finite."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if "index" not in inputs:
+        if not getattr(self, "watches_anomalies", True):
             return loss
         return self.anomalies.see_loss(self.state.global_step + 1, loss, inputs["index"])
 
@@ -300,24 +301,13 @@ class SiglipTrainer(Trainer):
             return logits
 
         size = self._largest_eval_batch or len(pixels)
-        logits, fitted = run_in_parts(run, pixels, size, self._refuse_parts)
+        gathers = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        processes = self.accelerator.num_processes if gathers else 1
+        logits, fitted = run_in_parts(run, pixels, size, partial(refuse_eval_parts, processes))
         if fitted < size:
             self._largest_eval_batch = fitted
             logger.warning("Memory ran out; evaluating %d images at once.", fitted)
         return logits.float()
-
-    def _refuse_parts(self, size: int) -> RunError | None:
-        """Return why an evaluation of this many images at once cannot continue with half."""
-        if size == 1:
-            return RunError("There is too little memory to evaluate a single image.")
-        processes = self.accelerator.num_processes
-        if processes > 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            # Their forward passes gather weights from all processes, each the same number.
-            return RunError(
-                f"There is too little memory to evaluate {size} images at once in one of "
-                f"{processes} processes; use --per_device_eval_batch_size {size // 2}."
-            )
-        return None
 
     # ---- Checkpoints
 
@@ -388,18 +378,3 @@ class SiglipTrainer(Trainer):
             for path in list_checkpoints(Path(self.args.checkpoint_dir)):
                 if path.name != Path(best).name:
                     remove_checkpoint(path)
-
-
-def _shield_workers(loader: Any) -> Any:
-    initialize = getattr(loader, "worker_init_fn", None)
-    # A loader whose workers persist comes here at every evaluation.
-    shielded = isinstance(initialize, partial) and initialize.func is _initialize_worker
-    if getattr(loader, "num_workers", 0) and not shielded:
-        loader.worker_init_fn = partial(_initialize_worker, initialize)
-    return loader
-
-
-def _initialize_worker(initialize: Any, worker: int) -> None:
-    if initialize is not None:
-        initialize(worker)
-    outlive_signals(worker)
