@@ -38,7 +38,7 @@ from benchmarks.harness import run_benchmark
 from benchmarks.report import RESULTS, draw_lines, format_cell, format_table, make_panels
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.config import check_positive, check_range
-from siglip_flowers.plots.curves import save_figure
+from siglip_flowers.plots.theme import save_figure
 
 MODULE = "benchmarks.cost_model"
 WORLDS = [2**power for power in range(11)]

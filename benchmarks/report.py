@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import REPOSITORY, describe_machine, slug_device
 from siglip_flowers.base.files import write_json, write_text
-from siglip_flowers.plots.curves import save_figure
+from siglip_flowers.plots.theme import save_figure
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 # Told apart in gray and with any color vision (Okabe and Ito, 2008).

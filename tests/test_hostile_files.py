@@ -669,10 +669,10 @@ def test_labels_that_a_spreadsheet_would_compute_are_quoted():
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn_as_they_are(tmp_path):
-    images = [PillowImage.new("RGB", (8, 8))] * len(CLASS_NAMES)
-    sure = [0.5] * len(images)
-    paths = save_examples(images, CLASS_NAMES, CLASS_NAMES, sure, tmp_path, "$t$ \x1b <b>")
-    assert all(PillowImage.open(path).height < 4000 for path in paths)
+    image = PillowImage.new("RGB", (8, 8))
+    examples = [(image, name, name, 0.5) for name in CLASS_NAMES]
+    save_examples(examples, tmp_path, "$t$ \x1b <b>")
+    assert all(PillowImage.open(path).height < 4000 for path in tmp_path.glob("*.png"))
 
 
 def test_a_list_of_file_names_may_hold_any_bytes(checkpoint, tmp_path, monkeypatch, capsys):

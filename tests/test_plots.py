@@ -1,8 +1,6 @@
-"""Curves and example images: what is drawn, and how the files are written."""
+"""Curves, confusion matrices and example sheets: what is drawn, and how the files are written."""
 
-import os
-import subprocess
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +10,10 @@ from PIL import Image
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.plots import curves as plots
-from siglip_flowers.plots import examples
+from siglip_flowers.plots import examples, theme
+from siglip_flowers.plots.confusion import draw_confusion
 from siglip_flowers.plots.curves import find_best_row, plot_accuracy, plot_loss
 from siglip_flowers.plots.examples import choose_examples, save_examples
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 HISTORY = [
     {"step": 1, "epoch": 0.5, "learning_rate": 1e-4, "loss": 4.0, "accuracy": 0.1},
@@ -29,13 +26,14 @@ HISTORY = [
     | {"train_accuracy": 0.95, "validation_accuracy": 0.7},
     {"step": 6, "epoch": None, "train_loss": 9.0},
 ]
+NAMES = ("ромашка", "bellis $x_1$", "a name without any end " * 9, "\x1b[31mred\u202e", "ok")
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved, in order; the files are written as usual."""
     figures: list[Figure] = []
-    save = plots.save_figure
+    save = theme.save_figure
 
     def keep(figure, *args, **kwargs):
         figures.append(figure)
@@ -55,24 +53,40 @@ def read_lines(figure):
     }
 
 
-def read_texts(figure):
-    return [text.get_text() for text in figure.texts]
+def find_texts(figure):
+    texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            texts += [
+                tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high
+            ]
+    return [text for text in texts if text.get_text()]
 
 
-def test_loss_plot_shows_all_measured_points_and_the_best_epoch(tmp_path, drawn):
+def check_inside(figure):
+    """Assert that no text is cut off at the edge of the figure."""
+    figure.canvas.draw()
+    for text in find_texts(figure):
+        box = text.get_window_extent()
+        assert box.x0 >= -1, text.get_text()
+        assert box.x1 <= figure.bbox.width + 1, text.get_text()
+        assert box.y0 >= -1, text.get_text()
+        assert box.y1 <= figure.bbox.height + 1, text.get_text()
+
+
+def test_the_loss_plot_shows_all_measured_points_and_the_best_epoch(tmp_path, drawn):
     plot_loss(HISTORY, tmp_path / "loss_plot.png", "procedural, demo")
     assert read_lines(drawn[0]) == {
         "train, augmented (running)": ([0.5, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.2]),
         "train": ([1.0, 2.0, 3.0], [2.5, 1.5, 1.0]),
         "validation": ([1.0, 2.0, 3.0], [2.7, 2.2, 2.4]),
-        "best validation accuracy: 70.0 %, epoch 2": ([2.0], [2.2]),
+        "best validation accuracy: 70.00 %, epoch 2": ([2.0], [2.2]),
     }
-    axes = drawn[0].axes[0]
-    assert axes.get_title(loc="left") == "procedural, demo"
-    assert axes.get_xlabel() == "epoch"
+    assert drawn[0].get_suptitle() == "procedural, demo"
 
 
-def test_accuracy_plot_is_in_percent(tmp_path, drawn):
+def test_the_accuracy_plot_is_in_percent(tmp_path, drawn):
     plot_accuracy(HISTORY, tmp_path / "accuracy_plot.png", "procedural, demo")
     lines = read_lines(drawn[0])
     assert lines["train, augmented (running)"] == ([0.5, 2.0], [10.0, 60.0])
@@ -81,7 +95,7 @@ def test_accuracy_plot_is_in_percent(tmp_path, drawn):
     assert "%" in drawn[0].axes[0].get_ylabel()
 
 
-def test_best_row_is_the_first_of_equals():
+def test_the_best_row_is_the_first_of_equals():
     best = find_best_row(HISTORY)
     assert best is not None
     assert best["epoch"] == 2.0
@@ -89,34 +103,27 @@ def test_best_row_is_the_first_of_equals():
 
 
 @pytest.mark.parametrize("history", [[], [{"epoch": 1.0, "loss": None}], HISTORY[:1]])
-def test_sparse_histories_still_give_a_image(tmp_path, history):
-    for draw in (plot_loss, plot_accuracy):
-        path = tmp_path / "new" / f"{draw.__name__}.png"
-        draw(history, path, "nothing yet")
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            assert min(image.size) > 500
+def test_a_sparse_history_still_gives_an_image(tmp_path, history):
+    plot_accuracy(history, tmp_path / "new" / "plot.png", "nothing yet")
+    with Image.open(tmp_path / "new" / "plot.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
 
 
-def test_markup_in_a_title_stays_literal(tmp_path, drawn):
-    title = "price $\\frac{$ and a_b"  # as mathematics this is an error
+def test_titles_are_literal_and_wrapped(tmp_path, drawn):
+    title = "price $\\frac{$ and a_b " * 20  # as mathematics this is an error
     plot_loss(HISTORY, tmp_path / "loss.png", title)
-    assert drawn[0].axes[0].get_title(loc="left") == title
+    assert " ".join(drawn[0].get_suptitle().split())[:22] == title[:22]
+    check_inside(drawn[0])
 
 
-def test_writing_leaves_one_readable_file_equal_on_repetition(tmp_path):
+def test_a_file_is_replaced_whole_and_equal_on_repetition(tmp_path, monkeypatch):
     path = tmp_path / "loss.png"
     path.write_text("an older file")
     plot_loss(HISTORY, path, "title")
     first = path.read_bytes()
     plot_loss(HISTORY, path, "title")
     assert path.read_bytes() == first
-    assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
-
-
-def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
-    path = tmp_path / "loss.png"
-    path.write_text("an older file")
 
     def fill_disk(self, target, **kwargs):
         Path(target).write_bytes(b"half")
@@ -125,115 +132,113 @@ def test_failed_write_keeps_the_old_file_and_no_rest(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", fill_disk)
     with pytest.raises(RunError, match=r"loss\.png cannot be written \(No space left on device\)"):
         plot_loss(HISTORY, path, "title")
-    assert path.read_text() == "an older file"
+    assert path.read_bytes() == first
     assert [file.name for file in tmp_path.iterdir()] == ["loss.png"]
 
 
-def test_unusable_directory_is_a_run_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"):
-        plot_loss(HISTORY, tmp_path / "file" / "loss.png", "title")
+@pytest.mark.parametrize("classes", [2, 5, 102])
+def test_a_confusion_matrix_has_every_count_and_name(classes):
+    counts = np.diag([7] * classes)
+    counts[1, 0] = 3
+    names = [f"class {number}" for number in range(classes)]
+    figure = draw_confusion(counts, names, "Confusion on the test split")
+    check_inside(figure)
+    (axes,) = figure.axes
+    cells = axes.collections[0]
+    assert len(cells.get_paths()) == classes + 1
+    colors = {tuple(color[:3]) for color in cells.get_facecolor()}
+    assert len(colors) == 2
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
+    shown = [text.get_text() for text in axes.texts]
+    assert shown == ([] if classes == 102 else [str(count) for count in counts.ravel()])
+    heights = [label.get_fontsize() for label in axes.get_yticklabels()]
+    assert 6 <= min(heights) == max(heights) <= 9
 
 
-def test_drawing_does_not_import_pyplot():
-    code = "import sys, siglip_flowers.plots.examples\nsys.exit('matplotlib.pyplot' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_script_are_drawn_or_escaped_with_one_note(caplog, monkeypatch):
+    monkeypatch.setattr(theme, "_FONTS", theme._Fonts())
+    with caplog.at_level(logging.WARNING):
+        figure = draw_confusion(np.eye(7, dtype=int), [*NAMES, "\u4e2d\u6587", "\U00013000"])
+        check_inside(figure)
+        theme.to_image(figure)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names[:2] == ["ромашка", "bellis $x_1$"]
+    assert names[2].endswith("…")
+    assert "\x1b" not in names[3]
+    assert "\u202e" not in names[3]
+    # Depends on the fonts of the machine; hieroglyphs are rare.
+    assert names[5] in ("\u4e2d\u6587", "\\u4e2d\\u6587")
+    escaped = [name for name in names if name.startswith("\\u4") or name.startswith("\\U")]
+    assert len(caplog.records) == bool(escaped)
 
 
-def make_images(count):
-    random = np.random.default_rng(0)
+def test_wide_letters_count_twice():
+    assert theme.wrap("one two three", 7) == "one two\nthree"
+    assert theme.wrap("abcdefgh", 4, 2) == "abcd\nefgh"
+    assert theme.wrap("abcdefghi", 4, 2) == "abcd\nefg…"
+    assert theme.shorten("ромашка аптечная", 8) == "ромашка…"
+    assert theme._measure("\u4e2d\u6587a") == 5
+
+
+def make_examples(count, true="rose", predicted="rose", confidence=0.5):
+    random, rest = np.random.default_rng(0), (true, predicted, confidence)
     return [
-        Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(count)
+        (Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)), *rest)
+        for _ in range(count)
     ]
 
 
 def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn):
-    paths = save_examples(
-        make_images(2),
-        ["passion flower", "rose"],
-        ["passion flower", "lotus"],
-        [0.875, 0.9999],
-        tmp_path,
+    wrong = make_examples(1, "rose", "lotus", 0.9999)
+    save_examples([*make_examples(1, confidence=0.875), *wrong], tmp_path, "oxford, test")
+    right, wrong, sheet = ([text.get_text() for text in find_texts(figure)] for figure in drawn)
+    assert right == [
         "oxford, test",
-    )
-    assert [path.name for path in paths] == ["example1.png", "example2.png", "examples.png"]
-    right, wrong, sheet = map(read_texts, drawn)
-    assert right[:2] == ["oxford, test", "✓ right"]
-    assert right[2:6] == ["true", "passion flower", "predicted", "passion flower"]
-    assert right[6:] == ["confidence", "87.5 %"]
-    assert wrong[1:] == ["✗ wrong", "true", "rose", "predicted", "lotus", "confidence", "> 99.9 %"]
+        "✓ right",
+        "true\npredicted\nconfidence",
+        "rose\nrose\n87.5 %",
+    ]
+    assert wrong[1:] == ["✗ wrong", "true\npredicted\nconfidence", "rose\nlotus\n> 99.9 %"]
     assert sheet == right + wrong[1:]
 
 
-def test_single_files_stop_at_count_and_the_sheet_shows_all(tmp_path, drawn):
-    names = [f"class {number}" for number in range(7)]
-    save_examples(make_images(7), names, names, [0.5] * 7, tmp_path, "title", count=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "example1.png",
-        "example2.png",
-        "example3.png",
-        "examples.png",
-    ]
-    assert len(drawn[-1].axes) == 7
-
-
-def test_examples_of_a_longer_earlier_call_are_removed(tmp_path):
-    names = ["rose"] * 3
-    save_examples(make_images(3), names, names, [0.5] * 3, tmp_path, "title")
-    save_examples(make_images(1), names[:1], names[:1], [0.5], tmp_path, "title")
+def test_a_shorter_call_leaves_no_older_example(tmp_path):
+    save_examples(make_examples(7), tmp_path, "title", count=3)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["example1.png", "example2.png", "example3.png", "examples.png"]
+    save_examples(make_examples(1), tmp_path, "title", count=3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["example1.png", "examples.png"]
+    with pytest.raises(ValueError, match="at least one example"):
+        save_examples([], tmp_path, "title")
 
 
-def test_names_with_markup_are_drawn_literally_and_long_ones_wrapped(tmp_path, drawn):
-    markup = "$x_1$ \\frac{a <b>rose</b> & $"
-    endless = "never_ending_" * 30
-    save_examples(make_images(1), [markup], [endless], [0.5], tmp_path, "t")
-    for figure in drawn:
-        renderer = figure.canvas.get_renderer()
-        texts = read_texts(figure)
-        start, end = texts.index("true"), texts.index("predicted")
-        assert " ".join(text for text in texts[start + 1 : end] if text) == markup
-        assert texts[-3].endswith("…")
-        assert all(not text.get_parse_math() for text in figure.texts)
-        for text in figure.texts:
-            box = text.get_window_extent(renderer)
-            assert box.x0 >= 0
-            assert box.x1 <= figure.bbox.width
-            assert box.y0 >= 0
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_examples_are_literal_and_fit(tmp_path, drawn, name):
+    save_examples(make_examples(1, name, "never_ending_" * 30), tmp_path, "t")
+    check_inside(drawn[0])
+    assert all(not text.get_parse_math() for text in drawn[0].axes[0].texts)
 
 
 @pytest.mark.parametrize(
     ("mode", "size"), [("L", (1, 1)), ("P", (300, 20)), ("CMYK", (30, 200)), ("I;16", (9, 9))]
 )
 def test_any_mode_and_shape_can_be_drawn(tmp_path, mode, size):
-    paths = save_examples([Image.new(mode, size)], ["a"], ["b"], [0.1], tmp_path, "t")
-    with Image.open(paths[0]) as image:
+    save_examples([(Image.new(mode, size), "a", "b", 0.1)], tmp_path, "t")
+    with Image.open(tmp_path / "example1.png") as image:
         assert image.size[0] == 440
 
 
-def test_image_is_drawn_upright_in_its_colors(tmp_path):
-    image = Image.new("RGB", (64, 64), (255, 0, 0))
-    image.paste((0, 0, 255), (0, 32, 64, 64))
-    (path, _) = save_examples([image], ["a"], ["a"], [0.1], tmp_path, "t")
-    with Image.open(path) as drawn:
-        column = np.asarray(drawn.convert("RGB"))[:, 220].tolist()
-    assert column.index([255, 0, 0]) < column.index([0, 0, 255])
-
-
-def test_transparent_parts_are_drawn_white(tmp_path):
+def test_images_are_drawn_upright_in_their_colors_on_white(tmp_path):
     image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    (path, _) = save_examples([image], ["a"], ["a"], [0.1], tmp_path, "t")
-    with Image.open(path) as drawn:
-        assert drawn.convert("RGB").getpixel((220, 220)) == (255, 255, 255)
-
-
-def test_unequal_or_empty_example_lists_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="not 1, 2, 1 and 1 of them"):
-        save_examples(make_images(1), ["a", "b"], ["a"], [0.1], tmp_path, "t")
-    with pytest.raises(ValueError, match="one or more images"):
-        save_examples([], [], [], [], tmp_path, "t")
-    assert list(tmp_path.iterdir()) == []
+    image.paste((255, 0, 0, 255), (0, 0, 64, 16))
+    image.paste((0, 0, 255, 255), (0, 48, 64, 64))
+    save_examples([(image, "a", "a", 0.1)], tmp_path, "t")
+    with Image.open(tmp_path / "example1.png") as drawn:
+        column = np.asarray(drawn.convert("RGB"))[:, 220].tolist()
+    places = [column.index(color) for color in ([255, 0, 0], [0, 0, 255])]
+    assert places == sorted(places)
+    assert column[sum(places) // 2] == [255, 255, 255]
 
 
 def make_predictions(right, wrong, classes=4):
@@ -242,37 +247,29 @@ def make_predictions(right, wrong, classes=4):
     return labels, np.eye(classes)[predictions]
 
 
-def test_choice_mixes_right_and_wrong_rows():
+def test_the_choice_mixes_right_and_wrong_rows_by_its_seed():
     labels, probabilities = make_predictions(40, 20)
     chosen = choose_examples(labels, probabilities, 3, 2, seed=0)
     assert [row < 40 for row in chosen] == [True, False, True, False, True]
     assert len({int(labels[row]) for row in chosen if row < 40}) == 3
-
-
-def test_choice_depends_on_the_seed_only():
-    labels, probabilities = make_predictions(40, 20)
-    first = choose_examples(labels, probabilities, 3, 2, seed=0)
     np.random.seed(9)
-    assert choose_examples(labels, probabilities, 3, 2, seed=0) == first
+    assert choose_examples(labels, probabilities, 3, 2, seed=0) == chosen
     others = [choose_examples(labels, probabilities, 3, 2, seed=seed) for seed in range(1, 6)]
-    assert any(other != first for other in others)
+    assert any(other != chosen for other in others)
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "expected"),
     [(10, 0, (5, 0)), (0, 10, (0, 5)), (1, 10, (1, 4)), (10, 1, (4, 1)), (2, 1, (2, 1))],
 )
-def test_choice_fills_up_with_the_other_kind(right, wrong, expected):
+def test_the_choice_fills_up_with_the_other_kind(right, wrong, expected):
     chosen = choose_examples(*make_predictions(right, wrong), 3, 2, seed=1)
     assert (sum(row < right for row in chosen), sum(row >= right for row in chosen)) == expected
     assert len(set(chosen)) == len(chosen)
 
 
-def test_choice_of_nothing_is_empty():
+def test_the_choice_refuses_wrong_shapes_and_negative_counts():
     assert choose_examples([], np.zeros((0, 3)), 3, 2, seed=0) == []
-
-
-def test_choice_refuses_wrong_shapes_and_negative_counts():
     with pytest.raises(ValueError, match=r"not \(2,\) and \(3, 2\)"):
         choose_examples([0, 1], np.zeros((3, 2)), 1, 1, seed=0)
     with pytest.raises(ValueError, match="-1 right"):

@@ -19,8 +19,15 @@ from siglip_flowers.base.text import (
 )
 from siglip_flowers.compare.comparison import DifferingImage, RunComparison
 from siglip_flowers.compare.runs import read_metrics
-from siglip_flowers.plots.curves import MUTED_COLOR, TEXT_COLOR, TRAIN_COLOR, save_figure
-from siglip_flowers.plots.examples import RIGHT_COLOR, WRONG_COLOR
+from siglip_flowers.metrics.statistics import format_p
+from siglip_flowers.plots.theme import (
+    MUTED_COLOR,
+    RIGHT_COLOR,
+    TEXT_COLOR,
+    TRAIN_COLOR,
+    WRONG_COLOR,
+    save_figure,
+)
 
 JSON_FILE = "comparison.json"
 # Of a sheet, and of the lists in the text.
@@ -172,7 +179,7 @@ def _list_runs(comparison: RunComparison) -> list[list[str]]:
                 f"{100 * accuracy.difference:+.2f}",
                 f"{100 * accuracy.low:+.2f} to {100 * accuracy.high:+.2f}",
                 *(str(test.b), str(test.c)),
-                *(_format_p(test.p_value), _format_p(difference.corrected_p)),
+                *(format_p(test.p_value), format_p(difference.corrected_p)),
             ]
         rows.append(row)
     return rows
@@ -190,7 +197,7 @@ def _list_classes(comparison: RunComparison, run: str) -> list[list[str]]:
                     *(f"{100 * each.first_accuracy:.1f} %", f"{100 * each.accuracy:.1f} %"),
                     f"{100 * each.difference:+.1f}",
                     f"{100 * each.low:+.1f} to {100 * each.high:+.1f}",
-                    _format_p(each.corrected_p),
+                    format_p(each.corrected_p),
                 ]
             )
     return rows
@@ -255,7 +262,3 @@ def _draw_differences(comparison: RunComparison) -> Figure:
 
 def _shorten(text: str, most: int = _NAME_CHARACTERS) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _format_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -16,7 +16,7 @@ from siglip_flowers.experiment.analysis import (
 )
 from siglip_flowers.experiment.conclusion import describe_regime
 from siglip_flowers.experiment.settings import ExperimentSettings
-from siglip_flowers.metrics.statistics import Interval
+from siglip_flowers.metrics.statistics import Interval, format_p
 
 CELL_COLUMNS = [
     "arm",
@@ -102,8 +102,8 @@ def _format_comparison(arm: str, comparison: Comparison) -> list[str]:
         f"{100 * accuracy.difference:+.1f}",
         f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f}",
         f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}" if seeds.n > 1 else "one seed",
-        _format_p(comparison.corrected_p),
-        ", ".join(_format_p(p) for p in p_values),
+        format_p(comparison.corrected_p),
+        ", ".join(format_p(p) for p in p_values),
         "yes" if comparison.shown else "no",
     ]
 
@@ -119,10 +119,6 @@ def _format_ends(interval: Interval, factor: float, decimals: int) -> str:
     if math.isnan(interval.low):
         return "-"
     return f"{factor * interval.low:.{decimals}f} to {factor * interval.high:.{decimals}f}"
-
-
-def _format_p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _capitalise(text: str) -> str:

@@ -242,9 +242,11 @@ def conclude(
     sign = -1 if shown and difference.high < 0 else 1
     ends = sorted((sign * difference.low, sign * difference.high))
     size, low, high = _format_points((sign * difference.difference, *ends))
+    shown_p = format_p(p, significance)
+    equals = "" if shown_p.startswith("<") else "= "
     notes = [
         f"{difference.confidence * 100:g} % interval {low} to {high}",
-        ("" if corrected_p is None else "Holm-corrected ") + format_p(p, significance),
+        f"{'' if corrected_p is None else 'Holm-corrected '}p {equals}{shown_p}",
     ]
     if over_seeds is not None and over_seeds.n > 1:
         ends = sorted((sign * over_seeds.low, sign * over_seeds.high))
@@ -267,13 +269,13 @@ def _format_points(fractions: Sequence[float]) -> list[str]:
 
 
 def format_p(p: float, significance: float = 0.05) -> str:
-    """Return ``p = 0.012``; a p just below the significance does not print as equal to it."""
+    """Return ``0.012`` or ``< 0.001``; a p just below the significance does not print as equal."""
     if p < 0.001:
-        return "p < 0.001"
+        return "< 0.001"
     decimals = 2 if p >= 0.1 else 3
     while p < significance <= round(p, decimals) and decimals < 8:
         decimals += 1
-    return f"p = {p:.{decimals}f}"
+    return f"{p:.{decimals}f}"
 
 
 def _check_confidence(confidence: float) -> None:

@@ -1,31 +1,27 @@
-"""Loss and accuracy curves of a training run, drawn without pyplot's global state."""
+"""Loss and accuracy curves of a training run."""
 
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import atomic_path
+from siglip_flowers.plots.theme import (
+    MUTED_COLOR,
+    TEXT_COLOR,
+    TRAIN_COLOR,
+    VALIDATION_COLOR,
+    make_figure,
+    save_figure,
+    style_axes,
+)
 
 HistoryRow = dict[str, Any]
 
-# Dark enough on white, and told apart in gray and with any color vision (Okabe and Ito, 2008).
-TRAIN_COLOR = "#0072B2"
-VALIDATION_COLOR = "#D55E00"
-TEXT_COLOR = "#222222"
-MUTED_COLOR = "#666666"
-
-_DPI = 160
-_FIGURE_INCHES = (7.5, 4.6)
-_TITLE_CHARACTERS = 72
+_WIDTH, _HEIGHT = 7.5, 4.6
 
 
 def plot_loss(history: Sequence[HistoryRow], path: Path, title: str) -> None:
@@ -35,15 +31,10 @@ def plot_loss(history: Sequence[HistoryRow], path: Path, title: str) -> None:
     images), ``train_loss``, ``validation_loss`` and ``validation_accuracy`` (in [0, 1], marks
     the best epoch). Values that are missing, None or not finite are left out.
 
-    Raises RunError where the file cannot be written.
+    Raises:
+        RunError: The file cannot be written.
     """
-    figure, axes = _make_axes(title, "loss")
-    _draw_running(axes, history, "loss", 1.0)
-    _draw_curve(axes, history, "train_loss", "train", TRAIN_COLOR, "o")
-    _draw_curve(axes, history, "validation_loss", "validation", VALIDATION_COLOR, "s")
-    _mark_best_epoch(axes, history, "validation_loss", 1.0)
-    _finish_axes(axes)
-    save_figure(figure, path)
+    _plot(history, path, title, "loss", 1.0)
 
 
 def plot_accuracy(history: Sequence[HistoryRow], path: Path, title: str) -> None:
@@ -53,106 +44,56 @@ def plot_accuracy(history: Sequence[HistoryRow], path: Path, title: str) -> None
     images), ``train_accuracy`` and ``validation_accuracy``, all in [0, 1]. Values that are
     missing, None or not finite are left out.
 
-    Raises RunError where the file cannot be written.
+    Raises:
+        RunError: The file cannot be written.
     """
-    figure, axes = _make_axes(title, "accuracy, %")
-    _draw_running(axes, history, "accuracy", 100.0)
-    _draw_curve(axes, history, "train_accuracy", "train", TRAIN_COLOR, "o", 100.0)
-    _draw_curve(axes, history, "validation_accuracy", "validation", VALIDATION_COLOR, "s", 100.0)
-    _mark_best_epoch(axes, history, "validation_accuracy", 100.0)
-    _finish_axes(axes)
-    if axes.lines:
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -2.0), min(high, 102.0))
-    save_figure(figure, path)
+    _plot(history, path, title, "accuracy", 100.0)
 
 
 def find_best_row(history: Sequence[HistoryRow]) -> HistoryRow | None:
-    """The row with the highest validation accuracy, the first of equals; None without any."""
+    """Return the first row with the highest validation accuracy; None without any."""
     rows = [row for row in history if _is_number(row.get("validation_accuracy"))]
     return max(rows, key=lambda row: row["validation_accuracy"], default=None)
 
 
-def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
-    """Write a figure as PNG; the path holds either its former content or the whole new file.
-
-    Raises RunError where the file cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            # No software entry: equal figures give equal files.
-            figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
-    except OSError as error:
-        raise RunError(
-            f"The image {path} cannot be written ({error.strerror or error}); free some space "
-            "or choose another output directory."
-        ) from error
-
-
-def _make_axes(title: str, y_label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_FIGURE_INCHES, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+def _plot(history: Sequence[HistoryRow], path: Path, title: str, name: str, scale: float) -> None:
+    figure = make_figure(_WIDTH, _HEIGHT, title)
     axes = figure.add_subplot()
-    axes.set_facecolor("white")
-    axes.set_title(
-        "\n".join(textwrap.wrap(title, _TITLE_CHARACTERS)),
-        loc="left",
-        fontsize=11.5,
-        color=TEXT_COLOR,
-        pad=10,
-        parse_math=False,
-    )
-    axes.set_xlabel("epoch", color=TEXT_COLOR)
-    axes.set_ylabel(y_label, color=TEXT_COLOR)
-    axes.grid(True, color="#E3E3E3", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=TEXT_COLOR, length=3)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color("#999999")
-    return figure, axes
-
-
-def _draw_running(axes: Axes, history: Sequence[HistoryRow], key: str, scale: float) -> None:
-    epochs, values = _read_points(history, key, scale)
+    axes.set(xlabel="epoch", ylabel="accuracy, %" if name == "accuracy" else name)
+    style_axes(axes)
+    epochs, values = _read_points(history, name, scale)
     if epochs:
+        # A line through one point is invisible.
+        marker = "." if len(epochs) == 1 else None
+        label = "train, augmented (running)"
         axes.plot(
-            epochs,
-            values,
-            color=TRAIN_COLOR,
-            alpha=0.4,
-            linewidth=1.0,
-            # A line through one point is invisible.
-            marker="." if len(epochs) == 1 else None,
-            label="train, augmented (running)",
-            zorder=2,
+            epochs, values, color=TRAIN_COLOR, alpha=0.4, linewidth=1, marker=marker, label=label
         )
-
-
-def _draw_curve(
-    axes: Axes,
-    history: Sequence[HistoryRow],
-    key: str,
-    label: str,
-    color: str,
-    marker: str,
-    scale: float = 1.0,
-) -> None:
-    epochs, values = _read_points(history, key, scale)
-    if epochs:
-        axes.plot(
-            epochs,
-            values,
-            color=color,
-            linewidth=2.0,
-            marker=marker,
-            # About thirty markers fit side by side before they merge into a band.
-            markersize=5.0 if len(epochs) <= 30 else 3.0,
-            markeredgecolor="white",
-            markeredgewidth=0.7 if len(epochs) <= 30 else 0.3,
-            label=label,
-            zorder=3,
-        )
+    for split, color, marker in (
+        ("train", TRAIN_COLOR, "o"),
+        ("validation", VALIDATION_COLOR, "s"),
+    ):
+        epochs, values = _read_points(history, f"{split}_{name}", scale)
+        # About thirty markers fit side by side before they merge into a band.
+        few = len(epochs) <= 30
+        if epochs:
+            axes.plot(
+                epochs,
+                values,
+                color=color,
+                linewidth=2.0,
+                marker=marker,
+                markersize=5.0 if few else 3.0,
+                markeredgecolor="white",
+                markeredgewidth=0.7 if few else 0.3,
+                label=split,
+            )
+    _mark_best_epoch(axes, history, f"validation_{name}", scale)
+    _finish_axes(axes)
+    if axes.lines and name == "accuracy":
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2.0), min(high, 102.0))
+    save_figure(figure, path)
 
 
 def _mark_best_epoch(axes: Axes, history: Sequence[HistoryRow], key: str, scale: float) -> None:
@@ -160,8 +101,7 @@ def _mark_best_epoch(axes: Axes, history: Sequence[HistoryRow], key: str, scale:
     if best is None or not _is_number(best.get("epoch")) or not _is_number(best.get(key)):
         return
     percent = 100 * best["validation_accuracy"]
-    label = f"best validation accuracy: {percent:.1f} %, epoch {best['epoch']:.4g}"
-    axes.axvline(best["epoch"], color=MUTED_COLOR, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+    axes.axvline(best["epoch"], color=MUTED_COLOR, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(
         [best["epoch"]],
         [best[key] * scale],
@@ -171,27 +111,20 @@ def _mark_best_epoch(axes: Axes, history: Sequence[HistoryRow], key: str, scale:
         color=VALIDATION_COLOR,
         markeredgecolor=TEXT_COLOR,
         markeredgewidth=0.8,
-        label=label,
+        label=f"best validation accuracy: {percent:.2f} %, epoch {best['epoch']:.4g}",
         zorder=4,
     )
 
 
 def _finish_axes(axes: Axes) -> None:
     if not axes.lines:
-        axes.text(
-            0.5,
-            0.5,
-            "nothing was measured",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-            color=MUTED_COLOR,
-        )
+        place = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.5, "nothing was measured", color=MUTED_COLOR, **place)  # type: ignore[arg-type]
         axes.set(xticks=[], yticks=[])
         return
     last = max(float(np.max(line.get_xdata())) for line in axes.lines)
     axes.set_xlim(0.0, max(last, 1e-9) * 1.025)
-    # Whole epochs only where there are some; a short run may end inside its first.
+    # A short run may end in its first epoch, where whole epochs would be no ticks.
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=last >= 3, steps=[1, 2, 5, 10]))
     axes.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9.5, labelcolor=TEXT_COLOR)
 

@@ -18,7 +18,7 @@ from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.evaluation.predict import PassOptions, count_threads, prepare_engine, run_over
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.plots.curves import MUTED_COLOR, TRAIN_COLOR, save_figure
+from siglip_flowers.plots.theme import MUTED_COLOR, TRAIN_COLOR, save_figure
 from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
 from siglip_flowers.runtime.prefetch import map_ahead
 

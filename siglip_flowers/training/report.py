@@ -97,14 +97,7 @@ def write_results(
     plot_accuracy(history, output_dir / "accuracy_plot.png", title)
     names = data.class_names
     examples = list_examples(test, data, facts["training"]["seed"])
-    save_examples(
-        [image for image, _, _, _ in examples],
-        [true for _, true, _, _ in examples],
-        [predicted for _, _, predicted, _ in examples],
-        [confidence for _, _, _, confidence in examples],
-        output_dir,
-        title,
-    )
+    save_examples(examples, output_dir, title)
     write_predictions(output_dir / "predictions_test.parquet", test, names, data.description)
     splits = {
         name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}

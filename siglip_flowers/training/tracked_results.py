@@ -10,6 +10,7 @@ from siglip_flowers.data import ClassificationData
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.functions import confusion_matrix
 from siglip_flowers.plots.confusion import draw_confusion
+from siglip_flowers.plots.theme import to_image
 from siglip_flowers.tracking.tracker import FinalResults, RunFacts
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.report import list_examples
@@ -33,6 +34,6 @@ def collect_results(
     return FinalResults(
         metrics={split: dict(result.metrics) for split, result in results.items()},
         examples=list_examples(test, data, seed),
-        confusion=draw_confusion(counts, names),
+        confusion=to_image(draw_confusion(counts, names, "Confusion on the test split")),
         model_dir=output_dir / MODEL_DIR,
     )

@@ -1,0 +1,195 @@
+"""Colors, fonts, titles and files of all figures, without pyplot's global state."""
+
+import io
+import logging
+import unicodedata
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import IO, Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from PIL import Image
+
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import atomic_path
+from siglip_flowers.base.text import escape_unprintable
+
+logger = logging.getLogger(__name__)
+
+# Dark enough on white, and distinct in gray and with any color vision (Okabe and Ito, 2008).
+TRAIN_COLOR = "#0072B2"
+VALIDATION_COLOR = "#D55E00"
+RIGHT_COLOR = "#1B7837"
+WRONG_COLOR = "#B2182B"
+TEXT_COLOR = "#222222"
+MUTED_COLOR = "#666666"
+GRID_COLOR = "#E3E3E3"
+
+_DPI = 160
+_TITLE_POINTS = 10.0
+# The average width of a letter, as a share of the font size, rounded up.
+_LETTER = 0.6
+_FONT = "DejaVu Sans"
+
+
+class _Fonts:
+    """The font families that the texts drawn so far need."""
+
+    def __init__(self) -> None:
+        self.families = [_FONT]
+        self.known: set[int] = set()
+        self.lacking: set[int] = set()
+
+    def cover(self, text: str) -> set[str]:
+        """Look for fonts with the characters of a text; return the characters without one."""
+        if not self.known:
+            self.known |= set(get_font(findfont(_FONT)).get_charmap())
+        missing = {ord(char) for char in text} - self.known - self.lacking
+        for font in fontManager.ttflist if missing else ():
+            # The last resort has a box for every character.
+            if font.name.startswith("Last Resort"):
+                continue
+            try:
+                found = missing & set(get_font(font.fname).get_charmap())
+            except (OSError, RuntimeError):
+                continue
+            if found:
+                self.families.append(font.name)
+                self.known |= found
+                missing -= found
+        if missing:
+            if not self.lacking:
+                logger.warning(
+                    "No installed font has the character %r (and maybe others), so plots show "
+                    "escapes. Install a font that has it, such as Noto Sans CJK.",
+                    chr(min(missing)),
+                )
+            self.lacking |= missing
+        return {char for char in text if ord(char) in self.lacking}
+
+
+_FONTS = _Fonts()
+
+
+def make_drawable(text: str) -> str:
+    """Return a text as figures can show it: characters without a font become escapes."""
+    shown = escape_unprintable(text, keep="\n")
+    for char in _FONTS.cover(shown.replace("\n", "")):
+        shown = shown.replace(char, char.encode("unicode_escape").decode("ascii"))
+    return shown
+
+
+def shorten(text: str, width: int) -> str:
+    """Return a drawable text of at most ``width`` letters, cut by an ellipsis."""
+    return wrap(text, width, 1)
+
+
+def wrap(text: str, width: int, max_lines: int = 4) -> str:
+    """Return a drawable text in lines of at most ``width`` letters, the last cut by an ellipsis.
+
+    Letters of Chinese, Japanese and Korean count twice.
+    """
+    lines: list[str] = []
+    words = make_drawable(text).split()
+    while words and len(lines) < max_lines:
+        line = words.pop(0)
+        while words and _measure(f"{line} {words[0]}") <= width:
+            line += f" {words.pop(0)}"
+        kept = _count_fitting(line, width)
+        if kept < len(line):
+            words.insert(0, line[kept:])
+        lines.append(line[:kept])
+    if words:
+        lines[-1] = f"{lines[-1][: _count_fitting(lines[-1], width - 1)]}…"
+    return "\n".join(lines)
+
+
+def _measure(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
+def _count_fitting(text: str, width: int) -> int:
+    """Return how many of the first characters fit; at least one."""
+    count = len(text)
+    while count > 1 and _measure(text[:count]) > width:
+        count -= 1
+    return count
+
+
+def make_figure(width: float, height: float, title: str = "") -> Figure:
+    """Return an empty white figure of a size in inches, with a wrapped title on the left."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    if title:
+        letters = int(72 * (width - 0.2) / (_LETTER * _TITLE_POINTS))
+        figure.suptitle(
+            wrap(title, letters),
+            x=0.1 / width,
+            ha="left",
+            fontsize=_TITLE_POINTS,
+            color=TEXT_COLOR,
+            parse_math=False,
+        )
+    return figure
+
+
+def style_axes(axes: Axes, grid: str = "both") -> None:
+    """Give axes a light grid and only the spines on the left and at the bottom."""
+    axes.grid(True, axis=grid, color=GRID_COLOR, linewidth=0.8)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=TEXT_COLOR, length=3)
+    axes.xaxis.label.set_color(TEXT_COLOR)
+    axes.yaxis.label.set_color(TEXT_COLOR)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#999999")
+
+
+def _use_fonts() -> AbstractContextManager[Any]:
+    # Equal figures give equal files: no random ids.
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "siglip-flowers"}
+    return matplotlib.rc_context(settings | {"font.sans-serif": _FONTS.families})
+
+
+def _render(figure: Figure, target: str | Path | IO[Any], dpi: int) -> None:
+    with _use_fonts():
+        # No software entry, for equal files.
+        figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
+    """Write a figure as PNG; the path has either its former content or the whole new file.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    try:
+        with atomic_path(path) as temporary:
+            _render(figure, temporary, dpi)
+    except OSError as error:
+        raise RunError(
+            f"The image {path} cannot be written ({error.strerror or error}). Free some space or "
+            "choose another output directory."
+        ) from error
+
+
+def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
+    """Return a figure as pixels."""
+    buffer = io.BytesIO()
+    _render(figure, buffer, dpi)
+    return Image.fromarray(np.asarray(Image.open(buffer).convert("RGB")))
+
+
+def to_svg(figure: Figure) -> str:
+    """Return a figure as an SVG element with a transparent ground and texts as text."""
+    buffer = io.StringIO()
+    facts = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with _use_fonts():
+        figure.savefig(buffer, format="svg", transparent=True, metadata=facts)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
