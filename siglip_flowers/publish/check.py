@@ -1,103 +1,163 @@
-"""See that files to be published classify as the run recorded, before anyone else does."""
+"""Try files that are to be published: they must classify as the run recorded."""
 
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+from PIL import Image
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids, load_data
 from siglip_flowers.data.pixels.decoding import decode_rgb
-from siglip_flowers.publish.finished import FinishedRun, Predictions
+from siglip_flowers.inference.classifier import SiglipImageClassifier
+from siglip_flowers.publish.finished import FinishedRun
 
 REPLAY = Path(__file__).with_name("replay.py")
-# Another device, number format or version of torch moves a probability by less than this.
+# Another device, dtype or version of torch changes a probability by less than this.
 TOLERANCE = 0.005
+TOP_K = 5
+# For the card, and run by the check: loads a file as this package does.
+LOAD_IMAGE = """\
+import numpy as np
+from PIL import Image, ImageOps
+
+image = ImageOps.exif_transpose(Image.open("image.jpg"))
+if image.mode.startswith("I"):  # 16 bits per pixel
+    image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
+image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+image = image.convert("RGB")
+"""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How published files classified.
+
+    Attributes:
+        count: Test images that were classified as the run recorded.
+        pipeline_differences: Largest difference of a score by kind of file if the pipeline opens
+            the file itself, for kinds where it is more than ``TOLERANCE``.
+    """
+
+    count: int
+    pipeline_differences: dict[str, float]
 
 
 def load_test_split(data_arguments: DataArguments) -> datasets.Dataset:
     """Load the test split that a run was measured on.
 
     Raises:
-        InputError, RunError: The data cannot be had; says how to name where they lie.
+        InputError, RunError: The data cannot be loaded.
     """
     try:
         return load_data(data_arguments).splits["test"]
     except (InputError, RunError) as error:
         raise type(error)(
-            f"The test images, which the published files are to be tried on, cannot be loaded: "
-            f"{str(error).rstrip('.')}; --data_dir says where the run's data lie on this machine."
+            f"The test images, which the check requires, cannot be loaded: "
+            f"{str(error).rstrip('.')}. If they moved, name them with --data_dir."
         ) from error
 
 
-def check_predictions(
+def check_published(
     directory: Path, run: FinishedRun, rows: datasets.Dataset, *, native: bool, samples: int
-) -> int:
-    """Classify test images with the files of a directory and compare with the record.
+) -> Checked:
+    """Classify files of test images with a published directory and compare with the record.
 
-    The directory is loaded by the pipeline of transformers, in a process that does not know this
-    package.
+    The directory is loaded by the pipeline of transformers in a process without this package. Files
+    of unusual kinds, made from a test image, are compared with this package.
 
     Args:
-        directory: What is to be published.
-        run: The run that it was made of.
+        directory: The files to be published.
+        run: The run that they were made from.
         rows: The test split.
-        native: Whether the directory needs no code of its own.
+        native: Whether the directory has no code of its own.
         samples: Number of images, spread over the split.
-
-    Returns:
-        The number of images that were compared.
 
     Raises:
         RunError: The data are others, the directory cannot be loaded, or it classifies otherwise.
     """
     recorded = run.predictions
-    _check_same_images(rows, recorded)
+    names = rows.features["label"].names
+    if image_ids(rows) != recorded.ids or [names[n] for n in rows["label"]] != recorded.label_names:
+        raise RunError(
+            f"The {len(rows)} test images found are not the {len(recorded.ids)} that the run was "
+            "measured on; use the data options of the training."
+        )
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(samples, len(rows))).astype(int)).tolist()
+    undecoded = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
     with tempfile.TemporaryDirectory(prefix="siglip_flowers_") as place:
         paths = []
         for row in chosen:
-            paths.append(Path(place) / f"{row}.png")
-            decode_rgb(rows[row]["image"]).save(paths[-1])
-        answers = _replay(directory, paths, native=native, place=Path(place))
-    for row, answer in zip(chosen, answers, strict=True):
-        _compare(recorded.ids[row], recorded.top[row], answer)
-    return len(chosen)
+            value = undecoded[row]["image"]
+            paths.append(Path(place) / f"{row}{Path(value['path'] or '').suffix}")
+            content = value["bytes"]
+            paths[-1].write_bytes(Path(value["path"]).read_bytes() if content is None else content)
+        odd = write_odd_files(decode_rgb(rows[chosen[0]]["image"]), Path(place))
+        answers = _replay(directory, [*paths, *odd.values()], native=native, place=Path(place))
+        ours = SiglipImageClassifier.from_pretrained(directory, dtype="float32", threshold=None)
+        expected = [recorded.top[row] for row in chosen]
+        expected += [
+            {result["label"]: result["score"] for result in prediction.results}
+            for prediction in ours.stream(list(odd.values()), TOP_K)
+        ]
+    kinds = ["test images"] * len(chosen) + list(odd)
+    titles = [f"image {recorded.ids[row]}" for row in chosen] + [
+        f"a file with {kind}" for kind in odd
+    ]
+    differences: dict[str, float] = {}
+    for number, (kind, title) in enumerate(zip(kinds, titles, strict=True)):
+        compare_answers(title, expected[number], answers["loaded"][number])
+        difference = measure_difference(expected[number], answers["pipeline"][number])
+        if difference > TOLERANCE:
+            differences[kind] = max(difference, differences.get(kind, 0.0))
+    return Checked(len(chosen), differences)
 
 
-def _check_same_images(rows: datasets.Dataset, recorded: Predictions) -> None:
-    names = rows.features["label"].names
-    labels = [names[label] for label in rows["label"]]
-    if image_ids(rows) != recorded.ids or labels != recorded.label_names:
-        raise RunError(
-            f"The {len(rows)} test images found are not the {len(recorded.ids)} that the run was "
-            "measured on; give the data options that the run was trained with."
-        )
+def write_odd_files(image: Image.Image, directory: Path) -> dict[str, Path]:
+    """Write an image as files of unusual kinds; return their paths by kind."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    transparent = image.copy()
+    transparent.putalpha(Image.linear_gradient("L").resize(image.size))
+    deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    files: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+        "an EXIF orientation": (image, "turned.png", {"exif": turned}),
+        "transparency": (transparent, "transparent.png", {}),
+        "a palette": (image.quantize(16), "palette.png", {}),
+        "16-bit gray": (deep, "deep.png", {}),
+        "CMYK": (image.convert("CMYK"), "cmyk.tif", {}),
+        "animation": (image, "animated.gif", {"save_all": True, "append_images": [transparent]}),
+    }
+    for changed, name, options in files.values():
+        changed.save(directory / name, **options)
+    return {kind: directory / name for kind, (_, name, _) in files.items()}
 
 
 def _replay(
     directory: Path, paths: Sequence[Path], *, native: bool, place: Path
-) -> list[dict[str, float]]:
+) -> dict[str, list[dict[str, float]]]:
     request = {
         "model": str(directory.resolve()),
         "images": [str(path) for path in paths],
-        "top_k": 5,
+        "top_k": TOP_K,
         "trust_remote_code": not native,
+        "load_image": LOAD_IMAGE,
     }
     environment = {
         name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "RANK")
     }
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(place / "modules")}
     done = subprocess.run(
-        # Without the script's own folder, whose modules have names of their own.
+        # -P: this folder's modules must not be importable.
         [sys.executable, "-P", str(REPLAY)],
         input=json.dumps(request),
         capture_output=True,
@@ -108,23 +168,26 @@ def _replay(
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1].rstrip(".")
         raise RunError(
-            f"The files that would be published cannot be used by transformers alone ({reason}); "
-            "nothing was pushed."
+            f"transformers cannot use the files without this package ({reason}); nothing was "
+            "pushed."
         )
-    answers: list[dict[str, float]] = json.loads(done.stdout)
+    answers: dict[str, list[dict[str, float]]] = json.loads(done.stdout)
     return answers
 
 
-def _compare(image_id: str, expected: dict[str, float], found: dict[str, float]) -> None:
-    """Raise RunError unless the same class comes first and the probabilities agree."""
+def measure_difference(expected: Mapping[str, float], found: Mapping[str, float]) -> float:
+    """Return the largest difference of a score among the classes of both answers."""
+    gaps = [abs(share - found[name]) for name, share in expected.items() if name in found]
+    return max(gaps, default=1.0)
+
+
+def compare_answers(title: str, expected: Mapping[str, float], found: Mapping[str, float]) -> None:
+    """Raise RunError unless the same class comes first and the scores agree."""
     first, answered = max(expected, key=expected.__getitem__), max(found, key=found.__getitem__)
-    gaps: dict[str, Any] = {
-        name: abs(share - found[name]) for name, share in expected.items() if name in found
-    }
     tied = answered in expected and expected[first] - expected[answered] <= TOLERANCE
-    if (first != answered and not tied) or max(gaps.values(), default=1.0) > TOLERANCE:
+    if (first != answered and not tied) or measure_difference(expected, found) > TOLERANCE:
         raise RunError(
-            f"The files that would be published do not classify as the run recorded: image "
-            f"{image_id} was {first!r} ({expected[first]:.3f}) and is now {answered!r} "
-            f"({found[answered]:.3f}); nothing was pushed."
+            f"The files do not classify as the run recorded: {title} was {first!r} "
+            f"({expected[first]:.3f}) and is now {answered!r} ({found[answered]:.3f}); nothing was "
+            "pushed."
         )

@@ -4,6 +4,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
+from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import read_data_defaults
 from siglip_flowers.config import DataArguments
@@ -17,7 +18,7 @@ KINDS = (PublishArguments, DataArguments)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line, try the files, and push them."""
+    """Parse the command line, check the files, and push them."""
     given = name_run(sys.argv[1:] if argv is None else argv)
     return run_command(PROG, lambda: _publish(given), check=lambda: _check(given), goes_on=True)
 
@@ -46,9 +47,9 @@ def _check(argv: list[str]) -> None:
 def _publish(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.base.run_dir import CONFIG_FILE
         from siglip_flowers.publish.finished import check_finished
         from siglip_flowers.publish.hub import check_hub_access
+        from siglip_flowers.publish.publish import publish_run
 
     options, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     check_finished(Path(options.run))
@@ -58,7 +59,4 @@ def _publish(argv: list[str]) -> None:
     _, data_arguments = parse_arguments(
         KINDS, argv, prog=PROG, description=DESCRIPTION, defaults=defaults
     )
-    # These take seconds more, for which a refusal need not wait.
-    from siglip_flowers.publish.publish import publish_run
-
     publish_run(options, data_arguments, print)

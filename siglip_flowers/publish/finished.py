@@ -1,6 +1,7 @@
-"""A finished run as it is read back for publishing: its figures, and that they are its weights'."""
+"""A finished run: its figures, and the proof that they belong to its weights."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,26 +20,14 @@ from siglip_flowers.metrics.functions import accuracy, precision_recall_f1
 
 PREDICTIONS_FILE = "predictions_test.parquet"
 COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")
-# Settings that may hold a path of this machine.
-PATH_SETTINGS = (
-    "aim_repo",
-    "cache_dir",
-    "data_dir",
-    "dataset_name",
-    "logging_dir",
-    "model_name_or_path",
-    "output_dir",
-    "prompt_templates",
-    "run_name",
-)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the run recorded of the N images of the test split, in row order.
+    """What the run recorded for the N images of the test split, in row order.
 
-    ``labels`` and ``predicted`` are (N,) int64, ``hits`` (N,) bool: the true class is among the
-    likeliest five. ``top`` has for each image its likeliest classes with their probabilities.
+    ``labels`` and ``predicted`` are (N,) int64; ``hits`` (N,) bool: the true class is among the
+    top five. ``top`` has the likeliest classes of each image with their probabilities.
     """
 
     ids: list[str]
@@ -51,10 +40,10 @@ class Predictions:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run directory whose figures belong to the weights that lie in it.
+    """A run directory whose figures belong to its weights.
 
     ``metrics`` are those of ``metrics.json`` without paths of this machine, ``settings`` those of
-    ``config.yaml`` as they are.
+    ``config.yaml``.
     """
 
     directory: Path
@@ -64,46 +53,49 @@ class FinishedRun:
 
     @property
     def model_dir(self) -> Path:
-        """Where model and image processor lie."""
+        """The directory of model and image processor."""
         return self.directory / MODEL_DIR
 
     @property
     def base_model(self) -> str | None:
-        """The Hub id of the checkpoint that the run started from; None for one of this machine."""
+        """The Hub id of the checkpoint that the run started from; None for a local one."""
         name = str(self.settings.get("model_name_or_path"))
         local = self.metrics["model"].get("local", True)
         return name if is_hub_id(name) and not local else None
 
     @property
     def dataset_id(self) -> str | None:
-        """The Hub id of the data set, where it came from there."""
+        """The Hub id of the data set, if it has one."""
         name = str(self.settings.get("dataset_name"))
         return name if is_hub_id(name) and not Path(name).exists() else None
+
+    @property
+    def dataset_title(self) -> str:
+        """The name of the data set for readers."""
+        description: str = self.metrics["data"]["description"]
+        # The source may follow in parentheses, splits and sizes after a comma.
+        return description.split(" (")[0].split(", ")[0]
 
 
 def check_finished(directory: Path) -> None:
     """Raise InputError unless the directory holds a finished run."""
     if not is_finished(directory):
-        hint = ""
         if is_finished(directory.parent):
-            hint = f"; the run itself is {directory.parent}"
+            raise InputError(f"{directory} is part of a run; name the run: {directory.parent}.")
         raise InputError(
-            f"{directory} holds no finished run (its {METRICS_FILE} or {MODEL_DIR}/ is missing)"
-            f"{hint or '; finish it with the command that began it, or name another'}."
+            f"{directory} holds no finished run ({METRICS_FILE} or {MODEL_DIR}/ is missing); "
+            "finish it with the command that started it, or name another."
         )
     for name in (CONFIG_FILE, PREDICTIONS_FILE):
         if not (directory / name).is_file():
-            raise InputError(
-                f"The run in {directory} lacks its {name}, which publishing needs; copy the whole "
-                "directory."
-            )
+            raise InputError(f"The run in {directory} lacks {name}; copy the whole directory.")
 
 
 def read_finished_run(directory: Path) -> FinishedRun:
-    """Read a finished run and check that its figures are those of its weights.
+    """Read a finished run and check that its figures belong to its weights.
 
     Raises:
-        InputError: There is no whole run.
+        InputError: There is no finished run.
         RunError: The weights are not those that were measured, or figures contradict predictions.
     """
     check_finished(directory)
@@ -114,8 +106,8 @@ def read_finished_run(directory: Path) -> FinishedRun:
         table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
     except KeyError as error:
         raise RunError(
-            f"{directory / METRICS_FILE} does not record {error}, so that nothing ties its figures "
-            "to the weights; train again with this version to publish."
+            f"{directory / METRICS_FILE} does not record {error}, which ties figures to weights; "
+            "train again to publish."
         ) from error
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise RunError(
@@ -124,26 +116,28 @@ def read_finished_run(directory: Path) -> FinishedRun:
         ) from error
     if digest_weight_files(directory / MODEL_DIR) != recorded:
         raise RunError(
-            f"The weights in {directory / MODEL_DIR} are not those that {METRICS_FILE} measured: "
-            "their SHA-256 differs; put the model back as the run saved it."
+            f"The weights in {directory / MODEL_DIR} are not those that {METRICS_FILE} measured "
+            "(another SHA-256); restore the model of the run."
         )
     predictions = _arrange(table)
     _check_figures(directory, test, predictions)
-    cleaned: dict[str, Any] = hide_paths(metrics, list_private_names(settings))
+    run = FinishedRun(directory, metrics, settings, predictions)
+    public = {run.base_model, run.dataset_id}
+    metrics["model"] = {**metrics["model"], "model_id": run.base_model}
+    cleaned: dict[str, Any] = hide_paths(metrics, list_private_paths(settings, public))
     return FinishedRun(directory, cleaned, settings, predictions)
 
 
 def _arrange(table: pyarrow.Table) -> Predictions:
     columns = {name: table.column(name).to_pylist() for name in COLUMNS}
     labels = np.asarray(columns["label"], dtype=np.int64)
+    top_labels = columns["top_labels"]
     return Predictions(
         ids=columns["image_id"],
         labels=labels,
         label_names=columns["label_name"],
-        predicted=np.asarray([row[0] for row in columns["top_labels"]], dtype=np.int64),
-        hits=np.asarray(
-            [label in row for label, row in zip(labels, columns["top_labels"], strict=True)]
-        ),
+        predicted=np.asarray([row[0] for row in top_labels], dtype=np.int64),
+        hits=np.asarray([label in row for label, row in zip(labels, top_labels, strict=True)]),
         top=[
             dict(zip(names, shares, strict=True))
             for names, shares in zip(
@@ -156,10 +150,9 @@ def _arrange(table: pyarrow.Table) -> Predictions:
 def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predictions) -> None:
     """Raise RunError unless the figures of the test split follow from the predictions."""
     labels, predicted = predictions.labels, predictions.predicted
-    classes = len(test["per_class"])
     found: dict[str, float] = {"n": len(labels)}
     if len(labels):
-        macro = precision_recall_f1(labels, predicted, classes, average="macro")
+        macro = precision_recall_f1(labels, predicted, len(test["per_class"]), average="macro")
         found |= {
             "accuracy": accuracy(labels, predicted),
             "top5_accuracy": float(np.mean(predictions.hits)),
@@ -168,23 +161,20 @@ def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predic
     for name, value in found.items():
         if abs(test[name] - value) > 1e-9:
             raise RunError(
-                f"The figures in {directory} contradict each other: {METRICS_FILE} says {name} "
-                f"{test[name]:.6g}, and {PREDICTIONS_FILE} gives {value:.6g}; copy the whole "
-                "directory again."
+                f"The figures in {directory} contradict each other: {name} is {test[name]:.6g} in "
+                f"{METRICS_FILE} and {value:.6g} by {PREDICTIONS_FILE}; copy the whole directory "
+                "again."
             )
 
 
-def list_private_names(settings: Mapping[str, Any]) -> list[str]:
+def list_private_paths(settings: Mapping[str, Any], public: set[str | None]) -> list[str]:
     """Return the paths of this machine that a run's settings name, the longest first."""
-    names = {str(Path.home()), str(Path.cwd())}
-    for key in PATH_SETTINGS:
-        value = settings.get(key)
-        if isinstance(value, str) and len(Path(value).parts) > 1:
-            names |= {value, str(Path(value).resolve())}
-    if is_hub_id(str(settings.get("dataset_name"))):
-        names.discard(str(settings["dataset_name"]))
-    # The home of a bare container would be found everywhere.
-    return sorted(names - {"/"}, key=len, reverse=True)
+    paths = {str(Path.home()), str(Path.cwd())}
+    for value in settings.values():
+        if isinstance(value, str) and os.sep in value and value not in public:
+            paths |= {value, str(Path(value).resolve())}
+    # The home directory in a bare container would match everything.
+    return sorted(paths - {"/"}, key=len, reverse=True)
 
 
 def hide_paths(value: Any, private: list[str]) -> Any:

@@ -1,4 +1,4 @@
-"""What is published to the Hugging Face Hub, and under which name."""
+"""Options of ``siglip-flowers publish``, and of ``train.py`` for pushing the finished run."""
 
 import re
 from dataclasses import dataclass, field
@@ -66,23 +66,20 @@ class PublishArguments:
 
     run: str | None = field(
         default=None,
-        metadata={
-            "help": "The directory of a finished run, such as results/my-run; may stand without "
-            "the option's name."
-        },
+        metadata={"help": "The directory of a finished run; --run itself may be left out."},
     )
     hub_model_id: str | None = field(
-        default=None, metadata={"help": "The model on the Hub: ORG/NAME; created if need be."}
+        default=None, metadata={"help": "The model on the Hub, ORG/NAME; created if missing."}
     )
     hub_private_repo: bool | None = field(
         default=None,
-        metadata={"help": "Whether a new model is private; left out, as the Hub does by itself."},
+        metadata={"help": "Make a new model private; default: the organization's setting."},
     )
     output_dir: str | None = field(
         default=None,
         metadata={
-            "help": "Write what would be pushed to this new directory, and push only with "
-            "--hub_model_id; nothing else is needed of the Hub."
+            "help": "Write the files to this new directory; they are pushed only if "
+            "--hub_model_id is given too."
         },
     )
     commit_message: str = field(
@@ -90,42 +87,34 @@ class PublishArguments:
     )
     check_samples: int = field(
         default=32,
-        metadata={
-            "help": "Images of the test split that the published files must classify as the run "
-            "recorded."
-        },
+        metadata={"help": "Test images that the published files must classify as recorded."},
     )
-    license: str = field(
-        default="apache-2.0",
-        metadata={
-            "help": "The Hub's name of the license; the default is that of the released SigLIP "
-            "checkpoints and of this package."
-        },
+    license: str | None = field(
+        default=None,
+        metadata={"help": "License of the model, as the Hub names it; default: not stated."},
     )
-    language: str = field(
-        default="en", metadata={"help": "Language of the class names: an ISO 639 code."}
+    language: str | None = field(
+        default=None,
+        metadata={"help": "Language of the class names, as an ISO 639 code; default: not stated."},
     )
 
     def __post_init__(self) -> None:
         if self.run is None:
-            raise InputError("There is no run to publish; name its directory: results/my-run.")
+            raise InputError("No run is given; name its directory, such as results/my-run.")
         if self.hub_model_id is None and self.output_dir is None:
             raise InputError(
-                "Where to publish is missing; give --hub_model_id ORG/NAME, or --output_dir DIR to "
-                "write the files without pushing them."
+                "Give --hub_model_id ORG/NAME to push, or --output_dir DIR to write the files only."
             )
         if self.hub_model_id is not None:
             check_hub_model_id(self.hub_model_id)
         if self.output_dir is not None and Path(self.output_dir).exists():
-            raise InputError(
-                f"--output_dir {self.output_dir} exists already; choose another or remove it."
-            )
+            raise InputError(f"--output_dir {self.output_dir} exists; name a new directory.")
         check_positive("check_samples", self.check_samples)
-        if not re.fullmatch(r"[a-z]{2,3}", self.language):
-            raise InputError(f"--language is {self.language!r}; give an ISO 639 code, such as en.")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+        if not re.fullmatch(r"[a-z]{2,3}", self.language or "en"):
+            raise InputError(f"--language is {self.language!r}; use an ISO 639 code, such as en.")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license or "mit"):
             raise InputError(
-                f"--license is {self.license!r}; give the Hub's name of it, such as apache-2.0."
+                f"--license is {self.license!r}; use the Hub's name of it, such as apache-2.0."
             )
         if not self.commit_message.strip():
-            raise InputError("--commit_message is empty; leave it out or give a title.")
+            raise InputError("--commit_message is empty; give a title.")

@@ -174,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
     def validate(self, body: bytes) -> None:
         """Refuse a card without the metadata that the Hub lists models by."""
         data = yaml.safe_load(json.loads(body)["content"].split("---\n")[1])
-        missing = [name for name in ("license", "pipeline_tag", "model-index") if name not in data]
+        missing = [name for name in ("pipeline_tag", "model-index") if name not in data]
         errors = [{"message": f"{name} is missing"} for name in missing]
         self._send(400 if errors else 200, {"errors": errors, "warnings": []})
 

@@ -1,4 +1,4 @@
-"""Two small runs that were trained, checked and pushed to a Hub on loopback, once for all tests."""
+"""Two small runs, trained and pushed to a Hub on loopback, once for all tests."""
 
 import functools
 import json
@@ -15,12 +15,26 @@ from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_option
 
 # One with every sign that Markdown, HTML and YAML care about.
 ODD_NAME = "clover | *x* <b>_y_"
+# Commands in one process, which imports everything once.
 DRIVER = """
 import json, sys
-from siglip_flowers.publish.command import main as publish
+from pathlib import Path
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.commands.train import main as train
+from siglip_flowers.publish.command import main as publish
+from siglip_flowers.publish.hub import check_hub_access, push_directory
+
+def push(directory, name):
+    try:
+        check_hub_access(name)
+        push_directory(Path(directory), name, message="a test")
+    except RunError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
 for command, argv in json.load(sys.stdin):
-    code = {"publish": publish, "train": train}[command](argv)
+    code = push(*argv) if command == "push" else {"publish": publish, "train": train}[command](argv)
     print("EXIT", code, flush=True)
     print("EXIT", code, file=sys.stderr, flush=True)
 """
@@ -36,15 +50,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Published:
-    """The server with garden/map and garden/mean, and the runs that they came from."""
+class Garden:
+    """The server, and the folder of checkpoint, images and runs."""
 
     root: Path
     hub: Hub
-    trained_map: Step
-    failed_mean: Step
-    resumed_mean: Step
-    requests_of_resumed: list[str]
 
     def run(self, name: str) -> Path:
         return self.root / "runs" / name
@@ -52,6 +62,31 @@ class Published:
     @property
     def images(self) -> Path:
         return self.root / "images"
+
+    def train(self, name: str, *more: str) -> tuple[str, list[str]]:
+        options = (str(self.root / "checkpoint"), self.images, self.run(name))
+        return "train", small_options(*options, "--pooling", name, *more)
+
+    def execute(self, *commands: tuple[str, list[str]], endpoint: str | None = None) -> list[Step]:
+        """Run commands one after the other, in one process of a user of this Hub."""
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER],
+            input=json.dumps(commands),
+            env=hub_environment(endpoint or self.hub.endpoint, self.root / "home"),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        outputs, errors = (text.split("EXIT ") for text in (done.stdout, done.stderr))
+        return [
+            Step(
+                int(outputs[n + 1].split("\n")[0]), *(_strip(part[n]) for part in (outputs, errors))
+            )
+            for n in range(len(commands))
+        ]
 
 
 def hub_environment(endpoint: str, home: Path, token: str | None = TOKEN) -> dict[str, str]:
@@ -71,59 +106,71 @@ def hub_environment(endpoint: str, home: Path, token: str | None = TOKEN) -> dic
     return environment if token is None else {**environment, "HF_TOKEN": token}
 
 
-def run_commands(
-    environment: dict[str, str], *commands: tuple[str, list[str]], cwd: Path = REPOSITORY
-) -> list[Step]:
-    """Run train and publish commands one after the other, in one process of that environment."""
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER],
-        input=json.dumps(commands),
-        env=environment,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outputs, errors = done.stdout.split("EXIT "), done.stderr.split("EXIT ")
-    return [
-        Step(int(outputs[n + 1].split("\n")[0]), *(_strip(part[n]) for part in (outputs, errors)))
-        for n in range(len(commands))
-    ]
-
-
 def _strip(text: str) -> str:
     # What follows the exit code of the command before.
     return text.partition("\n")[2] if text[:1].isdigit() else text
 
 
 @functools.cache
-def publish_small_runs() -> Published:
-    """Train and push both models; the first upload is cut off, and the commit of mean fails."""
+def open_garden() -> Garden:
+    """Start a Hub and draw images; both live as long as the process."""
     place = tempfile.TemporaryDirectory(prefix="siglip_flowers_hub_")
     server = serve_hub()
     hub = server.__enter__()
-    # Both live as long as the process.
-    publish_small_runs.__dict__["kept"] = (place, server)
+    open_garden.__dict__["kept"] = (place, server)
     root = Path(place.name)
-    checkpoint, images = make_checkpoint(root / "checkpoint"), make_folder(root / "images")
-    for folder in images.iterdir():
+    make_checkpoint(root / "checkpoint")
+    for folder in make_folder(root / "images").iterdir():
         (folder / CLASSES[-1]).rename(folder / ODD_NAME)
-    hub.faults += [
-        Fault("PUT", "^/lfs/"),
-        Fault("POST", "garden/mean/commit", status=500),
-    ]
+    return Garden(root, hub)
 
-    def train(name: str) -> tuple[str, list[str]]:
-        more = ("--pooling", name, "--push_to_hub", "true", "--hub_model_id", f"garden/{name}")
-        return "train", small_options(checkpoint, images, root / "runs" / name, *more)
 
-    environment = hub_environment(hub.endpoint, root / "home")
-    again = ["--hub_model_id", "garden/mean", str(root / "runs" / "mean")]
-    first, second, third = run_commands(
-        environment, train("map"), train("mean"), ("publish", again)
+# By name: what happens to a push, and what its message says.
+FAULTS = {
+    "me/a": (Fault("GET", "whoami", 401), "answered 401 .*hf auth login"),
+    "me/b": (Fault("POST", "repos/create", 403), "answered 403 .*write access"),
+    "me/c": (Fault("POST", "repos/create", 404), "answered 404 .*check the name"),
+    "me/d": (Fault("POST", "repos/create", 400), r"answered 400 \(.*again later"),
+    "me/e": (Fault("POST", "me/e/commit", 500), r"answered 500 \(.*again later"),
+    "me/f": (Fault("POST", "me/f/commit"), "could not be reached.*check the network"),
+}
+
+
+@functools.cache
+def push_map() -> tuple[Step, dict[str, Step]]:
+    """Train garden/map and push it at the end; the first upload is cut off.
+
+    Returns:
+        What that did, and what the pushes before it did that ran into ``FAULTS``.
+    """
+    garden = open_garden()
+    notes = garden.root / "notes"
+    notes.mkdir()
+    (notes / "notes.txt").write_text("A file like any other.")
+    garden.hub.faults += [fault for fault, _ in FAULTS.values()]
+    garden.hub.faults.append(Fault("PUT", "^/lfs/"))
+    *failed, step = garden.execute(
+        *(("push", [str(notes), name]) for name in FAULTS),
+        garden.train("map", "--push_to_hub", "true", "--hub_model_id", "garden/map"),
     )
-    # whoami is the first request of each of the three commands.
-    starts = [n for n, line in enumerate(hub.requests) if line == "GET /api/whoami-v2"]
-    return Published(root, hub, first, second, third, hub.requests[starts[-1] :])
+    return step, dict(zip(FAULTS, failed, strict=True))
+
+
+@functools.cache
+def push_mean() -> tuple[Step, Step, list[str]]:
+    """Train garden/mean; the push at its end fails, and the command in its message succeeds.
+
+    Returns:
+        Both steps, and the requests of the second.
+    """
+    garden = open_garden()
+    garden.hub.faults.append(Fault("POST", "garden/mean/commit", status=500))
+    push = ["--hub_model_id", "garden/mean"]
+    out = ["--output_dir", str(garden.root / "to-be-published")]
+    failed, again = garden.execute(
+        garden.train("mean", "--push_to_hub", "true", *push),
+        ("publish", [*push, str(garden.run("mean")), *out, "--license", "mit"]),
+    )
+    # whoami is the first request of each command.
+    starts = [n for n, line in enumerate(garden.hub.requests) if line == "GET /api/whoami-v2"]
+    return failed, again, garden.hub.requests[starts[-1] :]

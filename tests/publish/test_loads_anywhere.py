@@ -1,4 +1,4 @@
-"""The modelling file that is pushed beside the weights computes what ours does."""
+"""The modeling file that is pushed beside the weights computes what ours does."""
 
 import ast
 import sys
@@ -15,14 +15,14 @@ from transformers import (
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.native import to_native
+from siglip_flowers.publish import modeling_siglip_classifier as remote
 from siglip_flowers.publish.publish import MODELING_FILE
-from siglip_flowers.publish.remote import modeling_siglip_classifier as remote
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 
 
-def test_the_modelling_file_needs_torch_and_transformers_only():
+def test_the_modeling_file_needs_torch_and_transformers_only():
     source = Path(remote.__file__)
     assert source.name == MODELING_FILE
     imported = {
@@ -55,7 +55,7 @@ def draw_inputs(naflex: bool) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("naflex", [False, True], ids=["fixed", "naflex"])
 @pytest.mark.parametrize("pooling", ["map", "mean"])
 @pytest.mark.parametrize("head", ["linear", "normalized", "cosine"])
-def test_the_modelling_file_computes_the_same_logits(naflex, pooling, head, tmp_path):
+def test_the_modeling_file_computes_the_same_logits(naflex, pooling, head, tmp_path):
     torch.manual_seed(1)
     if naflex:
         vision = Siglip2VisionConfig(**SIZES, num_attention_heads=2, num_patches=9, patch_size=8)
@@ -85,7 +85,7 @@ def test_the_modelling_file_computes_the_same_logits(naflex, pooling, head, tmp_
     assert theirs.config.problem_type == model.config.problem_type
 
 
-def test_an_unfolded_head_is_refused_by_the_modelling_file():
+def test_an_unfolded_head_is_refused_by_the_modeling_file():
     with pytest.raises(ValueError, match="whose head is linear"):
         remote.SiglipClassifier(remote.SiglipClassifierConfig(head="cosine"))
 

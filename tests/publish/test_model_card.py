@@ -14,11 +14,15 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.hub_names import is_hub_id
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.publish.card import build_card, escape
-from siglip_flowers.publish.figures import compute_intervals
-from siglip_flowers.publish.finished import FinishedRun, Predictions, hide_paths
+from siglip_flowers.publish.card import CardFacts, build_card, escape
+from siglip_flowers.publish.finished import (
+    FinishedRun,
+    Predictions,
+    hide_paths,
+    list_private_paths,
+)
 from siglip_flowers.publish.options import PublishArguments
-from siglip_flowers.publish.settings import choose_settings
+from siglip_flowers.publish.results import choose_settings, compute_intervals
 
 NAMES = ["aster", "clover | *x* <b>_y_", "rose\n# heading"]
 METRICS = (
@@ -87,11 +91,12 @@ def run(tmp_path):
 
 def make_card(run, **changes):
     config = SimpleNamespace(vision_config=SiglipVisionConfig(), id2label=dict(enumerate(NAMES)))
-    options = {
+    facts = {
         **{"model_id": "garden/flowers", "license": "apache-2.0", "language": "en"},
         **{"native": False, "plots": ["loss_plot.png"], "weights": {"model.safetensors": "ab12"}},
+        "pipeline_differences": {"transparency": 0.25},
     }
-    return build_card(run, config, **{**options, **changes})
+    return build_card(run, config, CardFacts(**{**facts, **changes}))
 
 
 def test_the_index_has_every_test_metric_and_reads_back(run, tmp_path):
@@ -122,21 +127,35 @@ def test_the_text_has_every_section_and_none_is_blank(run):
     titles = [section.split("\n")[0] for section in sections[1:]]
     assert titles == [
         *("How to use", "Results", "Plots", "Training", "Data", "Intended use and limits"),
-        "Environment",
+        *("License", "Environment"),
     ]
-    assert all(len(section.split("\n", 1)[1].strip()) > 30 for section in sections[1:])
+    assert all(len(section.split("\n", 1)[1].strip()) > 20 for section in sections[1:])
     for word in ("None", "null", "nan", "TODO", "More information needed", "/secret"):
         assert word not in text
     for fact in ("trust_remote_code=True", "ab12", "NVIDIA H100", "0123abc", "mixup", "seed 3"):
         assert fact in text
-    assert "2 pairs of images stand in two splits, 1 of them" in text
-    assert "4 images a class" in text
-    assert "2 unreadable images" in text
+    for fact in ("2 pairs, 1 of them with", "4 images per class", "left out: 2 images"):
+        assert fact in text
+    assert "3 classes of Oxford Flowers102 apart" in text
+
+
+def test_what_is_not_known_is_not_stated(run):
+    card = make_card(run, license=None, language=None)
+    assert card.data.license is card.data.language is None
+    assert "License of the model: not stated." in card.text
+    assert "Language of the class names: not stated." in card.text
+
+
+def test_files_that_the_pipeline_opens_otherwise_are_named_with_a_remedy(run):
+    use = make_card(run).text.split("\n## ")[1]
+    assert "| transparency | 0.25 |" in use
+    assert 'Image.open("image.jpg")' in use
+    assert "transparency" not in make_card(run, pipeline_differences={}).text
 
 
 def test_what_is_no_plain_class_is_not_loaded_as_one(run):
     use = make_card(run).text.split("\n## ")[1]
-    assert "Do not load it through `SiglipForImageClassification.from_pretrained`" in use
+    assert "Do not load the model through `SiglipForImageClassification.from_pretrained`" in use
     assert "Do not load" not in make_card(run, native=True).text
 
 
@@ -177,15 +196,21 @@ def test_the_intervals_of_accuracies_are_wilsons_and_all_hold_their_figure(run):
 
 
 def test_settings_shown_are_the_essential_and_the_changed_ones():
-    settings = {"learning_rate": 2e-5, "crop_min_scale": 0.5, "ema": 0.99, "cache_dir": "/x"}
-    private = {
+    recipe = {"learning_rate": 2e-5, "crop_min_scale": 0.5, "ema": 0.99, "shots": 4}
+    machine = {
         **{"aim_repo": "aim://10.0.0.7:53800", "wandb_log_model": True, "use_cpu": True},
-        **{"trackio_bucket_id": "me/runs", "trackio_static_space_id": "me/space"},
-        **{"resume_from_checkpoint": "/x/checkpoint-1", "log_level": "debug"},
-        "log_level_replica": "debug",
+        **{"cache_dir": "/x", "data_dir": "/x", "output_dir": "/x", "prompt_templates": "/x"},
+        **{"disable_tqdm": True, "logging_steps": 3, "attn_implementation": "eager"},
     }
-    shown = choose_settings({**settings, **private})
-    assert shown == {"learning_rate": 2e-5, "ema": 0.99}
+    shown = choose_settings({**recipe, **machine})
+    assert shown == {"learning_rate": 2e-5, "ema": 0.99, "shots": 4}
+
+
+def test_paths_of_the_machine_are_found_in_the_settings(tmp_path):
+    settings = {"data_dir": str(tmp_path), "dataset_name": "garden/photos", "seed": 3}
+    private = list_private_paths(settings, {"garden/photos", None})
+    assert str(tmp_path) in private
+    assert "garden/photos" not in private
 
 
 def test_paths_are_cut_out_of_any_text():
@@ -233,13 +258,13 @@ def test_a_push_that_cannot_work_is_refused_before_the_training(options, message
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "no run to publish"),
+        ({}, "No run is given"),
         ({"run": "r"}, "--output_dir DIR"),
         ({"run": "r", "hub_model_id": "flowers"}, "use ORG/NAME"),
         ({"run": "r", "hub_model_id": "a/b", "language": "English"}, "ISO 639"),
         ({"run": "r", "hub_model_id": "a/b", "license": "Apache 2"}, "apache-2.0"),
         ({"run": "r", "hub_model_id": "a/b", "check_samples": 0}, "greater than 0"),
-        ({"run": "r", "output_dir": "."}, "exists already"),
+        ({"run": "r", "output_dir": "."}, "name a new directory"),
     ],
 )
 def test_publishing_options_are_checked(options, message):

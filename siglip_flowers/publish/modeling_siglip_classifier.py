@@ -1,7 +1,7 @@
 """A SigLIP vision tower with a linear classification head, for use with ``trust_remote_code=True``.
 
-This file stands beside the weights and needs torch and transformers only. It runs a trained
-classifier; training one is the business of the package siglip_flowers.
+This file is published with the weights and requires torch and transformers only. It runs trained
+classifiers; the package siglip_flowers trains them.
 """
 
 from typing import Any
@@ -21,13 +21,13 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class SiglipClassifierConfig(PreTrainedConfig):
-    """A vision tower, how its patch tokens are pooled, and what the head reads.
+    """A vision tower, and how its patch tokens are pooled for the head.
 
     Args:
         vision_config: The tower: ``siglip_vision_model`` or ``siglip2_vision_model`` (NaFlex).
         pooling: ``map``, the tower's attention-pooling head, or ``mean`` of the patch tokens.
-        normalize_features: Whether the head reads features of length 1.
-        kwargs: Everything else that a configuration has, class names among it.
+        normalize_features: Whether the features are divided by their length.
+        kwargs: Everything else in a configuration, such as class names.
     """
 
     model_type = "siglip_classifier"
@@ -52,7 +52,7 @@ class SiglipClassifierConfig(PreTrainedConfig):
 
 
 class SiglipClassifier(PreTrainedModel):
-    """Classify the images that the image processor beside this file prepared.
+    """Classify images prepared by the image processor of this repository.
 
     ``forward`` takes ``pixel_values`` (B, 3, H, W); for NaFlex (B, P, K) patches with
     ``pixel_attention_mask`` (B, P) and ``spatial_shapes`` (B, 2). It returns logits (B, C).
@@ -61,7 +61,7 @@ class SiglipClassifier(PreTrainedModel):
     config_class = SiglipClassifierConfig
     base_model_prefix = "vision_model"
     main_input_name = "pixel_values"
-    input_modalities = ["image"]  # noqa: RUF012 - another one
+    input_modalities = ["image"]  # noqa: RUF012 - likewise
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -99,7 +99,7 @@ class SiglipClassifier(PreTrainedModel):
         if self.config.pooling == "map":
             features = outputs.pooler_output
         elif self.naflex:
-            # Patches behind the image's own are padding.
+            # Patches after the image's last one are padding.
             assert pixel_attention_mask is not None
             weight = pixel_attention_mask[..., None].to(outputs.last_hidden_state.dtype)
             features = (outputs.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)

@@ -1,1 +1,0 @@
-"""Files that are pushed beside the weights, for machines without this package."""
