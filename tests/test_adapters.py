@@ -352,7 +352,7 @@ def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
     assert "--wise_ft 0.5 averages whole models" in capsys.readouterr().err
     monkeypatch.setattr("siglip_flowers.model.adapters.find_spec", lambda name: None)
     assert train(options) == 2
-    assert "--lora_r needs the package peft" in capsys.readouterr().err
+    assert "--lora_r requires the package peft" in capsys.readouterr().err
     assert not run.exists()
 
 

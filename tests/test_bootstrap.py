@@ -110,5 +110,5 @@ def test_what_cannot_be_drawn_is_an_error():
         bootstrap_headline([0], [0], 1, confidence=1)
     with pytest.raises(ValueError, match="finite"):
         bootstrap_headline([0], [0], 1, losses=[np.nan])
-    with pytest.raises(ValueError, match="one value an image"):
+    with pytest.raises(ValueError, match="one value per image"):
         bootstrap_headline([0], [0], 1, hits=[True, False])

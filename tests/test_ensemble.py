@@ -119,7 +119,7 @@ def test_interpolation_ends_in_the_two_models_bit_for_bit_and_is_their_mean_betw
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
 def test_alpha_outside_the_unit_interval_is_refused(alpha):
     state = make_model().state_dict()
-    with pytest.raises(ValueError, match=f"alpha is {alpha}; it must lie between 0 and 1"):
+    with pytest.raises(ValueError, match=f"alpha is {alpha}; it must be between 0 and 1"):
         interpolate_weights(state, state, alpha)
 
 

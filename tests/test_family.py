@@ -375,7 +375,7 @@ def test_fixed_resolution_weights_labeled_naflex_are_refused(fixed, pooling):
     with pytest.raises(
         InputError,
         match="weights of .* are those of a fixed-resolution SigLIP, but its config.json describes "
-        "a NaFlex SigLIP 2; give it the config.json",
+        "a NaFlex SigLIP 2. Restore the config.json",
     ):
         load_classifier(str(fixed), NAMES, pooling=pooling)
 
@@ -386,7 +386,7 @@ def test_naflex_weights_labeled_fixed_resolution_are_refused(naflex, pooling):
     with pytest.raises(
         InputError,
         match="weights of .* are those of a NaFlex SigLIP 2, but its config.json describes a "
-        "fixed-resolution SigLIP; give it the config.json",
+        "fixed-resolution SigLIP. Restore the config.json",
     ):
         load_classifier(str(naflex), NAMES, pooling=pooling)
 

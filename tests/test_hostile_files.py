@@ -490,8 +490,8 @@ def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"size": {"height": 10**9, "width": 10**9}}, "it must be between 1 and 4096"),
-        ({"size": {"height": 0, "width": 0}}, "it must be between 1 and 4096"),
+        ({"size": {"height": 10**9, "width": 10**9}}, "it must be a whole number from 1 to 4096"),
+        ({"size": {"height": 0, "width": 0}}, "it must be a whole number from 1 to 4096"),
         ({"size": {"height": 8, "width": 16}}, "they must be equal"),
         ({"image_std": [0, 0, 0]}, "must be above 0"),
         ({"image_mean": ["a", "b", "c"]}, "must be three numbers"),
@@ -509,11 +509,9 @@ def test_absurd_processors_are_refused(copy, change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"hidden_size": 10**9}, "parameters, more than"),
-        ({"num_hidden_layers": 10**12}, "parameters, more than"),
-        ({"image_size": 10**7, "patch_size": 1}, "parameters, more than"),
-        ({"num_hidden_layers": -1}, "must be a whole number above 0"),
-        ({"num_attention_heads": 3}, "no multiple of its 3 heads"),
+        ({"hidden_size": 10**9}, "must be a whole number from 1 to 16384"),
+        ({"num_hidden_layers": -1}, "must be a whole number from 1 to 512"),
+        ({"num_attention_heads": 3}, "not divisible by its 3 heads"),
         ({"hidden_act": "os.system"}, "hidden_act is 'os.system'"),
         ({"hidden_size": "16"}, "is not a SigLIP model"),
     ],

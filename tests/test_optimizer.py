@@ -215,7 +215,7 @@ def test_no_decay_is_the_plain_grouping_in_other_words(nano_dir):
 def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(nano_dir):
     model = load_classifier(str(nano_dir), ["a", "b"])
     model.adapter = torch.nn.Linear(2, 2)
-    with pytest.raises(ValueError, match=r"'adapter.weight' is in no known part"):
+    with pytest.raises(ValueError, match=r"'adapter.weight' does not belong to a known part"):
         group_with_decay(model)
 
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, DoRA) on a frozen model, through ``peft``.
+"""Low-rank adapters (LoRA, DoRA) on a frozen model, with ``peft``.
 
 They are injected into the model, which keeps its class and the interface of a classifier.
 """
@@ -26,16 +26,14 @@ POOLING_ATTENTION = "attention"
 def check_peft() -> None:
     """Raise InputError unless ``peft`` is installed."""
     if find_spec("peft") is None:
-        raise InputError(
-            "--lora_r needs the package peft, which is not installed: pip install peft."
-        )
+        raise InputError("--lora_r requires the package peft; install it with 'pip install peft'.")
 
 
 def find_targets(model: nn.Module, words: Collection[str]) -> list[str]:
     """Return the modules of both towers whose last name is one of the words.
 
-    The output projection of the pooling head's attention is never among them: its forward method
-    is not called, so that an adapter on it would count only once it is merged.
+    The output projection of the pooling head's attention is left out: its forward method is never
+    called, so that an adapter on it would have no effect before it is merged.
     """
     found = []
     for name, module in model.named_modules():
@@ -51,10 +49,10 @@ def find_targets(model: nn.Module, words: Collection[str]) -> list[str]:
 
 
 def add_adapters(model: Any, options: ModelArguments) -> None:
-    """Freeze the model and put adapters on it; only they and the head train from here on.
+    """Freeze the model and add adapters; only they and the head train from now on.
 
-    The head is the classification head, or for both towers the temperature and bias of the loss. A
-    text tower that was frozen gets no adapters.
+    The head is the classification head, or with both towers the temperature and bias of the loss.
+    A frozen text tower gets no adapters.
 
     Raises:
         InputError: No module of the model has one of ``lora_target_modules``' names.
@@ -73,8 +71,8 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
     ]
     if not targets:
         raise InputError(
-            f"--lora_target_modules {' '.join(words)} names no module of this model; leave it out "
-            "to adapt all of them."
+            f"--lora_target_modules {' '.join(words)} names no module of this model. Remove the "
+            "option to adapt all of them."
         )
     config = LoraConfig(
         r=options.lora_r,
@@ -106,7 +104,7 @@ def select_trained(
 
     Args:
         model: A model with adapters.
-        state: Its state, where that was gathered elsewhere.
+        state: Its state, if it was gathered elsewhere.
     """
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     return {
@@ -115,7 +113,7 @@ def select_trained(
 
 
 def merge_adapters(model: Any) -> Any:
-    """Return a copy of the model with the adapters added to its weights, and none left."""
+    """Return a copy of the model with the adapters merged into its weights."""
     from peft.tuners.lora import LoraLayer
 
     from siglip_flowers.model.pooling_adapter import PoolingAttention
@@ -128,7 +126,7 @@ def merge_adapters(model: Any) -> Any:
         for name, module in adapted.items():
             parent, _, attribute = name.rpartition(".")
             if isinstance(adapted.get(parent.removesuffix(".base_layer")), PoolingAttention):
-                continue  # its output projection, which is merged with the whole
+                continue  # its output projection, which is merged with it
             if isinstance(module, PoolingAttention):
                 base = module.unload_and_optionally_merge_module(True, False, None)
             else:
@@ -146,15 +144,15 @@ def fold_model(model: Any) -> SiglipClassifier:
 
 
 def save_adapter(model: Any, classifier: SiglipClassifier, directory: Path) -> None:
-    """Write adapter and head in peft's format, beside a merged model.
+    """Write adapter and head in the format of peft.
 
-    ``PeftModel.from_pretrained(base, directory)`` puts them on the classifier that the run started
-    from. Of a two-tower model only the vision tower's are written: the text tower's are in the
-    head.
+    ``PeftModel.from_pretrained(base, directory)`` adds them to the classifier that the run started
+    from. For a two-tower model only those of the vision tower are written: those of the text tower
+    are part of the head.
 
     Args:
         model: The model with adapters.
-        classifier: What :func:`fold_model` made of it, for its head.
+        classifier: The result of :func:`fold_model`, for its head.
         directory: An existing directory.
     """
     from peft import get_peft_model_state_dict

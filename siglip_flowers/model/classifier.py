@@ -20,7 +20,7 @@ from siglip_flowers.model.towers import (
 
 POOLINGS = ("map", "mean")
 HEADS = ("linear", "cosine")
-# What the pipeline of transformers reads to choose between softmax and sigmoid.
+# By these the pipeline of transformers chooses between softmax and sigmoid.
 PROBLEM_TYPES = {
     "softmax": "single_label_classification",
     "sigmoid": "multi_label_classification",
@@ -35,10 +35,10 @@ class SiglipClassifierConfig(PreTrainedConfig):
             fixed-resolution tower and a NaFlex one.
         pooling: ``map`` uses the tower's pretrained attention-pooling head, ``mean`` averages the
             patch tokens as ``SiglipForImageClassification`` does (the tower then has no head).
-        head: ``linear``; or ``cosine``, the head of the sigmoid loss while it is being trained:
-            class embeddings, log-temperature and bias. Saved models are folded to ``linear``.
+        head: ``linear``; or ``cosine`` during training: class embeddings, log-temperature and
+            bias. Saved models are folded to ``linear``.
         normalize_features: Divide the pooled features by their L2 norm before the linear head.
-        activation: ``softmax`` or ``sigmoid``: what turns logits into probabilities.
+        activation: Maps logits to probabilities: ``softmax`` or ``sigmoid``.
     """
 
     model_type = "siglip_classifier"
@@ -72,10 +72,10 @@ class SiglipClassifierConfig(PreTrainedConfig):
                 )
             vision_config = VISION_CONFIGS[kind](**vision_config)
         else:
-            # The next lines change it, and it may be the configuration of a tower in use.
+            # It is changed below, and may be the configuration of a tower in use.
             vision_config = copy.deepcopy(vision_config)
-        # An attention-pooling head that takes no part in the loss breaks DDP with gradient
-        # checkpointing, so the tower is built without it where it is not used.
+        # An attention-pooling head without gradients breaks DDP with gradient checkpointing, so the
+        # tower is built without it if it is not used.
         vision_config.vision_use_head = pooling == "map"
         self.vision_config: VisionConfig = vision_config
         self.pooling = pooling
@@ -86,7 +86,7 @@ class SiglipClassifierConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-# Start values of the SigLIP paper (section 3.2) for checkpoints that do not carry their own.
+# Initial values of the SigLIP paper (section 3.2), for checkpoints without their own.
 INITIAL_LOG_TEMPERATURE = math.log(10.0)
 INITIAL_BIAS = -10.0
 
@@ -95,7 +95,7 @@ class CosineHead(nn.Module):
     """The head of the sigmoid loss: cosine to class embeddings, temperature and bias.
 
     Source: Zhai et al. 2023, "Sigmoid loss for language image pre-training", algorithm 1, with
-    class embeddings in the place of the text embeddings.
+    class embeddings instead of text embeddings.
     """
 
     def __init__(self, hidden_size: int, num_labels: int) -> None:
@@ -112,8 +112,8 @@ class CosineHead(nn.Module):
 class SiglipClassifier(PreTrainedModel):
     """Image classifier on the vision tower of a SigLIP or SigLIP 2, fixed-resolution or NaFlex.
 
-    ``forward`` takes what the checkpoint's image processor gives and optional ``labels`` (B,),
-    int64. For a fixed resolution that is ``pixel_values`` (B, 3, H, W), float; for NaFlex
+    ``forward`` takes the outputs of the checkpoint's image processor and optional ``labels`` (B,),
+    int64. For a fixed resolution these are ``pixel_values`` (B, 3, H, W), float; for NaFlex
     ``pixel_values`` (B, P, K), patches, with ``pixel_attention_mask`` (B, P) and
     ``spatial_shapes`` (B, 2). It returns logits (B, C); with labels also the loss of the model's
     activation: softmax cross-entropy, or the pairwise sigmoid loss.
@@ -165,7 +165,7 @@ class SiglipClassifier(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch embedding, where gradient checkpointing hooks in."""
+        """Return the patch embedding, which gradient checkpointing hooks into."""
         return self.vision_model.embeddings.patch_embedding
 
     def extract_features(
@@ -174,7 +174,7 @@ class SiglipClassifier(PreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the pooled features (B, D) that the head sees, before any normalization."""
+        """Return the pooled features (B, D) for the head, before any normalization."""
         attended, mean = run_vision_tower(
             self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
         )
@@ -214,10 +214,10 @@ class SiglipClassifier(PreTrainedModel):
 
     @torch.no_grad()
     def fold(self) -> "SiglipClassifier":
-        """Return an ordinary classifier with the same logits: a cosine head becomes linear.
+        """Return a plain classifier with the same logits: a cosine head becomes linear.
 
-        Its weight is the normalized class embeddings times the temperature, its bias the sigmoid
-        loss's bias. A model with a linear head is returned as it is.
+        Its weight is the normalized class embeddings times the temperature; its bias is that of
+        the cosine head. A model with a linear head is returned as it is.
         """
         head: Any = self.classifier
         if not isinstance(head, CosineHead):

@@ -1,4 +1,4 @@
-"""Both towers of a SigLIP, fine-tuned on images and prompts of their classes."""
+"""Both towers of a SigLIP, fine-tuned on images and the prompts of their classes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from siglip_flowers.base.prompts import build_prompts
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
-from siglip_flowers.model.text_head import check_text_tower, load_tokenizer, tokenize_prompts
+from siglip_flowers.model.text_head import (
+    check_text_tower,
+    encode_tokens,
+    load_tokenizer,
+    tokenize_classes,
+)
 from siglip_flowers.model.towers import TextModel, VisionModel, is_naflex, run_vision_tower
 from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
 
@@ -29,13 +33,13 @@ class ContrastiveSiglip(PreTrainedModel):
 
     Built as a ``SiglipModel`` or, for NaFlex, a ``Siglip2Model``; see :func:`load_contrastive`.
 
-    Source: Goyal et al. 2023, "Finetune like you pretrain", with the sigmoid loss of the
-    pretraining and with pairs of the same class as positives.
+    Source: Goyal et al. 2023, "Finetune like you pretrain", with the sigmoid loss of
+    pretraining; pairs of the same class are positives.
 
     In training mode ``forward`` takes images as ``SiglipClassifier`` does, ``labels`` (B,) and
     ``templates`` (B,), the number of the prompt template drawn for each image, and returns the
-    loss of this rank. In evaluation mode it takes images and returns logits (B, C) to the class
-    embeddings, each the average of the class's prompts.
+    loss of this rank. In evaluation mode it takes images and returns logits (B, C) for the class
+    embeddings, each the average of the prompts of its class.
     """
 
     vision_model: VisionModel
@@ -50,12 +54,12 @@ class ContrastiveSiglip(PreTrainedModel):
         self._evaluation_embeddings: Tensor | None = None
 
     def set_prompts(self, class_names: Sequence[str], prompt_ids: Tensor) -> None:
-        """Set the C classes and their tokenised prompts (C, T, L) int64, T templates of each."""
+        """Set the C classes and their tokenized prompts (C, T, L) int64, T templates of each."""
         self.class_names = list(class_names)
         self._prompt_ids = prompt_ids
 
     def copy_prompts(self, other: "ContrastiveSiglip") -> None:
-        """Take the classes and prompts of another such model."""
+        """Copy the classes and prompts of another such model."""
         assert other._prompt_ids is not None
         self.set_prompts(other.class_names, other._prompt_ids)
 
@@ -66,7 +70,7 @@ class ContrastiveSiglip(PreTrainedModel):
         return self._prompt_ids.shape[1]
 
     def train(self, mode: bool = True) -> "ContrastiveSiglip":
-        """Switch modes; every evaluation starts by computing its class embeddings anew."""
+        """Switch modes; every evaluation computes its class embeddings anew."""
         self._evaluation_embeddings = None
         return super().train(mode)
 
@@ -101,17 +105,14 @@ class ContrastiveSiglip(PreTrainedModel):
         """Return the class embeddings (C, D): unit means of the prompts' unit embeddings."""
         assert self._prompt_ids is not None
         classes, templates, length = self._prompt_ids.shape
-        flat = self._prompt_ids.reshape(-1, length).to(self.logit_scale.device)
-        with torch.autocast(device_type=flat.device.type, enabled=False):
-            texts = torch.cat(
-                [self.text_model(input_ids=part).pooler_output for part in flat.split(256)]
-            )
-            texts = functional.normalize(texts.float(), dim=-1)
+        flat = self._prompt_ids.reshape(-1, length)
+        with torch.autocast(device_type=self.logit_scale.device.type, enabled=False):
+            texts = functional.normalize(encode_tokens(self.text_model, flat, 256).float(), dim=-1)
             return functional.normalize(texts.reshape(classes, templates, -1).mean(1), dim=-1)
 
     @torch.no_grad()
     def fold(self) -> SiglipClassifier:
-        """Return an ordinary classifier with the same logits: the text tower becomes its head."""
+        """Return a plain classifier with the same logits: the text tower becomes its head."""
         config = SiglipClassifierConfig(
             vision_config=self.vision_model.config.to_dict(),
             normalize_features=True,
@@ -152,9 +153,10 @@ def load_contrastive(
         InputError: The checkpoint has no text tower or lacks weights, or a class has no prompt.
         RunError: It cannot be reached or read.
     """
-    prompts = build_prompts(class_names, templates)
     config = check_text_tower(checkpoint)
+    length = config.text_config.max_position_embeddings
     tokenizer = load_tokenizer(checkpoint)
+    prompt_ids = tokenize_classes(tokenizer, class_names, templates, length)
     naflex = is_naflex(config.vision_config)
     model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
     model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights")
@@ -162,10 +164,7 @@ def load_contrastive(
         check_image_size(image_size, config.vision_config)
     if not naflex and image_size not in (None, config.vision_config.image_size):
         model = _resize(model, image_size)
-    flat = [prompt for of_class in prompts for prompt in of_class]
-    length = config.text_config.max_position_embeddings
-    ids = tokenize_prompts(tokenizer, flat, length)
-    model.set_prompts(class_names, ids.reshape(len(prompts), len(templates), length))
+    model.set_prompts(class_names, prompt_ids)
     model.text_model.requires_grad_(train_text_tower)
     return model
 

@@ -1,4 +1,4 @@
-"""Average a model's weights: along its own training, or with where it started."""
+"""Average a model's weights: over its own training, or with those of its start."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ class WeightAverage:
     """Exponential moving average of a model's trained parameters, kept in float32.
 
     The decay is warmed up, as min(decay, (1 + n) / (10 + n)) after n updates, so that the average
-    of a short run is not dominated by its start.
+    of a short run is not dominated by its beginning.
 
     Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ``ExponentialMovingAverage``.
     """
@@ -48,7 +48,7 @@ class WeightAverage:
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Let the model have the averaged weights inside the block, and its own after it."""
+        """Give the model the averaged weights inside the block, and its own afterwards."""
         parameters = dict(model.named_parameters())
         own = {name: parameters[name].detach().clone() for name in self.weights}
         self.copy_to(model)
@@ -60,7 +60,7 @@ class WeightAverage:
                     parameters[name].copy_(value)
 
     def save(self, directory: Path) -> None:
-        """Write the average and its count of updates into a checkpoint."""
+        """Write the average and the number of its updates into a checkpoint."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.weights.items()}
         save_file(tensors, directory / AVERAGE_FILE, metadata={"updates": str(self.updates)})
 
@@ -81,10 +81,10 @@ def interpolate_weights(
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT), equation 1.
 
     Raises:
-        ValueError: alpha outside 0..1, or two models of different parts.
+        ValueError: alpha outside 0..1, or models with different parameters.
     """
     if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha is {alpha}; it must lie between 0 and 1.")
+        raise ValueError(f"alpha is {alpha}; it must be between 0 and 1.")
     if start.keys() != tuned.keys():
-        raise ValueError("The two models have different parts and cannot be interpolated.")
+        raise ValueError("The two models have different parameters and cannot be interpolated.")
     return {name: torch.lerp(start[name].float(), tuned[name].float(), alpha) for name in tuned}

@@ -1,4 +1,4 @@
-"""Ways to start a classifier's head: from the text tower, or from a fit on frozen features."""
+"""Ways to initialize a classifier's head: from the text tower, or by a fit on frozen features."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
 def set_calibration(
     model: SiglipClassifier, logit_scale: torch.Tensor, logit_bias: torch.Tensor
 ) -> None:
-    """Give a cosine head the checkpoint's own log-temperature and bias, one element each."""
+    """Set the log-temperature and bias of a cosine head, one element each."""
     head = model.classifier
     assert isinstance(head, CosineHead)
     head.logit_scale.copy_(logit_scale.reshape(()))
@@ -27,8 +27,8 @@ def set_calibration(
 def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
     """Make the model the checkpoint's zero-shot classifier.
 
-    The head's weight (C, D) becomes the class embeddings of the text tower, with its temperature
-    and bias: kept apart in a cosine head, multiplied out in a linear one, whose model must
+    The class embeddings (C, D) of the text tower become the weight, with the checkpoint's
+    temperature and bias: separate in a cosine head, multiplied in a linear one, whose model must
     normalize its features.
     """
     head = model.classifier
@@ -47,7 +47,7 @@ def load_zero_shot_classifier(
     class_names: Sequence[str],
     templates: Sequence[str],
 ) -> SiglipClassifier:
-    """Return the classifier that a two-tower checkpoint is before any training.
+    """Return the classifier that a two-tower checkpoint is without any training.
 
     Raises as :func:`~siglip_flowers.model.text_head.zero_shot_head` and
     :func:`~siglip_flowers.model.loading.load_classifier`.
@@ -67,7 +67,7 @@ def set_probe_head(
 ) -> float:
     """Fit the linear head on frozen features and return the chosen penalty strength.
 
-    L-BFGS logistic regression on standardised features, as the first stage of LP-FT; the L2
+    L-BFGS logistic regression on standardized features, as the first stage of LP-FT; the L2
     strength is chosen by accuracy on the validation split. Every class needs a training row.
 
     Args:
@@ -87,7 +87,7 @@ def set_probe_head(
         float(np.mean((validation[0] @ weight.T + bias).argmax(axis=1) == validation[1]))
         for weight, bias in heads
     ]
-    # The strongest penalty of equals.
+    # The strongest penalty among equals.
     best = int(np.argmax(accuracies))
     head.weight.copy_(torch.from_numpy(heads[best][0]))
     head.bias.copy_(torch.from_numpy(heads[best][1]))

@@ -1,7 +1,7 @@
 """Build a classifier from a SigLIP checkpoint, and load its image processor.
 
-Every weight of the vision tower must come from the checkpoint: one that is missing or of another
-shape is an error, since a silently random tower trains to a silently bad model.
+Every weight of the vision tower must come from the checkpoint: a missing one, or one of another
+shape, is an error, since a random tower trains to a bad model without any sign of it.
 """
 
 import copy
@@ -39,6 +39,7 @@ from siglip_flowers.model.weights import (
     first_line,
     interpolate_position_embedding,
     load_weights,
+    quiet_transformers,
 )
 
 MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
@@ -48,21 +49,22 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     """Read the configuration of a checkpoint and check that it is a SigLIP.
 
     Raises:
-        InputError: The checkpoint is no SigLIP, or contradicts itself.
-        RunError: It can be found neither here nor on the Hub.
+        InputError: The checkpoint is not a SigLIP, or contradicts itself.
+        RunError: It is found neither here nor on the Hub.
     """
     path = Path(checkpoint)
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
-            f"The model directory {checkpoint} holds no config.json; name a directory written by "
-            "save_pretrained or a model on the Hub."
+            f"The model directory {checkpoint} contains no config.json. Name a directory written "
+            "by save_pretrained, or a model on the Hub."
         )
     if not path.is_dir() and (path.is_absolute() or checkpoint.startswith(".")):
         raise InputError(f"The model directory {checkpoint} does not exist; check the path.")
     try:
-        # Left out, the question whether to run a checkpoint's code would wait for an answer.
-        config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
+        with quiet_transformers():
+            # By default, transformers may ask whether to run the code of a checkpoint.
+            config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except UNREADABLE as error:
         if path.is_dir():
             raise InputError(
@@ -71,31 +73,31 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             ) from error
         raise RunError(
             f"The model {checkpoint!r} is not a local directory and could not be read from the "
-            f"Hugging Face Hub ({first_line(error)}); check the name and the network, or give "
-            "--model_name_or_path a local directory."
+            f"Hugging Face Hub ({first_line(error)}). Check the name and the network, or name "
+            "a local directory."
         ) from error
     except MALFORMED as error:
         raise InputError(
-            f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}); use a "
+            f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Use a "
             "SigLIP or SigLIP 2 checkpoint."
         ) from error
     if config.model_type not in MODEL_TYPES:
         raise InputError(
             f"The checkpoint {checkpoint!r} is not a SigLIP model: its model_type is "
-            f"{config.model_type!r}, expected one of {', '.join(MODEL_TYPES)}."
+            f"{config.model_type!r}. Supported are {', '.join(MODEL_TYPES)}."
         )
-    # transformers overlooks an inner model_type, or follows it, but never compares the two.
-    within = declared.get("vision_config")
-    inner = within.get("model_type") if isinstance(within, dict) else None
+    # transformers ignores the model_type of the vision_config, or follows it without comparison.
+    vision_config = declared.get("vision_config")
+    inner = vision_config.get("model_type") if isinstance(vision_config, dict) else None
     expected = VISION_TYPES.get(config.model_type)
     if expected is not None and inner not in (None, expected):
         raise InputError(
             f"The config.json of {checkpoint!r} contradicts itself: its model_type is "
-            f"{config.model_type!r}, but that of its vision_config is {inner!r} where "
-            f"{expected!r} belongs; give it the config.json that it was published with."
+            f"{config.model_type!r}, but that of its vision_config is {inner!r} instead of "
+            f"{expected!r}. Restore the config.json that it was published with."
         )
     for tower in (vision_config_of(config), getattr(config, "text_config", None)):
-        # What transformers overlooks in a vision-only configuration may be of any kind.
+        # transformers ignores a text_config in a vision-only configuration, so it may be anything.
         if isinstance(tower, PreTrainedConfig):
             check_sizes(checkpoint, tower)
     return config
@@ -111,20 +113,20 @@ def vision_config_of(config: PreTrainedConfig) -> VisionConfig:
 
 
 def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
-    """Raise InputError unless the tower has one size and whole patches cover the image."""
+    """Raise InputError unless the tower has a fixed size and patches divide the image."""
     if is_naflex(vision_config):
         raise InputError(
             f"--image_size {image_size} is for fixed-resolution checkpoints, and this NaFlex one "
-            "keeps each image's aspect ratio; use --max_num_patches."
+            "keeps the aspect ratio of each image; use --max_num_patches."
         )
     patch_size = vision_config.patch_size
     assert isinstance(patch_size, int)
-    # The released patch-14 towers for 384 pixels leave the last six out, and were trained so.
+    # The released patch-14 towers for 384 pixels drop the last six; they were trained like that.
     if image_size % patch_size and image_size != vision_config.image_size:
         below = image_size - image_size % patch_size
         nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
         raise InputError(
-            f"--image_size is {image_size}, which is not a multiple of the checkpoint's patch size "
+            f"--image_size is {image_size}, which is not divisible by the checkpoint's patch size "
             f"{patch_size}; use {nearest}."
         )
 
@@ -132,30 +134,30 @@ def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
 def load_image_processor(
     checkpoint: str, image_size: int | None = None, max_num_patches: int | None = None
 ) -> Any:
-    """Load the checkpoint's image processor, set to another image size if asked.
+    """Load the checkpoint's image processor, optionally with another image size.
 
-    The PIL class is named, so that pixels do not depend on whether torchvision is installed: the
-    Auto class asks for it in some versions of transformers.
+    It is always the PIL class, so that pixels do not depend on whether torchvision is installed:
+    the Auto class does in some versions of transformers.
 
     Args:
         checkpoint: A directory or a Hub id.
         image_size: Side in pixels, for a fixed-resolution checkpoint.
-        max_num_patches: Most patches of an image, for a NaFlex checkpoint.
+        max_num_patches: The largest number of patches, for a NaFlex checkpoint.
 
     Raises:
-        InputError: It is the processor of the other kind of checkpoint, or a size does not apply.
+        InputError: It is the processor of the other kind of checkpoint, or a size does not fit.
         RunError: It cannot be reached or read.
     """
     try:
         declared, _ = SiglipImageProcessorPil.get_image_processor_dict(checkpoint)
-        # The Hub's files carry the names with and without "Fast".
+        # Files on the Hub have the names with and without "Fast".
         naflex = str(declared.get("image_processor_type")).startswith("Siglip2ImageProcessor")
         processor_class = Siglip2ImageProcessorPil if naflex else SiglipImageProcessorPil
         processor: Any = processor_class.from_pretrained(checkpoint)
     except (*UNREADABLE, *MALFORMED) as error:
         raise RunError(
-            f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}); "
-            "the checkpoint needs a preprocessor_config.json."
+            f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}). "
+            "The checkpoint needs a preprocessor_config.json."
         ) from error
     if not Path(checkpoint).is_dir() or (Path(checkpoint) / "config.json").is_file():
         _check_processor(checkpoint, naflex, image_size, max_num_patches)
@@ -170,12 +172,12 @@ def load_image_processor(
 def _check_processor(
     checkpoint: str, naflex: bool, image_size: int | None, max_num_patches: int | None
 ) -> None:
-    """Raise InputError unless an image processor's kind and sizes are those of the model."""
+    """Raise InputError unless the kind and sizes of an image processor fit the model."""
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if is_naflex(vision_config) is not naflex:
         raise InputError(
             f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but the "
-            f"model is a {name_kind(not naflex)}; give it the one that it was published with."
+            f"model is a {name_kind(not naflex)}. Restore the one that it was published with."
         )
     if image_size is not None:
         check_image_size(image_size, vision_config)
@@ -203,19 +205,19 @@ def load_classifier(
         head: See above.
         normalize_features: See above.
         activation: See above.
-        image_size: Side in pixels; position embeddings are interpolated where it is not the
-            checkpoint's own. Not for NaFlex, whose tower does so for every image.
-        from_scratch: Take the architecture only and initialize every weight at random.
+        image_size: Side in pixels; position embeddings are interpolated if it is not the
+            checkpoint's own. Not for NaFlex, whose tower interpolates them for every image.
+        from_scratch: Use only the architecture and initialize every weight at random.
 
     Raises:
-        InputError: No SigLIP checkpoint, missing vision weights, a size that does not fit, or
+        InputError: Not a SigLIP checkpoint, missing vision weights, a size that does not fit, or
             fewer than two classes.
         RunError: The checkpoint cannot be reached or read.
     """
     if len(class_names) < 2:
         raise InputError(
-            f"There is nothing to tell apart: the classes are {', '.join(class_names) or 'none'}; "
-            "give at least two."
+            "A classifier requires at least two classes, but the data have "
+            f"{', '.join(class_names) or 'none'}."
         )
     vision_config: Any = vision_config_of(load_checkpoint_config(checkpoint))
     if image_size is not None:
@@ -227,7 +229,7 @@ def load_classifier(
     target_config = copy.deepcopy(vision_config)
     if image_size is not None:
         target_config.image_size = image_size
-    # A checkpoint saved in half precision would have a tower from scratch built in it.
+    # Otherwise a tower from scratch gets the dtype of a checkpoint in half precision.
     target_config.dtype = torch.float32
     config = SiglipClassifierConfig(
         vision_config=target_config,
@@ -268,11 +270,11 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
 def _load_vision_tower(checkpoint: str, *, use_head: bool) -> VisionModel:
     config = load_checkpoint_config(checkpoint)
     vision_config = vision_config_of(config)
-    # Not every version of transformers gives the setting a default, and released files lack it.
+    # Not every version of transformers has a default for the setting, and released files lack it.
     if use_head and not getattr(vision_config, "vision_use_head", True):
         raise InputError(
             f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
-            "false), which --pooling map needs; use --pooling mean."
+            "false), which --pooling map requires; use --pooling mean."
         )
     vision_config = copy.deepcopy(vision_config)
     vision_config.vision_use_head = use_head
@@ -292,12 +294,12 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
     """
     config = load_checkpoint_config(directory)
     if NATIVE_ARCHITECTURES & set(config.architectures or ()):
-        # An export: the same weights under the same names.
+        # An exported model has the same weights under the same names.
         config = describe_native(config)
         return load_weights(SiglipClassifier, directory, "weights", config=config).eval()
     if not isinstance(config, SiglipClassifierConfig):
         raise InputError(
-            f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier; "
-            "train one on it with train.py --model_name_or_path."
+            f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier. "
+            "Train one with train.py --model_name_or_path."
         )
     return load_weights(SiglipClassifier, directory, "weights").eval()

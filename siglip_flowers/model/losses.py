@@ -1,4 +1,4 @@
-"""The three training objectives: softmax, pairwise sigmoid, image-text sigmoid over all ranks."""
+"""The three training losses: softmax, pairwise sigmoid, image-text sigmoid over all ranks."""
 
 from operator import itemgetter
 from typing import Any
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Texts scored at once: with it the memory for logits is linear in the local batch.
+# Texts per block of logits, so that their memory is linear in the local batch.
 _TEXT_BLOCK = 1024
 
 
@@ -24,9 +24,9 @@ def cross_entropy_loss(
     ``logits`` (B, C); ``labels`` (B,) integer ids or (B, C) target probabilities;
     ``class_weights`` (C,). Returns a scalar, at least float32.
 
-    The weighted sum is divided by B, not by the sum of the weights as ``torch`` does for ids: only
-    so does an image weigh the same whatever batch, rank or accumulation step it falls in. Weights
-    with mean 1 over the training images keep the loss on its usual scale.
+    The weighted sum is divided by B, not by the sum of the weights as ``torch`` does for ids, so
+    that an image has the same weight in any batch, rank or accumulation step. Weights with mean 1
+    over the training images keep the loss on its usual scale.
 
     Raises ValueError if the shape or type of ``labels`` does not fit.
     """
@@ -65,7 +65,7 @@ def class_logits(
     """Score images against classes: exp(logit_scale) * cosine + logit_bias.
 
     ``image_embeddings`` (B, D) and ``class_embeddings`` (C, D) of any length, normalized here;
-    ``logit_scale`` is the logarithm of the scale, it and ``logit_bias`` hold one element.
+    ``logit_scale`` is the logarithm of the scale; it and ``logit_bias`` have one element.
     Returns (B, C), at least float32 also under autocast.
 
     Source: Zhai et al. 2023, section 3.2.
@@ -96,22 +96,22 @@ def contrastive_sigmoid_loss(
     With N images on W ranks in all, each rank returns W / N times the sum over its own pairs, so
     the mean over ranks, of the loss as of the gradients under DistributedDataParallel, is exactly
     what one process gets for the whole batch. Local batches may differ in size. Text chunks travel
-    around a ring together with their gradients: the memory is linear in the local batch, and all
-    communication happens in this call, none in backward. Hence every rank of the group has to make
-    the call, and has to multiply the loss by the same factor before backward.
+    around a ring together with their gradients: memory is linear in the local batch, and all
+    communication happens in this call, none in backward. So every rank of the group has to make
+    the call and multiply the loss by the same factor before backward.
 
-    Raises ValueError for shapes that do not fit; for what only the ranks together can see
-    (different widths, an empty batch, a tower trained on some ranks only), on all ranks.
+    Raises ValueError for shapes that do not fit; on all ranks for differences between them (widths,
+    an empty batch, a tower that trains on some ranks only).
     Source: Zhai et al. 2023, section 3.3 (chunked loss); positives of the same class: ours.
     """
     if image_embeddings.dim() != 2 or image_embeddings.shape != text_embeddings.shape:
         raise ValueError(
             f"images {tuple(image_embeddings.shape)} and texts {tuple(text_embeddings.shape)} "
-            "must both be (batch, width), one text an image"
+            "must both be (batch, width), one text per image"
         )
     if labels.shape != image_embeddings.shape[:1] or labels.is_floating_point():
         raise ValueError(
-            f"labels must be {image_embeddings.shape[0]} integers, one an image, "
+            f"labels must be {image_embeddings.shape[0]} integers, one per image, "
             f"not {tuple(labels.shape)} of {labels.dtype}"
         )
     with torch.autocast(device_type=image_embeddings.device.type, enabled=False):
@@ -133,13 +133,13 @@ def contrastive_sigmoid_loss(
 
 
 class _Ring:
-    """The ranks of a group, each passing tensors on to the next one."""
+    """The ranks of a group, each of which passes tensors to the next one."""
 
     def __init__(self, group: Any, images: Tensor, trained: list[bool]) -> None:
-        """Learn every rank's batch size and check that the ranks fit together.
+        """Gather the batch size of every rank and check that the ranks fit together.
 
-        ``images`` (B, D) of this rank, ``trained`` whether images and texts need a gradient.
-        Raises ValueError on all ranks alike, so that none waits for another.
+        ``images`` (B, D) of this rank; ``trained``: whether images and texts need a gradient.
+        Raises ValueError on all ranks, so that none waits for another.
         """
         self.rank, self.size = 0, 1
         facts = [[*images.shape, *map(int, trained), int(images.dtype == torch.float64)]]
@@ -162,8 +162,8 @@ class _Ring:
                 f"not {facts} (batch, width, images trained, texts trained, float64)"
             )
 
-    def pass_on(self, tensors: list[Tensor], rows: int) -> list[Tensor]:
-        """Give ``tensors`` to the next rank, get as many with ``rows`` rows from the one before."""
+    def pass_to_next(self, tensors: list[Tensor], rows: int) -> list[Tensor]:
+        """Send ``tensors`` to the next rank; receive as many, with ``rows`` rows, from the last."""
         after = dist.get_global_rank(self.group, (self.rank + 1) % self.size)
         before = dist.get_global_rank(self.group, (self.rank - 1) % self.size)
         received = [t.new_empty((rows, *t.shape[1:])) for t in tensors]
@@ -171,16 +171,16 @@ class _Ring:
             dist.P2POp(dist.isend, t.contiguous(), after, self.group, tag)
             for tag, t in enumerate(tensors)
         ] + [dist.P2POp(dist.irecv, t, before, self.group, tag) for tag, t in enumerate(received)]
-        # Issued as one batch and only then awaited: no rank's send blocks its receive.
+        # Issued as one batch and then awaited, so that no rank's send blocks its receive.
         for request in dist.batch_isend_irecv(operations):
             request.wait()
         return received
 
 
 class _RingSigmoidLoss(torch.autograd.Function):
-    """Loss and gradients chunk by chunk in forward, so that no chunk's logits are kept.
+    """Loss and gradients chunk by chunk in forward, so that no logits are kept.
 
-    With logit = s * u.v + b and target t, d loss / d logit = sigmoid(logit) - t =: g, whence the
+    With logit = s * u.v + b and target t, d loss / d logit = sigmoid(logit) - t =: g, so the
     gradients of u, v, log s and b are sums of s * g * v, s * g * u, g * (logit - b) and g.
     """
 
@@ -220,7 +220,7 @@ class _RingSigmoidLoss(torch.autograd.Function):
                 bias_grad += slope.sum()
             if ring.size == 1:
                 break
-            # After the last step only the gradient makes the way home; locked texts have none.
+            # After the last step only the gradient returns home; frozen texts have none.
             last = step == ring.size - 1
             travelling = [] if last else [chunk, chunk_labels]
             if texts_trained:
@@ -228,7 +228,7 @@ class _RingSigmoidLoss(torch.autograd.Function):
             if not travelling:
                 break
             source = (ring.rank - step - 1) % ring.size
-            received = ring.pass_on(travelling, ring.batch_sizes[source])
+            received = ring.pass_to_next(travelling, ring.batch_sizes[source])
             if texts_trained:
                 chunk_grad = received.pop()
             if not last:
@@ -270,6 +270,6 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def _in_common_precision(*tensors: Tensor) -> list[Tensor]:
-    """Bring all to one dtype: float64 if any of them has it, else float32."""
+    """Convert all to one dtype: float64 if any of them has it, otherwise float32."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     return [tensor.to(torch.float64 if wide else torch.float32) for tensor in tensors]

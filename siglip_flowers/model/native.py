@@ -1,4 +1,4 @@
-"""A classifier as a plain class of transformers, for where this package is not installed."""
+"""A classifier as a plain class of transformers, for use without this package."""
 
 from typing import Any
 
@@ -16,32 +16,32 @@ from siglip_flowers.model.classifier import PROBLEM_TYPES, SiglipClassifier, Sig
 from siglip_flowers.model.towers import is_naflex
 
 NativeModel = SiglipForImageClassification | Siglip2ForImageClassification
-# As a config.json names the class that it belongs to.
+# The names of the classes in a config.json.
 NATIVE_ARCHITECTURES = {"SiglipForImageClassification", "Siglip2ForImageClassification"}
 
 
 def explain_not_native(model: SiglipClassifier) -> str | None:
     """Return why a classifier cannot be a plain SiglipForImageClassification, or None.
 
-    The plain class averages the patch tokens and puts a linear head on the average as it is.
+    The plain class applies a linear head to the average of the patch tokens.
     """
     config = model.config
     if config.pooling != "mean":
         return (
-            f"it pools by {config.pooling!r}, the attention head of the checkpoint, and the plain "
-            "class averages the patch tokens; train with --pooling mean"
+            f"it pools by {config.pooling!r}, the attention head of the checkpoint, while the "
+            "plain class averages the patch tokens; train with --pooling mean"
         )
     if config.normalize_features or config.head != "linear":
         return (
-            "its head reads features divided by their length, and that of the plain class reads "
-            "them as they are; train with --objective cross_entropy and --head_init random or "
+            "its head takes normalized features, while that of the plain class takes them as they "
+            "are; train with --objective cross_entropy and --head_init random or "
             "probe"
         )
     return None
 
 
 def describe_native(config: Any) -> SiglipClassifierConfig:
-    """Return the configuration of the classifier that a plain model's weights belong to."""
+    """Return the configuration of the classifier with the weights of a plain model."""
     sigmoid = config.problem_type == PROBLEM_TYPES["sigmoid"]
     return SiglipClassifierConfig(
         vision_config=config.vision_config,
@@ -56,7 +56,7 @@ def describe_native(config: Any) -> SiglipClassifierConfig:
 def to_native(model: SiglipClassifier) -> NativeModel:
     """Return a plain ``SiglipForImageClassification`` with the same logits, adapters merged.
 
-    Of a NaFlex classifier it is a ``Siglip2ForImageClassification``.
+    A NaFlex classifier becomes a ``Siglip2ForImageClassification``.
 
     Raises:
         InputError: The model cannot be one; see :func:`explain_not_native`.
@@ -68,11 +68,11 @@ def to_native(model: SiglipClassifier) -> NativeModel:
     naflex = is_naflex(folded.config.vision_config)
     config_class = Siglip2Config if naflex else SiglipConfig
     vision_config = folded.config.vision_config.to_dict()
-    # Where the tower was read from may be a path of this machine.
+    # It may be a path of this machine.
     vision_config.pop("_name_or_path", None)
     config: Any = config_class(
         vision_config=vision_config,
-        # There is no text tower, and its defaults name tokens that its vocabulary lacks.
+        # There is no text tower; its default token ids exceed its default vocabulary.
         text_config={"bos_token_id": 0, "eos_token_id": 1},
         id2label=folded.config.id2label,
         label2id=folded.config.label2id,

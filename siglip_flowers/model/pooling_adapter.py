@@ -11,17 +11,17 @@ class PoolingAttention(layer.MultiheadAttention):
     """LoRA on the fused query, key and value projection of ``nn.MultiheadAttention``.
 
     The parent adds the adapter to the frozen weights before each forward pass and subtracts it
-    afterwards, which moves them by a rounding error every time: checkpoints without them could not
-    be resumed exactly. Here the sum lives only within the pass. Names and files are the parent's,
-    and as there the adapter acts on weights, where ``lora_dropout`` has no place.
+    afterwards, which changes them by a rounding error every time: a run could not be resumed
+    exactly from checkpoints without them. Here the sum exists only within the pass. Names and files
+    are those of the parent; as there, the adapter acts on weights, so ``lora_dropout`` does not
+    apply.
 
-    The parent's adapter on the output projection is kept at its start, which is nothing at all:
-    peft (0.21) counts it twice (huggingface/peft#3774), and a file of one version would be another
-    model in the next.
+    The parent's adapter on the output projection stays at its start, which is zero: peft (0.21)
+    applies it twice (huggingface/peft#3774), so a file would mean another model in a fixed version.
     """
 
     def freeze_output(self) -> None:
-        """Keep the adapter on the output projection from training."""
+        """Freeze the adapter on the output projection."""
         base: Any = self.get_base_layer()
         base.out_proj.requires_grad_(False)
 
@@ -37,6 +37,6 @@ class PoolingAttention(layer.MultiheadAttention):
         return functional_call(base, {"in_proj_weight": weight}, (query, *args), kwargs)
 
     def _restore_weights(self) -> None:
-        # The parent makes new parameter objects of its weights whenever modules are listed, to
-        # repair what its forward pass does; nothing is to be repaired here.
+        # The parent replaces its parameter objects whenever modules are listed, to repair the
+        # effects of its forward pass; here there are none.
         pass

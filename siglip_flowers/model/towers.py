@@ -41,7 +41,7 @@ def is_naflex(vision_config: PreTrainedConfig) -> bool:
 
 
 def name_kind(naflex: bool) -> str:
-    """Name one of the two kinds of vision tower in a message."""
+    """Return the name of a kind of vision tower in messages."""
     return "NaFlex SigLIP 2" if naflex else "fixed-resolution SigLIP"
 
 
@@ -66,11 +66,11 @@ def run_vision_tower(
     Args:
         vision_model: The tower.
         pixel_values: (B, 3, H, W); or (B, P, K) patches for NaFlex, which needs the next two.
-        pixel_attention_mask: (B, P), 1 for patches of the image and 0 behind them.
+        pixel_attention_mask: (B, P), 1 for patches of the image and 0 for padding.
         spatial_shapes: (B, 2) int64, patch rows and columns.
 
     Returns:
-        (B, D) each; the mean is over the patches of the image only.
+        (B, D) each; the mean is over the patches of the image, without padding.
 
     Raises:
         InputError: Inputs of the other kind of tower.
@@ -79,8 +79,8 @@ def run_vision_tower(
     missing = pixel_attention_mask is None or spatial_shapes is None
     if naflex is missing or (missing and pixel_values.ndim != 4):
         raise InputError(
-            f"The model is a {name_kind(naflex)}, and its inputs are those of a "
-            f"{name_kind(not naflex)}; prepare images with the image processor saved beside it."
+            f"The model is a {name_kind(naflex)}, but the inputs are for a "
+            f"{name_kind(not naflex)}. Prepare images with the image processor saved beside it."
         )
     if not naflex:
         outputs = vision_model(pixel_values=pixel_values)
@@ -97,7 +97,7 @@ def run_vision_tower(
 
 
 def check_max_num_patches(max_num_patches: int | None, vision_config: PreTrainedConfig) -> None:
-    """Raise InputError unless a budget of patches fits the checkpoint."""
+    """Raise InputError if a budget of patches is given for a fixed-resolution checkpoint."""
     if max_num_patches is not None and not is_naflex(vision_config):
         raise InputError(
             f"--max_num_patches {max_num_patches} is for NaFlex checkpoints, and this one has a "
@@ -105,7 +105,7 @@ def check_max_num_patches(max_num_patches: int | None, vision_config: PreTrained
         )
 
 
-# What stands above the encoder layers: the last norm and the pooling, or the text projection.
+# The parts above the encoder layers: the last norm and the pooling, or the text projection.
 TOP_PARTS = ("post_layernorm", "final_layer_norm", "head")
 _PLACE = re.compile(
     rf"(?P<tower>vision|text)_model\.(encoder\.layers\.(?P<layer>\d+)\.|"
@@ -115,13 +115,13 @@ _PLACE = re.compile(
 
 @dataclass(frozen=True)
 class Place:
-    """Where a parameter stands.
+    """The position of a parameter in the model.
 
     Attributes:
         part: ``head`` (the classification head), ``vision``, ``text``, or ``scale`` (temperature
             and bias of the contrastive loss).
-        height: How many blocks of the tower stand above: 0 for last norm and pooling, 1 for the
-            last encoder layer, L for the first of L, L + 1 for the embeddings. 0 outside a tower.
+        height: The number of blocks above it in its tower: 0 for last norm and pooling, 1 for the
+            last encoder layer, L for the first of L, L + 1 for the embeddings; 0 outside a tower.
     """
 
     part: str
@@ -132,7 +132,7 @@ def locate_parameters(model: nn.Module) -> dict[str, Place]:
     """Return the place of every parameter of a classifier or a two-tower model, by name.
 
     Raises:
-        ValueError: A parameter that no rule places, which would get an arbitrary learning rate.
+        ValueError: No rule matches a parameter, which would get an arbitrary learning rate.
     """
     names = [name for name, _ in model.named_parameters()]
     matches = {name: _PLACE.match(name) for name in names}
@@ -147,7 +147,7 @@ def locate_parameters(model: nn.Module) -> dict[str, Place]:
         elif name in ("logit_scale", "logit_bias"):
             places[name] = Place("scale")
         elif match is None:
-            raise ValueError(f"The parameter {name!r} is in no known part of a SigLIP.")
+            raise ValueError(f"The parameter {name!r} does not belong to a known part of a SigLIP.")
         elif match["layer"]:
             places[name] = Place(match["tower"], layers[match["tower"]] - int(match["layer"]))
         elif match["part"] == "embeddings":
@@ -158,7 +158,7 @@ def locate_parameters(model: nn.Module) -> dict[str, Place]:
 
 
 def check_trainable(trainable: str, layers: int) -> int | None:
-    """Return N of ``last:N``, else None; InputError if the encoder has fewer than N layers."""
+    """Return N of ``last:N``, otherwise None; InputError if the encoder has fewer layers."""
     last = parse_trainable(trainable)
     if last is not None and last > layers:
         raise InputError(
@@ -169,13 +169,13 @@ def check_trainable(trainable: str, layers: int) -> int | None:
 
 
 def freeze(encoder: VisionModel, trainable: str) -> None:
-    """Set which parameters of the vision tower train; the classification head always does.
+    """Choose the parameters of the vision tower that train; the classification head always does.
 
     ``all``: every one; ``head``: none; ``last:N``: the attention pooling, the last layer norm and
     the last N encoder layers.
 
     Raises:
-        InputError: Another word, or more layers than the encoder has.
+        InputError: Another value, or more layers than the encoder has.
     """
     layers = encoder.encoder.layers
     last = check_trainable(trainable, len(layers))
