@@ -16,20 +16,29 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import scipy.stats
 import torch
 import yaml
 from huggingface_hub import ModelCard, constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from siglip_flowers import SiglipImageClassifier
+from siglip_flowers import SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.publish import command as publish_command
+from siglip_flowers.publish.card import CardFacts, build_card, escape
 from siglip_flowers.publish.check import LOAD_IMAGE, compare_answers, write_odd_files
 from siglip_flowers.publish.command import name_run
-from siglip_flowers.publish.finished import PREDICTIONS_FILE, read_finished_run
+from siglip_flowers.publish.finished import (
+    PREDICTIONS_FILE,
+    hide_paths,
+    list_private_paths,
+    read_finished_run,
+)
+from siglip_flowers.publish.options import PublishArguments
+from siglip_flowers.publish.results import choose_settings, name_metric
 from tests.publish.hub_server import TOKEN
 from tests.publish.small_hub import (
     FAULTS,
@@ -370,3 +379,159 @@ def test_strangers_get_the_recorded_scores_without_this_package(garden, tmp_path
             expected = dict(zip(row["top_names"], row["top_probabilities"], strict=True))
             assert max(found, key=found.get) == row["top_names"][0]
             assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture
+def run(garden):
+    """What a card is made from."""
+    push_map()
+    return read_finished_run(garden.run("map"))
+
+
+def make_card(run, **changes):
+    config = SiglipClassifierConfig.from_pretrained(run.model_dir)
+    facts = {
+        **{"model_id": "garden/flowers", "license": "apache-2.0", "language": "en"},
+        **{"native": False, "plots": ["loss_plot.png"], "weights": {"model.safetensors": "ab12"}},
+        "pipeline_differences": {"transparency": 0.25},
+    }
+    return build_card(run, config, CardFacts(**{**facts, **changes}))
+
+
+def test_the_index_has_every_test_metric_and_reads_back(run, tmp_path):
+    make_card(run).save(tmp_path / "README.md")
+    data = ModelCard.load(tmp_path / "README.md").data
+    test = run.metrics["splits"]["test"]
+    assert {result.metric_name: result.metric_value for result in data.eval_results} == {
+        f"test {name_metric(key)}": value
+        for key, value in test.items()
+        if key not in ("n", "per_class")
+    }
+    assert {result.dataset_split for result in data.eval_results} == {"test"}
+    assert {result.dataset_name for result in data.eval_results} == {"image folder images"}
+    assert (data.license, data.language) == ("apache-2.0", "en")
+    assert data.pipeline_tag == "image-classification"
+    assert data.library_name == "transformers"
+    assert data.model_name == "flowers"
+    assert {"siglip", "image-classification", "custom_code"} <= set(data.tags)
+
+
+def test_the_text_has_every_section_and_every_fact(run):
+    run.metrics["data"] |= {
+        "shots": 4,
+        "shared_images": [["train", "a", "test", "b"], ["train", "a", "validation", "c"]],
+        "skipped_images": {"train": 2, "validation": 0, "test": 0},
+    }
+    text = make_card(run).text
+    sections = text.split("\n## ")
+    titles = [section.split("\n")[0] for section in sections[1:]]
+    assert titles == [
+        *("How to use", "Results", "Plots", "Training", "Data", "Intended use and limits"),
+        *("License", "Environment"),
+    ]
+    assert all(len(section.split("\n", 1)[1].strip()) > 20 for section in sections[1:])
+    for word in ("None", "null", "nan", "TODO", "More information needed"):
+        assert word not in text
+    for fact in (
+        *("trust_remote_code=True", "ab12", "2 pairs, 1 of them with", "4 images per class"),
+        *("left out: 2 images", "3 classes of image folder images apart"),
+        "Do not load the model through `SiglipForImageClassification.from_pretrained`",
+        *("| transparency | 0.25 |", 'Image.open("image.jpg")', "| learning\\_rate | 0.001 |"),
+        # Class names cannot change the page.
+        "clover \\| \\*x\\* &lt;b&gt;\\_y\\_ (",
+    ):
+        assert fact in text
+    test = run.metrics["splits"]["test"]
+    right = int((run.predictions.labels == run.predictions.predicted).sum())
+    expected = scipy.stats.binomtest(right, 12).proportion_ci(method="wilson")
+    interval = f"{expected.low:.2%} to {expected.high:.2%}"
+    assert f"| accuracy | {test['accuracy']:.2%} | {interval} |" in text
+
+
+def test_a_plain_model_with_nothing_stated_says_so(run):
+    card = make_card(run, license=None, language=None, native=True, pipeline_differences={})
+    assert card.data.license is card.data.language is None
+    assert "License of the model: not stated." in card.text
+    assert "Language of the class names: not stated." in card.text
+    for word in ("trust_remote_code", "Do not load", "transparency"):
+        assert word not in card.content
+
+
+def test_markdown_and_html_are_escaped():
+    assert escape("[a](b) `c` $d$ #e\n# f") == "\\[a\\](b) \\`c\\` \\$d\\$ \\#e \\# f"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parent", "origin"),
+    [
+        ({"local": False}, "google/siglip", "fine-tuned from [google/siglip]"),
+        ({"local": False, "from_scratch": True}, None, "random weights"),
+        ({"local": True}, None, "fine-tuned from a local checkpoint"),
+    ],
+)
+def test_only_a_parent_on_the_hub_is_named(run, changes, parent, origin):
+    run.metrics["model"].update(changes)
+    run.settings["model_name_or_path"] = "google/siglip"
+    card = make_card(run)
+    assert card.data.base_model == parent
+    assert origin in card.text
+    assert ("google/siglip" in card.content) is (parent is not None)
+
+
+def test_settings_shown_are_the_essential_and_the_changed_ones():
+    recipe = {"learning_rate": 2e-5, "crop_min_scale": 0.5, "ema": 0.99, "shots": 4}
+    machine = {
+        **{"aim_repo": "aim://10.0.0.7:53800", "wandb_log_model": True, "use_cpu": True},
+        **{"cache_dir": "/x", "data_dir": "/x", "output_dir": "/x", "prompt_templates": "/x"},
+        **{"disable_tqdm": True, "logging_steps": 3, "attn_implementation": "eager"},
+    }
+    shown = choose_settings({**recipe, **machine})
+    assert shown == {"learning_rate": 2e-5, "ema": 0.99, "shots": 4}
+
+
+def test_paths_of_the_machine_are_found_in_the_settings(tmp_path):
+    settings = {"data_dir": str(tmp_path), "dataset_name": "garden/photos", "seed": 3}
+    private = list_private_paths(settings, {"garden/photos", None})
+    assert str(tmp_path) in private
+    assert "garden/photos" not in private
+
+
+def test_paths_are_cut_out_of_any_text():
+    value = {"title": "model of /home/me/data, fine", "deep": [["/home/me/data/x", 1, None]]}
+    assert json.dumps(hide_paths(value, ["/home/me/data", "/home/me"])) == json.dumps(
+        {"title": "model of data, fine", "deep": [["data/x", 1, None]]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hub_token", "hf_secret"], "Unknown option --hub_token"),
+        (["--push_to_hub"], "--hub_model_id ORG/NAME"),
+        (["--hub_model_id", "me/flowers"], "without --push_to_hub"),
+        (["--push_to_hub", "--hub_model_id", "flowers"], "use ORG/NAME"),
+        (["--hub_strategy", "checkpoint"], "Unknown option --hub_strategy"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused_before_the_training(options, message, capsys):
+    assert train_command.main(options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "hf_secret" not in error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "No run is given"),
+        ({"run": "r"}, "--output_dir DIR"),
+        ({"run": "r", "hub_model_id": "flowers"}, "use ORG/NAME"),
+        ({"run": "r", "hub_model_id": "a/b", "language": "English"}, "ISO 639"),
+        ({"run": "r", "hub_model_id": "a/b", "license": "Apache 2"}, "apache-2.0"),
+        ({"run": "r", "hub_model_id": "a/b", "check_samples": 0}, "greater than 0"),
+        ({"run": "r", "output_dir": "."}, "name a new directory"),
+    ],
+)
+def test_publishing_options_are_checked(options, message):
+    with pytest.raises(InputError, match=message):
+        PublishArguments(**options)
