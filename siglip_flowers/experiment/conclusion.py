@@ -29,24 +29,24 @@ def draw_conclusion(settings: ExperimentSettings, comparisons: Comparisons) -> l
         )
         sentences.append(f"{sentence[0].upper()}{sentence[1:]}")
     setting = describe_regime(settings, settings.claim_regime)
-    return [*sentences, judge_claim(comparisons[settings.claim_regime][arm], setting), RULE]
+    return [*sentences, decide_claim(comparisons[settings.claim_regime][arm], setting), RULE]
 
 
 def describe_regime(settings: ExperimentSettings, regime: str) -> str:
-    """Say in words where a regime's runs were trained."""
+    """Describe where a regime's runs were trained."""
     options = {**settings.base, **settings.regimes[regime]}
     shots = options.get("shots")
     if shots is not None:
-        return f"with {shots} training image{'' if shots == 1 else 's'} a class"
+        return f"with {shots} training image{'' if shots == 1 else 's'} per class"
     if options.get("max_train_samples") is not None:
         return f"with {options['max_train_samples']} training images"
     return "on the whole training split"
 
 
-def judge_claim(comparison: Comparison, setting: str) -> str:
+def decide_claim(comparison: Comparison, setting: str) -> str:
     """Return whether "accuracy +1.5 points, validation loss falls more steadily" is shown."""
-    gain, gain_words = _judge_gain(comparison)
-    steadier, steady_words = _judge_steadiness(comparison.steadiness)
+    gain, gain_words = _describe_gain(comparison)
+    steadier, steady_words = _describe_steadiness(comparison.steadiness)
     verdict = {2: "is shown", 1: "is shown in part", 0: "is not shown"}[gain + steadier]
     return (
         "The original claim, accuracy +1.5 points and a validation loss that falls more steadily, "
@@ -54,7 +54,7 @@ def judge_claim(comparison: Comparison, setting: str) -> str:
     )
 
 
-def _judge_gain(comparison: Comparison) -> tuple[bool, str]:
+def _describe_gain(comparison: Comparison) -> tuple[bool, str]:
     accuracy, seeds = comparison.accuracy, comparison.over_seeds
     if not comparison.shown:
         return False, "no difference in accuracy is shown"
@@ -69,7 +69,7 @@ def _judge_gain(comparison: Comparison) -> tuple[bool, str]:
     return True, f"{gained}, with the claimed 1.5 inside the intervals"
 
 
-def _judge_steadiness(difference: Interval) -> tuple[bool, str]:
+def _describe_steadiness(difference: Interval) -> tuple[bool, str]:
     measured = f"{difference.mean:+.4f} nats, 95 % interval {difference.low:+.4f} to "
     measured += f"{difference.high:+.4f} over seeds"
     if difference.high < 0:
@@ -77,7 +77,7 @@ def _judge_steadiness(difference: Interval) -> tuple[bool, str]:
     if difference.low > 0:
         return False, f"the validation loss is less steady ({measured})"
     if difference.mean != difference.mean:
-        return False, "the curves have too few evaluations to judge their steadiness"
+        return False, "the curves have too few evaluations to measure their steadiness"
     if difference.n == 1:
         return False, "one seed cannot show a difference in steadiness"
     return False, f"no difference in the steadiness of the validation loss is shown ({measured})"

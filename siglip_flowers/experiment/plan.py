@@ -57,7 +57,7 @@ def plan_trials(settings: ExperimentSettings, arm: str) -> list[Run]:
 
 
 def plan_runs(settings: ExperimentSettings, arm: str, learning_rate: float) -> list[Run]:
-    """Return the runs by which an arm is judged; one of them is its winning trial."""
+    """Return the runs that an arm is compared by; one of them is its winning trial."""
     return [
         Run(regime, arm, learning_rate, seed)
         for regime in settings.regimes
@@ -67,8 +67,8 @@ def plan_runs(settings: ExperimentSettings, arm: str, learning_rate: float) -> l
 
 def count_runs(settings: ExperimentSettings) -> int:
     """Count the runs of the whole experiment, trials among them."""
-    judged = len(settings.regimes) * len(settings.seeds)
-    return len(settings.arms) * (judged + len(settings.learning_rates) - 1)
+    compared = len(settings.regimes) * len(settings.seeds)
+    return len(settings.arms) * (compared + len(settings.learning_rates) - 1)
 
 
 def run_options(settings: ExperimentSettings, run: Run) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The four plots of an experiment, drawn on own figures (no pyplot) and written whole or not."""
+"""The plots of an experiment, drawn without pyplot and written atomically."""
 
 import os
 import textwrap
@@ -11,26 +11,25 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
 from siglip_flowers.metrics.statistics import mean_interval
 
-# Okabe and Ito's colors, told apart with any of the common color-vision deficiencies.
+# The colors of Okabe and Ito can be told apart with any of the common color-vision deficiencies.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-# One marker more than colors, so that pairs repeat only after 56 arms.
+# One marker more than colors, so that a pair repeats only after 56 arms.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 TEXT_SIZE = 11
 # 8 in x 150 dpi = 1200 px: sharp when a README shows it at about 800.
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 8.0, 4.6, 150
-# What fits across the figure: in the legend's letters, and in the title's.
-LEGEND_CHARACTERS, TITLE_CHARACTERS = 92, 68
+# Characters that fit across the figure in the legend's and in the title's size.
+LEGEND_CHARACTERS, TITLE_CHARACTERS = 85, 68
 
 
 @dataclass(frozen=True)
 class Curve:
     """Losses of one seed: epochs, train_loss and validation_loss are (E,) floats.
 
-    A nan in a loss (no training loss exists before the first step) leaves a gap.
+    A nan in a loss (there is no training loss before the first step) leaves a gap.
     """
 
     epochs: ArrayLike
@@ -46,17 +45,14 @@ def plot_loss_band(
 ) -> None:
     """Draw one arm's train and validation loss: mean line and min-to-max band over seeds.
 
-    y_limits: give both arms the same, from :func:`share_y_limits`, to make them comparable.
+    ``y_limits`` from :func:`share_y_limits` make the plots of several arms comparable.
 
     Raises:
-        ValueError: no curve, or arrays whose shapes or epochs differ.
-        RunError: the file cannot be written.
+        ValueError: The seeds have different epochs.
     """
     figure, axes = _new_axes(title, "epoch", "loss (nats)")
-    for i, kind in enumerate(("train", "validation")):
-        runs = [(c.epochs, c.train_loss if kind == "train" else c.validation_loss) for c in curves]
-        epochs, values = _stack_runs(runs, f"{kind} loss")
-        _draw_band(axes, epochs, values, kind, i)
+    _draw_band(axes, [(curve.epochs, curve.train_loss) for curve in curves], "train", 0)
+    _draw_band(axes, [(curve.epochs, curve.validation_loss) for curve in curves], "validation", 1)
     if y_limits is not None:
         axes.set_ylim(*y_limits)
     _add_legend(figure, axes, _describe_band([len(curves)]))
@@ -64,24 +60,16 @@ def plot_loss_band(
 
 
 def share_y_limits(*arms: Sequence[Curve]) -> tuple[float, float]:
-    """Find the loss axis that holds every finite loss of all the arms, with a small margin.
-
-    Raises:
-        ValueError: there is no finite loss.
-    """
+    """Return the loss axis that holds every finite loss of all the arms, with a small margin."""
     losses = [
-        np.asarray(values, dtype=np.float64).ravel()
+        np.asarray(values, dtype=np.float64)
         for curves in arms
         for curve in curves
         for values in (curve.train_loss, curve.validation_loss)
     ]
-    finite = np.concatenate(losses) if losses else np.empty(0)
-    finite = finite[np.isfinite(finite)]
-    if finite.size == 0:
-        raise ValueError("there is no finite loss to draw")
-    low, high = float(finite.min()), float(finite.max())
+    low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
     margin = 0.05 * (high - low) or 0.5
-    return max(0.0, low - margin) if low >= 0 else low - margin, high + margin
+    return max(0.0, low - margin), high + margin
 
 
 def plot_accuracy_curves(
@@ -91,22 +79,16 @@ def plot_accuracy_curves(
 ) -> None:
     """Draw the accuracy of each arm over the epochs: mean line and min-to-max band over seeds.
 
-    arms: name to one (epochs (E,), accuracy (E,) in 0..1) per seed; drawn in per cent.
+    ``arms`` maps a name to one (epochs (E,), accuracy (E,) in 0..1) per seed; drawn in percent.
 
     Raises:
-        ValueError: no arm, an arm without runs, shapes or epochs that differ between the seeds of
-            an arm, or an accuracy outside 0..1.
-        RunError: the file cannot be written.
+        ValueError: The seeds of an arm have different epochs.
     """
-    if not arms:
-        raise ValueError("there is no arm to draw")
     figure, axes = _new_axes(title, "epoch", "accuracy (%)")
-    seeds = [len(runs) for runs in arms.values()]
-    for i, (name, runs) in enumerate(arms.items()):
-        epochs, values = _stack_runs(runs, f"accuracy of {name}")
-        _check_accuracies(values, name)
-        _draw_band(axes, epochs, 100 * values, name, i)
-    _add_legend(figure, axes, _describe_band(seeds))
+    for number, (name, runs) in enumerate(arms.items()):
+        percent = [(epochs, 100 * np.asarray(values)) for epochs, values in runs]
+        _draw_band(axes, percent, name, number)
+    _add_legend(figure, axes, _describe_band([len(runs) for runs in arms.values()]))
     _write(figure, path)
 
 
@@ -115,65 +97,41 @@ def plot_shots(
     path: str | os.PathLike[str],
     title: str,
 ) -> None:
-    """Draw accuracy by the number of training images a class, one series per arm.
+    """Draw accuracy by the number of training images per class, one series per arm.
 
-    table: arm to regime label to one accuracy in 0..1 per seed. Regimes keep the order in which
-    they come; an arm may lack some. Each seed is a small hollow point beside the mean,
-    which has its 95 % interval (Student's t, cut at 0 and 100 %) when there are two seeds or more.
-
-    Raises:
-        ValueError: nothing to draw, a regime without seeds, or an accuracy outside 0..1.
-        RunError: the file cannot be written.
+    ``table`` maps arm and regime label to one accuracy in 0..1 per seed; an arm may lack regimes.
+    Each seed is a small hollow point beside the mean, which has its 95 % interval (Student's t,
+    cut at 0 and 100 %) if there are two seeds or more.
     """
     regimes = list(dict.fromkeys(regime for row in table.values() for regime in row))
-    if not regimes:
-        raise ValueError("there is no arm to draw")
-    figure, axes = _new_axes(title, "training images a class", "accuracy (%)")
-    gap = min(0.2, 0.8 / len(table))  # arms stand side by side within a regime
-    for i, (name, row) in enumerate(table.items()):
-        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-        offset = (i - (len(table) - 1) / 2) * gap
-        present = [regime for regime in regimes if regime in row]
-        places = np.array([regimes.index(regime) for regime in present]) + offset
-        means = np.full(len(present), np.nan)
-        errors = np.zeros((2, len(present)))
-        for j, regime in enumerate(present):
-            values = np.asarray(row[regime], dtype=np.float64)
-            _check_accuracies(values, f"{name} at {regime}")
-            interval = mean_interval(values.tolist())
-            means[j] = 100 * interval.mean
-            if interval.n > 1:
-                errors[0, j] = means[j] - 100 * max(interval.low, 0.0)
-                errors[1, j] = 100 * min(interval.high, 1.0) - means[j]
-            axes.scatter(
-                np.full(values.size, places[j] + 0.3 * gap),
-                100 * values,
-                s=14,
-                facecolors="white",
-                edgecolors=color,
-                linewidths=0.9,
-                marker=marker,
-                zorder=4,
-            )
-        axes.plot(places, means, color=color, linewidth=1.0, alpha=0.35, zorder=2)
+    figure, axes = _new_axes(title, "training images per class", "accuracy (%)")
+    gap = min(0.2, 0.8 / len(table))
+    for number, (name, row) in enumerate(table.items()):
+        style = {
+            "color": COLORS[number % len(COLORS)],
+            "marker": MARKERS[number % len(MARKERS)],
+        }
+        # The arms of a regime are drawn side by side.
+        offset = (number - (len(table) - 1) / 2) * gap
+        places = np.array([regimes.index(regime) for regime in row]) + offset
+        intervals = [mean_interval(list(values)) for values in row.values()]
+        means = np.array([100 * interval.mean for interval in intervals])
+        ends = [
+            (100 * max(each.low, 0.0), 100 * min(each.high, 1.0)) if each.n > 1 else (mean, mean)
+            for each, mean in zip(intervals, means, strict=True)
+        ]
+        errors = np.abs(np.array(ends).T - means)
+        for place, values in zip(places, row.values(), strict=True):
+            hollow = {"markerfacecolor": "white", "markersize": 4, "zorder": 4, **style}
+            shown = 100 * np.asarray(values)
+            axes.plot(np.full(len(shown), place + 0.3 * gap), shown, linestyle="none", **hollow)
+        axes.plot(places, means, color=style["color"], linewidth=1.0, alpha=0.35, zorder=2)
         axes.errorbar(
-            places,
-            means,
-            yerr=errors,
-            color=color,
-            marker=marker,
-            markersize=7,
-            linestyle="none",
-            elinewidth=1.4,
-            capsize=3,
-            zorder=3,
-            label=name,
+            places, means, yerr=errors, linestyle="none", capsize=3, zorder=3, label=name, **style
         )
     axes.set_xticks(range(len(regimes)), regimes)
     axes.set_xlim(-0.5, len(regimes) - 0.5)
     axes.grid(False, axis="x")
-    for border in range(1, len(regimes)):
-        axes.axvline(border - 0.5, color="#dddddd", linewidth=0.8, zorder=1)
     _add_legend(figure, axes, "filled: mean with its 95 % interval; hollow: single seeds")
     _write(figure, path)
 
@@ -193,28 +151,29 @@ def _new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _draw_band(
-    axes: Axes,
-    epochs: NDArray[np.float64],
-    values: NDArray[np.float64],
-    label: str,
-    index: int,
+    axes: Axes, runs: Sequence[tuple[ArrayLike, ArrayLike]], label: str, number: int
 ) -> None:
-    color = COLORS[index % len(COLORS)]
+    """Draw one series: ``runs`` has the (x (E,), y (E,)) of each seed."""
+    epochs = np.asarray(runs[0][0], dtype=np.float64)
+    if any(not np.array_equal(epochs, np.asarray(other)) for other, _ in runs):
+        raise ValueError(f"the seeds of {label!r} have different epochs")
+    values: NDArray[np.float64] = np.array([y for _, y in runs], dtype=np.float64)
+    color = COLORS[number % len(COLORS)]
+    # About a dozen markers, shifted so that arms do not hide each other.
+    step = max(1, len(epochs) // 12)
     axes.plot(
         epochs,
         values.mean(axis=0),
         color=color,
-        marker=MARKERS[index % len(MARKERS)],
+        marker=MARKERS[number % len(MARKERS)],
         markersize=5,
-        # About a dozen markers whatever the length, shifted so that arms do not hide each other.
-        markevery=(index % max(1, len(epochs) // 12), max(1, len(epochs) // 12)),
+        markevery=(number % step, step),
         linewidth=1.8,
         label=label,
     )
     if len(values) > 1:
-        axes.fill_between(
-            epochs, values.min(axis=0), values.max(axis=0), color=color, alpha=0.2, linewidth=0
-        )
+        low, high = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
 
 
 def _describe_band(seeds: Sequence[int]) -> str:
@@ -227,12 +186,14 @@ def _describe_band(seeds: Sequence[int]) -> str:
 
 def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
     handles, names = axes.get_legend_handles_labels()
-    labels = [textwrap.fill(str(name), LEGEND_CHARACTERS - 7) for name in names]
+    labels = [textwrap.fill(str(name), LEGEND_CHARACTERS) for name in names]
+    # A handle and its spaces take about 7 characters.
+    widest = max(len(line) for label in labels for line in label.split("\n")) + 7
     legend = figure.legend(
         handles,
         labels,
         loc="outside lower center",
-        ncols=_count_legend_columns([len(label) for label in labels]),
+        ncols=max(1, min(4, (LEGEND_CHARACTERS + 7) // widest)),
         frameon=False,
         fontsize=TEXT_SIZE - 1,
         title=note,
@@ -243,47 +204,7 @@ def _add_legend(figure: Figure, axes: Axes, note: str) -> None:
         text.set_parse_math(False)
 
 
-def _count_legend_columns(lengths: Sequence[int]) -> int:
-    # Matplotlib fills column by column; a handle and its spaces take about 7 characters.
-    for columns in range(min(4, len(lengths)), 1, -1):
-        filled = np.array_split(np.asarray(lengths), columns)
-        if sum(int(column.max()) + 7 for column in filled) <= LEGEND_CHARACTERS:
-            return columns
-    return 1
-
-
-def _stack_runs(
-    runs: Sequence[tuple[ArrayLike, ArrayLike]], what: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bring runs of several seeds on one grid: epochs (E,), values (S, E)."""
-    if not runs:
-        raise ValueError(f"there is no run to draw for the {what}")
-    pairs = [(np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)) for x, y in runs]
-    epochs = pairs[0][0]
-    for x, y in pairs:
-        if x.ndim != 1 or x.size == 0 or x.shape != y.shape:
-            raise ValueError(
-                f"epochs and {what} must be non-empty and of one length, "
-                f"got shapes {x.shape} and {y.shape}"
-            )
-        if not np.array_equal(x, epochs):
-            raise ValueError(f"the seeds must share their epochs for the {what}")
-    return epochs, np.stack([y for _, y in pairs])
-
-
-def _check_accuracies(values: NDArray[np.float64], name: str) -> None:
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f"accuracies must be fractions in 0..1, got {values.tolist()} for {name}")
-
-
 def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
-    target = Path(path)
-    try:
-        with atomic_path(target) as temporary:
-            # No software version in the file: equal data then give equal bytes.
-            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
-    except OSError as error:
-        raise RunError(
-            f"Cannot write the plot {target} ({error.strerror or error}); "
-            "choose another output folder or free some space."
-        ) from error
+    with atomic_path(Path(path)) as temporary:
+        # Without the software version, equal data give equal bytes.
+        figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

@@ -1,7 +1,7 @@
-"""Do the runs of an experiment: the trials first, then, at each arm's best rate, the others."""
+"""Run an experiment: first the trials, then the other runs at each arm's best learning rate."""
 
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 from multiprocessing.connection import Connection, wait
 from typing import cast
@@ -25,7 +25,7 @@ from siglip_flowers.runtime.devices import count_workers
 
 
 def execute_runs(settings: ExperimentSettings) -> None:
-    """Do every run that is not finished yet, several at a time where there are workers.
+    """Do every unfinished run, several at a time if there are workers.
 
     Raises:
         RunError: Some runs failed; the others were done.
@@ -71,7 +71,7 @@ def _execute_parallel(settings: ExperimentSettings, workers: int, progress: "_Pr
 
 
 class _Queue:
-    """Hands out the runs; an arm's later ones once its trials are finished."""
+    """Queue of runs; those of an arm are added once its trials are finished."""
 
     def __init__(self, settings: ExperimentSettings) -> None:
         self.settings = settings
@@ -82,11 +82,11 @@ class _Queue:
         self._tune(list(settings.arms))
 
     def take(self) -> Run | None:
-        """Return the next run, or None where there is none, or none yet."""
+        """Return the next run, or None if none is ready."""
         return self._ready.popleft() if self._ready else None
 
     def put_back(self, run: Run) -> None:
-        """Note that a run ended; it may have been an arm's last trial."""
+        """Record that a run ended; it may have been the last trial of an arm."""
         self._tune([run.arm])
 
     def _tune(self, arms: list[str]) -> None:
@@ -125,9 +125,7 @@ class _Progress:
         self.settings = settings
         self.total = count_runs(settings)
         self.done = sum(1 for _ in (settings.directory / "runs").glob("*/*/*/metrics.json"))
-        self._began = time.monotonic()
         self._starts: dict[Run, float] = {}
-        self._seconds: dict[str, list[float]] = defaultdict(list)
         self._failures: list[str] = []
         if self.done:
             print(f"{self.done} of {self.total} runs were finished before", flush=True)
@@ -143,12 +141,11 @@ class _Progress:
             print(self._failures[-1], flush=True)
             return
         self.done += 1
-        self._seconds[run.regime].append(time.monotonic() - self._starts[run])
         accuracy = validation_accuracy(self.settings, run)
-        elapsed = time.monotonic() - self._began
+        seconds = time.monotonic() - self._starts[run]
         print(
-            f"[{self.done}/{self.total}] {run}: validation accuracy {accuracy:.2%}; "
-            f"{_clock(elapsed)} elapsed, about {_clock(self._estimate(elapsed))} left",
+            f"[{self.done}/{self.total}] {run}: validation accuracy {accuracy:.2%} after "
+            f"{seconds:.0f} s",
             flush=True,
         )
 
@@ -156,32 +153,6 @@ class _Progress:
         if self._failures:
             missing = self.total - self.done
             raise RunError(
-                f"{missing} of {self.total} runs are missing, first: {self._failures[0]}; remove "
-                "the cause and repeat the command, which does only what is missing."
+                f"{missing} of {self.total} runs are missing, first: {self._failures[0]}; fix the "
+                "cause and repeat the command, which does only the missing runs."
             )
-
-    def _estimate(self, elapsed: float) -> float:
-        """Seconds to go: runs of a regime cost alike, an unknown regime the mean of the others."""
-        known = [second for seconds in self._seconds.values() for second in seconds]
-        mean = sum(known) / len(known)
-        left = 0.0
-        for regime in self.settings.regimes:
-            count = self._count_left(regime)
-            seconds = self._seconds.get(regime)
-            left += count * (sum(seconds) / len(seconds) if seconds else mean)
-        parallel = max(1.0, sum(known) / max(elapsed, 1e-9))
-        return left / parallel
-
-    def _count_left(self, regime: str) -> int:
-        settings = self.settings
-        planned = len(settings.arms) * len(settings.seeds)
-        if regime == settings.tuning_regime:
-            planned += len(settings.arms) * (len(settings.learning_rates) - 1)
-        folder = Run(regime, settings.baseline, 1.0, 0).directory(settings).parents[1]
-        return max(0, planned - sum(1 for _ in folder.glob("*/*/metrics.json")))
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"

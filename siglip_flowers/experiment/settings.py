@@ -37,7 +37,18 @@ RESERVED = {
     "learning_rate": "learning_rates",
     "head_learning_rate": "head_learning_rate_factor",
 }
-# May differ between an experiment and its continuation; of these, only additions.
+REQUIRED = (
+    *("name", "arms", "regimes", "baseline", "siglip_arm"),
+    *("learning_rates", "tuning_regime", "claim_regime", "seeds"),
+)
+# Keys that name one of another key's.
+CHOICES = {
+    "baseline": "arms",
+    "siglip_arm": "arms",
+    "tuning_regime": "regimes",
+    "claim_regime": "regimes",
+}
+# May differ when an experiment is resumed; of these, only additions.
 FREE, GROWING = ("workers", "output_dir"), ("arms", "regimes", "seeds")
 
 Options = dict[str, Any]
@@ -55,7 +66,7 @@ class ExperimentSettings:
         siglip_arm: The arm that stands for the method in the loss plots and the conclusion.
         learning_rates: The trials that each arm gets on ``tuning_regime`` with the first seed.
         tuning_regime: A regime's label.
-        claim_regime: The regime in which the claim is judged and curves are drawn.
+        claim_regime: The regime in which the claim is compared and curves are drawn.
         seeds: Each decides the few-shot images, the initial weights and the order of a run.
         base: Options of ``train.py`` that all runs share.
         head_learning_rate_factor: A head learns at this multiple of the learning rate.
@@ -88,7 +99,7 @@ def read_settings(path: Path) -> ExperimentSettings:
     """Read and check an experiment's YAML file.
 
     Raises:
-        InputError: Unreadable file, unknown or missing key, or a value that cannot be meant.
+        InputError: Unreadable file, unknown or missing key, or an invalid value.
     """
     values = read_yaml(path)
     fields = {item.name: item for item in dataclasses.fields(ExperimentSettings)}
@@ -96,34 +107,23 @@ def read_settings(path: Path) -> ExperimentSettings:
         if key not in fields:
             nearest = suggest_nearest(str(key), set(fields))
             raise InputError(f"Unknown key {key!r} in {path}{nearest}")
-    for key, item in fields.items():
-        optional = (
-            item.default is not dataclasses.MISSING
-            or item.default_factory is not dataclasses.MISSING
-        )
-        if key not in values and not optional:
+    for key in REQUIRED:
+        if key not in values:
             raise InputError(f"The experiment {path} has no {key!r}; add it.")
     try:
-        return _check(values)
+        return _check(dict(values))
     except InputError as error:
         raise InputError(f"In {path}: {error}") from error
 
 
 def _check(values: dict[str, Any]) -> ExperimentSettings:
-    values = dict(values)
-    name = str(values["name"])
-    if not re.fullmatch(r"[\w.-]+", name) or name in (".", ".."):
+    name = values["name"] = str(values["name"])
+    if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"name is {name!r}; use letters, digits, '-', '_' and '.' only.")
-    values["name"] = name
     values["base"] = _check_options(values.get("base") or {}, "base")
     for key in ("arms", "regimes"):
         values[key] = _check_groups(values[key], key)
-    for key, group in (
-        ("baseline", "arms"),
-        ("siglip_arm", "arms"),
-        ("tuning_regime", "regimes"),
-        ("claim_regime", "regimes"),
-    ):
+    for key, group in CHOICES.items():
         values[key] = str(values[key])
         if values[key] not in values[group]:
             raise InputError(
@@ -131,19 +131,24 @@ def _check(values: dict[str, Any]) -> ExperimentSettings:
             )
     if values["siglip_arm"] == values["baseline"]:
         raise InputError(f"siglip_arm and baseline are both {values['baseline']!r}; compare two.")
+    for key in ("learning_rates", "seeds"):
+        items = values[key]
+        if not isinstance(items, list) or not items or len(set(map(str, items))) < len(items):
+            raise InputError(f"{key} is {items!r}; give a list of at least one value, each once.")
     values["learning_rates"] = sorted(
-        _check_rate(rate, "learning_rates") for rate in _check_list(values, "learning_rates")
+        _check_rate(rate, "learning_rates") for rate in values["learning_rates"]
     )
-    values["head_learning_rate_factor"] = _check_rate(
-        values.get("head_learning_rate_factor", 1.0), "head_learning_rate_factor"
-    )
-    for seed in _check_list(values, "seeds"):
-        if type(seed) is not int or seed < 0:
-            raise InputError(f"seeds holds {seed!r}; use whole numbers from 0.")
-    values["output_dir"] = str(values.get("output_dir") or "")
+    factor = values.get("head_learning_rate_factor", 1.0)
+    values["head_learning_rate_factor"] = _check_rate(factor, "head_learning_rate_factor")
     workers = values.get("workers")
-    if workers is not None and (type(workers) is not int or workers < 0):
-        raise InputError(f"workers is {workers!r}; use a whole number from 0, or leave it out.")
+    for key, numbers in (
+        ("seeds", values["seeds"]),
+        ("workers", [0 if workers is None else workers]),
+    ):
+        for number in numbers:
+            if type(number) is not int or number < 0:
+                raise InputError(f"{key} has the value {number!r}; use whole numbers from 0.")
+    values["output_dir"] = str(values.get("output_dir") or "")
     return ExperimentSettings(**values)
 
 
@@ -215,15 +220,6 @@ def name_run(arm: str, regime: str) -> Iterator[None]:
     except InputError as error:
         reason = str(error).removeprefix("In the defaults: ")
         raise InputError(f"The arm {arm!r} in the regime {regime!r}: {reason}") from error
-
-
-def _check_list(values: dict[str, Any], key: str) -> list[Any]:
-    items = values[key]
-    if not isinstance(items, list) or not items:
-        raise InputError(f"{key} is {items!r}; give a list with at least one value.")
-    if len(set(map(str, items))) < len(items):
-        raise InputError(f"{key} holds a value twice: {', '.join(map(str, items))}.")
-    return items
 
 
 def _check_rate(value: Any, key: str) -> float:

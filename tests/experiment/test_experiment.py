@@ -119,12 +119,12 @@ class TestSettings:
             ),
             ({"arms": ["ce", "sig"]}, "arms must be a mapping"),
             ({"arms": {"a b": {}, "A-B": {}}}, "'a b' and 'A-B' would share one folder"),
-            ({"seeds": [1, 1]}, "seeds holds a value twice: 1, 1"),
+            ({"seeds": [1, 1]}, r"seeds is \[1, 1\]; give a list .* each once"),
             ({"seeds": []}, "seeds is \\[\\]; give a list"),
-            ({"seeds": [-1]}, "seeds holds -1"),
+            ({"seeds": [-1]}, "seeds has the value -1"),
             ({"learning_rates": ["high"]}, "learning_rates holds 'high'"),
             ({"learning_rates": [0]}, "learning_rates holds 0; use numbers greater than 0"),
-            ({"workers": -1}, "workers is -1"),
+            ({"workers": -1}, "workers has the value -1"),
             ({"name": "a/b"}, "name is 'a/b'"),
         ],
     )
@@ -256,7 +256,7 @@ def fake_runs(monkeypatch):
 
 
 class TestRunner:
-    def test_each_arm_gets_every_rate_once_and_goes_on_with_its_best(self, tmp_path, fake_runs):
+    def test_each_arm_gets_every_rate_once_and_resumes_with_its_best(self, tmp_path, fake_runs):
         settings = make_settings(tmp_path)
         execute_runs(settings)
         trials = {f"1/{arm}/lr{rate}_seed3" for arm in ("ce", "sig") for rate in (0.0001, 0.001)}
@@ -279,7 +279,7 @@ class TestRunner:
         cells, _ = analyze(settings)
         assert {cell.learning_rate for row in cells.values() for cell in row.values()} == {1e-4}
 
-    def test_stopped_experiment_goes_on(self, tmp_path, fake_runs, capsys):
+    def test_stopped_experiment_resumes(self, tmp_path, fake_runs, capsys):
         settings = make_settings(tmp_path)
         fake_runs.stop_after = 6
         with pytest.raises(KeyboardInterrupt):
@@ -374,7 +374,7 @@ class TestAnalysis:
         _, comparisons = analyze(settings)
         sentences = draw_conclusion(settings, comparisons)
         assert sentences[0].startswith("No difference shown: sig minus ce is 0.0 points")
-        assert "with 1 training image a class" in sentences[0]
+        assert "with 1 training image per class" in sentences[0]
         assert "on the whole training split" in sentences[1]
         assert "is not shown" in sentences[2]
         assert "no difference in accuracy is shown" in sentences[2]
