@@ -3,7 +3,7 @@
 python -m siglip_flowers.experiment --config configs/experiment_siglip_vs_baseline.yaml
 
 trains every arm in every regime with every seed and writes table, plots and conclusion to
-results/experiments/NAME/. A stopped experiment goes on with the same command.
+results/experiments/NAME/. A stopped experiment resumes with the same command.
 """
 
 import argparse

@@ -21,11 +21,9 @@ from siglip_flowers.experiment.plan import (
 from siglip_flowers.experiment.settings import ExperimentSettings
 from siglip_flowers.metrics.statistics import (
     Interval,
-    McNemarResult,
     PairedDifference,
     holm,
     is_shown,
-    mcnemar,
     mean_interval,
     paired_bootstrap,
 )
@@ -80,7 +78,6 @@ class Comparison:
         accuracy: Test accuracy, bootstrapped over images and seeds.
         over_seeds: Student's t interval of the same difference, one value a seed.
         corrected_p: The bootstrap's p after Holm, over all comparisons of the experiment.
-        mcnemar: One test a seed.
         shown: Whether a difference in accuracy may be claimed.
         steadiness: Interval of the difference in steadiness, one value a seed.
     """
@@ -88,7 +85,6 @@ class Comparison:
     accuracy: PairedDifference
     over_seeds: Interval
     corrected_p: float
-    mcnemar: tuple[McNemarResult, ...]
     shown: bool
     steadiness: Interval
 
@@ -202,9 +198,6 @@ def compare(cells: Cells, baseline: str) -> Comparisons:
             accuracy=difference,
             over_seeds=over_seeds,
             corrected_p=p,
-            mcnemar=tuple(
-                mcnemar(a.correct, b.correct) for a, b in zip(cell.runs, other.runs, strict=True)
-            ),
             shown=is_shown(difference, p, over_seeds=over_seeds),
             steadiness=_interval(
                 [

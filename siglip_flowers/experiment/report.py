@@ -15,7 +15,7 @@ from siglip_flowers.experiment.plots import (
     share_y_limits,
 )
 from siglip_flowers.experiment.settings import ExperimentSettings
-from siglip_flowers.experiment.tables import format_csv, format_markdown, to_plain
+from siglip_flowers.experiment.tables import format_markdown, to_plain
 
 
 def write_report(
@@ -35,7 +35,6 @@ def write_report(
         f"Python {environment['python']}, {packages}.\n\nCommand: `{command}`\n"
     )
     write_text(directory / "table.md", table)
-    write_text(directory / "table.csv", format_csv(cells, comparisons))
     write_text(directory / "conclusion.txt", "\n".join(conclusion) + "\n")
     write_json(
         directory / "results.json",

@@ -63,7 +63,7 @@ class ExperimentSettings:
         arms: Arm name to the options of ``train.py`` in which it differs.
         regimes: Label to options, in the order of the plots; ``shots`` and the budget, say.
         baseline: The arm that the others are compared to.
-        siglip_arm: The arm that stands for the method in the loss plots and the conclusion.
+        siglip_arm: The arm that represents the method in the loss plots and the conclusion.
         learning_rates: The trials that each arm gets on ``tuning_regime`` with the first seed.
         tuning_regime: A regime's label.
         claim_regime: The regime in which the claim is compared and curves are drawn.
@@ -239,7 +239,7 @@ def to_folder(name: str) -> str:
 
 
 def claim_directory(settings: ExperimentSettings) -> None:
-    """Make the output directory this experiment's, or go on with it where that is the same one.
+    """Claim the output directory, or resume the same experiment in it.
 
     Raises:
         InputError: It holds an experiment of which more changed than additions.

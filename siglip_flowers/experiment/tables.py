@@ -1,14 +1,11 @@
-"""An experiment's figures as tables: Markdown for people, CSV and JSON for programs."""
+"""An experiment's figures: Markdown tables for people, plain data for JSON."""
 
-import csv
 import dataclasses
-import io
 import math
 from typing import Any
 
 from siglip_flowers.base.text import format_markdown_table
 from siglip_flowers.experiment.analysis import (
-    MEASURES,
     Cell,
     Cells,
     Comparison,
@@ -34,7 +31,6 @@ COMPARISON_COLUMNS = [
     "bootstrap 95 %",
     "over seeds 95 %",
     "p (Holm)",
-    "McNemar p a seed",
     "difference shown",
 ]
 
@@ -53,8 +49,7 @@ accuracy. Mean ± standard deviation over seeds; intervals are 95 %, Student's t
 The validation loss is the softmax negative log-likelihood whatever the arm was trained with, at
 each evaluation after the first step. Differences are the arm minus the baseline on test accuracy,
 in points: the bootstrap draws test images and seeds, both paired; the t interval is over the
-seeds' differences; p is the bootstrap's, after Holm over all comparisons; McNemar's test is one a
-seed.
+seeds' differences; p is the bootstrap's, after Holm over all comparisons.
 """
 
 
@@ -96,14 +91,12 @@ def _format_cell(arm: str, cell: Cell) -> list[str]:
 
 def _format_comparison(arm: str, comparison: Comparison) -> list[str]:
     accuracy, seeds = comparison.accuracy, comparison.over_seeds
-    p_values = (test.p_value for test in comparison.mcnemar)
     return [
         arm,
         f"{100 * accuracy.difference:+.1f}",
         f"{100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f}",
         f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}" if seeds.n > 1 else "one seed",
         format_p(comparison.corrected_p),
-        ", ".join(format_p(p) for p in p_values),
         "yes" if comparison.shown else "no",
     ]
 
@@ -123,48 +116,6 @@ def _format_ends(interval: Interval, factor: float, decimals: int) -> str:
 
 def _capitalise(text: str) -> str:
     return text[0].upper() + text[1:]
-
-
-def format_csv(cells: Cells, comparisons: Comparisons) -> str:
-    """Return one row a regime and arm; fractions and nats, not points; empty where undefined."""
-    rows = []
-    for regime, row in cells.items():
-        for arm, cell in row.items():
-            values: dict[str, Any] = {
-                "regime": regime,
-                "arm": arm,
-                "seeds": len(cell.runs),
-                "learning_rate": cell.learning_rate,
-            }
-            for name in MEASURES:
-                interval = cell.over_seeds[name]
-                for part in ("mean", "std", "low", "high"):
-                    values[f"{name}_{part}"] = getattr(interval, part)
-            values |= _flatten(comparisons[regime].get(arm))
-            rows.append(values)
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: to_plain(value) for key, value in row.items()} for row in rows)
-    return text.getvalue()
-
-
-def _flatten(comparison: Comparison | None) -> dict[str, Any]:
-    if comparison is None:
-        return {}
-    accuracy, seeds = comparison.accuracy, comparison.over_seeds
-    return {
-        "difference": accuracy.difference,
-        "bootstrap_low": accuracy.low,
-        "bootstrap_high": accuracy.high,
-        "over_seeds_low": seeds.low,
-        "over_seeds_high": seeds.high,
-        "p": accuracy.p_value,
-        "p_holm": comparison.corrected_p,
-        "mcnemar_p": " ".join(f"{test.p_value:.6g}" for test in comparison.mcnemar),
-        "shown": comparison.shown,
-    }
 
 
 def to_plain(value: Any) -> Any:

@@ -356,7 +356,6 @@ class TestAnalysis:
             0.95, 2, loc=differences.mean(), scale=differences.std(ddof=1) / 3**0.5
         )
         assert (comparison.over_seeds.low, comparison.over_seeds.high) == pytest.approx((low, high))
-        assert [(test.b, test.c) for test in comparison.mcnemar] == [(40, 0), (44, 0), (36, 0)]
         assert comparison.shown
 
     def test_p_is_corrected_over_all_comparisons(self, tmp_path):
@@ -474,16 +473,6 @@ class TestReport:
         assert "| sig | +10.0 | " in table
         assert "| ce | 0.0001 | 52.0 ± 2.0 | " in table
         assert "Steadiness" in table
-        with (out / "table.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        assert [(row["regime"], row["arm"]) for row in rows] == [
-            ("1", "ce"),
-            ("1", "sig"),
-            ("full", "ce"),
-            ("full", "sig"),
-        ]
-        assert float(rows[3]["difference"]) == pytest.approx(0.1)
-        assert rows[2]["difference"] == ""
 
     def test_one_seed_has_no_interval(self, tmp_path):
         settings = make_settings(tmp_path, seeds=[3])
