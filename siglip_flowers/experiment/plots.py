@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -107,7 +108,7 @@ def plot_shots(
     figure, axes = _new_axes(title, "training images per class", "accuracy (%)")
     gap = min(0.2, 0.8 / len(table))
     for number, (name, row) in enumerate(table.items()):
-        style = {
+        style: dict[str, Any] = {
             "color": COLORS[number % len(COLORS)],
             "marker": MARKERS[number % len(MARKERS)],
         }
@@ -122,7 +123,12 @@ def plot_shots(
         ]
         errors = np.abs(np.array(ends).T - means)
         for place, values in zip(places, row.values(), strict=True):
-            hollow = {"markerfacecolor": "white", "markersize": 4, "zorder": 4, **style}
+            hollow: dict[str, Any] = {
+                "markerfacecolor": "white",
+                "markersize": 4,
+                "zorder": 4,
+                **style,
+            }
             shown = 100 * np.asarray(values)
             axes.plot(np.full(len(shown), place + 0.3 * gap), shown, linestyle="none", **hollow)
         axes.plot(places, means, color=style["color"], linewidth=1.0, alpha=0.35, zorder=2)
