@@ -55,6 +55,15 @@ def nano_dir() -> Path:
     return _shared_path("siglip-nano")
 
 
+@pytest.fixture(scope="session")
+def tiny_dir(nano_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-tower SigLIP of two layers of width 32, for tests of mechanics alone."""
+    # This module is imported by that one.
+    from tests.small_runs import make_two_towers
+
+    return make_two_towers(tmp_path_factory.mktemp("tiny"), nano_dir)
+
+
 @pytest.fixture
 def _unset_determinism() -> Iterator[None]:
     """full_determinism sets environment variables and a switch of torch for good."""

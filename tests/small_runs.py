@@ -6,8 +6,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    AutoTokenizer,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.conftest import REPOSITORY
 
@@ -31,6 +39,34 @@ def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) 
         size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
     )
     processor.save_pretrained(directory)
+    return directory
+
+
+def make_two_towers(directory: Path, tokenizer_dir: Path, seed: int = 0) -> Path:
+    """Save both towers of a tiny untrained SigLIP, with the tokenizer of a checkpoint."""
+    size = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    torch.manual_seed(seed)
+    config = SiglipConfig(
+        text_config={
+            **size,
+            "projection_size": 32,
+            "vocab_size": 1024,
+            "max_position_embeddings": 16,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+        vision_config={**size, "image_size": 16, "patch_size": 8},
+    )
+    # Saved first, so that this directory's processor replaces the vision tower's own files.
+    make_checkpoint(directory)
+    SiglipModel(config).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(directory)
     return directory
 
 

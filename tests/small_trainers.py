@@ -1,4 +1,4 @@
-"""A Trainer built as a run builds it, on a few photographs and the real small SigLIP."""
+"""A Trainer built as a run builds it, on a few photographs and a small SigLIP."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from siglip_flowers.training.trainer import SiglipTrainer
 
 
 def start_trainer(
-    nano_dir: Path,
+    checkpoint: Path,
     data: ClassificationData,
     output_dir: Path,
     model: dict[str, Any] | None = None,
@@ -27,7 +27,7 @@ def start_trainer(
 ) -> SiglipTrainer:
     """Build a Trainer of four steps of eight images, in float32, that evaluates nothing.
 
-    What the run was asked for stands in the Trainer's ``run``.
+    The run's arguments are the Trainer's ``run``.
     """
     options = {
         "max_steps": 4,
@@ -48,11 +48,11 @@ def start_trainer(
     arguments = RunArguments(
         DataArguments(),
         AugmentationArguments(**(augmentation or {"augment": False})),
-        ModelArguments(model_name_or_path=str(nano_dir), **(model or {})),
+        ModelArguments(model_name_or_path=str(checkpoint), **(model or {})),
         SiglipTrainingArguments(output_dir=str(output_dir), **options),
     )
     set_seed(arguments.training.seed)
-    processor = load_image_processor(str(nano_dir))
+    processor = load_image_processor(str(checkpoint))
     built = build_model(arguments, data, processor)
     trainer: Any = build_trainer(arguments, data, built, processor)
     trainer.run = arguments

@@ -1,5 +1,7 @@
 """The training loop: deterministic, resumable, and honest about what it logs."""
 
+import json
+import math
 import shutil
 
 import numpy as np
@@ -7,15 +9,16 @@ import pytest
 import sklearn.metrics
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_image_processor
-from siglip_flowers.training.build import (
-    draw_train_sample,
-)
+from siglip_flowers.training.build import draw_train_sample
+from siglip_flowers.training.trainer import PRIVATE_OVERRIDES, SiglipTrainer
 from tests.small_flowers import build_flowers
-from tests.small_trainers import copy_weights, start_trainer
+from tests.small_trainers import copy_weights, list_changed, start_trainer
 
 CROPS = {"train_resize_scale": 1.0, "crop_min_scale": 0.4}
 
@@ -27,7 +30,7 @@ def data(flowers_dir):
 
 
 @pytest.fixture
-def start(nano_dir, data, tmp_path):
+def start(tiny_dir, data, tmp_path):
     """Build a Trainer as a run does."""
 
     def start(name="run", augmentation=None, model=None, **options):
@@ -38,7 +41,7 @@ def start(nano_dir, data, tmp_path):
             "learning_rate": 1e-4,
         }
         options = {**defaults, **options}
-        return start_trainer(nano_dir, data, tmp_path / name, model, augmentation, **options)
+        return start_trainer(tiny_dir, data, tmp_path / name, model, augmentation, **options)
 
     return start
 
@@ -61,7 +64,7 @@ RECIPES = {
     "sigmoid": {
         "augmentation": CROPS,
         "objective": "sigmoid",
-        "model": {"head_init": "text", "trainable": "last:2"},
+        "model": {"head_init": "text", "trainable": "last:1"},
     },
     "contrastive": {"augmentation": CROPS, "objective": "contrastive"},
 }
@@ -110,6 +113,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(start, tmp_
     assert are_equal(averages, resumed.average.weights)
     assert list_logged(whole, "loss") == list_logged(resumed, "loss")
     assert list_logged(whole, "accuracy") == list_logged(resumed, "accuracy")
+    # The closing figures are those of the whole run, not of the part after the checkpoint.
+    assert list_logged(whole, "train_loss") == list_logged(resumed, "train_loss")
+    assert np.mean(list_logged(whole, "loss")) == pytest.approx(list_logged(whole, "train_loss")[0])
+    earlier = json.loads((checkpoint / "clock.json").read_text())["seconds"]
+    assert 0 < earlier < list_logged(resumed, "train_runtime")[0]
 
 
 @pytest.mark.parametrize("objective, optim", [("cross_entropy", "adamw_torch"), ("sigmoid", "sgd")])
@@ -135,18 +143,24 @@ def test_accumulating_two_batches_of_16_trains_as_one_of_32(start, objective, op
             torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("trainable", ["head", "last:2"])
-def test_frozen_parameters_do_not_move_and_trained_ones_do(start, trainable):
-    trainer = start(model={"trainable": trainable}, weight_decay=0.5, max_steps=2)
+@pytest.mark.parametrize(
+    ("options", "trained"),
+    [
+        ({"model": {"trainable": "head"}}, ("classifier.",)),
+        (
+            {"model": {"trainable": "last:1"}},
+            ("classifier.", "vision_model.encoder.layers.1.", "vision_model.head.",
+             "vision_model.post_layernorm."),
+        ),
+        ({"objective": "contrastive", "train_text_tower": False}, ("vision_model.", "logit_")),
+    ],
+)  # fmt: skip
+def test_frozen_parameters_do_not_move_and_trained_ones_do(start, options, trained):
+    trainer = start(**options, weight_decay=0.5, max_steps=2)
     before = copy_weights(trainer)
     trainer.train()
-    after = copy_weights(trainer)
-    parts = ["classifier."]
-    if trainable == "last:2":
-        parts += [f"vision_model.encoder.layers.{layer}." for layer in (6, 7)]
-        parts += ["vision_model.head.", "vision_model.post_layernorm."]
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith(tuple(parts))}
+    changed = list_changed(before, copy_weights(trainer))
+    assert changed == {name for name in before if name.startswith(trained)}
 
 
 def test_head_learns_at_its_own_rate_and_null_means_the_encoders(start):
@@ -199,12 +213,12 @@ def measure_by_sklearn(logits, labels):
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "sigmoid", "contrastive"])
-def test_evaluation_figures_are_scikit_learns(start, data, nano_dir, objective):
+def test_evaluation_figures_are_scikit_learns(start, data, tiny_dir, objective):
     trainer = start(objective=objective, augmentation=CROPS, max_steps=2)
     trainer.train()
     figures = trainer.evaluate()
     model = trainer.model.fold()
-    processor = load_image_processor(str(nano_dir))
+    processor = load_image_processor(str(tiny_dir))
     samples = {
         "validation": data.splits["validation"],
         "train": draw_train_sample(trainer.run, data),
@@ -291,10 +305,81 @@ def test_without_checkpoints_the_last_average_is_kept(start):
     assert are_equal(last, {name: p.detach() for name, p in trainer.model.named_parameters()})
 
 
-def test_contrastive_run_with_a_locked_text_tower_trains_the_other(start):
-    trainer = start(objective="contrastive", train_text_tower=False, weight_decay=0.5, max_steps=2)
+def test_private_methods_that_are_overridden_are_listed_with_a_reason():
+    own = {name for name in vars(SiglipTrainer) if hasattr(Trainer, name) and name[:2] != "__"}
+    private = {name for name in own if name.startswith("_")}
+    assert private == set(PRIVATE_OVERRIDES)
+    assert len(private) <= 4
+    assert own - private <= {
+        *("train", "training_step", "compute_loss", "log", "create_optimizer", "evaluate"),
+        *("get_train_dataloader", "get_eval_dataloader", "get_batch_samples", "prediction_step"),
+    }
+
+
+def test_a_parameter_that_would_not_learn_stops_the_run_before_its_first_step(start):
+    trainer = start()
+    trainer.model.idle = torch.nn.Parameter(torch.zeros(1))
     before = copy_weights(trainer)
-    trainer.train()
-    after = copy_weights(trainer)
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if not name.startswith("text_model.")}
+    with pytest.raises(RunError, match=r"1 of \d+ trained parameters have no gradient: idle\."):
+        trainer.train()
+    assert are_equal(copy_weights(trainer), before)
+
+
+@pytest.mark.parametrize("model", [{"lora_r": 2, "lora_dropout": 0.0}, {"trainable": "last:1"}])
+def test_reentrant_checkpointing_trains_what_the_other_kind_trains(start, model):
+    weights = []
+    for reentrant in (False, True):
+        trainer = start(
+            model=model,
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        )
+        before = copy_weights(trainer)
+        trainer.train()
+        weights.append(copy_weights(trainer))
+        changed = list_changed(before, weights[-1])
+        assert any(name.startswith("vision_model.encoder.layers.1.") for name in changed)
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=0)
+
+
+def test_a_last_batch_is_dropped_in_training_alone(start, data):
+    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=30, max_steps=-1)
+    assert len(trainer.get_train_dataloader()) == 2  # of 64 images
+    batches = [len(batch["labels"]) for batch in trainer.get_eval_dataloader("validation")]
+    assert sum(batches) == len(data.splits["validation"]) == 20
+    assert trainer.args.dataloader_drop_last
+    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=65)
+    with pytest.raises(InputError, match="fewer images than one batch of 65"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("overflows", "bad_loss", "message"),
+    [
+        (9, None, None),
+        (10, None, "overflowed float16 in 10 steps in a row, with no checkpoint yet"),
+        (0, 4, "loss is not finite in step 4"),
+    ],
+)
+def test_under_a_gradient_scaler_a_bad_loss_or_ten_overflows_in_a_row_stop(
+    start, overflows, bad_loss, message
+):
+    """float16 needs a GPU, but its scaler does not."""
+    trainer = start(max_steps=12, logging_steps=20)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    objective = trainer.objective
+
+    def disturbed(model, batch):
+        loss, logits = objective(model, batch)
+        if batch.step < overflows:
+            loss = loss + (0 * logits).sum().sqrt()  # 0, with a gradient that is not finite
+        return loss * (math.nan if batch.step + 1 == bad_loss else 1), logits
+
+    trainer.objective = disturbed
+    if message is None:
+        trainer.train()
+        assert trainer.state.global_step == 12
+    else:
+        with pytest.raises(RunError, match=message):
+            trainer.train()

@@ -71,7 +71,8 @@ class AnomalyWatch(TrainerCallback):
         self.accelerator: Accelerator | None = None
         self._steps: list[_Step] = []
         self._last_loss: Tensor | None = None
-        self._overflows = 0
+        self._overflows: list[Tensor] = []
+        self._overflows_in_a_row = 0
 
     @property
     def _is_scaled(self) -> bool:
@@ -91,7 +92,10 @@ class AnomalyWatch(TrainerCallback):
 
     def see_norm(self, norm: Tensor | float) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        if self._is_scaled or not self._steps:
+        if not self._steps:
+            return
+        if self._is_scaled:
+            self._overflows.append(~torch.isfinite(torch.as_tensor(norm)))
             return
         limit = self.args.max_grad_norm_stop
         largest = torch.finfo(torch.float32).max if limit is None else limit
@@ -125,8 +129,6 @@ class AnomalyWatch(TrainerCallback):
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check what was marked if the Trainer is about to wait for the device."""
-        if self._is_scaled:
-            self._count_overflows(state.global_step)
         waits = control.should_log or control.should_evaluate or control.should_save
         if waits or len(self._steps) >= LONGEST_WATCH:
             self.check()
@@ -135,21 +137,13 @@ class AnomalyWatch(TrainerCallback):
         """Check before the evaluation and the checkpoint of the epoch."""
         self.check()
 
-    def _count_overflows(self, step: int) -> None:
-        assert self.accelerator is not None
-        self._overflows = self._overflows + 1 if self.accelerator.optimizer_step_was_skipped else 0
-        if self._overflows >= MAX_OVERFLOWS:
-            raise BadStepError(
-                f"The gradients overflowed float16 in {MAX_OVERFLOWS} steps in a row, up to step "
-                f"{step}{self._name_checkpoint()}. Lower --learning_rate, or use --fp16 false."
-            )
-
     def check(self) -> None:
         """Look at the marks since the last call; to be called by all processes.
 
         Raises:
             BadStepError: A bad step.
         """
+        self._check_overflows()
         found = self._find()
         if found is not None:
             _, description = found
@@ -157,6 +151,16 @@ class AnomalyWatch(TrainerCallback):
                 f"{description}; the run stops there{self._name_checkpoint()}. Look at these "
                 "images, lower --learning_rate, or resume past them with --on_nan skip."
             )
+
+    def _check_overflows(self) -> None:
+        marks, self._overflows = self._overflows, []
+        for overflows in torch.stack(marks).tolist() if marks else ():
+            self._overflows_in_a_row = self._overflows_in_a_row + 1 if overflows else 0
+            if self._overflows_in_a_row >= MAX_OVERFLOWS:
+                raise BadStepError(
+                    f"The gradients overflowed float16 in {MAX_OVERFLOWS} steps in a row"
+                    f"{self._name_checkpoint()}. Lower --learning_rate, or use --fp16 false."
+                )
 
     def save(self, directory: Path) -> None:
         """Keep the numbers of the skipped steps with a checkpoint."""

@@ -253,10 +253,11 @@ class SiglipTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the accuracy and the speed of the training batches since the last row."""
-        if "loss" in logs and self._running_hits:
-            hits = torch.stack(self._running_hits).mean()
-            logs["accuracy"] = self.accelerator.gather(hits).mean().item()
-            self._running_hits.clear()
+        if "loss" in logs:
+            if self._running_hits:
+                hits = torch.stack(self._running_hits).mean()
+                logs["accuracy"] = self.accelerator.gather(hits).mean().item()
+                self._running_hits.clear()
             logs.update(self.throughput.close_window())
         if "train_runtime" in logs:
             # The Trainer's own closing figures begin where the run was resumed.
