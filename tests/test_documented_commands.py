@@ -157,9 +157,9 @@ def check_options(program: str, words: list[str]) -> None:
 
 def list_kinds() -> tuple[type, ...]:
     from siglip_flowers.commands.train import OTHER_KINDS
-    from siglip_flowers.config import ProbeArguments, make_training_options
+    from siglip_flowers.config import make_training_options
 
-    return (*OTHER_KINDS, make_training_options(), ProbeArguments)
+    return (*OTHER_KINDS, make_training_options())
 
 
 def check(module, kinds: tuple[type, ...], words: list[str]) -> None:

@@ -1,22 +1,23 @@
-"""Features of a frozen encoder: right, computed once, and never mistaken for others."""
+"""Features of a frozen encoder, computed once, and the heads that are fitted on them."""
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from transformers import SiglipVisionModel
 
-from siglip_flowers.config import AugmentationArguments, DataArguments, SiglipTrainingArguments
-from siglip_flowers.data.augmentation import BatchAugmenter
+from siglip_flowers.commands.train import main as train
+from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import locate_cache
-from siglip_flowers.data.pixels.tensors import PixelDataset
-from siglip_flowers.evaluation.features import (
-    FeatureDataset,
-    FeatureExtractor,
-    digest_weights,
-    list_poolings,
-)
+from siglip_flowers.evaluation.features import digest_weights, list_poolings, load_features
 from siglip_flowers.evaluation.predict import PassOptions, extract_features
+from siglip_flowers.model.heads import set_probe_head
 from siglip_flowers.model.loading import load_classifier, load_image_processor
+from siglip_flowers.model.logistic import fit_and_validate, fit_logistic_heads
 from tests.small_flowers import build_flowers
+from tests.small_runs import make_checkpoint, make_folder, small_options
 
 NAMES = [str(label) for label in range(4)]
 
@@ -33,143 +34,106 @@ def processor(nano_dir):
 
 
 @pytest.fixture
-def build(nano_dir, processor, tmp_path):
-    """Build an extractor with a cache of its own, and count the images its tower sees."""
+def load(nano_dir, processor, tmp_path):
+    """Load features with a cache of its own, and record the batches that the tower encodes."""
 
-    def build(pooling="map", change=None, cache="cache", **options):
+    def load(rows, pooling="map", change=None, cache="cache", batch_size=7, **options):
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
         if change is not None:
             change(model)
-        training = SiglipTrainingArguments(
-            output_dir=str(tmp_path / "run"),
-            use_cpu=True,
-            bf16=options.pop("bf16", False),
-            per_device_eval_batch_size=options.pop("batch_size", 7),
-        )
-        data = DataArguments(cache_dir=str(tmp_path / cache), **options)
-        extractor = FeatureExtractor(model, processor, data, training)
-        extractor.seen = []
-        model.vision_model.register_forward_pre_hook(
-            lambda module, args, kwargs: extractor.seen.append(len(kwargs["pixel_values"])),
-            with_kwargs=True,
-        )
-        return extractor
+        load.seen = []
+        hook = torch.nn.modules.module.register_module_forward_pre_hook(count_images)
+        try:
+            return load_features(
+                model,
+                processor,
+                rows,
+                PassOptions(
+                    batch_size,
+                    dtype=options.pop("dtype", "float32"),
+                    data_arguments=DataArguments(cache_dir=str(tmp_path / cache), **options),
+                ),
+            )
+        finally:
+            hook.remove()
 
-    return build
+    def count_images(module, args):
+        if isinstance(module, torch.nn.Conv2d):
+            load.seen.append(len(args[0]))
+
+    load.cache = tmp_path / "cache"
+    return load
 
 
 @pytest.mark.parametrize("pixel_cache", [True, False])
-def test_features_are_what_the_model_pools(build, rows, nano_dir, processor, pixel_cache):
-    features = build(pixel_cache=pixel_cache).open(rows, "train")
-    assert features.shape == (20, 2, 192)
-    assert features.dtype == np.float32
-    for number, pooling in enumerate(("map", "mean")):
+def test_features_are_what_the_model_pools(load, rows, nano_dir, processor, pixel_cache):
+    features = load(rows, pixel_cache=pixel_cache)
+    assert list(features) == ["map", "mean"]
+    for pooling, found in features.items():
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
         expected = extract_features(model, processor, rows, PassOptions(20))
-        np.testing.assert_allclose(features[:, number], expected, atol=2e-5)
-    assert np.abs(features[:, 0] - features[:, 1]).max() > 0.1
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(features["map"] - features["mean"]).max() > 0.1
 
 
-def test_a_tower_without_attention_pooling_gives_the_mean_alone(build, rows):
-    extractor = build(pooling="mean")
-    assert list_poolings(extractor.model) == ("mean",)
-    features = extractor.open(rows, "train")
-    np.testing.assert_allclose(features[:, 0], build().open(rows, "train")[:, 1], atol=2e-5)
+def test_a_tower_without_attention_pooling_gives_the_mean_alone(load, rows, nano_dir):
+    model = load_classifier(str(nano_dir), NAMES, pooling="mean")
+    assert list_poolings(model) == ("mean",)
+    expected = load(rows)["mean"]
+    found = load(rows, pooling="mean")
+    assert list(found) == ["mean"]
+    np.testing.assert_allclose(found["mean"], expected, atol=2e-5)
 
 
-def test_every_image_is_encoded_once_and_never_again(build, rows):
-    first = build()
-    features = first.open(rows, "train")
-    assert sum(first.seen) == first.encoded == len(rows)
-    for extractor in (first, build(batch_size=3)):
-        again = extractor.open(rows, "train")
-        np.testing.assert_array_equal(again, features)
-    assert extractor.seen == []
+def test_every_image_is_encoded_once_until_images_weights_or_precision_change(load, rows):
+    features = load(rows)
+    assert sum(load.seen) == len(rows)
+    for options in ({}, {"batch_size": 3}, {"change": change_head}):
+        np.testing.assert_array_equal(load(rows, **options)["map"], features["map"])
+        assert load.seen == []
+    changed = load(rows, change=change_tower)
+    assert np.abs(changed["map"] - features["map"]).max() > 1e-4
+    assert sum(load.seen) == 20
+    swapped = load(rows.select(range(19, -1, -1)))
+    np.testing.assert_allclose(swapped["map"][::-1], features["map"], atol=2e-5)
+    assert sum(load.seen) == 20
+    rounded = load(rows, dtype="bfloat16")
+    assert sum(load.seen) == 20
+    assert 1e-5 < np.abs(rounded["map"] - features["map"]).max() < 0.5
+    cache = locate_cache(DataArguments(cache_dir=str(load.cache)))
+    assert len(list(cache.glob("features-*/array.npy"))) == 4
 
 
-def test_other_weights_images_or_precision_are_encoded_anew(build, rows):
-    features = build().open(rows, "train")
-
-    def change(model):
-        with torch.no_grad():
-            model.vision_model.encoder.layers[3].mlp.fc1.bias[5] += 0.5
-
-    other = build(change=change)
-    assert np.abs(other.open(rows, "train") - features).max() > 1e-4
-    assert other.encoded == 20
-    other = build()
-    swapped = other.open(rows.select(range(19, -1, -1)), "train")
-    np.testing.assert_allclose(swapped[::-1], features, atol=2e-5)
-    assert other.encoded == 20
-    halved = build(bf16=True)
-    rounded = halved.open(rows, "train")
-    assert halved.encoded == 20
-    assert 1e-5 < np.abs(rounded - features).max() < 0.5
-    assert len(list(locate_cache(halved.data).glob("features-*/array.npy"))) == 4
+def change_head(model):
+    torch.nn.init.ones_(model.classifier.weight)
 
 
-def test_bfloat16_features_are_those_of_autocast(build, rows, processor):
-    extractor = build(bf16=True)
-    features = extractor.open(rows, "train")
-    pixels = torch.stack(
-        [item["pixel_values"] for item in PixelDataset(rows, 64, processor.resample)]
-    )
-    inputs = extractor.normalizer(pixels)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = extractor.model.extract_features(inputs).float()
-    scale = expected.abs().mean()
-    assert np.abs(features[:, 0] - expected.numpy()).mean() < 0.02 * scale
-
-
-def test_a_head_does_not_change_the_key_of_the_features(build, rows):
-    build().open(rows, "train")
-    other = build(change=lambda model: torch.nn.init.ones_(model.classifier.weight))
-    other.open(rows, "train")
-    assert other.encoded == 0
-
-
-def test_a_view_is_what_training_would_show_in_the_step_of_its_number(build, rows, processor):
-    extractor = build()
-    augmenter = BatchAugmenter(AugmentationArguments(crop_min_scale=0.4), 64, 4, seed=3)
-    options = {"augmenter": augmenter, "pixel_size": 74}
-    views = [extractor.open(rows, "a view", view=view, **options) for view in range(2)]
-    images = list(PixelDataset(rows, 74, processor.resample))
-    pixels = torch.stack([item["pixel_values"] for item in images])
-    labels = torch.tensor([item["labels"] for item in images])
-    varied, _ = augmenter(pixels, labels, np.arange(20), 1)
+def change_tower(model):
     with torch.no_grad():
-        expected = extractor.model.extract_features(extractor.normalizer(varied))
-    np.testing.assert_allclose(views[1][:, 0], expected, atol=2e-5)
-    assert np.abs(views[0] - views[1]).max() > 0.1
-    extractor.open(rows, "a view", view=1, **options)
-    assert extractor.encoded == 40
-    other = BatchAugmenter(AugmentationArguments(crop_min_scale=0.4), 64, 4, seed=4)
-    extractor.open(rows, "a view", view=1, augmenter=other, pixel_size=74)
-    assert extractor.encoded == 60
+        model.vision_model.encoder.layers[3].mlp.fc1.bias[5] += 0.5
 
 
-def test_without_room_on_disk_features_stay_in_memory(build, rows, tmp_path, caplog):
+def test_without_room_on_disk_features_stay_in_memory(load, rows, tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    extractor = build(cache="file")
-    features = extractor.open(rows, "train")
-    np.testing.assert_allclose(features, build().open(rows, "train"), atol=2e-5)
-    assert extractor.encoded == 20
+    features = load(rows, cache="file")
     assert "cannot be written" in caplog.text
+    np.testing.assert_allclose(features["map"], load(rows)["map"], atol=2e-5)
 
 
-def test_a_batch_too_large_for_memory_is_encoded_in_parts(build, rows, monkeypatch):
-    extractor = build(batch_size=20)
-    run_tower = extractor._run_tower
+def test_memory_that_runs_out_loses_no_image(load, rows):
+    expected = load(rows, batch_size=8, cache="whole")
 
-    def run_small(inputs):
-        if len(inputs["pixel_values"]) > 6:
-            raise torch.OutOfMemoryError
-        return run_tower(inputs)
+    def limit(module, args, kwargs):
+        if len(kwargs["pixel_values"]) > 3:
+            torch.empty(10**15, dtype=torch.uint8)
 
-    monkeypatch.setattr(extractor, "_run_tower", run_small)
-    features = extractor.open(rows, "train")
-    assert max(extractor.seen) <= 6
-    np.testing.assert_allclose(features, build(cache="other").open(rows, "train"), atol=2e-5)
+    def add_limit(model):
+        model.vision_model.register_forward_pre_hook(limit, with_kwargs=True)
+
+    found = load(rows, batch_size=8, change=add_limit)
+    np.testing.assert_allclose(found["map"], expected["map"], atol=1e-5)
+    assert max(load.seen) == 2
 
 
 def test_digest_tells_values_names_and_shapes_apart():
@@ -182,37 +146,77 @@ def test_digest_tells_values_names_and_shapes_apart():
     assert digest_weights(layers[0]) != digest_weights(layers[0].to(torch.bfloat16))
 
 
-def test_batches_hold_the_asked_poolings_of_the_asked_rows():
-    features = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
-    dataset = FeatureDataset([features], np.arange(5), [1])
-    batch = dataset.__getitems__([4, 0])
-    assert batch["features"].tolist() == [[[27, 28, 29]], [[3, 4, 5]]]
-    assert batch["labels"].tolist() == batch["index"].tolist() == [4, 0]
-    assert dataset[4]["features"].tolist() == [[27, 28, 29]]
+def draw_features(rows, classes=4, width=6, seed=0):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(rows) % classes
+    centers = np.random.default_rng(1).normal(size=(classes, width))
+    features = 3 + (centers[labels] + generator.normal(size=(rows, width))) * np.logspace(
+        -1, 1, width
+    )
+    return features.astype(np.float32), labels
 
 
-def test_rows_go_through_all_views_in_as_many_epochs():
-    views = [np.full((50, 1, 1), float(view), dtype=np.float32) for view in range(4)]
-    dataset = FeatureDataset(views, np.zeros(50), [0], seed=1)
-    seen = []
-    for epoch in range(4):
-        dataset.epoch = epoch
-        seen.append(dataset.gather(np.arange(50)).ravel())
-    assert (np.sort(seen, axis=0) == np.arange(4)[:, None]).all()
-    assert len(set(seen[0])) == 4
+def whiten_halfway(features):
+    """Return features along their principal axes, by another route: singular values."""
+    centered = features - features.mean(axis=0, dtype=np.float64)
+    left, singular, _ = np.linalg.svd(centered, full_matrices=False)
+    variances = singular**2 / len(features)
+    spread = np.sqrt(variances) * (variances + 0.01 * variances.mean()) ** -0.25
+    return left * spread * np.sqrt(len(features) * len(spread) / np.sum(spread**2))
 
 
-def test_memory_that_runs_out_loses_no_image(build, rows):
-    expected = build(batch_size=8, cache="whole").open(rows, "train")
-    extractor = build(batch_size=8)
+@pytest.mark.parametrize(("classes", "balanced"), [(4, False), (4, True), (2, False)])
+def test_heads_are_scikit_learns_logistic_regression_on_half_whitened_features(classes, balanced):
+    features, labels = draw_features(120, classes)
+    # Classes of unequal size.
+    kept = (labels > 0) | (np.arange(120) < 60)
+    features, labels = features[kept], labels[kept]
+    penalties = (1.0, 0.1, 1e-3)
+    heads = fit_logistic_heads(features, labels, classes, penalties, balanced=balanced)
+    white = whiten_halfway(features)
+    assert white.var(axis=0).mean() == pytest.approx(1)
+    for penalty, (weight, bias) in zip(penalties, heads, strict=True):
+        # Theirs is the sum over rows, and knows two classes as one logit.
+        strength = 1 / (penalty * len(labels)) * (2 if classes == 2 else 1)
+        reference = LogisticRegression(
+            C=strength, max_iter=2000, tol=1e-8, class_weight="balanced" if balanced else None
+        ).fit(white, labels)
+        logits = torch.from_numpy(features @ weight.T + bias)
+        np.testing.assert_allclose(logits.softmax(1), reference.predict_proba(white), atol=0.02)
 
-    def limit(module, args, kwargs):
-        if len(kwargs["pixel_values"]) > 3:
-            torch.empty(10**15, dtype=torch.uint8)
 
-    extractor.model.vision_model.register_forward_pre_hook(limit, with_kwargs=True)
-    found = extractor.open(rows, "train")
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    # Found out once, and known from then on.
-    assert extractor.seen[:3] == [8, 4, 2]
-    assert max(extractor.seen[2:]) == 2
+def test_validation_chooses_the_penalty(nano_dir):
+    train, validation = draw_features(80, width=192), draw_features(40, width=192, seed=2)
+    model = load_classifier(str(nano_dir), NAMES)
+    chosen = set_probe_head(model, train, validation)
+    fits = fit_and_validate(train, validation, 4)
+    best = max(fit.validation_accuracy for fit in fits)
+    equals = [fit for fit in fits if fit.validation_accuracy == best]
+    assert chosen.penalty == min(equals, key=lambda fit: fit.validation_nll).penalty
+    with torch.no_grad():
+        logits = model.classify_features(torch.from_numpy(validation[0]))
+    assert (logits.argmax(1).numpy() == validation[1]).mean() == best > 0.5
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(validation[1]))
+    assert loss.item() == pytest.approx(chosen.validation_nll, rel=1e-3)
+
+
+def test_a_constant_feature_does_no_harm():
+    features, labels = draw_features(80)
+    features[:, 3] = 5.0
+    ((weight, bias),) = fit_logistic_heads(features, labels, 4, (1e-4,))
+    assert np.isfinite(weight).all()
+    assert ((features @ weight.T + bias).argmax(1) == labels).mean() > 0.5
+
+
+def test_a_run_that_trains_the_head_alone_fits_it_on_features(tmp_path, capsys):
+    checkpoint, folder = make_checkpoint(tmp_path / "tiny"), make_folder(tmp_path / "images")
+    argv = small_options(checkpoint, folder, tmp_path / "run", "--trainable", "head")
+    assert train([*argv, "--augment", "false"]) == 0
+    assert "each image is encoded once" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["training"]["steps"] == 0
+    assert metrics["splits"]["test"]["accuracy"] > 0.9
+    assert metrics["head_fit"]["validation_accuracy"] == metrics["splits"]["validation"]["accuracy"]
+    tower = SiglipVisionModel.from_pretrained(checkpoint)
+    saved = load_classifier(str(tmp_path / "run/model"), ["a", "b", "c"]).vision_model
+    assert digest_weights(saved) == digest_weights(tower)

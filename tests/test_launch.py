@@ -268,7 +268,6 @@ def test_a_launch_that_would_start_unrelated_processes_is_refused(
         (["--ema", "0.9"], "2", "--ema 0.9"),
         (["--objective", "sigmoid"], "2", "--objective sigmoid"),
         (["--save_only_model", "true"], "2", "--save_only_model true"),
-        (["--trainable", "head", "--augment", "false"], "2", "fitted on features"),
         ([], "1", "write fsdp_version: 2"),
     ],
 )

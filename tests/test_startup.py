@@ -21,7 +21,6 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    ProbeArguments,
     SiglipTrainingArguments,
     inherited,
     make_training_options,
@@ -71,7 +70,7 @@ def ask(calls, cwd, **environment):
 
 
 def check_kinds():
-    return (*OTHER_KINDS, make_training_options(), ProbeArguments)
+    return (*OTHER_KINDS, make_training_options())
 
 
 def check(argv, **options):
@@ -232,7 +231,7 @@ def test_light_and_real_parser_have_the_same_options():
             for action in HfArgumentParser(kinds)._actions
         }
 
-    real = describe_parser((*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments))
+    real = describe_parser((*OTHER_KINDS, SiglipTrainingArguments))
     light = describe_parser(check_kinds())
     assert list(light) == list(real)
     assert light == real
@@ -262,9 +261,7 @@ def test_valid_command_lines_pass_silently(argv, capsys):
     check(argv)
     assert capsys.readouterr() == ("", "")
     # As the arguments themselves see it.
-    parse_arguments(
-        (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments), argv, prog="x", description="y"
-    )
+    parse_arguments((*OTHER_KINDS, SiglipTrainingArguments), argv, prog="x", description="y")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -296,7 +293,7 @@ def test_what_is_refused_is_refused_in_the_same_words(argv):
         check(argv)
     with pytest.raises(InputError) as real:
         parse_arguments(
-            (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments),
+            (*OTHER_KINDS, SiglipTrainingArguments),
             argv,
             prog="x",
             description="y",

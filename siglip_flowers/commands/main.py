@@ -15,6 +15,7 @@ PROG = "siglip-flowers"
 # Modules are imported when they are asked for: each takes seconds.
 COMMANDS = {
     "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
+    "probe": ("siglip_flowers.probe.command", "fit linear heads on the features of an encoder"),
     "search": ("siglip_flowers.search.command", "search for options that train well"),
     "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
     "predict": ("siglip_flowers.commands.predict", "name what images show"),

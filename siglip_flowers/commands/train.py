@@ -13,7 +13,6 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    ProbeArguments,
     make_training_options,
 )
 from siglip_flowers.config.parsing import check_command_line, is_first_process, parse_arguments
@@ -35,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check(argv: list[str]) -> None:
     check_deepspeed()
     features = list_extension_options("train")
-    kinds = (*OTHER_KINDS, make_training_options(), ProbeArguments, *features)
+    kinds = (*OTHER_KINDS, make_training_options(), *features)
     check_command_line(kinds, argv, prog=PROG, description=DESCRIPTION)
 
 
@@ -49,7 +48,7 @@ def _train(argv: list[str]) -> None:
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
-    core = (*OTHER_KINDS, SiglipTrainingArguments, ProbeArguments)
+    core = (*OTHER_KINDS, SiglipTrainingArguments)
     kinds = (*core, *list_extension_options("train"))
     parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
     check_rules(list_extension_rules("train"), merge_options(*parsed))

@@ -20,7 +20,6 @@ from siglip_flowers.config.options import (
     TrainingOptions,
     parse_wise_ft,
 )
-from siglip_flowers.probe.options import ProbeArguments, check_probe, find_probe_obstacle
 
 if TYPE_CHECKING:
     from siglip_flowers.config.training import SiglipTrainingArguments
@@ -35,14 +34,11 @@ __all__ = [
     "DataArguments",
     "EvaluationArguments",
     "ModelArguments",
-    "ProbeArguments",
     "SiglipTrainingArguments",
     "TrainingOptions",
     "check_choice",
     "check_positive",
-    "check_probe",
     "check_range",
-    "find_probe_obstacle",
     "make_training_options",
     "parse_trainable",
     "parse_wise_ft",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, RUN_FILES
-from siglip_flowers.config import ProbeArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.experiment.settings import (
@@ -93,7 +92,7 @@ def run_options(settings: ExperimentSettings, run: Run) -> dict[str, Any]:
 
 def build_run_arguments(options: dict[str, Any]) -> RunArguments:
     """Turn options into what ``run_training`` takes."""
-    kinds = (*LIGHT_KINDS, SiglipTrainingArguments, ProbeArguments)
+    kinds = (*LIGHT_KINDS, SiglipTrainingArguments)
     parsed = parse_arguments(kinds, [], prog="experiment", description="One run.", defaults=options)
     return RunArguments(*parsed)
 

@@ -19,7 +19,6 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    ProbeArguments,
     make_training_options,
 )
 from siglip_flowers.config.parsing import check_command_line, read_yaml, suggest_nearest
@@ -186,11 +185,7 @@ def _known_options() -> set[str]:
     training: Any = make_training_options()
     if training is None:
         training = config.SiglipTrainingArguments
-    return {
-        item.name
-        for kind in (*LIGHT_KINDS, training, ProbeArguments)
-        for item in dataclasses.fields(kind)
-    }
+    return {item.name for kind in (*LIGHT_KINDS, training) for item in dataclasses.fields(kind)}
 
 
 def check_arms(settings: ExperimentSettings) -> None:
@@ -199,7 +194,7 @@ def check_arms(settings: ExperimentSettings) -> None:
     Raises:
         InputError: A wrong type or a value out of range.
     """
-    kinds = (*LIGHT_KINDS, make_training_options(), ProbeArguments)
+    kinds = (*LIGHT_KINDS, make_training_options())
     for arm, arm_options in settings.arms.items():
         for regime, regime_options in settings.regimes.items():
             with name_run(arm, regime):

@@ -13,6 +13,7 @@ from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, prepare_patches
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import set_attention
+from siglip_flowers.model.towers import run_vision_tower
 from siglip_flowers.runtime.devices import choose_attention, resolve_dtype
 from siglip_flowers.runtime.memory import run_in_parts
 
@@ -88,6 +89,13 @@ class InferenceEngine:
         """
         return self._run(pixels, lambda features: features)
 
+    def extract_poolings(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Map the same to every pooling that the tower gives, (B, P, D) float32 on the device.
+
+        The order is that of :func:`~siglip_flowers.evaluation.features.list_poolings`.
+        """
+        return self._run(pixels, lambda features: features, self._pool)
+
     def classify(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map the same to logits (B, C) float32 on the device."""
         return self._run(pixels, self.model.classify_features)
@@ -101,14 +109,17 @@ class InferenceEngine:
 
     @torch.inference_mode()
     def _run(
-        self, pixels: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        pixels: torch.Tensor,
+        finish: Callable[[torch.Tensor], torch.Tensor],
+        encode: Callable[..., torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Run a batch; if it exceeds the memory, this and all further ones in smaller parts."""
 
         def run(part: torch.Tensor, size: int) -> torch.Tensor:
             if self.compiled:
                 self._compiled_size = size
-            return finish(self._encode(part, size))
+            return finish(self._encode(part, size, encode or self._features))
 
         def refuse(size: int) -> RunError | None:
             if size > 1:
@@ -124,7 +135,13 @@ class InferenceEngine:
             self._largest_batch = fitted
         return outputs
 
-    def _encode(self, pixels: torch.Tensor, size: int) -> torch.Tensor:
+    def _pool(self, **inputs: torch.Tensor) -> torch.Tensor:
+        pooled = run_vision_tower(self.model.vision_model, **inputs)
+        return torch.stack([features for features in pooled if features is not None], dim=1)
+
+    def _encode(
+        self, pixels: torch.Tensor, size: int, encode: Callable[..., torch.Tensor]
+    ) -> torch.Tensor:
         count = len(pixels)
         if self.compiled and count < size:
             pixels = torch.cat([pixels, pixels[-1:].expand(size - count, *pixels.shape[1:])])
@@ -132,7 +149,7 @@ class InferenceEngine:
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
         # The encoder's features have its dtype; the head gets float32.
-        return self._features(**self._prepare(pixels))[:count].float()
+        return encode(**self._prepare(pixels))[:count].float()
 
     def _prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map uint8 pixels to the outputs of the image processor, in ``dtype``."""

@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import load_classifier
-from siglip_flowers.model.probe_solvers import PROBE_STRENGTHS, fit_logistic_heads
+from siglip_flowers.model.logistic import (
+    HeadFit,
+    LabeledFeatures,
+    LinearHead,
+    choose_fit,
+    fit_and_validate,
+)
 from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
 
 
@@ -59,36 +64,37 @@ def load_zero_shot_classifier(
 
 
 @torch.no_grad()
+def set_head(model: SiglipClassifier, head: LinearHead) -> None:
+    """Give the model's linear head this weight and bias."""
+    assert isinstance(model.classifier, nn.Linear)
+    parameters = (model.classifier.weight, model.classifier.bias)
+    for parameter, values in zip(parameters, head, strict=True):
+        parameter.copy_(torch.from_numpy(values))
+
+
 def set_probe_head(
     model: SiglipClassifier,
-    train: tuple[np.ndarray, np.ndarray],
-    validation: tuple[np.ndarray, np.ndarray],
-    class_weight: str | None = None,
-) -> float:
-    """Fit the linear head on frozen features and return the chosen penalty strength.
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    *,
+    balanced: bool = False,
+) -> HeadFit:
+    """Fit the linear head on frozen features, with the penalty that validation favors.
 
-    L-BFGS logistic regression on standardized features, as the first stage of LP-FT; the L2
-    strength is chosen by accuracy on the validation split. Every class needs a training row.
+    Multinomial logistic regression, as the first stage of LP-FT; see
+    :func:`~siglip_flowers.model.logistic.fit_logistic_heads`.
 
     Args:
         model: A classifier with a linear head on unnormalized features.
-        train: Features (N, D) float32 and labels (N,) int64.
-        validation: The same for the validation split.
-        class_weight: ``balanced`` weighs classes by inverse frequency.
+        train: Every class needs a row.
+        validation: Chooses the penalty by accuracy.
+        balanced: Weight classes by inverse frequency.
 
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
     out-of-distribution".
     """
-    head = model.classifier
-    assert isinstance(head, nn.Linear)
-    class_count = len(head.bias)
-    heads = fit_logistic_heads(*train, class_count, PROBE_STRENGTHS, class_weight)
-    accuracies = [
-        float(np.mean((validation[0] @ weight.T + bias).argmax(axis=1) == validation[1]))
-        for weight, bias in heads
-    ]
-    # The strongest penalty among equals.
-    best = int(np.argmax(accuracies))
-    head.weight.copy_(torch.from_numpy(heads[best][0]))
-    head.bias.copy_(torch.from_numpy(heads[best][1]))
-    return PROBE_STRENGTHS[best]
+    class_count = len(model.class_names)
+    fits = fit_and_validate(train, validation, class_count, balanced=balanced, device=model.device)
+    chosen = choose_fit(fits)
+    set_head(model, chosen.head)
+    return chosen

@@ -1,0 +1,1 @@
+"""Linear probe: fit a grid of heads on the features of a frozen encoder."""

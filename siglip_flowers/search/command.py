@@ -10,7 +10,6 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    ProbeArguments,
     make_training_options,
 )
 from siglip_flowers.config.parsing import check_command_line
@@ -33,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check(argv: list[str]) -> None:
     kinds = (DataArguments, AugmentationArguments, ModelArguments, make_training_options())
     check_command_line(
-        (*kinds, ProbeArguments, SearchArguments),
+        (*kinds, SearchArguments),
         argv,
         prog=PROG,
         description=DESCRIPTION,

@@ -9,7 +9,6 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.run_dir import CHECKPOINT_DIR
-from siglip_flowers.config import find_probe_obstacle
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.search.space import change_options
@@ -19,6 +18,7 @@ from siglip_flowers.training.build import (
     build_model,
     check_arguments,
     check_free_disk,
+    fits_on_features,
 )
 from siglip_flowers.training.checkpoints import clear_leftovers
 from siglip_flowers.training.compute import TooLittleMemoryError
@@ -33,10 +33,10 @@ REASON = "reason"
 def check_trial(run: RunArguments) -> None:
     """Raise InputError if ``train.py`` could not carry out the run as a trial."""
     check_arguments(run)
-    if find_probe_obstacle(run.probe, run.augmentation, run.model, run.training) is None:
+    if fits_on_features(run):
         raise InputError(
-            "--trainable head fits a grid of heads on features in one run of train.py; use that, "
-            "or add --feature_cache false."
+            "--trainable head --augment false fits the head in one go, so there is nothing to "
+            "search for; use siglip-flowers probe, or drop --augment false."
         )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,7 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    ProbeArguments,
     SiglipTrainingArguments,
-    check_probe,
 )
 from siglip_flowers.config.parsing import dump_configuration
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
@@ -33,13 +31,13 @@ from siglip_flowers.data.pixels.tensors import (
     scale_size,
 )
 from siglip_flowers.data.splits import draw_rows, get_labels
-from siglip_flowers.evaluation.predict import PassOptions, extract_features
+from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.adapters import add_adapters
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
-from siglip_flowers.model.heads import set_calibration, set_probe_head, set_text_head
+from siglip_flowers.model.heads import set_calibration, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
     load_checkpoint_config,
@@ -63,6 +61,7 @@ from siglip_flowers.training.objectives import (
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import choose_progress
 from siglip_flowers.training.recipe import check_recipe
+from siglip_flowers.training.sharding import asks_for_sharding
 from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
@@ -80,13 +79,10 @@ class RunArguments:
     augmentation: AugmentationArguments
     model: ModelArguments
     training: SiglipTrainingArguments
-    probe: ProbeArguments = field(default_factory=ProbeArguments)
 
     def dump(self) -> str:
         """Return the configuration as YAML text that ``--config`` reads back."""
-        return dump_configuration(
-            self.data, self.augmentation, self.model, self.training, self.probe
-        )
+        return dump_configuration(self.data, self.augmentation, self.model, self.training)
 
 
 def check_arguments(arguments: RunArguments) -> None:
@@ -136,6 +132,21 @@ def has_measured_start(arguments: RunArguments) -> bool:
     return needs_text_tower(arguments) or arguments.model.head_init == "probe"
 
 
+def fits_on_features(arguments: RunArguments) -> bool:
+    """Return whether a run trains nothing that a logistic regression on features would not."""
+    model, training = arguments.model, arguments.training
+    return (
+        model.trainable == "head"
+        and model.head_init == "random"
+        and not arguments.augmentation.augment
+        and training.objective == "cross_entropy"
+        and training.label_smoothing_factor == 0
+        and training.ema is None
+        and not training.deepspeed
+        and not asks_for_sharding(training)
+    )
+
+
 def name_start(arguments: RunArguments) -> str:
     """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
     return "zero-shot" if needs_text_tower(arguments) else "linear-probe"
@@ -180,7 +191,6 @@ def _check_combinations(arguments: RunArguments) -> None:
     for applies, message in excluded:
         if applies:
             raise InputError(f"{message}.")
-    check_probe(arguments.probe, augmentation, model, training)
 
 
 def build_model(
@@ -239,24 +249,7 @@ def _start_head(
     if options.head_init == "text":
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, templates))
     elif options.head_init == "probe":
-        train, validation = (
-            (
-                extract_features(
-                    model,
-                    processor,
-                    data.splits[name],
-                    PassOptions(
-                        training.per_device_eval_batch_size,
-                        training.dataloader_num_workers or 0,
-                        data_arguments=arguments.data,
-                    ),
-                ),
-                get_labels(data.splits[name]),
-            )
-            for name in ("train", "validation")
-        )
-        weight = "balanced" if training.class_weights == "balanced" else None
-        set_probe_head(model, train, validation, weight)
+        fit_head(model, processor, data, arguments.data, training)
     elif training.objective == "sigmoid" and not options.from_scratch:
         calibration = load_calibration(checkpoint)
         if calibration is not None:

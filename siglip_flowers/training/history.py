@@ -1,10 +1,12 @@
 """The curve of a run, one row a step at which something was logged."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import atomic_path
+from siglip_flowers.evaluation.predict import SplitResult
 
 COLUMNS = (
     "step",
@@ -47,6 +49,16 @@ def build_history(
         row = rows.setdefault(int(entry["step"]), dict.fromkeys(COLUMNS))
         row.update({key: values[key] for key in COLUMNS if values.get(key) is not None})
     return [rows[step] for step in sorted(rows)]
+
+
+def list_final_point(results: Mapping[str, SplitResult]) -> list[dict[str, Any]]:
+    """Return a log with a single entry, for a model fitted in one go: its final figures."""
+    figures = {
+        f"eval_{split}_{name}": value
+        for split in ("train", "validation")
+        for name, value in results[split].metrics.items()
+    }
+    return [{"step": 0, "epoch": 0.0, **figures}]
 
 
 def write_history(path: Path, history: list[dict[str, float | None]]) -> None:

@@ -25,11 +25,8 @@ def describe_run(
     arguments: RunArguments,
     data: ClassificationData,
     model: SiglipClassifier,
-    trainer: SiglipTrainer,
-    outcome: dict[str, float],
 ) -> dict[str, Any]:
     """Return the facts that go beside a run's figures."""
-    state = trainer.state
     return {
         "data": {
             "source": data.source,
@@ -51,18 +48,22 @@ def describe_run(
             "image_size": getattr(model.config.vision_config, "image_size", None),
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         },
-        "training": {
-            "seed": arguments.training.seed,
-            "epochs": state.epoch,
-            "steps": state.global_step,
-            "skipped_steps": trainer.anomalies.skipped,
-            "best_step": state.best_global_step,
-            "best_validation_accuracy": state.best_metric,
-            "seconds": outcome["train_runtime"],
-            "processes": trainer.accelerator.num_processes,
-            "precision": trainer.accelerator.mixed_precision,
-        },
-        "environment": describe_environment(describe_device(trainer.args.device)),
+        "environment": describe_environment(describe_device(arguments.training.device)),
+    }
+
+
+def describe_training(trainer: SiglipTrainer, outcome: dict[str, float]) -> dict[str, Any]:
+    """Return how long and how a model was trained, from what ``Trainer.train`` returned."""
+    state = trainer.state
+    return {
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "skipped_steps": trainer.anomalies.skipped,
+        "best_step": state.best_global_step,
+        "best_validation_accuracy": state.best_metric,
+        "seconds": outcome["train_runtime"],
+        "processes": trainer.accelerator.num_processes,
+        "precision": trainer.accelerator.mixed_precision,
     }
 
 

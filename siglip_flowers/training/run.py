@@ -2,8 +2,9 @@
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.data import ClassificationData, image_ids, load_data
+from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,
     fit_ood_detector,
@@ -25,7 +27,6 @@ from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.probe.fit import encoder_arguments, fit_probe, fits_on_features
 from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.runtime.processes import check_world
 from siglip_flowers.tracking import Trackers, build_trackers
@@ -36,13 +37,14 @@ from siglip_flowers.training.build import (
     check_arguments,
     check_free_disk,
     draw_train_sample,
+    fits_on_features,
     has_measured_start,
     name_start,
 )
 from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
-from siglip_flowers.training.history import build_history
+from siglip_flowers.training.history import build_history, list_final_point
 from siglip_flowers.training.output import claim_output_dir, find_checkpoint
-from siglip_flowers.training.report import describe_run, write_results
+from siglip_flowers.training.report import describe_run, describe_training, write_results
 from siglip_flowers.training.sharding import check_sharding, gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
 from siglip_flowers.training.tracked_results import collect_results, describe_facts
@@ -61,8 +63,30 @@ class RunResult:
     description: str
 
 
-def run_training(arguments: RunArguments) -> RunResult:
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model after training, and how it was trained.
+
+    Attributes:
+        model: The weights to keep.
+        log: The Trainer's log; None if there was no Trainer.
+        training: For ``training`` in the metrics file.
+        facts: For the metrics file besides.
+    """
+
+    model: SiglipClassifier
+    log: list[dict[str, Any]] | None
+    training: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResult:
     """Train, keep the best weights, evaluate them and write everything to the output directory.
+
+    Args:
+        arguments: Of the run.
+        fit: Fits the head on features instead of training step by step. By default ``fit_head``
+            does if :func:`~siglip_flowers.training.build.fits_on_features`.
 
     Raises:
         InputError: The configuration cannot be carried out; nothing was written.
@@ -70,7 +94,7 @@ def run_training(arguments: RunArguments) -> RunResult:
     """
     trackers = build_trackers(arguments.training)
     try:
-        result = _run_tracked(arguments, trackers)
+        result = _run_tracked(arguments, trackers, fit)
     except BaseException:
         trackers.close(failed=True)
         raise
@@ -78,15 +102,14 @@ def run_training(arguments: RunArguments) -> RunResult:
     return result
 
 
-def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
+def _run_tracked(arguments: RunArguments, trackers: Trackers, fit: FitHead | None) -> RunResult:
     training = arguments.training
     assert training.output_dir is not None
     output_dir = Path(training.output_dir)
     eval_batch_size = training.per_device_eval_batch_size
     check_world(PartialState().num_processes)
     check_arguments(arguments)
-    on_features = fits_on_features(arguments)
-    check_sharding(arguments.model, training, on_features=on_features)
+    check_sharding(arguments.model, training)
     set_cpu_threads(training.cpu_threads)
     with training.main_process_first(desc="loading the data"):
         data = load_data(arguments.data)
@@ -96,8 +119,7 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
         arguments.model.image_size,
         arguments.model.max_num_patches,
     )
-    model_arguments = encoder_arguments(arguments) if on_features else arguments
-    model = build_model(model_arguments, data, processor)
+    model = build_model(arguments, data, processor)
     check_free_disk(model, training)
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
     # Machines share the directory: the first process of all goes first, not one of each machine.
@@ -113,7 +135,7 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
         trackers.load(Path(checkpoint))
     trackers.open(describe_facts(arguments, data))
     start: dict[str, float] | None = None
-    if has_measured_start(arguments) and not on_features:
+    if has_measured_start(arguments):
         start = measure_start(
             fold_model(model),
             processor,
@@ -128,21 +150,20 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
     if PartialState().is_main_process:
         ids = {name: image_ids(rows) for name, rows in data.splits.items()}
         write_json(output_dir / "splits.json", {"split_protocol": data.split_protocol, **ids})
-    trainer: SiglipTrainer
-    ensemble, facts = None, {}
-    if on_features:
-        assert isinstance(model, SiglipClassifier)
-        probe = fit_probe(arguments, data, model, processor, checkpoint, trackers)
-        trainer, figures, trained = probe.trainer, probe.outcome, probe.model
-        start, facts = probe.start, probe.facts
+    ensemble, trainer = None, None
+    if fit is not None or fits_on_features(arguments):
+        trained = _fit_on_features(fit, arguments, data, model, processor)
     else:
         trainer, outcome = train_to_the_end(
             arguments, data, model, processor, checkpoint, trackers=trackers
         )
         trainer.finish()
-        figures = outcome.metrics
-        trained = gather_model(trainer.accelerator.unwrap_model(trainer.model))
-    final = fold_model(trained)
+        trained = TrainedModel(
+            gather_model(trainer.accelerator.unwrap_model(trainer.model)),
+            trainer.state.log_history,
+            describe_training(trainer, outcome.metrics),
+        )
+    final = fold_model(trained.model)
     if training.wise_ft is not None:
         ensemble = ensemble_with_start(
             final,
@@ -153,14 +174,14 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             eval_batch_size,
             arguments.data,
         )
-    if trainer.is_world_process_zero():
-        if has_adapters(trained):
+    if PartialState().is_main_process:
+        if has_adapters(trained.model):
             with atomic_directory(output_dir / ADAPTER_DIR) as directory:
-                save_adapter(trained, final, directory)
+                save_adapter(trained.model, final, directory)
         with atomic_directory(output_dir / MODEL_DIR) as directory:
             final.save_pretrained(directory)
             processor.save_pretrained(directory)
-    trainer.accelerator.wait_for_everyone()
+    PartialState().wait_for_everyone()
     # What is measured is what was saved, read back.
     final = load_saved_classifier(str(output_dir / MODEL_DIR))
     results = {
@@ -185,10 +206,12 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
         final, processor, results["train"], results["validation"]
     )
     separation["test"] = measure_ood_detector(detector, final, processor, results["test"])
-    history = build_history(trainer.state.log_history, start)
+    history = build_history(
+        list_final_point(results) if trained.log is None else trained.log, start
+    )
     # Before the run counts as finished: what it is killed in the middle of is repeated then.
     trackers.finish(lambda: collect_results(results, data, training.seed, output_dir))
-    if trainer.is_world_process_zero():
+    if PartialState().is_main_process:
         detector.save(output_dir / MODEL_DIR)
         fit_and_save_temperature(
             output_dir / MODEL_DIR, results["validation"], final.config.activation
@@ -199,21 +222,47 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers) -> RunResult:
             history=history,
             data=data,
             facts={
-                **describe_run(arguments, data, final, trainer, figures),
-                **facts,
+                **describe_run(arguments, data, final),
+                "training": {"seed": training.seed, **trained.training},
+                **trained.facts,
                 "start": start and {"kind": name_start(arguments), "split": "validation", **start},
                 "wise_ft": ensemble,
                 "open_set": separation,
             },
         )
-        trainer.remove_surplus_checkpoints()
-    trainer.accelerator.wait_for_everyone()
+        if trainer is not None:
+            trainer.remove_surplus_checkpoints()
+    PartialState().wait_for_everyone()
     metrics = {
         name: {"n": len(result.labels), **result.metrics} for name, result in results.items()
     }
     return RunResult(
         metrics=metrics, history=history, output_dir=output_dir, description=data.description
     )
+
+
+def _fit_on_features(
+    fit: FitHead | None,
+    arguments: RunArguments,
+    data: ClassificationData,
+    model: Any,
+    processor: Any,
+) -> TrainedModel:
+    """Fit the head on features of the frozen encoder instead of training it step by step."""
+    if PartialState().is_main_process:
+        print("The encoder is frozen: each image is encoded once, and the head fits the features.")
+    began = time.perf_counter()
+    if fit is None:
+        fitted = fit_head(model, processor, data, arguments.data, arguments.training)
+    else:
+        fitted = fit(model, processor, data)
+    training = {
+        "steps": 0,
+        "seconds": time.perf_counter() - began,
+        "processes": PartialState().num_processes,
+        "precision": "bf16" if arguments.training.bf16 else "no",
+    }
+    return TrainedModel(fitted.model, None, training, fitted.facts)
 
 
 def train_to_the_end(

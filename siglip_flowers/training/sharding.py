@@ -23,16 +23,8 @@ def asks_for_sharding(training: SiglipTrainingArguments) -> bool:
     return launched or bool(training.fsdp)
 
 
-def check_sharding(
-    model: ModelArguments, training: SiglipTrainingArguments, *, on_features: bool
-) -> None:
-    """Raise InputError for options that cannot be carried out under FSDP, if it is asked for.
-
-    Args:
-        model: What is trained.
-        training: How it is trained.
-        on_features: Whether only heads are fitted, on features.
-    """
+def check_sharding(model: ModelArguments, training: SiglipTrainingArguments) -> None:
+    """Raise InputError for options that cannot be carried out under FSDP, if it is asked for."""
     if not asks_for_sharding(training):
         return
     if training.fsdp:
@@ -58,11 +50,6 @@ def check_sharding(
             training.objective == "sigmoid",
             "--objective sigmoid, whose temperature and bias are single numbers that it cannot "
             "spread; use another objective or launch with configs/accelerate/ddp.yaml",
-        ),
-        (
-            on_features,
-            "a frozen encoder whose heads are fitted on features; launch with "
-            "configs/accelerate/ddp.yaml",
         ),
         (
             training.save_only_model,

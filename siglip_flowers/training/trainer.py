@@ -220,8 +220,6 @@ class SiglipTrainer(Trainer):
     ) -> torch.Tensor:
         """Compute the gradients of a micro-batch, and mark a loss that is not finite."""
         loss = super().training_step(model, inputs, *args, **kwargs)
-        if not getattr(self, "watches_anomalies", True):
-            return loss
         return self.anomalies.see_loss(self.state.global_step + 1, loss, inputs["index"])
 
     def compute_loss(

@@ -167,7 +167,7 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
 
     # Each value is possible, but not the combination.
     space = {"layer_decay": [None, 0.7], "trainable": ["head", "all"]}
-    argv = make_argv(small, tmp_path / "other", "--feature_cache", "false", space=space)
+    argv = make_argv(small, tmp_path / "other", space=space)
     assert search_command.main([*argv, "--n_trials", "6"]) == 0
     for trial in list_trials(tmp_path / "other"):
         impossible = trial.params == {"layer_decay": 0.7, "trainable": "head"}
