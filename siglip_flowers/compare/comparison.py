@@ -1,8 +1,7 @@
-"""Runs that classified the same images, each compared with the first."""
+"""Compare runs that classified the same images with the first of them."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,7 +54,7 @@ class RunDifference:
 
 @dataclass(frozen=True)
 class DifferingImage:
-    """An image that the runs do not all name alike: predictions by run, and who is right."""
+    """An image on which the runs disagree: the prediction of each run, and whether it is right."""
 
     id: str
     true: str
@@ -77,10 +76,6 @@ class RunComparison:
     differences: list[RunDifference]
     images: list[DifferingImage]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as what JSON has."""
-        return asdict(self)
-
 
 def compare_runs(
     runs: Sequence[RunPredictions], resamples: int = 10_000, seed: int = 0
@@ -90,45 +85,25 @@ def compare_runs(
     Args:
         runs: Two or more, with the images in one order, as ``read_runs`` gives them.
         resamples: Of the paired bootstrap of accuracy differences.
-        seed: Of its drawing.
-
-    Raises:
-        ValueError: Fewer than two runs.
+        seed: Of the bootstrap.
     """
-    if len(runs) < 2:
-        raise ValueError(f"A comparison takes two runs or more, not {len(runs)}.")
     first, others = runs[0], runs[1:]
-    correct = [run.correct for run in runs]
-    tests = [mcnemar(each, correct[0]) for each in correct[1:]]
+    tests = [mcnemar(run.correct, first.correct) for run in others]
     corrected = holm([test.p_value for test in tests])
     differences = []
-    for number, run in enumerate(others):
-        right = correct[number + 1]
-        accuracy = paired_bootstrap(right[None], correct[0][None], resamples, seed=seed)
-        p = float(corrected[number])
-        differences.append(
-            RunDifference(
-                name=run.name,
-                accuracy=accuracy,
-                mcnemar=tests[number],
-                corrected_p=p,
-                conclusion=conclude(
-                    accuracy,
-                    run.name,
-                    first.name,
-                    f"accuracy on {len(first.ids)} images",
-                    corrected_p=p,
-                ),
-                per_class=_compare_classes(first.true, correct[0], right, seed),
-            )
-        )
+    for run, test, p in zip(others, tests, corrected.tolist(), strict=True):
+        accuracy = paired_bootstrap(run.correct[None], first.correct[None], resamples, seed=seed)
+        measure = f"accuracy on {len(first.ids)} images"
+        conclusion = conclude(accuracy, run.name, first.name, measure, corrected_p=p)
+        per_class = _compare_classes(first, run, seed)
+        differences.append(RunDifference(run.name, accuracy, test, p, conclusion, per_class))
     return RunComparison(
         runs=[run.name for run in runs],
         paths=[str(run.path) for run in runs],
-        split=next((run.split for run in runs if run.split), ""),
-        protocol=next((run.protocol for run in runs if run.protocol), ""),
+        split=first.split,
+        protocol=first.protocol,
         n=len(first.ids),
-        accuracies=[_measure(each) for each in correct],
+        accuracies=[_measure(run.correct) for run in runs],
         differences=differences,
         images=_find_differing(runs),
     )
@@ -140,53 +115,47 @@ def _measure(correct: np.ndarray) -> tuple[float, float, float]:
 
 
 def _compare_classes(
-    true: Sequence[str], first: np.ndarray, other: np.ndarray, seed: int
+    first: RunPredictions, other: RunPredictions, seed: int
 ) -> list[ClassDifference]:
     """Compare class by class, the largest difference first."""
-    labels = np.array(true)
-    names = sorted(set(true))
-    chosen = [labels == name for name in names]
-    tests = [mcnemar(other[rows], first[rows]) for rows in chosen]
-    corrected = holm([test.p_value for test in tests])
+    names = sorted(set(first.true.tolist()))
+    pairs = [
+        (other.correct[first.true == name], first.correct[first.true == name]) for name in names
+    ]
+    tests = [mcnemar(mine, theirs) for mine, theirs in pairs]
+    corrected = holm([test.p_value for test in tests]).tolist()
     found = []
-    for name, rows, test, p in zip(names, chosen, tests, corrected, strict=True):
-        difference = paired_bootstrap(
-            other[rows][None], first[rows][None], _CLASS_RESAMPLES, seed=seed
-        )
+    for name, (mine, theirs), test, p in zip(names, pairs, tests, corrected, strict=True):
+        difference = paired_bootstrap(mine[None], theirs[None], _CLASS_RESAMPLES, seed=seed)
         found.append(
             ClassDifference(
                 name=name,
-                support=int(rows.sum()),
-                first_accuracy=float(first[rows].mean()),
-                accuracy=float(other[rows].mean()),
+                support=len(mine),
+                first_accuracy=float(theirs.mean()),
+                accuracy=float(mine.mean()),
                 difference=difference.difference,
                 low=difference.low,
                 high=difference.high,
                 only_first=test.c,
                 only_other=test.b,
                 p_value=test.p_value,
-                corrected_p=float(p),
+                corrected_p=p,
             )
         )
     return sorted(found, key=lambda each: (-abs(each.difference), -each.support, each.name))
 
 
 def _find_differing(runs: Sequence[RunPredictions]) -> list[DifferingImage]:
-    """Return images that are not named alike: first where some are right and others not.
+    """Return images with different predictions: first those that some run gets right.
 
-    Among those the surest answers come first, since they tell most about the runs.
+    Among those the most confident answers come first, since they tell most about the runs.
     """
+    predicted = np.stack([run.predicted for run in runs])
+    confidence = np.stack([run.confidence for run in runs])
     found = []
-    for row, (image, true) in enumerate(zip(runs[0].ids, runs[0].true, strict=True)):
-        predicted = [run.predicted[row] for run in runs]
-        if len(set(predicted)) > 1:
-            found.append(
-                DifferingImage(
-                    id=image,
-                    true=true,
-                    predicted=predicted,
-                    confidence=[float(run.confidence[row]) for run in runs],
-                    correct=[name == true for name in predicted],
-                )
-            )
+    for row in np.flatnonzero((predicted != predicted[0]).any(axis=0)):
+        names, true = predicted[:, row].tolist(), str(runs[0].true[row])
+        correct = [name == true for name in names]
+        values = confidence[:, row].tolist()
+        found.append(DifferingImage(runs[0].ids[row], true, names, values, correct))
     return sorted(found, key=lambda each: (not any(each.correct), -sum(each.confidence), each.id))

@@ -1,23 +1,17 @@
-"""A comparison of runs as text, files and images."""
+"""Print a comparison of runs, and write it as files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_json, write_text
-from siglip_flowers.base.text import (
-    align_columns,
-    escape_unprintable,
-    format_csv,
-    format_markdown_table,
-)
-from siglip_flowers.compare.comparison import DifferingImage, RunComparison
+from siglip_flowers.base.text import align_columns, escape_unprintable, format_markdown_table
+from siglip_flowers.compare.comparison import RunComparison, RunDifference
 from siglip_flowers.compare.runs import read_metrics
 from siglip_flowers.metrics.statistics import format_p
 from siglip_flowers.plots.theme import (
@@ -30,165 +24,127 @@ from siglip_flowers.plots.theme import (
 )
 
 JSON_FILE = "comparison.json"
-# Of a sheet, and of the lists in the text.
 SHEET_IMAGES = 24
 LISTED_CLASSES = 10
 LISTED_IMAGES = 20
 _SHEET_COLUMNS = 6
-# Inches.
-_SIDE, _GAP, _LINE = 1.9, 0.15, 0.14
 _NAME_CHARACTERS = 26
+_NOTE = (
+    "Intervals are 95 %: Wilson's for accuracies, a paired bootstrap over images for differences. "
+    "McNemar's test is exact if fewer than 25 images are right in one run only; Holm's correction "
+    "is over the runs, and over the classes of each run."
+)
+Tabulate = Callable[[list[list[str]]], Iterable[str]]
 
 
 def format_comparison(comparison: RunComparison) -> str:
-    """Return what is printed: runs, differences, classes and images."""
-    lines = [
-        f"{comparison.n} images"
-        + (f" of the {comparison.split} split" if comparison.split else "")
-        + (f", {comparison.protocol} protocol" if comparison.protocol else ""),
-        "",
-        align_columns(_list_runs(comparison)),
-    ]
-    for difference in comparison.differences:
-        lines += ["", difference.conclusion]
-        rows = _list_classes(comparison, difference.name)
-        if len(rows) > 1:
-            lines += [f"Classes that differ most ({difference.name}):", align_columns(rows)]
-    right = sum(any(each.correct) for each in comparison.images)
-    lines += [
-        "",
-        f"{len(comparison.images)} images are not named alike; of {right} of them some run is "
-        "right.",
-    ]
-    if comparison.images:
-        lines.append(align_columns(_list_images(comparison, LISTED_IMAGES)))
-    return escape_unprintable("\n".join(lines), keep="\n")
+    """Return the text that is printed."""
+    return _format(comparison, "", lambda rows: [align_columns(rows)])
 
 
 def check_comparison_dir(directory: Path, paths: Sequence[str]) -> None:
-    """Raise InputError where the comparison of other runs would be overwritten."""
+    """Raise InputError if the comparison of other runs would be overwritten."""
     file = directory / JSON_FILE
     if file.exists() and read_metrics(file).get("paths") != list(paths):
-        raise InputError(
-            f"The directory {directory} holds a comparison of other runs; choose another "
-            "--output_dir."
-        )
+        raise InputError(f"{directory} holds a comparison of other runs. Choose another directory.")
 
 
 def write_comparison(comparison: RunComparison, directory: Path) -> None:
-    """Write ``comparison.json``, ``.csv`` (images), ``.md`` and ``.png``, and one CSV of classes.
-
-    Raises:
-        InputError: The directory holds a comparison of other runs.
-    """
-    check_comparison_dir(directory, comparison.paths)
-    write_json(directory / JSON_FILE, comparison.to_json())
-    write_text(directory / "comparison.csv", format_csv(_list_images(comparison, None)))
-    classes: list[Sequence[object]] = [
-        (
-            *(
-                "run",
-                "class",
-                "images",
-                "first_accuracy",
-                "accuracy",
-                "difference",
-                "low",
-                "high",
-            ),
-            *("only_first_right", "only_run_right", "p", "p_holm"),
-        )
-    ]
-    for run in comparison.differences:
-        for each in run.per_class:
-            classes.append((run.name, *vars(each).values()))
-    write_text(directory / "comparison_classes.csv", format_csv(classes))
-    write_text(directory / "comparison.md", _format_markdown(comparison))
+    """Write ``comparison.json``, ``comparison.md`` and ``comparison.png``."""
+    write_json(directory / JSON_FILE, asdict(comparison))
+    text = _format(comparison, "## ", format_markdown_table)
+    write_text(directory / "comparison.md", f"# Comparison of runs\n\n{text}\n\n{_NOTE}\n")
     save_figure(_draw_differences(comparison), directory / "comparison.png")
 
 
-def write_sheet(
-    images: Sequence[DifferingImage],
-    shown_images: Mapping[str, Image.Image],
-    runs: Sequence[str],
-    path: Path,
-) -> None:
-    """Draw the first images, with what each run names them, into one PNG file.
+def write_sheet(comparison: RunComparison, found: Mapping[str, Image.Image], path: Path) -> None:
+    """Draw the images on which the runs disagree, with the answer of each run, into a PNG file.
 
-    shown_images: by image id; images without one are left out.
+    ``found`` maps image ids to images; without any there is no file.
     """
-    shown = [each for each in images if each.id in shown_images][:SHEET_IMAGES]
+    shown = [each for each in comparison.images if each.id in found][:SHEET_IMAGES]
     if not shown:
         return
-    width, height = _SIDE + _GAP, _SIDE + _LINE * (len(runs) + 1) + 2 * _GAP
-    rows = -(-len(shown) // _SHEET_COLUMNS)
-    # Below the images the letters' meaning: whole names would run into the next image's.
-    legend = _GAP + _LINE * len(runs)
-    size = (width * min(len(shown), _SHEET_COLUMNS) + _GAP, height * rows + _GAP + legend)
-    figure = Figure(figsize=size, facecolor="white")
-    FigureCanvasAgg(figure)
-    letters = [
-        chr(ord("A") + number) if len(runs) <= 26 else str(number + 1)
-        for number in range(len(runs))
-    ]
-
-    def write(left: float, top: float, text: str, color: str) -> None:
-        place = left / size[0], top / size[1]
-        figure.text(*place, text, fontsize=7, color=color, va="top", parse_math=False)
-
-    for place, each in enumerate(shown):
-        row, column = divmod(place, _SHEET_COLUMNS)
-        left, top = _GAP + column * width, size[1] - _GAP - row * height
-        axes = figure.add_axes(
-            (left / size[0], (top - _SIDE) / size[1], _SIDE / size[0], _SIDE / size[1])
-        )
-        axes.imshow(np.asarray(shown_images[each.id].convert("RGB")), interpolation="nearest")
+    columns, letters = min(len(shown), _SHEET_COLUMNS), _name_runs(comparison.runs)
+    rows, lines = -(-len(shown) // columns), len(letters) + 1
+    # Inches: an image, its lines of text, and below all of them what the letters mean.
+    figure = Figure(figsize=(2.1 * columns, (2 + 0.16 * lines) * rows + 0.16 * lines))
+    grid = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"hspace": 0.1 * lines})
+    figure.subplots_adjust(
+        left=0.01, right=0.99, top=0.99, bottom=0.3 * lines / (10 * rows + lines)
+    )
+    for axes in grid.flat:
         axes.set_axis_off()
-        lines = [(_shorten(each.true), TEXT_COLOR)]
-        for letter, predicted, confidence, correct in zip(
+    for axes, each in zip(grid.flat, shown, strict=False):
+        axes.imshow(np.asarray(found[each.id].convert("RGB")), interpolation="nearest")
+        texts = [(_shorten(each.true), TEXT_COLOR)]
+        for letter, name, confidence, correct in zip(
             letters, each.predicted, each.confidence, each.correct, strict=True
         ):
             # Right and wrong also differ without color.
             mark = "\N{CHECK MARK}" if correct else "\N{BALLOT X}"
-            text = f"{mark} {letter}: {_shorten(predicted, 20)} {100 * confidence:.0f} %"
-            lines.append((text, RIGHT_COLOR if correct else WRONG_COLOR))
-        for number, (text, color) in enumerate(lines):
-            write(left, top - _SIDE - _GAP / 2 - _LINE * number, text, color)
-    for number, (letter, run) in enumerate(zip(letters, runs, strict=True)):
-        write(_GAP, legend - _LINE * number, f"{letter}: {run}", TEXT_COLOR)
+            text = f"{mark} {letter}: {_shorten(name, 20)} {100 * confidence:.0f} %"
+            texts.append((text, RIGHT_COLOR if correct else WRONG_COLOR))
+        for number, (text, color) in enumerate(texts):
+            axes.annotate(
+                text,
+                (0, 0),
+                xytext=(0, -10 * (number + 1)),
+                xycoords="axes fraction",
+                textcoords="offset points",
+                color=color,
+                fontsize=7,
+                parse_math=False,
+            )
+    legend = "\n".join(f"{letter}: {name}" for letter, name in letters.items())
+    figure.text(0.01, 0.005, legend, fontsize=7, va="bottom", color=TEXT_COLOR, parse_math=False)
     save_figure(figure, path)
 
 
+def _name_runs(runs: Sequence[str]) -> dict[str, str]:
+    """Return short names for a drawing: A, B, ... to the runs' own names."""
+    return {chr(ord("A") + number): name for number, name in enumerate(runs)}
+
+
+def _format(comparison: RunComparison, heading: str, tabulate: Tabulate) -> str:
+    split = f" of the {comparison.split} split" if comparison.split else ""
+    protocol = f", {comparison.protocol} protocol" if comparison.protocol else ""
+    lines = [f"{comparison.n} images{split}{protocol}", "", *tabulate(_list_runs(comparison))]
+    for difference in comparison.differences:
+        title = f"{heading}{difference.name} minus {comparison.runs[0]}"
+        lines += ["", title, "", difference.conclusion, ""]
+        classes = _list_classes(comparison, difference)
+        if len(classes) > 1:
+            lines += ["Classes with the largest differences:", "", *tabulate(classes)]
+    right = sum(any(each.correct) for each in comparison.images)
+    lines += ["", f"{heading}Images on which the runs disagree", ""]
+    lines.append(f"{len(comparison.images)} images, {right} of them right in some run.")
+    if comparison.images:
+        lines += ["", *tabulate(_list_images(comparison))]
+    return escape_unprintable("\n".join(lines), keep="\n")
+
+
 def _list_runs(comparison: RunComparison) -> list[list[str]]:
-    rows = [
-        [
-            *("run", "accuracy", "95 %", "minus the first", "95 %"),
-            *("only it right", "only first right", "McNemar p", "Holm p"),
+    columns = ["run", "accuracy", "95 %", "minus the first", "95 %"]
+    rows = [[*columns, "only it right", "only first right", "McNemar p", "Holm p"]]
+    for name, (value, low, high) in zip(comparison.runs, comparison.accuracies, strict=True):
+        rows.append([name, f"{100 * value:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"])
+    rows[1] += [""] * 6
+    for row, difference in zip(rows[2:], comparison.differences, strict=True):
+        accuracy, test = difference.accuracy, difference.mcnemar
+        row += [
+            f"{100 * accuracy.difference:+.2f}",
+            f"{100 * accuracy.low:+.2f} to {100 * accuracy.high:+.2f}",
+            *(str(test.b), str(test.c)),
+            *(format_p(test.p_value), format_p(difference.corrected_p)),
         ]
-    ]
-    for number, (name, (value, low, high)) in enumerate(
-        zip(comparison.runs, comparison.accuracies, strict=True)
-    ):
-        row = [name, f"{100 * value:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"]
-        if number == 0:
-            row += [""] * 6
-        else:
-            difference = comparison.differences[number - 1]
-            accuracy, test = difference.accuracy, difference.mcnemar
-            row += [
-                f"{100 * accuracy.difference:+.2f}",
-                f"{100 * accuracy.low:+.2f} to {100 * accuracy.high:+.2f}",
-                *(str(test.b), str(test.c)),
-                *(format_p(test.p_value), format_p(difference.corrected_p)),
-            ]
-        rows.append(row)
     return rows
 
 
-def _list_classes(comparison: RunComparison, run: str) -> list[list[str]]:
-    """Return the classes of one run that differ most from the first, under a heading."""
-    rows = [["class", "images", comparison.runs[0], run, "difference", "95 %", "Holm p"]]
-    difference = next(each for each in comparison.differences if each.name == run)
+def _list_classes(comparison: RunComparison, difference: RunDifference) -> list[list[str]]:
+    """Return the classes with the largest differences, under a heading."""
+    first = comparison.runs[0]
+    rows = [["class", "images", first, difference.name, "difference", "95 %", "Holm p"]]
     for each in difference.per_class[:LISTED_CLASSES]:
         if each.difference:
             rows.append(
@@ -203,11 +159,11 @@ def _list_classes(comparison: RunComparison, run: str) -> list[list[str]]:
     return rows
 
 
-def _list_images(comparison: RunComparison, most: int | None) -> list[list[str]]:
+def _list_images(comparison: RunComparison) -> list[list[str]]:
     rows = [["image", "true class"]]
     for name in comparison.runs:
         rows[0] += [name, "probability"]
-    for each in comparison.images[:most]:
+    for each in comparison.images[:LISTED_IMAGES]:
         row = [each.id, each.true]
         for predicted, confidence in zip(each.predicted, each.confidence, strict=True):
             row += [predicted, f"{confidence:.3f}"]
@@ -215,48 +171,31 @@ def _list_images(comparison: RunComparison, most: int | None) -> list[list[str]]
     return rows
 
 
-def _format_markdown(comparison: RunComparison) -> str:
-    lines = ["# Comparison of runs", "", f"On {comparison.n} images."]
-    lines += ["", *format_markdown_table(_list_runs(comparison)), ""]
-    for difference in comparison.differences:
-        lines += [f"## {difference.name} minus {comparison.runs[0]}", "", difference.conclusion, ""]
-        lines += [*format_markdown_table(_list_classes(comparison, difference.name)), ""]
-    lines += ["## Images that are not named alike", ""]
-    lines += [f"{len(comparison.images)} of {comparison.n}; the first of them:", ""]
-    lines += format_markdown_table(_list_images(comparison, LISTED_IMAGES))
-    lines += [
-        "",
-        "Intervals are 95 %: Wilson's for accuracies, of a paired bootstrap over images for "
-        "differences. McNemar's test is exact below 25 images that one run alone gets right; "
-        "Holm's correction is over the runs, and over the classes of each run.",
-    ]
-    return escape_unprintable("\n".join(lines), keep="\n") + "\n"
-
-
 def _draw_differences(comparison: RunComparison) -> Figure:
     """Draw each run's accuracy, and its difference to the first, with intervals."""
     count = len(comparison.runs)
     figure = Figure(figsize=(9, 1.6 + 0.4 * count), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    places = np.arange(count)[::-1]
-    for place, (value, low, high) in zip(places, comparison.accuracies, strict=True):
-        left.plot([100 * low, 100 * high], [place, place], color=TRAIN_COLOR)
-        left.plot([100 * value], [place], "o", color=TRAIN_COLOR)
-    for place, each in zip(places[1:], comparison.differences, strict=True):
-        accuracy = each.accuracy
-        ends = [100 * accuracy.low, 100 * accuracy.high]
-        right.plot(ends, [place, place], color=TRAIN_COLOR)
-        right.plot([100 * accuracy.difference], [place], "o", color=TRAIN_COLOR)
+    left, right = figure.subplots(1, 2, sharey=True)
+    accuracies = np.array(comparison.accuracies).T
+    differences = np.array(
+        [
+            (each.accuracy.difference, each.accuracy.low, each.accuracy.high)
+            for each in comparison.differences
+        ]
+    ).T
+    places = np.arange(count)
+    for axes, (value, low, high), at in (
+        (left, accuracies, places),
+        (right, differences, places[1:]),
+    ):
+        errors = 100 * np.stack([value - low, high - value])
+        axes.errorbar(100 * value, at, xerr=errors, fmt="o", color=TRAIN_COLOR)
+        axes.grid(True, axis="x", color="#E3E3E3")
     right.axvline(0, color=MUTED_COLOR, linewidth=1, linestyle="--")
     left.set_yticks(places, [_shorten(name) for name in comparison.runs], parse_math=False)
-    right.set_yticks(places, [""] * count)
+    left.set_ylim(count - 0.5, -0.5)
     left.set_xlabel(f"accuracy, %, on {comparison.n} images")
     right.set_xlabel("minus the first run, points (paired)")
-    right.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    for axes in (left, right):
-        axes.grid(True, axis="x", color="#E3E3E3")
-        axes.set_ylim(-0.5, count - 0.5)
     return figure
 
 

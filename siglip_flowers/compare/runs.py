@@ -1,5 +1,6 @@
-"""Predictions of finished runs, as their files hold them."""
+"""Read the predictions of finished runs."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,24 +12,23 @@ import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.run_dir import METRICS_FILE
 
-METRICS_FILE = "metrics.json"
-_COLUMNS = ("image_id", "label_name", "top_names", "top_probabilities")
+_COLUMNS = ["image_id", "label_name", "top_names", "top_probabilities"]
 
 
 @dataclass(frozen=True)
 class RunPredictions:
-    """What one run made of a split of N images.
+    """The predictions of one run for a split of N images.
 
     Attributes:
         name: Of the run, unique among those that were read together.
         path: The predictions file.
-        split: Name of the split, "" where the file does not say.
-        protocol: How the data were split, "" where it is not known.
-        class_names: All classes, empty where they are not known.
+        split: Name of the split, "" if the file does not say.
+        protocol: How the data were split, "" if it is not known.
         ids: N image ids.
-        true: N names of classes.
-        predicted: N names of classes.
+        true: (N,) names of classes.
+        predicted: (N,) names of classes.
         confidence: (N,) probability of the predicted class.
     """
 
@@ -36,18 +36,15 @@ class RunPredictions:
     path: Path
     split: str
     protocol: str
-    class_names: tuple[str, ...]
     ids: list[str]
-    true: list[str]
-    predicted: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
     confidence: np.ndarray
 
     @property
     def correct(self) -> np.ndarray:
         """Which images are right: (N,) bool."""
-        return np.array(
-            [a == b for a, b in zip(self.true, self.predicted, strict=True)], dtype=bool
-        )
+        return np.asarray(self.true == self.predicted)
 
 
 def read_runs(names: Sequence[str], split: str) -> list[RunPredictions]:
@@ -59,127 +56,86 @@ def read_runs(names: Sequence[str], split: str) -> list[RunPredictions]:
 
     Raises:
         InputError: A run without predictions, a damaged file, or runs that differ in their split,
-            images, labels or classes.
+            images or labels.
     """
     paths = [_find_file(Path(name), split) for name in names]
     short = [path.parent.name for path in paths]
-    unique = len(set(short)) == len(short) and all(short)
+    unique = len(set(short)) == len(short)
     runs = [
-        _read_run(path, brief if unique else str(name).rstrip("/"))
-        for path, brief, name in zip(paths, short, names, strict=True)
+        _read_run(path, brief if unique else str(path.parent))
+        for path, brief in zip(paths, short, strict=True)
     ]
     return [runs[0], *(_align(run, runs[0]) for run in runs[1:])]
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Return the contents of a metrics file, empty if there is none that can be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _find_file(path: Path, split: str) -> Path:
     file = path / f"predictions_{split}.parquet" if path.is_dir() else path
     if not file.is_file():
         raise InputError(
-            f"The run {path} has no {file.name if path.is_dir() else 'such file'}; name a finished "
-            f"run's directory, or write one with 'eval.py --split {split} --output_dir'."
+            f"{path} has no predictions_{split}.parquet. Name a finished run, or write the file "
+            f"with 'eval.py --split {split} --output_dir {path}'."
         )
     return file
 
 
 def _read_run(path: Path, name: str) -> RunPredictions:
     try:
-        table = pyarrow.parquet.read_table(path, columns=list(_COLUMNS))
+        table = pyarrow.parquet.read_table(path, columns=_COLUMNS)
         rows = table.to_pydict()
-        top = rows["top_names"]
-        predicted = [str(names[0]) for names in top]
-        confidence = np.array([float(values[0]) for values in rows["top_probabilities"]])
-        ids = [str(each) for each in rows["image_id"]]
-    except (OSError, pyarrow.ArrowException, KeyError, IndexError, TypeError, ValueError) as error:
+        predicted = np.array([names[0] for names in rows["top_names"]])
+        confidence = np.array([values[0] for values in rows["top_probabilities"]], dtype=float)
+    except (OSError, ValueError, pyarrow.ArrowException, IndexError) as error:
         raise InputError(
-            f"The file {path} holds no predictions ({type(error).__name__}); write them again with "
-            "'eval.py --output_dir'."
+            f"{path} holds no predictions ({error}). Write it again with 'eval.py --output_dir'."
         ) from error
-    if not ids or len(set(ids)) < len(ids):
-        problem = "no image" if not ids else "an image twice"
-        raise InputError(f"The file {path} names {problem}; write it again with 'eval.py'.")
+    ids = rows["image_id"]
+    if len(set(ids)) < len(ids):
+        raise InputError(f"{path} lists an image twice. Write it again with 'eval.py'.")
     noted = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     split = noted.get("split", "")
-    protocol, class_names = _read_facts(path.parent, split or "test")
-    return RunPredictions(
-        name=name,
-        path=path,
-        split=split,
-        protocol=protocol,
-        class_names=class_names,
-        ids=ids,
-        true=[str(each) for each in rows["label_name"]],
-        predicted=predicted,
-        confidence=confidence,
-    )
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Return a metrics file's mapping, empty where there is none or it holds something else."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _read_facts(directory: Path, split: str) -> tuple[str, tuple[str, ...]]:
-    """Return protocol and class names, from the metrics of a training or of an evaluation."""
-    trained = read_metrics(directory / METRICS_FILE)
-    evaluated = read_metrics(directory / f"metrics_{split}.json")
-    try:
-        per_class = evaluated.get("per_class") or trained["splits"][split]["per_class"]
-        names = tuple(str(row["name"]) for row in per_class)
-    except (KeyError, TypeError):
-        names = ()
-    data = trained.get("data")
-    protocol = evaluated.get("split_protocol") or (
-        data.get("split_protocol") if isinstance(data, dict) else None
-    )
-    return str(protocol or ""), names
+    evaluated = read_metrics(path.with_name(f"metrics_{split or 'test'}.json"))
+    data = read_metrics(path.with_name(METRICS_FILE)).get("data", {})
+    protocol = evaluated.get("split_protocol") or data.get("split_protocol") or ""
+    true = np.array(rows["label_name"])
+    return RunPredictions(name, path, split, protocol, ids, true, predicted, confidence)
 
 
 def _align(run: RunPredictions, first: RunPredictions) -> RunPredictions:
     """Return a run in the order of the first one's images."""
-    for what, mine, theirs in (
-        ("the split", run.split, first.split),
-        ("the split protocol", run.protocol, first.protocol),
-    ):
+    for what in ("split", "protocol"):
+        mine, theirs = getattr(run, what), getattr(first, what)
         if mine and theirs and mine != theirs:
             raise InputError(
-                f"{run.name} was evaluated on {what} {mine!r} and {first.name} on {theirs!r}, so "
-                "they cannot be compared; evaluate both alike."
+                f"{run.name} has the {what} {mine!r} and {first.name} {theirs!r}. Evaluate both "
+                "on the same split of the same data."
             )
     place = {name: number for number, name in enumerate(run.ids)}
     common = sum(name in place for name in first.ids)
     if not common == len(first.ids) == len(run.ids):
         raise InputError(
-            f"{run.name} was evaluated on {len(run.ids)} images and {first.name} on "
-            f"{len(first.ids)}, {common} of them the same, so they cannot be compared; evaluate "
-            "both on one split."
-        )
-    known, other_known = set(run.class_names), set(first.class_names)
-    if known and other_known and known != other_known:
-        odd = min(known ^ other_known)
-        raise InputError(
-            f"{run.name} and {first.name} do not know the same classes ({odd!r} for one), so they "
-            "cannot be compared; compare runs of one data set."
+            f"{run.name} has {len(run.ids)} images and {first.name} {len(first.ids)}, "
+            f"{common} of them the same. Evaluate both on the same split of the same data."
         )
     order = [place[name] for name in first.ids]
-    true = [run.true[number] for number in order]
-    for image, one, other in zip(first.ids, true, first.true, strict=True):
-        if one != other:
-            raise InputError(
-                f"The image {image} is labeled {one!r} in {run.name} and {other!r} in "
-                f"{first.name}, so they cannot be compared; compare runs of one data set."
-            )
-    return RunPredictions(
-        name=run.name,
-        path=run.path,
-        split=run.split,
-        protocol=run.protocol,
-        class_names=run.class_names,
-        ids=list(first.ids),
-        true=true,
-        predicted=[run.predicted[number] for number in order],
+    aligned = dataclasses.replace(
+        run,
+        ids=first.ids,
+        true=run.true[order],
+        predicted=run.predicted[order],
         confidence=run.confidence[order],
     )
+    for row in np.flatnonzero(aligned.true != first.true):
+        raise InputError(
+            f"The image {first.ids[row]} is labeled '{aligned.true[row]}' in {run.name} and "
+            f"'{first.true[row]}' in {first.name}. Compare runs of one data set."
+        )
+    return aligned
