@@ -75,6 +75,7 @@ def write_sheet(comparison: RunComparison, found: Mapping[str, Image.Image], pat
     )
     for axes in grid.flat:
         axes.set_axis_off()
+        axes.set_anchor("N")
     for axes, each in zip(grid.flat, shown, strict=False):
         axes.imshow(np.asarray(found[each.id].convert("RGB")), interpolation="nearest")
         texts = [(_shorten(each.true), TEXT_COLOR)]
