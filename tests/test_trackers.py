@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import json
-import logging
 import os
 import sqlite3
 import struct
@@ -13,18 +12,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from transformers import TrainerState
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.tracking import Tracker, Trackers, choice
 from siglip_flowers.tracking import wandb as wb
-from siglip_flowers.tracking.choice import (
-    build_trackers,
-    check_trackers,
-    choose_trackers,
-)
-from siglip_flowers.tracking.tracker import RunFacts, name_values
+from siglip_flowers.tracking.aim import AimTracker
+from siglip_flowers.tracking.choice import build_trackers, check_trackers, choose_trackers
+from siglip_flowers.tracking.trackers import RunFacts, name_values
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 SECRET = "hf_" + "q7" * 17
@@ -142,14 +139,14 @@ def test_aim_gives_back_example_images_and_the_confusion_matrix(environment, run
     assert all(image.caption.split(":")[0] in CLASSES for image in found["examples"])
     confusion = found["confusion_matrix"]
     confusion = confusion[0] if isinstance(confusion, list) else confusion
-    assert confusion.to_pil_image().size == (800, 700)
+    assert min(confusion.to_pil_image().size) > 100
 
 
 def read_trackio():
-    """Return (name of the run, logged figures) of every row of Trackio's database."""
+    """Return (name of the run, step, logged figures) of every row of Trackio's database."""
     with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], "siglip_flowers.db")) as database:
-        rows = database.execute("select run_name, metrics from metrics").fetchall()
-    return [(name, json.loads(row)) for name, row in rows]
+        rows = database.execute("select run_name, step, metrics from metrics").fetchall()
+    return [(name, step, json.loads(row)) for name, step, row in rows]
 
 
 def read_wandb(path):
@@ -211,7 +208,7 @@ def test_tensorboard_gives_back_the_curves(run_dir, metrics):
     events = EventAccumulator(str(run_dir / "tensorboard"))
     events.Reload()
     rows = [row for row in read_history(run_dir) if row["validation_loss"]]
-    shown = {event.step: event.value for event in events.Scalars("eval/validation_loss")}
+    shown = {event.step: event.value for event in events.Scalars("validation/loss")}
     assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
     (test,) = events.Scalars("test/accuracy")
     assert test.value == pytest.approx(metrics["test"]["accuracy"])
@@ -219,15 +216,11 @@ def test_tensorboard_gives_back_the_curves(run_dir, metrics):
 
 @needs("trackio")
 def test_trackio_gives_back_the_curves(run_dir, metrics):
-    logged = [row for _, row in read_trackio()]
+    logged = read_trackio()
     rows = [row for row in read_history(run_dir) if row["validation_loss"]]
-    shown = {
-        row["train/global_step"]: row["eval/validation_loss"]
-        for row in logged
-        if "eval/validation_loss" in row
-    }
+    shown = {step: row["validation/loss"] for _, step, row in logged if "validation/loss" in row}
     assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
-    (test,) = [row["test/accuracy"] for row in logged if "test/accuracy" in row]
+    (test,) = [row["test/accuracy"] for _, _, row in logged if "test/accuracy" in row]
     assert test == pytest.approx(metrics["test"]["accuracy"])
 
 
@@ -238,7 +231,7 @@ def test_no_secret_is_in_what_trackers_wrote(environment, run_dir):
     assert not [path for path in paths if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-def test_a_resumed_run_goes_on_with_the_same_tracked_runs(environment, options, run_dir):
+def test_a_resumed_run_continues_the_same_tracked_runs(environment, options, run_dir, caplog):
     before = read_ids(run_dir)
     # As a run that was killed after its last step, before its figures were written.
     (run_dir / "metrics.json").rename(run_dir / "kept.json")
@@ -248,8 +241,10 @@ def test_a_resumed_run_goes_on_with_the_same_tracked_runs(environment, options, 
         (run_dir / "kept.json").unlink()
     assert read_ids(run_dir) == before
     assert len(before) == len(NEEDED)
+    # Such as that of a lock that is taken by force.
+    assert not [record.message for record in caplog.records if record.name.startswith("aim")]
     if "trackio" in before:
-        assert {name for name, _ in read_trackio()} == {before["trackio"]}
+        assert {name for name, _, _ in read_trackio()} == {before["trackio"]}
     if "tensorboard" in before:
         # The same directory: TensorBoard shows it as one run.
         (directory,) = {path.parent for path in run_dir.rglob("events.out.tfevents.*")}
@@ -266,7 +261,7 @@ def test_a_resumed_run_goes_on_with_the_same_tracked_runs(environment, options, 
 
 
 class Moody(Tracker):
-    """A tracker that keeps what it is told, and fails in one of its methods."""
+    """A tracker that records what it is told, and fails in one of its methods."""
 
     def __init__(self, fails=""):
         self.fails = fails
@@ -281,36 +276,31 @@ class Moody(Tracker):
         self.tell("open")
         return "id"
 
-    def begin(self, view, model):
-        self.tell("begin")
-
-    def log(self, logs, view):
+    def log(self, values, moment):
         self.tell("log")
 
-    def finish(self, results, view):
-        self.tell("finish")
+    def log_results(self, results, moment):
+        self.tell("results")
 
     def close(self, *, failed):
         self.tell("close")
 
 
-@pytest.mark.parametrize("hook", ["open", "begin", "log", "finish", "close"])
-def test_a_tracker_that_fails_warns_once_and_the_others_go_on(tmp_path, caplog, hook):
+@pytest.mark.parametrize("hook", ["open", "log", "results", "close"])
+def test_a_tracker_that_fails_warns_once_and_the_others_continue(tmp_path, caplog, hook):
     bad, good = Moody(hook), Moody()
     trackers = Trackers({"bad": bad, "good": good})
-    with caplog.at_level(logging.WARNING):
-        trackers.open(SimpleNamespace())
-        trackers.on_train_begin(None, None, None)
-        for _ in range(3):
-            trackers.on_log(None, None, None, logs={"loss": 1.0})
-        trackers.save(tmp_path)
-        trackers.finish(SimpleNamespace)
-        trackers.close(failed=False)
+    trackers.open(SimpleNamespace())
+    for _ in range(3):
+        trackers.on_log(None, TrainerState(), None, logs={"loss": 1.0})
+    trackers.save(tmp_path)
+    trackers.finish(lambda: SimpleNamespace(metrics={"test": {}}))
+    trackers.close(failed=False)
     assert [record.message for record in caplog.records] == [
-        "bad failed (OSError: the disk is full); the run goes on without it."
+        "bad failed (OSError: the disk is full); the run continues without it."
     ]
     assert bad.told.count(hook) == (2 if hook == "close" else 1)
-    assert good.told == ["open", "begin", "log", "log", "log", "finish", "close"]
+    assert good.told == ["open", *["log"] * 4, "results", "close"]
     assert "good" in json.loads((tmp_path / "trackers.json").read_text(encoding="utf-8"))
 
 
@@ -329,12 +319,13 @@ def test_a_tracker_that_cannot_be_opened_today_keeps_its_id(tmp_path):
 
 
 @needs("aim")
-def test_a_repository_that_cannot_be_written_does_not_stop_the_run(tmp_path, options, caplog):
+def test_a_repository_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    more = ("--output_dir", str(tmp_path / "run"), "--report_to", "aim", "--max_steps", "1")
-    assert train([*options, *more, "--aim_repo", str(tmp_path / "file")]) == 0
-    said = [record.message for record in caplog.records if "aim failed" in record.message]
-    assert len(said) == 1
+    trackers = Trackers({"aim": AimTracker(str(tmp_path / "file"))})
+    trackers.open(RunFacts("run", {}, tmp_path))
+    trackers.close(failed=False)
+    (said,) = [record.message for record in caplog.records if "aim failed" in record.message]
+    assert "file" in said
 
 
 def test_running_figures_are_kept_apart_from_measured_ones():
@@ -353,18 +344,30 @@ def test_aim_is_the_default_where_it_is_installed(monkeypatch, caplog):
     monkeypatch.setattr(FIND_SPEC, lambda name: None)
     check_trackers(None)
     assert choose_trackers(None) == []
-    assert [record.message[:22] for record in caplog.records] == ["Nothing is tracked: Ai"]
+    (said,) = [record.message for record in caplog.records]
+    assert said.startswith("Nothing is tracked, since Aim is not installed; run 'pip install aim'")
     monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "wandb, tensorboard")
     assert choose_trackers(None) == ["wandb", "tensorboard"]
     monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "comet")
-    with pytest.raises(InputError, match="SIGLIP_FLOWERS_REPORT_TO names 'comet'"):
+    with pytest.raises(InputError, match="SIGLIP_FLOWERS_REPORT_TO is 'comet'"):
         choose_trackers(None)
 
 
-def test_a_missing_package_that_was_asked_for_is_named_with_the_remedy(monkeypatch):
+@pytest.mark.parametrize(
+    ("platform", "version", "remedy"),
+    [
+        ("linux", (3, 12), "run 'pip install aim'"),
+        ("linux", (3, 13), "no wheels for Windows or Python 3.13 and later, so use another"),
+        ("win32", (3, 12), "no wheels for Windows or Python 3.13 and later, so use another"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_remedy(monkeypatch, platform, version, remedy):
     monkeypatch.setattr(FIND_SPEC, lambda name: None)
-    with pytest.raises(InputError, match=r"--report_to aim needs the package aim.*pip install aim"):
+    monkeypatch.setattr(choice, "sys", SimpleNamespace(platform=platform, version_info=version))
+    with pytest.raises(InputError, match=f"--report_to aim needs the package aim.*{remedy}"):
         check_trackers(["aim"])
+    with pytest.raises(InputError, match="run 'pip install wandb'"):
+        check_trackers(["wandb"])
     check_trackers(["none"])
     monkeypatch.setattr(FIND_SPEC, lambda name: object())
     check_trackers(["aim", "wandb", "tensorboard", "trackio"])
@@ -404,16 +407,10 @@ def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch):
     assert wb.choose_mode() == "disabled"
 
 
-@pytest.mark.parametrize("prompt", [True, False], ids=["as installed", "without prompt="])
-def test_wandb_is_online_with_a_login_to_its_server(nobody, monkeypatch, tmp_path, prompt):
-    path, host = tmp_path / ".netrc", "api.wandb.ai"
-    if not prompt:
-        monkeypatch.setattr(nobody, "login", lambda: pytest.fail("it would ask"))
-        host = "wandb.example.com"
-        monkeypatch.setenv("WANDB_BASE_URL", f"https://{host}")
-    path.write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+def test_wandb_is_online_with_a_login_to_its_server(nobody, tmp_path):
+    path = tmp_path / ".netrc"
+    path.write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
     assert wb.choose_mode() == "online"
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
     # As 'wandb login --host' leaves them.
     settings = tmp_path / ".config" / "wandb" / "settings"
     settings.parent.mkdir(parents=True, exist_ok=True)
@@ -431,7 +428,7 @@ def test_a_login_file_without_wandb_means_offline(nobody, tmp_path, monkeypatch,
     assert wb.choose_mode() == "offline"
 
 
-def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, caplog):
+def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, caplog, capsys):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("WANDB_SILENT")
@@ -447,7 +444,7 @@ def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, capl
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    # Were it to ask, this would answer: go on offline.
+    # If it asked, this would answer: continue offline.
     os.write(master, b"3\n")
     tracker = wb.WandbTracker(log_model=False)
     with (
@@ -466,9 +463,12 @@ def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, capl
     assert b"Enter your choice" not in shown
     assert settings.mode == "offline"
     assert (settings.finish_timeout, settings.finish_timeout_raises) == (wb.FINISH_SECONDS, True)
+    # One warning, and one line that is printed.
     said = [row.message for row in caplog.records if row.name.startswith("siglip_flowers")]
     assert len(said) == 1
     assert "WANDB_MODE is online, but nobody is logged in" in said[0]
+    assert capsys.readouterr().out.count("\n") == 1
+    assert not shown.strip(b"3\r\n")
 
 
 def test_an_upload_that_does_not_end_is_left_for_later(caplog):

@@ -1,4 +1,4 @@
-"""Put together what trackers are told at the end of a run."""
+"""Collect what trackers are told about a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,13 +11,13 @@ from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.functions import confusion_matrix
 from siglip_flowers.plots.confusion import draw_confusion
 from siglip_flowers.plots.theme import to_image
-from siglip_flowers.tracking.tracker import FinalResults, RunFacts
+from siglip_flowers.tracking import FinalResults, RunFacts
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.report import list_examples
 
 
 def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFacts:
-    """Return what is known before the first step; secrets are no part of a configuration."""
+    """Return what is known before the first step; a configuration contains no secrets."""
     output_dir = Path(str(arguments.training.output_dir))
     config = yaml.safe_load(arguments.dump())
     config["data_description"] = data.description

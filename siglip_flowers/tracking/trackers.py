@@ -1,0 +1,197 @@
+"""What a tracker is told about a run, and all trackers of a run as one callback of the Trainer."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+from transformers import TrainerCallback, TrainerState
+
+from siglip_flowers.base.files import write_json
+from siglip_flowers.plots.examples import Example
+
+logger = logging.getLogger(__name__)
+
+IDS_FILE = "trackers.json"
+# Logged by the Trainer with each evaluation; they say nothing about the model.
+_SPEEDS = ("runtime", "samples_per_second", "steps_per_second")
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What is known before the first step.
+
+    Attributes:
+        name: The name of the run, which is that of its output directory.
+        config: Every option, by name; no secrets.
+        output_dir: The output directory of the run.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    output_dir: Path
+
+
+@dataclass(frozen=True)
+class FinalResults:
+    """What is known after the evaluation of the saved weights.
+
+    Attributes:
+        metrics: By split and name.
+        examples: Test images, each with its true class, predicted class and confidence.
+        confusion: A plot of the confusion matrix of the test split.
+        model_dir: The directory of the saved model.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    examples: Sequence[Example]
+    confusion: Image.Image
+    model_dir: Path
+
+
+class Value(NamedTuple):
+    """One figure; ``split`` is None for figures of no split, such as the learning rate."""
+
+    name: str
+    split: str | None
+    value: float
+
+    @property
+    def tag(self) -> str:
+        """The name for trackers without contexts, such as ``validation/loss``."""
+        return self.name if self.split is None else f"{self.split}/{self.name}"
+
+
+class Moment(NamedTuple):
+    """When figures were measured."""
+
+    step: int
+    epoch: float
+
+
+class Tracker:
+    """One tracker's run. Any method may raise, and :class:`Trackers` continues without it."""
+
+    def open(self, run: RunFacts, run_id: str | None) -> str:
+        """Start the run, or continue the one with this id; return its id."""
+        raise NotImplementedError
+
+    def log(self, values: Sequence[Value], moment: Moment) -> None:
+        """Log figures."""
+        raise NotImplementedError
+
+    def log_results(self, results: FinalResults, moment: Moment) -> None:
+        """Log images, and what else is not among the figures of the test split."""
+
+    def close(self, *, failed: bool) -> None:
+        """End the run and close its files."""
+
+
+class Trackers(TrainerCallback):
+    """Passes what the Trainer logs to every tracker.
+
+    A tracker that raises is named in one warning and left out from then on.
+
+    Args:
+        trackers: By name; empty on every process but the main one.
+    """
+
+    def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self._active = dict(trackers)
+        self._ids: dict[str, str] = {}
+        self._moment = Moment(0, 0.0)
+
+    def open(self, run: RunFacts) -> None:
+        """Start the trackers' runs, or continue those whose ids :meth:`load` found."""
+        # Those of trackers that fail today stay, so that the next checkpoint does not lose them.
+        known = dict(self._ids)
+
+        def start(name: str, tracker: Tracker) -> None:
+            self._ids[name] = tracker.open(run, known.get(name))
+
+        self._for_each(start)
+
+    def save(self, directory: Path) -> None:
+        """Write the ids of the runs into a checkpoint."""
+        if self._ids:
+            write_json(directory / IDS_FILE, self._ids)
+
+    def load(self, directory: Path) -> None:
+        """Read the ids of the runs from a checkpoint; those of open runs stay."""
+        path = directory / IDS_FILE
+        if path.is_file():
+            self._ids = json.loads(path.read_text(encoding="utf-8")) | self._ids
+
+    def finish(self, collect: Callable[[], FinalResults]) -> None:
+        """Log the results of the saved weights, which are collected only if they are wanted."""
+        if not self._active:
+            return
+        results, moment = collect(), self._moment
+        test = [Value(name, "test", value) for name, value in results.metrics["test"].items()]
+
+        def log(name: str, tracker: Tracker) -> None:
+            tracker.log(test, moment)
+            tracker.log_results(results, moment)
+
+        self._for_each(log)
+
+    def close(self, *, failed: bool) -> None:
+        """End the runs."""
+        self._for_each(lambda _, tracker: tracker.close(failed=failed))
+        self._active = {}
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Log one row of the Trainer's log."""
+        values, moment = name_values(logs or {}), Moment(state.global_step, state.epoch or 0.0)
+        self._moment = moment
+        if values:
+            self._for_each(lambda _, tracker: tracker.log(values, moment))
+
+    def _for_each(self, act: Callable[[str, Tracker], None]) -> None:
+        for name, tracker in list(self._active.items()):
+            try:
+                act(name, tracker)
+            except Exception as error:
+                # Whatever it is, it must not cost the training.
+                kind = type(error).__name__
+                logger.warning(
+                    "%s failed (%s: %s); the run continues without it.", name, kind, error
+                )
+                del self._active[name]
+                with contextlib.suppress(Exception):
+                    tracker.close(failed=True)
+
+
+def name_values(logs: Mapping[str, float]) -> list[Value]:
+    """Return the figures of a row of the Trainer's log, by name and split.
+
+    ``batch_loss`` and ``batch_accuracy`` are means over the (augmented) training batches since the
+    previous row; ``loss`` and the other metrics are measured on unaugmented images of their split.
+    """
+    if "train_runtime" in logs:
+        # The train_loss of the closing summary has another meaning.
+        return []
+    values = []
+    for key, value in logs.items():
+        if not isinstance(value, (int, float)) or key == "epoch":
+            continue
+        if key.startswith("eval_"):
+            split, _, name = key.removeprefix("eval_").partition("_")
+            if name and name not in _SPEEDS:
+                values.append(Value(name, split, value))
+        elif key in ("loss", "accuracy"):
+            values.append(Value(f"batch_{key}", "train", value))
+        else:
+            values.append(Value(key, None, value))
+    return values
