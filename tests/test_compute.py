@@ -202,7 +202,6 @@ def test_throughput_counts_images_waiting_and_no_pauses():
     # A busy machine may oversleep, never undersleep.
     assert 30 / 0.5 < figures["images_per_second"] <= 30 / 0.2
     assert 0.1 < figures["data_wait"] < 0.5
-    assert throughput.images == 30
     assert throughput.close_window() == {}
 
 

@@ -52,21 +52,32 @@ def inputs(tmp_path_factory):
     return make_checkpoint(root / "checkpoint"), make_folder(root / "images", train=11)
 
 
+def write_options(inputs, output_dir, *more):
+    """Options of a run of 18 steps with a checkpoint every third."""
+    return small_options(
+        *inputs,
+        output_dir,
+        *("--per_device_train_batch_size", "4", "--full_determinism", "true"),
+        *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps"),
+        *("--eval_steps", "3", "--save_total_limit", "20", "--logging_steps", "4"),
+        *more,
+    )
+
+
 @pytest.fixture
 def options(inputs, tmp_path):
-    """Options of a run of 18 steps with a checkpoint every third."""
+    return lambda name="run", *more: write_options(inputs, tmp_path / name, *more)
 
-    def options(name="run", *more):
-        return small_options(
-            *inputs,
-            tmp_path / name,
-            *("--per_device_train_batch_size", "4", "--full_determinism", "true"),
-            *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps"),
-            *("--eval_steps", "3", "--save_total_limit", "20", "--logging_steps", "4"),
-            *more,
-        )
 
-    return options
+@pytest.fixture(scope="module")
+def undisturbed(inputs, tmp_path_factory):
+    """The weights of a run that nothing happened to."""
+    before, directory = dict(os.environ), tmp_path_factory.mktemp("undisturbed") / "run"
+    assert train_command.main(write_options(inputs, directory)) == 0
+    torch.use_deterministic_algorithms(False)
+    os.environ.clear()
+    os.environ.update(before)
+    return read_weights(directory)
 
 
 @pytest.fixture
@@ -116,19 +127,37 @@ def read_steps(run: Path) -> dict:
     return json.loads((run / "metrics.json").read_text())["training"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_ends_training_after_its_step_and_the_same_command_goes_on(
-    options, disturb, tmp_path, capsys, number
+def test_a_run_that_is_killed_in_a_step_resumes_bit_identically(
+    options, disturb, tmp_path, undisturbed
+):
+    def strike(step, loss):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return loss
+
+    disturb(strike)
+    child = os.fork()
+    if not child:
+        train_command.main(options())
+        os._exit(70)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert list_steps(tmp_path / "run") == [3, 6]
+    disturb(lambda step, loss: loss)
+    assert train_command.main(options()) == 0
+    assert are_equal(read_weights(tmp_path / "run"), undisturbed)
+
+
+def test_a_signal_ends_training_after_its_step_and_the_same_command_resumes(
+    options, disturb, tmp_path, capsys, undisturbed
 ):
     def strike(step, loss):
         if step == 5 and not (tmp_path / "run" / "struck").exists():
             (tmp_path / "run" / "struck").touch()
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGUSR1)
             os.kill(os.getpid(), signal.SIGTERM)  # the launcher's, for the same reason
         return loss
 
     handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)]
-    assert train_command.main(options("whole")) == 0
     disturb(strike)
     assert train_command.main(options()) == EXIT_PREEMPTED == 143
     said = capsys.readouterr().err.splitlines()[-1]
@@ -139,13 +168,12 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_goes_on(
     assert train_command.main(options("run", "--resume", "never")) == 2
     assert "--resume never" in capsys.readouterr().err
     assert train_command.main(options()) == 0
-    assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "whole"))
+    assert are_equal(read_weights(tmp_path / "run"), undisturbed)
     assert read_steps(tmp_path / "run")["steps"] == 18
 
 
-@pytest.mark.parametrize("persistent", ["false", "true"])
 def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
-    options, disturb, tmp_path, persistent
+    options, disturb, tmp_path
 ):
     def strike(step, loss):
         if step == 5:
@@ -155,7 +183,7 @@ def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
         return loss
 
     disturb(strike)
-    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", persistent)
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
     assert train_command.main(options("run", *workers)) == 143
     assert list_steps(tmp_path / "run") == [3, 5]
     assert not multiprocessing.active_children()
@@ -221,11 +249,10 @@ def test_training_that_ran_out_of_patience_is_not_taken_up_again(
     assert read_steps(tmp_path / "run")["steps"] == 9
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(
-    options, disturb, tmp_path, capsys, bad
+def test_a_loss_that_is_not_finite_stops_and_resumes_past_the_step_when_told_to(
+    options, disturb, tmp_path, capsys
 ):
-    disturb(lambda step, loss: loss * bad if step == 8 else loss)
+    disturb(lambda step, loss: loss * math.nan if step == 8 else loss)
     # Logged every 4 steps and saved at 9: by then the weights are spoilt.
     assert train_command.main(options("run", "--logging_steps", "50")) == 1
     message = capsys.readouterr().err.splitlines()[-1]
@@ -239,6 +266,9 @@ def test_a_loss_that_is_not_finite_stops_with_step_images_and_checkpoint(
     assert len(names) == 4
     assert all(re.fullmatch(r"(aster|borage|clover)/\d+", name) for name in names)
     assert list_steps(tmp_path / "run") == [3, 6]
+    assert train_command.main(options("run", "--logging_steps", "50", "--on_nan", "skip")) == 0
+    assert train_command.main(options("skip", "--logging_steps", "50", "--on_nan", "skip")) == 0
+    assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "skip"))
 
 
 def test_a_skipped_step_changes_nothing(options, disturb, tmp_path, caplog):
@@ -259,14 +289,6 @@ def test_a_skipped_step_changes_nothing(options, disturb, tmp_path, caplog):
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     assert len(losses) == 4
     assert np.isfinite(losses).all()
-
-
-def test_a_stopped_run_goes_on_past_the_step_when_told_to(options, disturb, tmp_path):
-    disturb(lambda step, loss: loss * math.nan if step == 8 else loss)
-    assert train_command.main(options()) == 1
-    assert train_command.main(options("run", "--on_nan", "skip")) == 0
-    assert train_command.main(options("skip", "--on_nan", "skip")) == 0
-    assert are_equal(read_weights(tmp_path / "run"), read_weights(tmp_path / "skip"))
 
 
 def test_bad_steps_are_left_out_a_bounded_number_of_times(options, disturb, tmp_path, capsys):
@@ -308,8 +330,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_slow_disk_costs_nothing_but_time(options, monkeypatch, tmp_path):
-    assert train_command.main(options("fast")) == 0
+@pytest.mark.slow
+def test_a_slow_disk_costs_nothing_but_time(options, monkeypatch, tmp_path, undisturbed):
     waits = []
     for name in ("fsync", "replace", "rename"):
         call = getattr(os, name)
@@ -322,15 +344,12 @@ def test_a_slow_disk_costs_nothing_but_time(options, monkeypatch, tmp_path):
         monkeypatch.setattr(os, name, slowly)
     assert train_command.main(options("slow")) == 0
     assert waits
-    fast, slow = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("fast", "slow")
-    )
-    assert all(torch.equal(slow[name], fast[name]) for name in fast)
-    assert list_steps(tmp_path / "slow") == list_steps(tmp_path / "fast")
+    assert are_equal(read_weights(tmp_path / "slow"), undisturbed)
+    assert list_steps(tmp_path / "slow") == list(range(3, 19, 3))
 
 
 def test_a_full_or_read_only_disk_costs_no_checkpoint(
-    inputs, options, disturb, small_disk, capfd, tmp_path
+    options, disturb, small_disk, capfd, undisturbed
 ):
     place, resize = small_disk
     out = place / "run"
@@ -371,9 +390,7 @@ def test_a_full_or_read_only_disk_costs_no_checkpoint(
     assert 9 in list_steps(out)
     disturb(lambda step, loss: loss)
     assert train_command.main(argv) == 0
-    disturb(lambda step, loss: loss)
-    assert train_command.main(options("whole")) == 0
-    assert are_equal(read_weights(out), read_weights(tmp_path / "whole"))
+    assert are_equal(read_weights(out), undisturbed)
 
 
 def test_failures_of_the_machine_are_told_apart_from_defects():

@@ -59,7 +59,7 @@ from siglip_flowers.training.objectives import (
     build_sigmoid,
 )
 from siglip_flowers.training.output import check_output_dir
-from siglip_flowers.training.progress import choose_progress
+from siglip_flowers.training.progress import Progress
 from siglip_flowers.training.recipe import check_recipe
 from siglip_flowers.training.sharding import asks_for_sharding
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -346,7 +346,7 @@ def build_callbacks(training: SiglipTrainingArguments) -> list[Any]:
 def show_progress(trainer: SiglipTrainer) -> None:
     """Replace the Trainer's own progress display."""
     trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(choose_progress(trainer.args.disable_tqdm))
+    trainer.add_callback(Progress(bars=not trainer.args.disable_tqdm))
 
 
 def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:

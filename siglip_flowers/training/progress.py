@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.files import write_json
@@ -24,9 +24,6 @@ class Throughput:
     """
 
     def __init__(self) -> None:
-        self.images = 0
-        self.seconds = 0.0
-        self.waited = 0.0
         self._window_images = 0
         self._window_waited = 0.0
         self._window_start: float | None = None
@@ -74,9 +71,6 @@ class Throughput:
             return {}
         seconds = time.perf_counter() - self._window_start - self._paused
         images, waited = self._window_images, self._window_waited
-        self.images += images
-        self.seconds += seconds
-        self.waited += waited
         self._window_images, self._window_waited = 0, 0.0
         self._open_window()
         if seconds <= 0 or not images:
@@ -108,67 +102,54 @@ def average_losses(log_history: list[dict[str, Any]], default: float) -> float:
     return float(sum(weighted) / rows[-1][0])
 
 
-def describe_step(logs: Mapping[str, Any], state: TrainerState) -> str:
-    """Return a row of the log in a line: step, running loss and accuracy, speed."""
-    line = f"step {state.global_step}/{state.max_steps}: loss {logs['loss']:.3f}"
-    if "accuracy" in logs:
-        line += f", accuracy {logs['accuracy']:.1%}"
-    if "images_per_second" in logs:
-        line += f", {logs['images_per_second']:.0f} images/s"
-        line += f", {logs['data_wait']:.0%} of the time waiting for data"
-    return line
+def describe_log(logs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures of a row of the log that a user watches, by name."""
+    if "loss" in logs:
+        shown = {"loss": f"{logs['loss']:.3f}"}
+        if "accuracy" in logs:
+            shown["accuracy"] = f"{logs['accuracy']:.1%}"
+        if "images_per_second" in logs:
+            shown["images/s"] = f"{logs['images_per_second']:.0f}"
+            shown["waiting for data"] = f"{logs['data_wait']:.0%}"
+        return shown
+    return {
+        f"{split} {name}": f"{logs[f'eval_{split}_{name}']:{form}}"
+        for split in ("train", "validation")
+        for name, form in (("accuracy", ".2%"), ("loss", ".3f"))
+        if f"eval_{split}_{name}" in logs
+    }
 
 
-class _EvaluationLine:
-    """Collects the figures of both evaluated splits for one line."""
+class Progress(ProgressCallback):
+    """Shows loss, accuracy and speed, and the figures of each evaluation.
 
-    def __init__(self) -> None:
-        self._figures: dict[str, float] = {}
+    On a terminal as a progress bar, with a line for each evaluation; in a file or a pipe, or with
+    ``--disable_tqdm``, as a line for each row of the log.
+    """
 
-    def add(self, logs: Mapping[str, Any], state: TrainerState) -> str | None:
-        """Take a row of the log; return the line once the validation split is evaluated."""
-        self._figures.update({k: v for k, v in logs.items() if k.startswith("eval_")})
-        if "eval_validation_accuracy" not in logs:
-            return None
-        figures, self._figures = self._figures, {}
-        line = f"epoch {state.epoch:.1f}, step {state.global_step}:"
-        for split in ("validation", "train"):
-            if f"eval_{split}_accuracy" in figures:
-                line += (
-                    f" {split} accuracy {figures[f'eval_{split}_accuracy']:.2%}, "
-                    f"loss {figures[f'eval_{split}_loss']:.3f};"
-                )
-        return line.rstrip(";")
-
-
-class ProgressLines(TrainerCallback):
-    """Prints a line for each row of the log and each evaluation; for output that is redirected."""
-
-    def __init__(self) -> None:
-        self._evaluation = _EvaluationLine()
-
-    def on_log(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Print the row."""
-        if not state.is_world_process_zero or logs is None:
-            return
-        line = describe_step(logs, state) if "loss" in logs else self._evaluation.add(logs, state)
-        if line is not None:
-            print(line, flush=True)
-
-
-class ProgressBar(ProgressCallback):
-    """A progress bar with loss, accuracy and speed, and one line for each evaluation."""
-
-    def __init__(self) -> None:
+    def __init__(self, bars: bool) -> None:
         super().__init__()
-        self._evaluation = _EvaluationLine()
+        self.bars = bars and sys.stderr.isatty()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        if self.bars:
+            super().on_train_begin(*args, **kwargs)
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.bars:
+            super().on_step_end(*args, **kwargs)
+
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
+        """Move the bar of an evaluation."""
+        if self.bars:
+            super().on_prediction_step(*args, **kwargs)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.bars:
+            super().on_train_end(*args, **kwargs)
 
     def on_log(
         self,
@@ -178,22 +159,16 @@ class ProgressBar(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the row on the bar; print a line once the validation split is evaluated."""
-        if not state.is_world_process_zero or self.training_bar is None or logs is None:
+        """Show a row of the log."""
+        shown = describe_log(logs or {})
+        if not state.is_world_process_zero or not shown:
             return
-        if "loss" in logs:
-            shown = {"loss": f"{logs['loss']:.3f}"}
-            if "accuracy" in logs:
-                shown["accuracy"] = f"{logs['accuracy']:.1%}"
-            if "images_per_second" in logs:
-                shown["img/s"] = f"{logs['images_per_second']:.0f}"
-                shown["waiting for data"] = f"{logs['data_wait']:.1%}"
+        if self.training_bar is not None and "loss" in shown:
             self.training_bar.set_postfix(shown, refresh=False)
-        line = self._evaluation.add(logs, state)
-        if line is not None:
+            return
+        figures = ", ".join(f"{name} {value}" for name, value in shown.items())
+        line = f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.1f}: {figures}"
+        if self.training_bar is not None:
             self.training_bar.write(line)
-
-
-def choose_progress(disable_tqdm: bool | None) -> TrainerCallback:
-    """Return a progress bar for a terminal, and lines for a file or a pipe."""
-    return ProgressLines() if disable_tqdm or not sys.stderr.isatty() else ProgressBar()
+        else:
+            print(line, flush=True)
