@@ -30,8 +30,8 @@ from benchmarks.cost_formulas import CLASSES, FLOAT32_BYTES, make_config
 from benchmarks.harness import MemoryMeter, run_benchmark
 from benchmarks.kernels import small_config
 from siglip_flowers.config import check_choice, check_positive
-from siglip_flowers.data.inspection import count_workers
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.runtime.devices import count_cores
 
 MODULE = "benchmarks.cost_model_cells"
 MARK = "cell: "
@@ -260,7 +260,7 @@ def _run_ddp(rank: int, ranks: int, folder: str, shape: str) -> None:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
     # More processes than cores compute in turns, and their times tell nothing.
-    if ranks <= count_workers(None):
+    if ranks <= count_cores():
         figures["alone_seconds"] = _time_shortest(alone, 2)
         figures["together_seconds"] = _time_shortest(together, 2)
     _finish(rank, folder, figures)

@@ -120,7 +120,7 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
         ),
         (["--config", "no/such.yaml"], r"configuration file no/such.yaml cannot be read: No such"),
         (["--config"], r"--config"),
-        (["--data_source", "procedural"], r"--data_dir .* is not used by --data_source procedural"),
+        (["--data_source", "procedural"], r"--data_source procedural does not use --data_dir .*"),
         (["--dataset_name", "x/y", "--data_source", "folder"], r"--dataset_name goes with"),
         (["--data_dir", "/no/such/dir"], r"--data_dir /no/such/dir does not exist"),
         (["--model_name_or_path", "./no/such"], r"model directory ./no/such does not exist"),
@@ -397,7 +397,7 @@ def test_eval_on_other_classes_is_refused(refuse, trained, tmp_path):
         for index in range(8):
             draw_image(other / "train" / name / f"{index}.png", color, 77 * index + len(name))
     message = refuse(eval_command.main, ["--model", str(trained), "--data_dir", str(other)], 2)
-    assert "does not know 1 of the data's 2 classes ('dahlia' for one)" in message
+    assert "does not know 1 of the data's 2 classes: dahlia" in message
 
 
 def test_eval_can_be_pointed_at_another_source_than_the_models_own(refuse, trained):

@@ -175,7 +175,7 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
 ):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setattr("siglip_flowers.training.compute.count_workers", lambda workers: 6)
+    monkeypatch.setattr("siglip_flowers.training.compute.count_cores", lambda: 6)
     for name, value in (
         ("ACCELERATE_MIXED_PRECISION", "no" if launched else None),
         ("OMP_NUM_THREADS", omp),

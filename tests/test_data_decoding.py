@@ -1,14 +1,42 @@
 """Images of every kind become upright RGB."""
 
+import io
+import struct
+import threading
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
-from datasets import Dataset
+import torch
+from datasets import ClassLabel, Dataset, Features
 from PIL.Image import Image
 from transformers.image_transforms import convert_to_rgb
 
-from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, decode_rgb, list_image_extensions
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import read_images
+from siglip_flowers.data.inspection import examine_image
+from siglip_flowers.data.pixels import decoding
+from siglip_flowers.data.pixels.decoding import (
+    ImageError,
+    decode_rgb,
+    list_image_extensions,
+    read_image,
+)
+from siglip_flowers.data.pixels.tensors import (
+    PixelDataset,
+    PixelNormalizer,
+    collate_pixels,
+    get_image_size,
+    open_pixels,
+)
+from siglip_flowers.inference.reading import ImageReader
+from siglip_flowers.model.loading import load_image_processor
 
 
 def draw_gradient(width: int = 8, height: int = 5) -> Image:
@@ -47,13 +75,227 @@ def test_a_transparent_color_becomes_white(tmp_path, mode: str) -> None:
     assert list(decoded.get_flattened_data()) == [(255, 255, 255), (90, 90, 90)]
 
 
-def test_sixteen_bit_samples_keep_their_high_bits(tmp_path) -> None:
+def read(content: bytes) -> np.ndarray:
+    with read_image(content) as image:
+        return np.asarray(image)
+
+
+def save(image: Image | np.ndarray, form: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image = PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    image.save(stream, form, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bit_samples_keep_their_high_bits(form) -> None:
     samples = np.array([[0, 255, 256, 0x8000, 0xFFFF]], dtype=np.uint16)
-    PIL.Image.fromarray(samples).save(tmp_path / "a.png")
-    with PIL.Image.open(tmp_path / "a.png") as image:
-        decoded = np.asarray(decode_rgb(image))
+    decoded = read(save(samples, form))
     np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 1, 128, 255])
     assert (decoded == decoded[..., :1]).all()
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12])
+def test_fewer_bits_in_sixteen_are_told_by_the_brightest_sample(bits: int) -> None:
+    ramp = np.linspace(0, 2**bits - 1, 256).round().astype(np.uint16).reshape(16, 16)
+    expected = (ramp >> (bits - 8)).astype(np.uint8)
+    np.testing.assert_array_equal(read(save(ramp, "TIFF"))[..., 0], expected)
+    np.testing.assert_array_equal(read(save(ramp, "PNG"))[..., 0], expected)
+
+
+def test_the_bits_that_a_file_names_count() -> None:
+    # A TIFF of 12 bits per sample, two samples in three bytes; dark ones stay dark.
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1)]
+    entries.append((279, 3))
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    packed = bytes([0x01, 0x02, 0xFF])  # 0x010, 0x2FF
+    content = head + body + struct.pack("<I", 0)
+    assert len(content) == 122
+    assert read(content + packed)[0, :, 0].tolist() == [0x01, 0x2F]
+
+
+@pytest.mark.parametrize("scale, white", [(1, 255), (200, 200), (3000, 255)])
+def test_floating_point_samples_are_scaled_by_their_range(scale: float, white: int) -> None:
+    ramp = np.linspace(0, scale, 256, dtype=np.float32).reshape(16, 16)
+    ramp[0, 0] = np.nan
+    decoded = read(save(ramp, "TIFF"))[..., 0].astype(int)
+    expected = np.linspace(0, white, 256).reshape(16, 16)
+    assert abs(decoded - expected).max() <= 1
+
+
+def test_sixteen_bit_transparency_is_put_on_white() -> None:
+    samples = np.array([[7000, 7001]], dtype=np.uint16)
+    content = bytearray(save(samples, "PNG"))
+    place = content.index(b"IDAT") - 4
+    chunk = b"tRNS" + struct.pack(">H", 7000)
+    content[place:place] = struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    assert read(bytes(content))[0, :, 0].tolist() == [255, 27]
+
+
+def test_an_animation_shows_its_first_frame() -> None:
+    frames = [PIL.Image.new("RGB", (3, 3), color) for color in ("red", "blue")]
+    for form in ("GIF", "PNG", "WEBP"):
+        content = save(frames[0], form, save_all=True, append_images=frames[1:])
+        assert read(content)[0, 0].tolist()[0] > 250
+
+
+class Broken(PIL.ImageFile.ImageFile):
+    """A format whose decoder raises whatever ``Broken.error`` is."""
+
+    format = "BROKEN"
+    error: type[BaseException] = Exception
+
+    def _open(self) -> None:
+        self._mode, self._size = "RGB", (2, 2)
+
+    def load(self) -> None:
+        raise self.error("of the decoder")
+
+
+@pytest.fixture
+def broken(monkeypatch) -> type[Broken]:
+    PIL.Image.init()
+    monkeypatch.setattr(PIL.Image, "ID", [*PIL.Image.ID, "BROKEN"])
+    opener = (Broken, lambda prefix: prefix.startswith(b"BROKEN"))
+    monkeypatch.setitem(PIL.Image.OPEN, "BROKEN", opener)
+    return Broken
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError, AssertionError, AttributeError, SyntaxError, struct.error, RecursionError],
+)
+def test_whatever_a_decoder_raises_means_that_the_image_cannot_be_read(broken, error) -> None:
+    broken.error = error
+    with pytest.raises(ImageError, match="of the decoder"):
+        read(b"BROKEN")
+    assert examine_image({"bytes": b"BROKEN", "path": None}).problem == "of the decoder"
+    (batch,) = ImageReader(8, 2, num_workers=1).read_batches([b"BROKEN", None], 2)
+    assert batch.problems == ["of the decoder", "no image"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
+def test_a_lack_of_memory_and_an_interruption_pass(broken, error) -> None:
+    broken.error = error
+    with pytest.raises(error):
+        read(b"BROKEN")
+
+
+def test_metadata_that_cannot_be_read_do_not_make_pixels_unreadable(monkeypatch) -> None:
+    image = draw_gradient(32, 32)
+    broken_exif = save(image, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9)
+    np.testing.assert_array_equal(read(broken_exif), read(save(image, "JPEG")))
+
+    def fail(self: Image) -> None:
+        raise RuntimeError("EXIF")
+
+    monkeypatch.setattr(PIL.Image.Image, "getexif", fail)
+    np.testing.assert_array_equal(read(save(image, "PNG")), np.asarray(image))
+
+
+# One set of odd files, the same pixels for every reader
+
+
+def make_odd_files(folder: Path) -> list[str]:
+    photograph = draw_gradient(40, 24)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    clear = photograph.convert("RGBA")
+    clear.putalpha(PIL.Image.linear_gradient("L").resize(clear.size))
+    deep = np.linspace(0, 4095, 40 * 24).reshape(24, 40).astype(np.uint16)
+    files: dict[str, tuple[Image, dict[str, object]]] = {
+        "rotated.jpg": (photograph, {"exif": exif}),
+        "rotated.tif": (photograph, {"exif": exif}),
+        "transparent.png": (clear, {}),
+        "transparent.webp": (clear, {"lossless": True}),
+        "palette.png": (photograph.convert("P"), {"transparency": 3}),
+        "palette.gif": (photograph.convert("P"), {}),
+        "bits.tif": (PIL.Image.fromarray(deep), {}),
+        "deep.png": (PIL.Image.fromarray(deep * 16), {}),
+        "float.tif": (PIL.Image.fromarray((deep / 4095).astype(np.float32)), {}),
+        "cmyk.jpg": (photograph.convert("CMYK"), {}),
+        "animated.gif": (
+            photograph,
+            {"save_all": True, "append_images": [photograph.rotate(180)]},
+        ),
+        "wide.png": (photograph.resize((900, 2)), {}),
+        "tall.png": (photograph.resize((1, 700)), {}),
+        "dot.png": (photograph.resize((1, 1)), {}),
+    }
+    paths = []
+    for name, (image, options) in files.items():
+        paths.append(str(folder / name))
+        image.save(paths[-1], **options)
+    return paths
+
+
+def test_odd_files_are_the_same_pixels_for_every_reader(tmp_path, nano_dir) -> None:
+    paths = make_odd_files(tmp_path)
+    processor = load_image_processor(str(nano_dir))
+    size, resample = get_image_size(processor), processor.resample
+    features = Features(image=datasets.Image(), label=ClassLabel(names=["a"]))
+    rows = Dataset.from_dict({"image": paths, "label": [0] * len(paths)}, features=features)
+    training = collate_pixels(PixelDataset(rows, size, resample).__getitems__(range(len(paths))))
+    cache = DataArguments(cache_dir=str(tmp_path / "cache"))
+    evaluation = open_pixels(rows, size, resample, cache).__getitems__(range(len(paths)))
+    contents = [Path(path).read_bytes() for path in paths]
+    opened = [PIL.Image.open(path) for path in paths]
+    for sources in (paths, contents, opened):
+        (batch,) = ImageReader(size, resample, num_workers=2).read_batches(sources, 64)
+        assert batch.problems == [""] * len(paths)
+        assert torch.equal(batch.pixels, training["pixel_values"])
+    assert torch.equal(evaluation["pixel_values"], training["pixel_values"])
+    # And the image processor's own, from the upright RGB image.
+    by_processor = processor(read_images(rows, range(len(paths))), return_tensors="pt")
+    ours = PixelNormalizer(processor)(training["pixel_values"])
+    assert torch.equal(ours, by_processor["pixel_values"])
+
+
+# Size and memory
+
+
+def make_png_head(width: int, height: int, color_type: int) -> bytes:
+    head = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, part in ((b"IHDR", head), (b"IDAT", b"")):
+        content += struct.pack(">I", len(part)) + kind + part
+        content += struct.pack(">I", zlib.crc32(kind + part))
+    return content
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    "content, problem",
+    [
+        (make_png_head(20_000, 8_850, 6), "it has 177 megapixels, more than the limit of 134"),
+        (make_png_head(20_000, 9_500, 0), "it has more than 179 megapixels"),
+    ],
+    ids=["alpha", "larger"],
+)
+def test_too_large_images_are_refused_by_the_size_in_the_header(content, problem) -> None:
+    with pytest.raises(ImageError, match=problem):
+        read(content)
+
+
+def test_memory_in_flight_is_bounded_over_all_threads(monkeypatch) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXEL_BYTES", 3 * 4 * 100 * 100)
+    content = save(PIL.Image.new("RGB", (100, 100)), "PNG")
+    running, most = [], []
+    gate = threading.Lock()
+
+    def decode(number: int) -> None:
+        with read_image(content):
+            with gate:
+                running.append(number)
+                most.append(len(running))
+            time.sleep(0.01)
+            with gate:
+                running.remove(number)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, range(24)))
+    assert max(most) == 3
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -92,7 +334,7 @@ def test_a_truncated_file_raises_a_decoding_error(tmp_path) -> None:
     path = tmp_path / "a.jpg"
     draw_gradient(300, 300).save(path)
     path.write_bytes(path.read_bytes()[:1500])
-    with PIL.Image.open(path) as image, pytest.raises(DECODING_ERRORS):
+    with PIL.Image.open(path) as image, pytest.raises(ImageError, match="truncated"):
         decode_rgb(image)
 
 

@@ -1,16 +1,20 @@
 """Hub data sets, here local ones: columns, splits and labels by name."""
 
+from pathlib import Path
+
 import datasets
 import numpy as np
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_data
-from siglip_flowers.data.splits import get_labels
+from siglip_flowers.data import check_data_arguments, image_ids, load_data, read_images
+from siglip_flowers.data.rows import get_labels
 
 ALPHABETICAL = sorted(FLOWER_NAMES)
 
@@ -129,7 +133,7 @@ def test_a_saved_data_set_is_loaded(tmp_path) -> None:
 
 def test_missing_columns_are_listed(tmp_path) -> None:
     name = write(tmp_path, train=make_split(["a"] * 9, Value("string"), 0, "img", "y"))
-    with pytest.raises(InputError, match="expected image, label, found img, y"):
+    with pytest.raises(InputError, match="no column 'image' and no column 'label', only img, y"):
         load(name)
 
 
@@ -161,11 +165,55 @@ def test_unknown_split_names_are_answered_with_the_known_ones(tmp_path) -> None:
         load(name, test_split_name="holdout")
 
 
-def test_a_declared_class_without_rows_is_named(tmp_path) -> None:
+def test_a_declared_class_without_rows_is_dropped(tmp_path, caplog) -> None:
     feature = ClassLabel(names=["rose", "lotus", "azalea"])
     name = write(tmp_path, train=make_split([0, 1] * 9, feature, 0))
-    with pytest.raises(InputError, match=r"no training image \(azalea\)"):
-        load(name)
+    assert load(name).class_names == ["rose", "lotus"]
+    assert caplog.messages == ["Classes without images are left out: azalea."]
+
+
+def test_a_split_without_labels_is_left_out_and_can_be_replaced(tmp_path, caplog) -> None:
+    feature = ClassLabel(names=["a", "b"])
+    name = write(
+        tmp_path,
+        train=make_split([0, 1] * 10, feature, 0),
+        validation=make_split([0, 1] * 4, feature, 1),
+        test=make_split([-1] * 5, feature, 2),
+    )
+    data = load(name)
+    assert data.split_protocol == "as given, test cut"
+    assert [len(rows) for rows in data.splits.values()] == [16, 8, 4]
+    (message,) = caplog.messages
+    assert "The test split of" in message
+    assert "has no labels and is left out" in message
+    with pytest.raises(InputError, match="none cuts a split from the training"):
+        load(name, test_split_name="validation")
+    data = load(name, test_split_name="validation", validation_split_name="none")
+    assert data.split_protocol == "as given, validation cut"
+    assert [len(rows) for rows in data.splits.values()] == [16, 4, 8]
+
+
+@pytest.mark.parametrize("kind", ["large_string", "large_binary", "bytes", "path"])
+def test_columns_of_every_kind_are_read_as_images(tmp_path, kind) -> None:
+    paths = []
+    for number in range(20):
+        paths.append(str(tmp_path / f"{number}.png"))
+        PIL.Image.new("RGB", (3, 3), (number, 0, 0)).save(paths[-1])
+    contents = [Path(path).read_bytes() for path in paths]
+    column = {
+        "large_string": lambda: pa.array(paths, pa.large_string()),
+        "large_binary": lambda: pa.array(contents, pa.large_binary()),
+        "bytes": lambda: pa.array([{"bytes": content} for content in contents]),
+        "path": lambda: pa.array([{"path": path} for path in paths]),
+    }[kind]()
+    (tmp_path / "set").mkdir()
+    labels = pa.array(["a", "b"] * 10, pa.large_string())
+    table = pa.table({"image": column, "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "set" / "train.parquet")
+    data = load(str(tmp_path / "set"))
+    shown = [image.getpixel((0, 0))[0] for image in read_images(data.splits["train"], range(12))]
+    assert len(set(shown)) == 12
+    assert [number % 2 for number in shown] == get_labels(data.splits["train"]).tolist()
 
 
 def test_an_unreachable_hub_names_the_offline_ways() -> None:
@@ -184,8 +232,8 @@ def test_an_unreadable_local_data_set_is_a_run_error(tmp_path) -> None:
     "options, message",
     [
         ({"dataset_name": "./nowhere"}, "./nowhere does not exist"),
-        ({"dataset_name": "a/b", "test_split_name": "train"}, "they must differ"),
-        ({"dataset_name": "a/b", "label_column_name": "image"}, "they must differ"),
+        ({"dataset_name": "a/b", "test_split_name": "train"}, "must differ"),
+        ({"dataset_name": "a/b", "label_column_name": "image"}, "must differ"),
     ],
 )
 def test_bad_options_are_noticed_without_the_network(options, message) -> None:

@@ -73,21 +73,21 @@ def test_a_long_list_is_cut_at_ten(folder) -> None:
 def test_a_class_whose_images_are_all_broken_has_no_training_image(folder) -> None:
     for path in (folder / "train" / "b").iterdir():
         path.write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no training image \(b\)"):
+    with pytest.raises(InputError, match="No training images for 1 of 2 classes: b"):
         load(folder, skip_corrupt_images=True)
 
 
 def test_a_decompression_bomb_is_unreadable(folder, monkeypatch) -> None:
     draw_noise(9, size=200).save(folder / "train" / "a" / "big.png")
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 10_000)
-    with pytest.raises(RunError, match=r"1 of 25 .*big\.png \(.*decompression bomb"):
+    with pytest.raises(RunError, match=r"1 of 25 .*big\.png \(it has more than 0 megapixels"):
         load(folder)
 
 
 def test_the_same_pixels_in_two_splits_are_refused_across_file_formats(folder) -> None:
     draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
     draw_noise(1, 1, 3).convert("RGBA").save(folder / "test" / "a" / "copy.png")
-    with pytest.raises(InputError, match="2 images stand in two splits") as caught:
+    with pytest.raises(InputError, match="2 images are in two splits") as caught:
         load(folder)
     assert "train/a/1 = test/b/copy" in str(caught.value)
     assert "validation/b/3 = test/a/copy" in str(caught.value)
@@ -100,7 +100,7 @@ def test_shared_images_are_reported_when_allowed(folder, caplog) -> None:
         data = load(folder, allow_duplicates=True)
     assert data.shared == [("train", "a/1", "test", "b/copy")]
     assert len(data.splits["test"]) == 9
-    assert ["1 images stand in two splits" in message for message in caplog.messages] == [True]
+    assert ["1 image in two splits" in message for message in caplog.messages] == [True]
 
 
 def test_the_same_pixels_twice_in_one_split_are_fine(folder) -> None:

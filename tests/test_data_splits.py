@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given
 from hypothesis import strategies as st
 
-from siglip_flowers.data.identity import image_ids
-from siglip_flowers.data.splits import cut_rows, draw_rows, get_labels, take_shots
+from siglip_flowers.data.rows import get_labels, image_ids
+from siglip_flowers.data.splits import cut_rows, draw_rows, take_shots
 
 
 def make_rows(counts: list[int]) -> Dataset:
@@ -53,7 +53,7 @@ def test_shots_take_k_of_each_class_and_warn_once(caplog) -> None:
         few = take_shots(rows, 3, seed=0)
     assert np.bincount(get_labels(few)).tolist() == [3, 2, 3, 1]
     assert caplog.messages == [
-        "2 classes have fewer than --shots 3 training images; all of theirs are used."
+        "2 classes have fewer than --shots 3 training images; all of them are used."
     ]
     ids = image_ids(few)
     assert ids == sorted(ids)

@@ -27,7 +27,6 @@ from siglip_flowers.data.augmentation import (
     PatchAugmenter,
     check_patch_augmentation,
 )
-from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.patches import (
     PatchBudget,
     pack_image,
@@ -41,6 +40,7 @@ from siglip_flowers.data.pixels.tensors import (
     PixelNormalizer,
     collate_pixels,
     get_image_size,
+    open_pixels,
     scale_size,
 )
 from siglip_flowers.inference.classifier import SiglipImageClassifier

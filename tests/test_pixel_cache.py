@@ -13,14 +13,14 @@ from siglip_flowers.base.errors import RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
 from siglip_flowers.data.inspection import examine_splits
-from siglip_flowers.data.pixels.cache import open_pixels
-from siglip_flowers.data.pixels.fingerprint import fingerprint_images
 from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
     PixelNormalizer,
     collate_pixels,
+    open_pixels,
 )
+from siglip_flowers.data.rows import fingerprint_images
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import build_flowers
 from tests.small_runs import draw_image, make_folder
@@ -104,7 +104,7 @@ def test_a_image_that_can_no_longer_be_read_is_named(tmp_path, caplog):
     rows = load_folder(make_folder(tmp_path / "data"))
     missing = tmp_path / "data" / "train" / "aster" / "0.png"
     missing.unlink()
-    with pytest.raises(RunError, match=f"{missing} cannot be read any more .No such file"):
+    with pytest.raises(RunError, match=f"{missing} can no longer be read .No such file"):
         open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
     assert not caplog.text
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 # A cell that starts with one of these may be a formula in a spreadsheet.
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
+# Characters of a name in a message; a label of a data set can be as long as a book.
+MAX_SHOWN = 200
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:
@@ -28,6 +30,13 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
         return f"{number} {noun}"
     ending = "es" if noun.endswith(("s", "sh", "ch", "x")) else "s"
     return f"{number} {plural or noun + ending}"
+
+
+def abbreviate(items: Sequence[str], limit: int = 10) -> str:
+    """Join at most ``limit`` items for a message, long ones cut, and say how many more."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    shown = (item if len(item) <= MAX_SHOWN else f"{item[:MAX_SHOWN]}…" for item in items[:limit])
+    return ", ".join(shown) + more
 
 
 def format_csv(rows: Iterable[Sequence[object]]) -> str:

@@ -20,7 +20,7 @@ from siglip_flowers.compare.output import (
 from siglip_flowers.compare.runs import read_runs
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
-from siglip_flowers.data import decode_rgb, image_ids, load_data
+from siglip_flowers.data import image_ids, load_data, read_images
 from siglip_flowers.evaluation.extension import EvaluationExtension
 
 
@@ -84,4 +84,6 @@ def _read_images(
         return {}
     rows = load_data(arguments).splits[split]
     place = {name: number for number, name in enumerate(image_ids(rows))}
-    return {name: decode_rgb(rows[place[name]]["image"]) for name in wanted if name in place}
+    found = [name for name in wanted if name in place]
+    images = read_images(rows, [place[name] for name in found])
+    return dict(zip(found, images, strict=True))

@@ -51,12 +51,14 @@ class DataArguments:
     validation_split_name: str = field(
         default="validation",
         metadata={
-            "help": "The split of --dataset_name to validate on; cut from the training split "
-            "(--validation_fraction, stratified, by --split_seed) where it does not exist."
+            "help": "The split of --dataset_name to validate on. If it does not exist, has no "
+            "labels, or is none, it is cut from the training split (--validation_fraction, "
+            "stratified, by --split_seed)."
         },
     )
     test_split_name: str = field(
-        default="test", metadata={"help": "The split of --dataset_name to test on."}
+        default="test",
+        metadata={"help": "The split of --dataset_name to test on; see --validation_split_name."},
     )
     validation_fraction: float = field(
         default=0.15,

@@ -1,7 +1,6 @@
-"""Images of flowers with labels, from four sources in one shape."""
+"""Labeled images from four sources in one shape."""
 
-from siglip_flowers.data.identity import image_ids
-from siglip_flowers.data.pixels.decoding import decode_rgb
+from siglip_flowers.data.rows import image_ids, read_images
 from siglip_flowers.data.sources.load import (
     ClassificationData,
     check_data_arguments,
@@ -12,8 +11,8 @@ from siglip_flowers.data.sources.load import (
 __all__ = [
     "ClassificationData",
     "check_data_arguments",
-    "decode_rgb",
     "image_ids",
     "load_data",
+    "read_images",
     "resolve_source",
 ]

@@ -1,5 +1,6 @@
 """Class names: always matched by name, never by their position in an alphabetical listing."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,15 +9,18 @@ import datasets
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.text import MAX_SHOWN, abbreviate
 
-# Characters of a name in a message; a label of a data set can be as long as a book.
-MAX_SHOWN = 200
+# Longer runs of digits are compared as text; Python refuses to convert very long ones.
+MAX_DIGITS = 100
+
+logger = logging.getLogger(__name__)
 
 
 def normalize_name(name: str) -> str:
     """Reduce a class name to lower-case words: ``Black_Eyed-Susan`` -> ``black eyed susan``.
 
-    Apostrophes and question marks go without a trace, since folder names often lack them.
+    Apostrophes and question marks are dropped, since folder names often lack them.
     """
     return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['’`?]", "", name.casefold())).split())
 
@@ -26,11 +30,22 @@ _POSITIONS = {normalize_name(name): position for position, name in enumerate(FLO
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", name.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+    return [
+        (0, int(part), "") if part.isdecimal() and len(part) <= MAX_DIGITS else (1, 0, part)
+        for part in parts
+        if part
+    ]
+
+
+def _sort_names(names: Iterable[str]) -> list[str]:
+    unique = set(names)
+    if all(re.fullmatch(r"[+-]?\d{1,100}(\.\d{1,100})?", name) for name in unique):
+        return sorted(unique, key=lambda name: (float(name), name))
+    return sorted(unique, key=lambda name: (_natural_key(name), name))
 
 
 def is_text(name: str) -> bool:
-    """Tell whether a file in UTF-8 can hold a name; that of a file may be any bytes."""
+    """Return whether a file in UTF-8 can hold a name; a file's name may be any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -42,17 +57,28 @@ def _check_names(names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
         if not name.strip():
-            raise InputError(f"A class has the name {name!r}; give it one that can be read.")
+            raise InputError(f"A class has the name {name!r}. Rename it.")
         if not is_text(name):
-            raise InputError(
-                f"The class {name[:MAX_SHOWN]!r} has a name that is not UTF-8 text; rename it."
-            )
+            raise InputError(f"The class name {name[:MAX_SHOWN]!r} is not UTF-8 text. Rename it.")
         # The same letters can be written with accents of their own or without.
         other = seen.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
             raise InputError(
-                f"The classes {other[:MAX_SHOWN]!a} and {name[:MAX_SHOWN]!a} look the "
-                "same (two Unicode forms of one name); rename one."
+                f"The classes {other[:MAX_SHOWN]!a} and {name[:MAX_SHOWN]!a} look the same (two "
+                "Unicode forms of one name). Rename one."
+            )
+
+
+def _warn_about_similar_names(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(normalize_name(name) or name, name)
+        if other != name:
+            logger.warning(
+                "The classes %r and %r differ in case or punctuation only and are two classes; "
+                "rename one if they should be one.",
+                other[:MAX_SHOWN],
+                name[:MAX_SHOWN],
             )
 
 
@@ -60,33 +86,26 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Choose the classes of a data set and give each of its names a class number.
 
     Names that all belong to Oxford Flowers102 get the original spelling and order (of those that
-    occur); any other set of names is kept as it is, in natural order (``2`` before ``10``).
+    occur). Any other set of names is kept as it is, in natural order (``2`` before ``10``).
 
     Returns:
         The class names and, for each name that was given, its index into them.
 
     Raises:
-        InputError: a name that is empty, that no file in UTF-8 can hold, or that looks like
-            another one.
+        InputError: a name that is empty, that is not UTF-8 text, or that looks like another one.
     """
-    given = sorted(set(names), key=lambda name: (_natural_key(name), name))
+    given = _sort_names(names)
     _check_names(given)
     positions = [_POSITIONS.get(normalize_name(name)) for name in given]
     known = [position for position in positions if position is not None]
     if len(known) < len(given):
+        _warn_about_similar_names(given)
         return given, {name: index for index, name in enumerate(given)}
     present = sorted(set(known))
     classes = [FLOWER_NAMES[position] for position in present]
     return classes, {
         name: present.index(position) for name, position in zip(given, known, strict=True)
     }
-
-
-def abbreviate(items: Sequence[str], limit: int = 10) -> str:
-    """Join at most ``limit`` items for a message, cut where long, and say how many more."""
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    shown = (item if len(item) <= MAX_SHOWN else f"{item[:MAX_SHOWN]}…" for item in items[:limit])
-    return ", ".join(shown) + more
 
 
 def follow_model_classes(
@@ -105,8 +124,8 @@ def follow_model_classes(
     if unknown:
         raise InputError(
             f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
-            f"classes ({unknown[0]!r} for one); evaluate it on data with the classes it was "
-            "trained on."
+            f"classes: {abbreviate(unknown)}. Evaluate it on data with the classes it was trained "
+            "on."
         )
     labels = [number_of[names[label]] for label in rows["label"]]
     return (

@@ -1,4 +1,4 @@
-"""Cutting and thinning of splits: every draw comes from a seed and keeps the order of the rows."""
+"""Cut splits and draw subsets; every draw comes from a seed and keeps the order of the rows."""
 
 import logging
 from collections.abc import Sequence
@@ -7,17 +7,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.data.names import abbreviate
+from siglip_flowers.base.text import abbreviate, count
+from siglip_flowers.data.rows import get_labels
 
 SPLIT_NAMES = ("train", "validation", "test")
 
 logger = logging.getLogger(__name__)
-
-
-def get_labels(dataset: Dataset) -> np.ndarray:
-    """Return the class numbers of all rows: int64, shape (rows,)."""
-    table = dataset.select_columns("label").with_format("arrow")[:]
-    return table["label"].to_numpy().astype(np.int64)
 
 
 def _group_rows(labels: np.ndarray) -> list[np.ndarray]:
@@ -32,7 +27,7 @@ def cut_rows(
     """Divide the rows of a training split, class by class, into train and the ``cuts``.
 
     Every cut gets ``fraction`` of each class, rounded but at least one row, as long as one row of
-    the class stays for training. Depends on the labels, the fraction and the seed only.
+    the class remains for training. Depends on the labels, the fraction and the seed only.
 
     Args:
         labels: class numbers, shape (rows,).
@@ -59,7 +54,7 @@ def cut_rows(
 def fill_missing_splits(
     splits: dict[str, Dataset], fraction: float, seed: int
 ) -> tuple[DatasetDict, str]:
-    """Cut validation and test from train where they are missing, stratified by class.
+    """Cut missing validation and test splits from train, stratified by class.
 
     Returns:
         All three splits and the name of the protocol: "as given", "as given, validation cut", ...
@@ -76,7 +71,7 @@ def fill_missing_splits(
         if len(rows[name]) == 0:
             raise InputError(
                 f"The {name} split is missing and cannot be cut from the {len(train)} training "
-                f"images, since no class has enough of them; supply the split."
+                "images: no class has enough of them. Supply the split."
             )
     complete = {**splits, **{name: train.select(part) for name, part in rows.items()}}
     protocol = f"as given, {' and '.join(missing)} cut"
@@ -84,7 +79,7 @@ def fill_missing_splits(
 
 
 def find_empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Return the names of the classes that no row has."""
+    """Return the names of the classes without rows."""
     counts = np.bincount(labels, minlength=len(class_names))
     return [name for name, count in zip(class_names, counts, strict=True) if count == 0]
 
@@ -98,8 +93,8 @@ def require_training_images(labels: np.ndarray, class_names: Sequence[str]) -> N
     empty = find_empty_classes(labels, class_names)
     if empty:
         raise InputError(
-            f"{len(empty)} of {len(class_names)} classes: a class with no training image "
-            f"({abbreviate(empty)}); add images or remove the class from every split."
+            f"No training images for {len(empty)} of {count(len(class_names), 'class')}: "
+            f"{abbreviate(empty)}. Add images, or remove the class from every split."
         )
 
 
@@ -112,7 +107,7 @@ def take_shots(train: Dataset, shots: int, seed: int) -> Dataset:
         short += len(rows) < shots
     if short:
         logger.warning(
-            "%d classes have fewer than --shots %d training images; all of theirs are used.",
+            "%d classes have fewer than --shots %d training images; all of them are used.",
             short,
             shots,
         )

@@ -1,19 +1,16 @@
 """What the page says about one image."""
 
-import io
 import threading
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
 
-from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, decode_rgb, open_image
+from siglip_flowers.data.pixels.decoding import ImageError, read_image
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.demo.neighbors import TrainingImages
 from siglip_flowers.inference.classifier import SiglipImageClassifier
-from siglip_flowers.inference.reading import explain_problem
 from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
 
 # A JPEG is read at an eighth, quarter or half of its size where that leaves this many pixels a
@@ -83,25 +80,10 @@ class Explainer:
         """Return what an image file shows, or why it cannot be read."""
         with self._busy:
             try:
-                image = self._read(content)
-            except DECODING_ERRORS as error:
-                return Answer(problem=explain_problem(error))
-            return self._explain(image)
-
-    def _read(self, content: bytes) -> PIL.Image.Image:
-        with warnings.catch_warnings():
-            # The limit below is the page's own.
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
-            opened = open_image(io.BytesIO(content))
-        with opened:
-            width, height = opened.size
-            if width * height > self.max_pixels:
-                raise ValueError(
-                    f"it has {width * height / 1e6:.0f} megapixels, and at most "
-                    f"{self.max_pixels / 1e6:g} are taken"
-                )
-            opened.draft("RGB", (DRAFT_PIXELS, DRAFT_PIXELS))
-            return decode_rgb(opened)
+                with read_image(content, draft=DRAFT_PIXELS, max_pixels=self.max_pixels) as image:
+                    return self._explain(image)
+            except ImageError as error:
+                return Answer(problem=str(error))
 
     def _explain(self, image: PIL.Image.Image) -> Answer:
         (prediction,) = self.classifier.stream([image], self.top_k)

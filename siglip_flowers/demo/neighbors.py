@@ -7,9 +7,9 @@ from PIL import Image
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
-from siglip_flowers.data.pixels.decoding import decode_rgb, open_value
-from siglip_flowers.data.pixels.fingerprint import fingerprint_images
+from siglip_flowers.data.pixels.decoding import read_image
 from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
+from siglip_flowers.data.rows import fingerprint_images, select_undecoded
 from siglip_flowers.evaluation.features import digest_weights
 from siglip_flowers.evaluation.predict import PassOptions, extract_features
 from siglip_flowers.inference.classifier import SiglipImageClassifier
@@ -28,9 +28,7 @@ class TrainingImages:
     """
 
     def __init__(self, rows: datasets.Dataset, features: np.ndarray) -> None:
-        self.images = rows.select_columns(["image"]).cast_column(
-            "image", datasets.Image(decode=False)
-        )
+        self.images = select_undecoded(rows)
         self.labels: list[int] = list(rows["label"])
         self.names: list[str] = rows.features["label"].names
         self.features = features
@@ -47,11 +45,9 @@ class TrainingImages:
         ]
 
     def _draw_thumbnail(self, row: int) -> Image.Image:
-        with open_value(self.images[row]["image"]) as image:
-            image.draft("RGB", (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            thumbnail = decode_rgb(image)
-        thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-        return thumbnail
+        with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
+            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            return image
 
 
 def encode_training_images(

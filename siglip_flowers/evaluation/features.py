@@ -20,9 +20,9 @@ from siglip_flowers.data.pixels.array_cache import (
     locate_cache,
     open_array,
 )
-from siglip_flowers.data.pixels.fingerprint import fingerprint_images
+from siglip_flowers.data.pixels.decoding import DECODING_VERSION
 from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
-from siglip_flowers.data.splits import get_labels
+from siglip_flowers.data.rows import fingerprint_images, get_labels
 from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import set_probe_head
@@ -81,6 +81,7 @@ def load_features(
         "std": list(processor.image_std),
         "rescale_factor": processor.rescale_factor,
         "pillow": PIL.__version__,
+        "steps": DECODING_VERSION,
     }
     shape = (len(rows), len(poolings), config.hidden_size)
     entry = ArrayEntry(kind="features", key=key, shape=shape, dtype="float32")

@@ -13,19 +13,19 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids
-from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
     collate_pixels,
     get_image_size,
+    open_pixels,
 )
+from siglip_flowers.data.rows import image_ids
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.functions import per_class_rows
 from siglip_flowers.metrics.modules import compute_metrics
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.runtime.prefetch import map_ahead
 
 # Each holds a batch of its own.
@@ -204,7 +204,7 @@ def run_over(
 
 def count_threads() -> int:
     """Return how many threads of this process may run beside the model."""
-    return min(MAX_THREADS, max(1, count_workers(None) // PartialState().num_processes))
+    return min(MAX_THREADS, max(1, count_cores() // PartialState().num_processes))
 
 
 def _read_batches(

@@ -10,15 +10,14 @@ from typing import Any, Literal, cast
 import torch
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.data.inspection import count_workers
-from siglip_flowers.data.names import abbreviate
+from siglip_flowers.base.text import abbreviate
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
 from siglip_flowers.inference.sidecars import OodDetector, load_ood_detector, require_temperature
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.runtime.devices import resolve_device
+from siglip_flowers.runtime.devices import count_cores, resolve_device
 
 # An accelerator is fastest with many images at once; a CPU with as many as its caches hold.
 ACCELERATOR_BATCH_SIZE = 256
@@ -105,7 +104,7 @@ class SiglipImageClassifier:
         self._reader = ImageReader(
             get_image_size(processor),
             processor.resample,
-            num_workers=count_workers(num_workers),
+            num_workers=num_workers or count_cores(),
             allow_urls=allow_urls,
         )
 

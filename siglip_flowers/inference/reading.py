@@ -1,18 +1,16 @@
 """From paths and images to batches of uint8 pixels, decoded by threads ahead of the model."""
 
-import io
 import itertools
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
 import torch
 
-from siglip_flowers.data.pixels.decoding import DECODING_ERRORS, open_image
+from siglip_flowers.data.pixels.decoding import ImageError, read_image
 from siglip_flowers.data.pixels.tensors import ImageSize, get_pixel_shape, resize_image
 from siglip_flowers.inference.finding import fetch_image, is_url
 from siglip_flowers.runtime.prefetch import map_ahead
@@ -88,7 +86,6 @@ class ImageReader:
         self.resample = resample
         self.num_workers = num_workers
         self.allow_urls = allow_urls
-        self._opened_images = threading.Lock()
 
     def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches of the sources in order, decoded ahead of the consumer."""
@@ -114,40 +111,23 @@ class ImageReader:
             try:
                 pixels.append(self._read(source))
                 problems.append("")
-            except DECODING_ERRORS as error:
-                problems.append(explain_problem(error))
+            except (ImageError, OSError, ValueError) as error:
+                problems.append(" ".join(str(error).split()))
         if not pixels:
             nothing = torch.empty(0, *get_pixel_shape(self.size), dtype=torch.uint8)
             return ImageBatch(sources, problems, nothing)
         return ImageBatch(sources, problems, torch.stack(pixels))
 
     def _read(self, source: Source) -> torch.Tensor:
-        if isinstance(source, PIL.Image.Image):
-            # A list may contain the same object twice, and loading it is not thread-safe.
-            with self._opened_images:
-                source.load()
-                source.getexif()
-            return resize_image(source, self.size, self.resample)
+        file: Any = source
         if isinstance(source, np.ndarray):
-            return resize_image(array_to_image(source), self.size, self.resample)
-        file: Source | io.BytesIO = source
-        if is_url(source):
+            file = array_to_image(source)
+        elif is_url(source):
             if not self.allow_urls:
                 raise ValueError("a URL, which is fetched only with allow_urls")
-            file = io.BytesIO(fetch_image(str(source)))
-        elif isinstance(source, bytes):
-            file = io.BytesIO(source)
-        with open_image(file) as image:  # type: ignore[arg-type]
+            file = fetch_image(str(source))
+        with read_image(file) as image:
             return resize_image(image, self.size, self.resample)
-
-
-def explain_problem(error: BaseException) -> str:
-    """Return in a few words why an image could not be read."""
-    if isinstance(error, PIL.UnidentifiedImageError):
-        return "not an image, or an empty file"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _split_evenly(

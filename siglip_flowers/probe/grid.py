@@ -21,7 +21,7 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.config.parsing import dump_configuration
 from siglip_flowers.data import ClassificationData
-from siglip_flowers.data.splits import get_labels
+from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.features import FittedHead, load_split_features
 from siglip_flowers.metrics.neighbors import vote_neighbors
 from siglip_flowers.model.classifier import SiglipClassifier

@@ -16,8 +16,7 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids, load_data
-from siglip_flowers.data.pixels.decoding import decode_rgb
+from siglip_flowers.data import image_ids, load_data, read_images
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.publish.finished import FinishedRun
 
@@ -101,7 +100,7 @@ def check_published(
             paths.append(Path(place) / f"{row}{Path(value['path'] or '').suffix}")
             content = value["bytes"]
             paths[-1].write_bytes(Path(value["path"]).read_bytes() if content is None else content)
-        odd = write_odd_files(decode_rgb(rows[chosen[0]]["image"]), Path(place))
+        odd = write_odd_files(read_images(rows, chosen[:1])[0], Path(place))
         answers = _replay(directory, [*paths, *odd.values()], native=native, place=Path(place))
         ours = SiglipImageClassifier.from_pretrained(directory, dtype="float32", threshold=None)
         expected = [recorded.top[row] for row in chosen]

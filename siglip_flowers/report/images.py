@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.pixels.cache import open_pixels
-from siglip_flowers.data.pixels.decoding import decode_rgb
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import collate_pixels, get_image_size
+from siglip_flowers.data.pixels.tensors import collate_pixels, get_image_size, open_pixels
+from siglip_flowers.data.rows import read_images
 
 THUMBNAIL = 72
 _QUALITY = 80
@@ -49,7 +48,7 @@ class SplitImages:
         if not rows:
             return []
         if self._pixels is None:
-            return [decode_rgb(image) for image in self.rows[list(rows)]["image"]]
+            return read_images(self.rows, rows)
         return [Image.fromarray(image) for image in self._read_squares(rows)]
 
     def read_blocks(self) -> Iterator[np.ndarray]:

@@ -80,6 +80,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
+def count_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def count_workers(workers: int | None) -> int:
     """Return how many processes work at a time: as given, or one per CUDA device, or 1."""
     return max(1, torch.cuda.device_count()) if workers is None else workers

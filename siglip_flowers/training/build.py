@@ -23,14 +23,15 @@ from siglip_flowers.config import (
 from siglip_flowers.config.parsing import dump_configuration
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
-from siglip_flowers.data.pixels.cache import open_pixels
 from siglip_flowers.data.pixels.tensors import (
     PixelNormalizer,
     collate_pixels,
     get_image_size,
+    open_pixels,
     scale_size,
 )
-from siglip_flowers.data.splits import draw_rows, get_labels
+from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.splits import draw_rows
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.modules import compute_metrics

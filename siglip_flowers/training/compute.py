@@ -10,7 +10,7 @@ from accelerate.utils.memory import clear_device_cache
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data.inspection import count_workers
+from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.runtime.preemption import outlive_signals
 
 
@@ -28,7 +28,7 @@ def set_cpu_threads(cpu_threads: int | None) -> None:
         launched = "ACCELERATE_MIXED_PRECISION" in os.environ
         if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
             return
-        cpu_threads = max(1, count_workers(None) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        cpu_threads = max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(cpu_threads)
 
 

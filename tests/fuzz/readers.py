@@ -12,23 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hypothesis import strategies as st
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config import DataArguments, ModelArguments
-from siglip_flowers.config.inherited import make_training_options
-from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.data.inspection import examine_image
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
-from siglip_flowers.data.sources.archive import unpack_images
-from siglip_flowers.data.sources.oxford import (
-    IMAGE_COUNT,
-    ORIGINAL_SIZES,
-    read_labels,
-    read_split_ids,
-)
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.fuzz import mutations
@@ -38,7 +27,6 @@ SECONDS = 20.0
 # A machine that is busy gives a process a tenth of its time.
 WAIT_FACTOR = 10
 READ, REFUSED = "read", "refused"
-ARCHIVE_LIMIT = 1 << 22
 
 # Writes the bytes into a folder of its own, reads them, and returns what became of them.
 Reader = Callable[[bytes, Path], str]
@@ -78,72 +66,6 @@ def check_sentence(error: Exception, name: str) -> None:
     assert len(message.splitlines()) == 1, message
     assert len(message) < 2000, message
     assert name in message, message
-
-
-def read_archive(content: bytes, folder: Path) -> str:
-    """Unpack an archive: exactly the images, or nothing."""
-    archive = folder / "102flowers.tgz"
-    archive.write_bytes(content)
-    outcome, names = READ, set(mutations.IMAGE_NAMES)
-    try:
-        images = unpack_images(archive, folder / "cache", "sum", names, ARCHIVE_LIMIT)
-    except RunError as error:
-        check_sentence(error, str(archive))
-        outcome = REFUSED
-    left = {path for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
-    left -= {archive, folder / "cache" / "sum.lock"}
-    if outcome == READ:
-        assert {path.name for path in left} == names
-        assert {path.parent for path in left} == {images}
-        assert not any(path.is_symlink() for path in left)
-    else:
-        assert left == set()
-    shutil.rmtree(folder / "cache", ignore_errors=True)
-    return outcome
-
-
-def read_mat(content: bytes, folder: Path) -> str:
-    """Read labels and split ids: right numbers, or a sentence."""
-    path = folder / "some.mat"
-    path.write_bytes(content)
-    outcomes = []
-    for read in (read_labels, read_split_ids):
-        try:
-            values = read(path)
-        except InputError as error:
-            check_sentence(error, str(path))
-            outcomes.append(REFUSED)
-            continue
-        outcomes.append(READ)
-        if isinstance(values, dict):
-            numbers = sorted(number for part in values.values() for number in part.tolist())
-            assert numbers == list(range(1, IMAGE_COUNT + 1))
-            assert {name: len(part) for name, part in values.items()} == ORIGINAL_SIZES
-        else:
-            assert values.shape == (IMAGE_COUNT,)
-            assert 1 <= values.min() <= values.max() <= 102
-    return READ if READ in outcomes else REFUSED
-
-
-_OPTIONS: Any = make_training_options()
-
-
-def read_configuration(content: bytes, folder: Path) -> str:
-    """Parse a YAML file as the training command does."""
-    path = folder / "settings.yaml"
-    path.write_bytes(content)
-    try:
-        parse_arguments(
-            [ModelArguments, DataArguments, _OPTIONS],
-            ["--config", str(path), "--output_dir", "out"],
-            prog="train.py",
-            description="",
-        )
-    except InputError as error:
-        # A value that is refused once all are known is named by its option alone.
-        check_sentence(error, "")
-        return REFUSED
-    return READ
 
 
 _IMAGES = ImageReader(8, 2, num_workers=1)
@@ -198,7 +120,6 @@ def make_readers(folder: Path) -> dict[str, tuple[st.SearchStrategy[bytes], Read
         folder: Where the small checkpoint is put.
     """
     whole = make_checkpoint(folder / "whole")
-    mats = mutations.make_mats()
     texts = {
         name: json.loads((whole / name).read_text(encoding="utf-8"))
         for name in ("config.json", "preprocessor_config.json")
@@ -210,12 +131,6 @@ def make_readers(folder: Path) -> dict[str, tuple[st.SearchStrategy[bytes], Read
         mutations.edits(),
     )
     return {
-        "archive": (mutations.archives(), read_archive),
-        "mat": (mutations.mutated(mats) | mutations.packed_mats(mats), read_mat),
-        "yaml": (
-            mutations.yaml_texts() | mutations.mutated([mutations.WHOLE_YAML]),
-            read_configuration,
-        ),
         "image": (
             mutations.mutated([*mutations.make_images(), *mutations.DOCUMENTS]),
             read_image,

@@ -1,95 +1,252 @@
-"""From whatever an image file holds to an upright 8-bit RGB image."""
+"""From an image file of any kind to upright 8-bit RGB; every reader of images comes here.
+
+The steps, in this order:
+
+1. Pillow opens the file, with the formats that it reads without another program. Of an animation
+   the first frame counts.
+2. The size in the header is checked, and the memory for the pixels is reserved.
+3. The pixels are decoded.
+4. The orientation in the EXIF data is applied. EXIF data that cannot be read are ignored.
+5. Samples of more than 8 bits are scaled to 8. A gray image of 9 to 32 bits keeps its high bits:
+   as many as the file says it has, or as the brightest sample needs (8, 10, 12, 16, 24 or 32).
+   Floating-point samples range from 0 to 1, to 255 or, if one is brighter, to the brightest one.
+6. Transparency is put on white, as ``transformers.image_transforms.convert_to_rgb`` does, so that
+   hidden colors under a transparent background never reach the model.
+7. Any other mode (palette, gray, CMYK, ...) is converted to RGB as Pillow does it.
+"""
 
 import io
 import os
-import struct
-import zlib
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
-ORIENTATION_TAG = 0x0112
-# Pillow hands these to another program, Ghostscript, which runs what the file says.
-PROGRAM_FORMATS = frozenset({"EPS"})
-
-# What Pillow's readers and datasets.Image raise on broken files. PNG raises SyntaxError, several
-# other formats struct.error, ValueError or IndexError; OSError covers truncated and unknown files.
-DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    NotImplementedError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
+# A path, the bytes of a file, a file, an opened image or an undecoded ``datasets.Image`` value.
+ImageSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | io.BytesIO | PIL.Image.Image | dict[str, Any]
 )
 
+# Part of the key of everything that is cached: raise it when the steps change.
+DECODING_VERSION = 2
+# Pillow passes these to another program, Ghostscript, which runs what the file says.
+PROGRAM_FORMATS = frozenset({"EPS"})
+# Bytes of decoded pixels at a time, in all threads of a process: 268 megapixels of RGB, or 134 of
+# another mode, whose conversion takes a second copy.
+MAX_PIXEL_BYTES = 2**30
+# Rows that are put on white at a time, which keeps the copies of a large image small.
+STRIP_ROWS = 512
+ORIENTATION_TAG, BITS_PER_SAMPLE_TAG = 0x0112, 0x0102
+# What undoes each orientation of EXIF 2.32.
+TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+SAMPLE_BITS = (8, 10, 12, 16, 24, 32)
 
-def open_image(file: str | os.PathLike[str] | IO[bytes]) -> PIL.Image.Image:
-    """Open an image file of a format that Pillow reads by itself.
 
-    A path must be that of a regular file: a pipe would be waited for, a device has no end.
+class ImageError(ValueError):
+    """An image that cannot be read; the message says why in a few words."""
+
+
+class _MemoryBudget:
+    """Bytes that all threads share; a thread that asks for more than is left waits."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserve(self, count: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + count <= MAX_PIXEL_BYTES or not self._used)
+            self._used += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= count
+                self._changed.notify_all()
+
+
+_budget = _MemoryBudget()
+if hasattr(os, "register_at_fork"):
+    # The threads that hold reservations do not exist in a forked worker.
+    os.register_at_fork(after_in_child=_budget.reset)
+# The same opened image may be in a list twice, and loading one is not thread-safe.
+_loading = threading.Lock()
+
+
+@contextmanager
+def read_image(
+    source: ImageSource, *, draft: int = 0, max_pixels: int | None = None
+) -> Iterator[PIL.Image.Image]:
+    """Yield an image as upright 8-bit RGB, at its own size.
+
+    Memory for its pixels is reserved as long as the block runs: resize it in there.
+
+    Args:
+        source: See ``ImageSource``. A path must be that of a regular file: a pipe would be waited
+            for, and a device has no end.
+        draft: A JPEG may be decoded at a smaller size, but not below this side; 0 does not.
+        max_pixels: The largest image to accept.
 
     Raises:
-        One of DECODING_ERRORS: no such file, or no such image.
+        ImageError: The image cannot be read, whatever its decoder raised.
     """
-    if isinstance(file, (str, os.PathLike)):
-        path = Path(file)
-        if path.exists() and not path.is_file():
-            raise ValueError("a folder" if path.is_dir() else "not a regular file")
-    PIL.Image.init()
-    formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
-    return PIL.Image.open(file, formats=formats)
-
-
-def open_value(value: dict[str, Any]) -> PIL.Image.Image:
-    """Open an undecoded ``datasets.Image`` value, ``{"bytes": ..., "path": ...}``.
-
-    Raises:
-        One of DECODING_ERRORS: as :func:`open_image`.
-    """
-    content, path = value["bytes"], value["path"]
-    if content is None and path is None:
-        raise ValueError("no image")
-    return open_image(path if content is None else io.BytesIO(content))
+    with ExitStack() as stack:
+        try:
+            image = source if isinstance(source, PIL.Image.Image) else _open(source)
+            if image is not source:
+                stack.enter_context(image)
+            size = _check_size(image, max_pixels)
+            if draft:
+                image.draft("RGB", (draft, draft))
+            stack.enter_context(_budget.reserve(size))
+            if image is source:
+                with _loading:
+                    image.load()
+                    _read_orientation(image)
+            rgb = _convert(image)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ImageError(_explain(error)) from error
+        yield rgb
 
 
 def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn an image of any mode upright and into RGB, at its own size.
-
-    Transparency is put on white, as ``transformers.image_transforms.convert_to_rgb`` does, so that
-    hidden colors under a transparent background never reach the model. Samples of 16 bits keep
-    their 8 high bits (Pillow would clip them). An image that datasets.Image has turned already
-    carries no orientation any more and is not turned twice.
+    """Return an opened image of any mode as upright 8-bit RGB, at its own size.
 
     Raises:
-        One of DECODING_ERRORS: the file is broken.
+        ImageError: The file is broken.
     """
-    if image.getexif().get(ORIENTATION_TAG, 1) != 1:
-        image = PIL.ImageOps.exif_transpose(image)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image
-    if image.mode.startswith("I"):
-        high_bits = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        return PIL.Image.fromarray(high_bits.astype(np.uint8)).convert("RGB")
-    if "transparency" in image.info or "A" in image.getbands() or "a" in image.getbands():
-        image = image.convert("RGBA")
-        white = PIL.Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = PIL.Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    with read_image(image) as rgb:
+        return rgb
 
 
+def _open(source: Any) -> PIL.Image.Image:
+    if isinstance(source, dict):
+        source = source["bytes"] if source["bytes"] is not None else source["path"]
+    if source is None:
+        raise ImageError("no image")
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    if isinstance(source, io.BytesIO):
+        empty = not source.getbuffer().nbytes
+    else:
+        status = Path(source).stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        empty = not status.st_size
+    if empty:
+        raise ImageError("empty file")
+    PIL.Image.init()
+    formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
+    return PIL.Image.open(source, formats=formats)
+
+
+def _check_size(image: PIL.Image.Image, max_pixels: int | None) -> int:
+    """Return the bytes that decoding takes."""
+    pixels = image.width * image.height
+    size = pixels * (4 if image.mode == "RGB" else 8)
+    if size > MAX_PIXEL_BYTES or pixels > (max_pixels or pixels):
+        highest = min(MAX_PIXEL_BYTES * pixels // size, max_pixels or pixels)
+        raise ImageError(
+            f"it has {pixels / 1e6:.0f} megapixels, more than the limit of {highest / 1e6:.0f}"
+        )
+    return size
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, PIL.UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, PIL.Image.DecompressionBombError):
+        return f"it has more than {2 * (PIL.Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _read_orientation(image: PIL.Image.Image) -> int:
+    try:
+        orientation: int = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # damaged metadata; the pixels are good
+        return 1
+    return orientation
+
+
+def _convert(image: PIL.Image.Image) -> PIL.Image.Image:
+    # Before the orientation is read: a TIFF is turned by loading it.
+    image.load()
+    transposition = TRANSPOSITIONS.get(_read_orientation(image))
+    deep = image.mode == "F" or image.mode.startswith("I")
+    if deep:
+        image = _scale_to_8_bits(image)
+    if transposition is not None:
+        image = image.transpose(transposition)
+    bands = image.getbands()
+    if "transparency" in image.info or "A" in bands or "a" in bands:
+        image = _put_on_white(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    if transposition is not None:
+        image.info.clear()  # or it would be turned once more
+    return image
+
+
+def _scale_to_8_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Scale gray samples of more than 8 bits (modes I, I;16 and F) to L, or LA with a tRNS."""
+    samples = np.asarray(image)
+    if image.mode == "F":
+        samples = np.nan_to_num(samples, posinf=0, neginf=0)
+        highest = float(samples.max())
+        white = 1.0 if highest <= 1 else max(highest, 255.0)
+        gray = np.clip(samples * (255 / white) + 0.5, 0, 255).astype(np.uint8)
+    else:
+        bits = _count_bits(image, int(samples.max()))
+        gray = np.clip(samples >> (bits - 8), 0, 255).astype(np.uint8)
+    scaled = PIL.Image.fromarray(gray)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        alpha = PIL.Image.fromarray(np.where(samples == transparent, 0, 255).astype(np.uint8))
+        scaled = PIL.Image.merge("LA", (scaled, alpha))
+    return scaled
+
+
+def _count_bits(image: PIL.Image.Image, highest: int) -> int:
+    said = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE_TAG, (16,))[0]
+    # Samples of 12 bits are often stored in 16, which would make them nearly black.
+    return said if 8 < said < 16 else next(bits for bits in SAMPLE_BITS if highest < 2**bits)
+
+
+def _put_on_white(image: PIL.Image.Image) -> PIL.Image.Image:
+    rgb = PIL.Image.new("RGB", image.size)
+    for top in range(0, image.height, STRIP_ROWS):
+        box = (0, top, image.width, min(top + STRIP_ROWS, image.height))
+        strip = image.crop(box).convert("RGBA")
+        white = PIL.Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        rgb.paste(PIL.Image.alpha_composite(white, strip).convert("RGB"), box)
+    return rgb
+
+
+@cache
 def list_image_extensions() -> frozenset[str]:
-    """Return the file name extensions, lower case with a dot, that ``open_image`` can read."""
+    """Return the file name extensions, lower case with a dot, of the formats that are read."""
     extensions = PIL.Image.registered_extensions()
     readable = PIL.Image.OPEN.keys() - PROGRAM_FORMATS
     return frozenset(ending for ending, name in extensions.items() if name in readable)

@@ -1,9 +1,9 @@
 """Images of a NaFlex SigLIP 2: patches at the image's own aspect ratio, padded to a budget.
 
 An image travels as one array (1 + P, K), so that batches are stacked, cached, copied and divided
-like those of square images. Its first row is a header: the numbers of patch rows and of patch
+like those of square images. Its first row is a header: the numbers of patch rows and patch
 columns, two bytes each, the low one first. P rows of patches follow, of K = side * side * 3 bytes
-in the order row, column, color; those behind the image's last patch are zero.
+in the order row, column, color; those after the image's last patch are zero.
 """
 
 import math
@@ -19,15 +19,14 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
 )
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.data.pixels.decoding import decode_rgb
 
-# What two bytes hold.
+# The largest number that two bytes hold.
 MOST_PATCHES = 2**16 - 1
 
 
 @dataclass(frozen=True)
 class PatchBudget:
-    """How images are cut up: into square patches, as many as fit.
+    """How images are cut up: into as many square patches as fit.
 
     Attributes:
         patch_size: Side of a patch in pixels.
@@ -44,7 +43,7 @@ class PatchBudget:
         if self.max_num_patches > MOST_PATCHES:
             raise InputError(
                 f"--max_num_patches {self.max_num_patches} (times the square of "
-                f"--train_resize_scale in training) is more than {MOST_PATCHES}; use fewer."
+                f"--train_resize_scale in training) is more than {MOST_PATCHES}. Use fewer."
             )
 
     @property
@@ -62,7 +61,7 @@ class Patches(NamedTuple):
 
     Attributes:
         values: (B, P, K), uint8 or float on the 0..255 scale.
-        mask: (B, P) int32, 1 for patches of the image and 0 behind them.
+        mask: (B, P) int32, 1 for patches of the image and 0 after them.
         spatial_shapes: (B, 2) int64, patch rows and patch columns.
     """
 
@@ -72,8 +71,7 @@ class Patches(NamedTuple):
 
 
 def pack_image(image: Image.Image, budget: PatchBudget, resample: int) -> torch.Tensor:
-    """Resize an image to whole patches within the budget and cut it up: (1 + P, K) uint8."""
-    image = decode_rgb(image)
+    """Resize an RGB image to whole patches within the budget and cut it up: (1 + P, K) uint8."""
     side = budget.patch_size
     height, width = get_image_size_for_max_num_patches(
         image.height, image.width, side, budget.max_num_patches
@@ -89,7 +87,7 @@ def pack_image(image: Image.Image, budget: PatchBudget, resample: int) -> torch.
 
 
 def unpack_patches(packed: torch.Tensor) -> Patches:
-    """Take packed images (B, 1 + P, K) apart; the values share their memory."""
+    """Split packed images (B, 1 + P, K) into their parts; the values share their memory."""
     header = packed[:, 0, :4].long()
     spatial_shapes = header[:, 0::2] + 256 * header[:, 1::2]
     values = packed[:, 1:]
@@ -107,12 +105,12 @@ def pack_patches(values: torch.Tensor, spatial_shapes: torch.Tensor) -> torch.Te
 
 
 def shrink_grids(spatial_shapes: torch.Tensor, available: int, budget: int) -> torch.Tensor:
-    """Return the grids (B, 2) that images get which were cut up for more patches than wanted.
+    """Return smaller grids (B, 2) for images that were cut up for more patches than wanted.
 
     Args:
         spatial_shapes: (B, 2) int64, grids of at most ``available`` patches.
         available: Patches that they were cut up for.
-        budget: Patches that are wanted at most.
+        budget: The most patches that are wanted.
     """
     if available <= budget:
         return spatial_shapes

@@ -1,24 +1,33 @@
-"""From images to the tensors that the model sees.
+"""From images to the tensors that the model sees, decoded once and kept on disk.
 
 Images are decoded to uint8 and stay so until they are on the device: a quarter of the bytes of
-float32 cross the bus. ``normalize_pixels`` then gives exactly what the checkpoint's own image
+float32 cross the bus. ``PixelNormalizer`` then gives exactly what the checkpoint's own image
 processor would have given.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import datasets
 import numpy as np
+import PIL
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
-from siglip_flowers.data.pixels.decoding import decode_rgb, open_value
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
+from siglip_flowers.data.pixels.decoding import DECODING_VERSION, ImageError, decode_rgb, read_image
 from siglip_flowers.data.pixels.patches import PatchBudget, pack_image, unpack_patches
+from siglip_flowers.data.rows import fingerprint_images, select_undecoded
+from siglip_flowers.runtime.devices import count_cores
 
 # Side in pixels of the squares that images are resized to, or the patches they are cut up into.
 ImageSize = int | PatchBudget
+DECODED_ROWS = 32
 
 
 class PixelBatch(dict[str, torch.Tensor]):
@@ -27,9 +36,9 @@ class PixelBatch(dict[str, torch.Tensor]):
     The images of a NaFlex checkpoint are packed, (B, 1 + P, K); see
     :mod:`siglip_flowers.data.pixels.patches`.
 
-    ``to`` copies pixels and labels to a GPU on a stream of its own, beside the computation of the
-    step before; ``wait`` makes the current stream wait for them. ``index`` stays in main memory:
-    random numbers are drawn from it there.
+    ``to`` copies pixels and labels to a GPU on a stream of its own, in parallel to the computation
+    of the previous step; ``wait`` makes the current stream wait for them. ``index`` stays in main
+    memory: random numbers are drawn from it there.
     """
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
@@ -56,8 +65,8 @@ class PixelBatch(dict[str, torch.Tensor]):
 
 
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    # "cuda", as accelerate names the device of a single process, is the current one; a tensor that
-    # lies there says "cuda:0". Both must get the same stream, or ``wait`` waits for an empty one.
+    # "cuda", as accelerate names the device of a single process, is the current one; a tensor on
+    # it says "cuda:0". Both must get the same stream, or ``wait`` waits for an empty one.
     return _open_stream(torch.cuda.current_device() if device.index is None else device.index)
 
 
@@ -67,7 +76,7 @@ def _open_stream(index: int) -> torch.cuda.Stream:
 
 
 class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as uint8 pixels, decoded whenever they are asked for.
+    """Rows of a data set as uint8 pixels, decoded on access.
 
     Each item is ``pixel_values`` (3, S, S) or (1 + P, K) uint8, ``labels`` int and ``index`` int,
     the row's number, which keys the random numbers of augmentation.
@@ -81,8 +90,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __init__(self, rows: datasets.Dataset, size: ImageSize, resample: int) -> None:
         self.rows = rows.with_format(None)
         self.labels: list[int] = list(rows["label"])
-        undecoded = datasets.Image(decode=False)
-        self.images = rows.select_columns(["image"]).cast_column("image", undecoded)
+        self.images = select_undecoded(rows)
         self.size = size
         self.resample = Image.Resampling(resample)
 
@@ -98,13 +106,28 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
         return [self._item(index, value) for index, value in zip(indices, values, strict=True)]
 
     def _item(self, index: int, value: dict[str, Any]) -> dict[str, Any]:
-        with open_value(value) as image:
-            pixels = resize_image(image, self.size, self.resample)
+        try:
+            with read_image(value) as image:
+                pixels = resize_image(image, self.size, self.resample)
+        except ImageError as error:
+            raise RunError(
+                f"{value['path'] or f'The image of row {index}'} can no longer be read ({error}). "
+                "Restore the file and repeat the command."
+            ) from error
         return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
 
 
 def get_image_size(processor: Any) -> ImageSize:
-    """Return what an image processor makes of images."""
+    """Return the size to which an image processor brings images.
+
+    Raises:
+        InputError: It does not resize them.
+    """
+    if not getattr(processor, "do_resize", True):
+        raise InputError(
+            "The image processor has do_resize false, but the model needs images of one size. Set "
+            "it to true in preprocessor_config.json."
+        )
     if hasattr(processor, "max_num_patches"):
         return PatchBudget(processor.patch_size, processor.max_num_patches)
     side: int = processor.size["height"]
@@ -122,17 +145,18 @@ def get_pixel_shape(size: ImageSize) -> tuple[int, ...]:
 
 
 def resize_image(image: Image.Image, size: ImageSize, resample: int) -> torch.Tensor:
-    """Squash an image to a square, (3, S, S) uint8, or cut it up into patches, (1 + P, K)."""
+    """Squash an RGB image to a square, (3, S, S) uint8, or cut it up into patches, (1 + P, K)."""
+    if image.mode != "RGB":
+        image = decode_rgb(image)
     if isinstance(size, PatchBudget):
         return pack_image(image, size, resample)
-    image = decode_rgb(image)
     if image.size != (size, size):
         image = image.resize((size, size), resample=Image.Resampling(resample))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as uint8 pixels that were decoded before; items as ``PixelDataset``'s.
+    """Rows of a data set as uint8 pixels from the cache; items like those of ``PixelDataset``.
 
     Args:
         pixels: (N, 3, S, S) or (N, 1 + P, K) uint8, a memory map.
@@ -145,7 +169,7 @@ class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
         self.labels = torch.tensor(labels, dtype=torch.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled map would travel as a copy of all pixels.
+        # A memory map is pickled as a copy of all pixels.
         return {**self.__dict__, "pixels": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -160,10 +184,73 @@ class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
         return {"pixel_values": pixels, "labels": int(self.labels[index]), "index": index}
 
     def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
-        # One gather, instead of a tensor an image and a stack of them.
+        # One gather instead of one tensor per image.
         index = torch.as_tensor(indices, dtype=torch.int64)
         pixels = torch.from_numpy(self.pixels[index.numpy()])
         return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
+
+
+def open_pixels(
+    rows: datasets.Dataset, size: ImageSize, resample: int, arguments: DataArguments
+) -> CachedPixels | PixelDataset:
+    """Return the rows as uint8 pixels from the cache, which is filled first if need be.
+
+    Args:
+        rows: A data set with the columns ``image`` and ``label``.
+        size: Side in pixels that images are resized to, or a budget of patches.
+        resample: PIL's resampling filter, from the checkpoint's image processor.
+        arguments: Whether and where pixels are cached, and how many threads decode them.
+
+    Returns:
+        The cached pixels; or, without a cache or if its disk is full, a data set that decodes.
+
+    Raises:
+        RunError: An image can no longer be read.
+    """
+    decoding = PixelDataset(rows, size, resample)
+    if not arguments.pixel_cache or not len(rows):
+        return decoding
+    entry = ArrayEntry(
+        kind="pixels",
+        key={
+            "images": fingerprint_images(rows),
+            "resample": int(resample),
+            # Another Pillow may decode or resample to other values, and so may another version
+            # of the steps in decoding.py.
+            "pillow": PIL.__version__,
+            "steps": DECODING_VERSION,
+        },
+        # Two patch sizes differ in it, and so do two budgets.
+        shape=(len(rows), *get_pixel_shape(size)),
+        dtype="uint8",
+    )
+    workers = arguments.image_workers or count_cores()
+    pixels = open_array(
+        locate_cache(arguments), entry, lambda array: _decode_into(array, decoding, workers)
+    )
+    return decoding if pixels is None else CachedPixels(pixels, decoding.labels)
+
+
+def _decode_into(array: np.ndarray, images: PixelDataset, workers: int) -> None:
+    """Fill (N, ...) uint8 in parallel; Pillow lets other threads run while it decodes."""
+
+    def decode_batch(start: int) -> int:
+        numbers = range(start, min(start + DECODED_ROWS, len(images)))
+        for number, item in zip(numbers, images.__getitems__(numbers), strict=True):
+            array[number] = item["pixel_values"].numpy()
+        return len(numbers)
+
+    starts = range(0, len(images), DECODED_ROWS)
+    with (
+        # None: on a terminal only.
+        tqdm(total=len(images), desc="decoding images", unit="img", disable=None) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
+        try:
+            for count in pool.map(decode_batch, starts):
+                bar.update(count)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def collate_pixels(items: Sequence[dict[str, Any]] | PixelBatch) -> PixelBatch:
@@ -181,13 +268,16 @@ class PixelNormalizer:
     """Turns uint8 pixels into what an image processor's rescaling and normalization give.
 
     Args:
-        processor: An image processor with ``rescale_factor``, ``image_mean`` and ``image_std``.
+        processor: An image processor with ``rescale_factor``, ``image_mean`` and ``image_std``;
+            ``do_rescale`` and ``do_normalize`` may turn either step off.
     """
 
     def __init__(self, processor: Any) -> None:
-        self.rescale_factor = float(processor.rescale_factor)
-        self.mean = tuple(processor.image_mean)
-        self.std = tuple(processor.image_std)
+        rescales = getattr(processor, "do_rescale", True)
+        normalizes = getattr(processor, "do_normalize", True)
+        self.rescale_factor = float(processor.rescale_factor) if rescales else 1.0
+        self.mean = tuple(processor.image_mean) if normalizes else (0.0,) * 3
+        self.std = tuple(processor.image_std) if normalizes else (1.0,) * 3
 
     def prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map pixels, uint8 or float on the 0..255 scale, to the arguments that the model takes.
@@ -206,7 +296,7 @@ class PixelNormalizer:
     def _normalize(self, pixels: torch.Tensor, *shape: int) -> torch.Tensor:
         """Normalize pixels whose colors lie along the axis of ``shape`` that is not 1."""
         # The processor rescales in float64 and rounds to float32 before it normalizes; to be
-        # equal to the last bit, so does this (except where there is no float64).
+        # equal to the last bit, so does this (except on MPS, which has no float64).
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
         std = torch.tensor(self.std, device=pixels.device).view(shape)
         if pixels.dtype == torch.uint8 and pixels.device.type != "mps":

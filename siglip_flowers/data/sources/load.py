@@ -1,4 +1,4 @@
-"""One function for four sources: ``load_data`` gives every one of them the same shape."""
+"""One function for four sources: ``load_data`` brings each of them into the same shape."""
 
 import logging
 from collections.abc import Collection
@@ -8,26 +8,27 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.inspection import SharedImage, count_workers, inspect_images
-from siglip_flowers.data.names import abbreviate
+from siglip_flowers.data.inspection import SharedImage, inspect_images
 from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.folder import list_folder, load_folder
 from siglip_flowers.data.sources.hub import check_hub_arguments, load_hub
 from siglip_flowers.data.sources.oxford import (
     KNOWN_SHARED,
+    check_local_files,
     load_oxford,
-    locate_files,
     looks_like_oxford,
 )
 from siglip_flowers.data.splits import (
     draw_rows,
     fill_missing_splits,
     find_empty_classes,
-    get_labels,
     require_training_images,
     take_shots,
 )
+from siglip_flowers.runtime.devices import count_cores
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class ClassificationData:
     """A data set ready for use: train, validation and test with the columns image and label.
 
     ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
-    dropped from each split, ``shared`` the accepted pairs of images that stand in two splits.
+    dropped from each split, ``shared`` the accepted pairs of images that are in two splits.
     """
 
     splits: DatasetDict
@@ -69,40 +70,35 @@ def check_data_arguments(arguments: DataArguments) -> None:
 
     Raises:
         InputError: options that contradict each other, a missing or wrong directory or file.
-        RunError: a local archive that cannot be one.
     """
     source = resolve_source(arguments)
-    if arguments.data_dir is not None:
+    folder = Path(arguments.data_dir) if arguments.data_dir is not None else None
+    if folder is not None:
         if source not in ("oxford", "folder"):
+            raise InputError(f"--data_source {source} does not use --data_dir {folder}. Drop one.")
+        if not folder.is_dir():
+            problem = "is not a directory" if folder.exists() else "does not exist"
             raise InputError(
-                f"--data_dir {arguments.data_dir} is not used by --data_source {source}; drop one "
-                "of the two."
-            )
-        if not Path(arguments.data_dir).is_dir():
-            problem = (
-                "is not a directory" if Path(arguments.data_dir).exists() else "does not exist"
-            )
-            raise InputError(
-                f"--data_dir {arguments.data_dir} {problem}; give a directory with the original "
-                "files or an image folder."
+                f"--data_dir {folder} {problem}. Give a directory with the original files or an "
+                "image folder."
             )
     if source == "hub":
         check_hub_arguments(arguments)
-    elif source == "oxford" and arguments.data_dir is not None:
-        locate_files(Path(arguments.data_dir))
+    elif source == "oxford" and folder is not None:
+        check_local_files(folder)
     elif source == "oxford" and not arguments.oxford_url.startswith(("http://", "https://")):
         raise InputError(
-            f"--oxford_url is {arguments.oxford_url!r}; it must start with http:// or https://, "
-            "and a local directory goes into --data_dir."
+            f"--oxford_url is {arguments.oxford_url!r}, but must start with http:// or https://. "
+            "Pass a local directory with --data_dir."
         )
     elif source == "folder":
-        assert arguments.data_dir is not None, "the folder source has a directory"
-        listing = list_folder(Path(arguments.data_dir))
+        assert folder is not None, "the folder source has a directory"
+        listing = list_folder(folder)
         require_training_images(listing.labels["train"], listing.class_names)
 
 
 def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, str, str]:
-    """Return all three splits, the name of the protocol and what to call the data."""
+    """Return all three splits, the name of the protocol and a title."""
     if source == "oxford":
         protocol = arguments.split_protocol
         splits = load_oxford(arguments.data_dir, arguments.oxford_url, protocol)
@@ -114,12 +110,12 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
         splits = load_procedural(
             arguments.procedural_images_per_class, size, arguments.procedural_seed
         )
-        return splits, "procedural", f"procedural flowers (invented, {size} px)"
+        return splits, "procedural", f"procedural flowers (drawn, {size} px)"
     if source == "hub":
         given, title = load_hub(arguments), f"{arguments.dataset_name}"
     else:
         assert arguments.data_dir is not None, "the folder source has a directory"
-        given = load_folder(list_folder(Path(arguments.data_dir)))
+        given = load_folder(Path(arguments.data_dir))
         title = f"image folder {Path(arguments.data_dir).resolve().name}"
     splits, protocol = fill_missing_splits(
         given, arguments.validation_fraction, arguments.split_seed
@@ -140,26 +136,26 @@ def _thin_splits(splits: DatasetDict, arguments: DataArguments) -> DatasetDict:
 
 
 def _check_classes(splits: DatasetDict, limit: int | None) -> None:
-    """Stop at a class without training images, or warn where --max_train_samples made it so."""
+    """Require images of every class, or warn if --max_train_samples left a class without any."""
     names = splits["train"].features["label"].names
     labels = get_labels(splits["train"])
     if limit is None:
         require_training_images(labels, names)
     elif empty := find_empty_classes(labels, names):
         logger.warning(
-            "%d classes have no training image among those that --max_train_samples %d drew: %s.",
-            len(empty),
+            "--max_train_samples %d leaves no training image of %s: %s.",
             limit,
+            count(len(empty), "class"),
             abbreviate(empty),
         )
 
 
 def load_data(arguments: DataArguments) -> ClassificationData:
-    """Load the data, thin the splits as asked and look at every image once.
+    """Load the data, draw the subsets that are asked for and check every image once.
 
     Raises:
-        InputError: bad options or files, a class with no training image, an image in two splits.
-        RunError: a failed download, a damaged archive, unreadable images.
+        InputError: bad options or files, a class with no training image, or an image in two splits.
+        RunError: a failed download, a damaged archive, or unreadable images.
     """
     check_data_arguments(arguments)
     source = resolve_source(arguments)
@@ -169,14 +165,14 @@ def load_data(arguments: DataArguments) -> ClassificationData:
     known: Collection[frozenset[str]] = KNOWN_SHARED if source == "oxford" else ()
     splits, skipped, shared = inspect_images(
         splits,
-        workers=count_workers(arguments.image_workers),
+        workers=arguments.image_workers or count_cores(),
         skip_corrupt_images=arguments.skip_corrupt_images,
         cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
         allow_duplicates=arguments.allow_duplicates,
         known_shared=known,
     )
     _check_classes(splits, arguments.max_train_samples)
-    shots = f", {arguments.shots} a class" if arguments.shots is not None else ""
+    shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
     sizes = "/".join(str(len(dataset)) for dataset in splits.values())
     return ClassificationData(
         splits=splits,

@@ -1,0 +1,126 @@
+"""Rows of a data set: labels, image files, ids, digests and decoded images."""
+
+import hashlib
+import json
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pyarrow.compute as pc
+from datasets import Dataset, Image
+
+from siglip_flowers.data.names import normalize_name
+from siglip_flowers.data.pixels.decoding import read_image
+
+FINGERPRINT_ROWS = 256
+# Folders between an image and its class folder.
+MAX_SUBFOLDERS = 3
+
+
+def get_labels(dataset: Dataset) -> np.ndarray:
+    """Return the class numbers of all rows: int64, shape (rows,)."""
+    table = dataset.select_columns("label").with_format("arrow")[:]
+    return table["label"].to_numpy().astype(np.int64)
+
+
+def select_undecoded(dataset: Dataset) -> Dataset:
+    """Return the column image alone, as values ``{"bytes": ..., "path": ...}``."""
+    return dataset.select_columns("image").cast_column("image", Image(decode=False))
+
+
+def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PIL.Image.Image]:
+    """Return images by row number as RGB, decoded as in training.
+
+    Raises:
+        ImageError: One cannot be read.
+    """
+    images = []
+    for value in select_undecoded(dataset)[list(rows)]["image"] if len(rows) else ():
+        with read_image(value) as image:
+            images.append(image)
+    return images
+
+
+def get_image_paths(dataset: Dataset) -> list[str | None]:
+    """Return the path stored with each image, without reading any image."""
+    paths = pc.struct_field(dataset.data.column("image"), "path")
+    # A selected data set is its whole table plus row numbers; Dataset has no public way to
+    # read one struct field through them without copying the bytes of every image.
+    rows = dataset._indices
+    if rows is not None:
+        paths = paths.take(rows.column(0))
+    return paths.to_pylist()
+
+
+def _list_source_rows(dataset: Dataset) -> list[int]:
+    rows = dataset._indices
+    return list(range(len(dataset))) if rows is None else rows.column(0).to_pylist()
+
+
+def image_ids(dataset: Dataset) -> list[str]:
+    """Name every row of a split; names are unique within it and survive selecting rows.
+
+    The stem of the image's file, after its class and subfolders if the file is in a folder of that
+    name (``rose/0001``, ``rose/2019/0001``). A row without a path is ``<split>_<row number in the
+    source>``. Two rows with the same name get the file's extension and, if that is not enough, the
+    row number added.
+    """
+    class_names = dataset.features["label"].names
+    normalize = lru_cache(normalize_name)
+    prefix = dataset.split if dataset.split is not None else "row"
+    rows = _list_source_rows(dataset)
+    ids, extensions = [], []
+    for path, row, label in zip(
+        get_image_paths(dataset), rows, get_labels(dataset).tolist(), strict=True
+    ):
+        stem, extension = posixpath.splitext((path or f"{prefix}_{row}").replace("\\", "/"))
+        parts = stem.split("/")
+        wanted = normalize(class_names[label])
+        nearest = range(len(parts) - 2, max(-1, len(parts) - 3 - MAX_SUBFOLDERS), -1)
+        start = next((n for n in nearest if parts[n] and normalize(parts[n]) == wanted), -1)
+        ids.append("/".join(parts[start:]))
+        extensions.append(extension)
+    for suffixes in (extensions, [f"_{row}" for row in rows]):
+        counts = Counter(ids)
+        ids = [
+            name + suffix if counts[name] > 1 else name
+            for name, suffix in zip(ids, suffixes, strict=True)
+        ]
+    return ids
+
+
+def fingerprint_images(dataset: Dataset) -> str:
+    """Return a digest of the images, in row order, without decoding any.
+
+    Embedded images count by their bytes, files by path, length and time of change. Unlike the
+    fingerprint that ``datasets`` keeps, it is the same in every process, and it changes when a
+    file of an image folder is replaced.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for value in _iterate_undecoded(dataset):
+        digest.update(_identify(value))
+    return digest.hexdigest()
+
+
+def _iterate_undecoded(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
+    undecoded = select_undecoded(dataset)
+    for start in range(0, len(undecoded), FINGERPRINT_ROWS):
+        yield from undecoded[start : start + FINGERPRINT_ROWS]["image"]
+
+
+def _identify(value: dict[str, Any] | None) -> bytes:
+    if value is None:
+        return b"none"
+    if value["bytes"] is not None:
+        return hashlib.blake2b(value["bytes"], digest_size=16).digest()
+    path = value["path"]
+    try:
+        status = os.stat(path)
+    except OSError:
+        return json.dumps([path, None]).encode()
+    return json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns]).encode()
