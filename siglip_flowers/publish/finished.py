@@ -129,21 +129,16 @@ def read_finished_run(directory: Path) -> FinishedRun:
 
 
 def _arrange(table: pyarrow.Table) -> Predictions:
-    columns = {name: table.column(name).to_pylist() for name in COLUMNS}
-    labels = np.asarray(columns["label"], dtype=np.int64)
-    top_labels = columns["top_labels"]
+    frame = table.to_pandas()
+    labels = frame["label"].to_numpy(np.int64)
+    pairs = zip(frame["top_names"], frame["top_probabilities"].map(list), strict=True)
     return Predictions(
-        ids=columns["image_id"],
+        ids=frame["image_id"].tolist(),
         labels=labels,
-        label_names=columns["label_name"],
-        predicted=np.asarray([row[0] for row in top_labels], dtype=np.int64),
-        hits=np.asarray([label in row for label, row in zip(labels, top_labels, strict=True)]),
-        top=[
-            dict(zip(names, shares, strict=True))
-            for names, shares in zip(
-                columns["top_names"], columns["top_probabilities"], strict=True
-            )
-        ],
+        label_names=frame["label_name"].tolist(),
+        predicted=np.asarray([row[0] for row in frame["top_labels"]], dtype=np.int64),
+        hits=np.asarray([n in row for n, row in zip(labels, frame["top_labels"], strict=True)]),
+        top=[dict(zip(names, shares, strict=True)) for names, shares in pairs],
     )
 
 
