@@ -39,6 +39,11 @@ def abbreviate(items: Sequence[str], limit: int = 10) -> str:
     return ", ".join(shown) + more
 
 
+def shorten_description(description: str) -> str:
+    """Return the name of a data set from its description, without source, splits and sizes."""
+    return description.split(" (")[0].split(", ")[0]
+
+
 def format_csv(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as CSV: numbers with six digits, and text that no spreadsheet computes."""
     text = io.StringIO()

@@ -4,19 +4,53 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-import PIL.Image
+import datasets
+import numpy as np
 import PIL.ImageOps
+from PIL import Image
 
 from siglip_flowers.data.pixels.decoding import ImageError, read_image
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
-from siglip_flowers.demo.neighbors import TrainingImages
+from siglip_flowers.data.rows import select_undecoded
+from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
+from siglip_flowers.metrics.neighbors import find_neighbors
 
-# A JPEG is read at an eighth, quarter or half of its size where that leaves this many pixels a
-# side: more than any encoder takes.
+# JPEG files are decoded at a fraction of their size if this many pixels per side remain, which is
+# more than any encoder takes.
 DRAFT_PIXELS = 2048
 OVERLAY_PIXELS = 448
+THUMBNAIL_PIXELS = 160
+
+
+class TrainingImages:
+    """Images with their features, to be searched by features.
+
+    Args:
+        rows: N rows with the columns ``image`` and ``label``.
+        features: (N, D) float32.
+    """
+
+    def __init__(self, rows: datasets.Dataset, features: np.ndarray) -> None:
+        self.images = select_undecoded(rows)
+        self.labels: list[int] = list(rows["label"])
+        self.names: list[str] = rows.features["label"].names
+        self.features = features
+
+    def find(self, query: np.ndarray, count: int) -> list[tuple[Image.Image, str, float]]:
+        """Return thumbnail, class name and cosine of the images nearest to features (D,)."""
+        found = find_neighbors(self.features, query[None], count)
+        pairs = zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True)
+        return [
+            (self._draw_thumbnail(row), self.names[self.labels[row]], cosine)
+            for row, cosine in pairs
+        ]
+
+    def _draw_thumbnail(self, row: int) -> Image.Image:
+        with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
+            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            return image
 
 
 @dataclass(frozen=True)
@@ -25,46 +59,39 @@ class Answer:
 
     Attributes:
         results: ``{"label", "score"}`` of the likeliest classes, the likeliest first.
-        known: Whether it shows one of the known classes; None where the model cannot tell.
-        overlay: The image with what the model looks at lit up.
+        known: Whether it shows one of the known classes; None if the model cannot tell.
+        overlay: The image, brighter where the model looks.
         neighbors: Thumbnail, class name and cosine of the nearest training images.
         problem: Why the image could not be read; everything else is empty then.
     """
 
     results: list[dict[str, Any]] = field(default_factory=list)
     known: bool | None = None
-    overlay: PIL.Image.Image | None = None
-    neighbors: list[tuple[PIL.Image.Image, str, float]] = field(default_factory=list)
+    overlay: Image.Image | None = None
+    neighbors: list[tuple[Image.Image, str, float]] = field(default_factory=list)
     problem: str = ""
 
 
 class Explainer:
-    """Answers for images, one at a time, whatever threads ask.
+    """Answers for images, one at a time, from any thread.
 
     Args:
         classifier: The classifier.
         processor: Its image processor.
-        images: The training images to compare with, if there are any.
-        top_k: Classes to name.
-        neighbors: Training images to show.
-        max_pixels: Larger images are refused before they are decoded.
+        options: How many classes and neighbors to show, and the largest image to accept.
+        images: The training images to compare with, if any.
     """
 
     def __init__(
         self,
         classifier: SiglipImageClassifier,
         processor: Any,
-        *,
+        options: DemoArguments,
         images: TrainingImages | None = None,
-        top_k: int = 5,
-        neighbors: int = 6,
-        max_pixels: int = 80_000_000,
     ) -> None:
         self.classifier = classifier
+        self.options = options
         self.images = images
-        self.top_k = top_k
-        self.neighbors = neighbors
-        self.max_pixels = max_pixels
         self._size, self._resample = get_image_size(processor), processor.resample
         self._normalizer = PixelNormalizer(processor)
         # Memory for one image, and hooks on one model.
@@ -78,15 +105,16 @@ class Explainer:
 
     def explain(self, content: bytes) -> Answer:
         """Return what an image file shows, or why it cannot be read."""
+        limit = round(self.options.max_megapixels * 1e6)
         with self._busy:
             try:
-                with read_image(content, draft=DRAFT_PIXELS, max_pixels=self.max_pixels) as image:
+                with read_image(content, draft=DRAFT_PIXELS, max_pixels=limit) as image:
                     return self._explain(image)
             except ImageError as error:
                 return Answer(problem=str(error))
 
-    def _explain(self, image: PIL.Image.Image) -> Answer:
-        (prediction,) = self.classifier.stream([image], self.top_k)
+    def _explain(self, image: Image.Image) -> Answer:
+        (prediction,) = self.classifier.stream([image], self.options.top_k)
         if prediction.problem:
             return Answer(problem=prediction.problem)
         pixels = resize_image(image, self._size, self._resample)[None]
@@ -97,12 +125,11 @@ class Explainer:
         nearest = []
         if self.images is not None:
             features = engine.extract_features(pixels)[0].cpu().numpy()
-            nearest = self.images.find(features, self.neighbors)
+            nearest = self.images.find(features, self.options.neighbors)
+        shown = PIL.ImageOps.contain(image, (OVERLAY_PIXELS, OVERLAY_PIXELS))
         return Answer(
             results=prediction.results,
             known=prediction.known,
-            overlay=draw_overlay(
-                PIL.ImageOps.contain(image, (OVERLAY_PIXELS, OVERLAY_PIXELS)), saliency
-            ),
+            overlay=draw_overlay(shown, saliency),
             neighbors=nearest,
         )

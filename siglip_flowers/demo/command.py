@@ -4,25 +4,25 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.run_dir import CONFIG_FILE
+from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import SOURCE_OPTIONS, find_model, parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.demo.address import check_port
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
-    from siglip_flowers.demo.neighbors import TrainingImages
-    from siglip_flowers.inference.classifier import SiglipImageClassifier
+    from siglip_flowers.data import ClassificationData
 
 PROG = "siglip-flowers demo"
 DESCRIPTION = "Open a page in the browser to try a classifier on images."
 KINDS = (DemoArguments, DataArguments)
+EXAMPLES = 4
 
 logger = logging.getLogger(__name__)
 
@@ -36,68 +36,65 @@ def main(argv: list[str] | None = None) -> int:
 def _check(argv: list[str]) -> None:
     options, _ = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
     find_model(options.model)
-    check_port(options.host, options.port)
+    options.check_address()
     if importlib.util.find_spec("gradio") is None:
-        raise InputError(
-            "The page needs gradio, which is not installed; run pip install 'siglip_flowers[demo]'."
-        )
+        raise InputError("The page requires gradio; run pip install 'siglip_flowers[demo]'.")
 
 
 def _serve(argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.demo.answer import Explainer
-        from siglip_flowers.demo.app import serve_page
+        from siglip_flowers.data.rows import get_labels, read_images
+        from siglip_flowers.demo.answer import Explainer, TrainingImages
+        from siglip_flowers.demo.page import serve_page
+        from siglip_flowers.evaluation.features import load_features
+        from siglip_flowers.evaluation.predict import PassOptions
         from siglip_flowers.inference.classifier import SiglipImageClassifier
         from siglip_flowers.model.loading import load_image_processor
 
-    options, data = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
     classifier = SiglipImageClassifier.from_pretrained(options.model, dtype=options.dtype)
     processor = load_image_processor(options.model)
-    images = None
-    if options.neighbors:
-        _, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
-        named = any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3])
-        # Without either, the default would be to download Flowers102.
-        if named or (Path(options.model).parent / CONFIG_FILE).is_file():
-            images = _find_images(classifier, processor, data, named)
-    explainer = Explainer(
-        classifier,
-        processor,
-        images=images,
-        top_k=options.top_k,
-        neighbors=options.neighbors,
-        max_pixels=round(options.max_megapixels * 1e6),
-    )
-    serve_page(
-        explainer,
-        host=options.host,
-        port=options.port,
-        max_megabytes=options.max_megabytes,
-        when_ready=lambda url: print(f"The page is at {url} (Ctrl-C ends it).", flush=True),
-    )
+    _, given = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    data = _load_data(options, data_arguments, given) if options.neighbors else None
+    images, dataset, examples = None, None, []
+    if data is not None:
+        model, train, test = classifier.engine.model, data.splits["train"], data.splits["test"]
+        dtype = str(classifier.dtype).removeprefix("torch.")
+        passing = PassOptions(batch_size=64, dtype=dtype, data_arguments=data_arguments)
+        features = load_features(model, processor, train, passing)[model.config.pooling]
+        images = TrainingImages(train, features)
+        dataset = shorten_description(data.description)
+        # One image of each of the first classes.
+        labels = get_labels(test).tolist()
+        rows = [labels.index(label) for label in sorted(set(labels))[:EXAMPLES]]
+        names = [data.class_names[labels[row]] for row in rows]
+        examples = list(zip(names, read_images(test, rows), strict=True))
+    explainer = Explainer(classifier, processor, options, images)
+    serve_page(explainer, options, dataset, examples)
 
 
-def _find_images(
-    classifier: "SiglipImageClassifier", processor: Any, data: DataArguments, named: bool
-) -> "TrainingImages | None":
-    """Return the training images, or None where the model's own data are not there.
+def _load_data(
+    options: DemoArguments, data_arguments: DataArguments, given: DataArguments
+) -> "ClassificationData | None":
+    """Return the data of the model, or None if they are not available.
 
     Args:
-        classifier: The classifier, by which they are compared.
-        processor: Its image processor.
-        data: Where they come from.
-        named: Whether the command line names the source, which must be there then.
+        options: Has the model.
+        data_arguments: The data options, by default those of the model's run.
+        given: What the command line alone says: data that it names must be there.
     """
     # See _serve.
     from siglip_flowers.data import load_data
-    from siglip_flowers.demo.neighbors import encode_training_images
 
+    named = any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3])
+    # Without either, the default would be to download Flowers102.
+    if not named and not (Path(str(options.model)).parent / CONFIG_FILE).is_file():
+        return None
     try:
-        rows = load_data(data).splits["train"]
+        return load_data(data_arguments)
     except (InputError, RunError) as error:
         if named:
             raise
         logger.warning("The page has no training images to show: %s", error)
         return None
-    return encode_training_images(classifier, processor, rows, data)

@@ -1,20 +1,20 @@
-"""An answer as HTML, whole in itself: images are inside it, and no file is named."""
+"""An answer as HTML, complete in itself: images are embedded, and no file is named."""
 
 import base64
 import html
 import io
 
-import PIL.Image
+from PIL import Image
 
 from siglip_flowers.demo.answer import Answer
 
-HOW_SALIENCY = {
-    "map": "attention of the pooling head",
-    "mean": "attention rollout",
-}
+HOW_SALIENCY = {"map": "attention of the pooling head", "mean": "attention rollout"}
 EMPTY = '<p class="sf-hint">The answer appears here.</p>'
-
 STYLE = """
+.gradio-container { width: 100% !important; max-width: 1080px !important;
+  margin: 0 auto !important; }
+:is(button, a, input, [tabindex]):focus-visible { outline: 3px solid #be185d !important;
+  outline-offset: 2px; }
 .sf-answer { container-type: inline-size; }
 .sf-answer h2 { margin: 0 0 .6rem; font-size: 1.35rem; overflow-wrap: anywhere; }
 .sf-answer h3 { margin: 1.2rem 0 .4rem; font-size: 1rem; }
@@ -47,40 +47,37 @@ def render_answer(answer: Answer, pooling: str) -> str:
             '<div class="sf-answer" role="alert"><p class="sf-problem">This file cannot be read as '
             f"an image: {html.escape(answer.problem)}.</p></div>"
         )
-    parts = [f"<h2>{html.escape(_summarize(answer))}</h2>", '<div class="sf-columns"><div>']
-    parts += ["<h3>Likeliest names</h3>", _render_classes(answer), "</div><div>"]
+    best = answer.results[0]
+    summary = f"{best['label']}, {_format_share(best['score'])}"
+    if answer.known is False:
+        summary = f"Not one of the known classes; nearest: {best['label']}"
+    overlay = ""
     if answer.overlay is not None:
-        parts += [
-            "<h3>Where the model looks</h3>",
-            _render_image(
-                answer.overlay,
-                "The image, brighter where the model looks",
-                f"Brighter patches weigh more ({HOW_SALIENCY[pooling]}).",
-                "sf-overlay",
-            ),
-        ]
-    parts.append("</div></div><h3>Nearest training images</h3>")
+        overlay = "<h3>Where the model looks</h3>" + _render_image(
+            answer.overlay,
+            "The image, brighter where the model looks",
+            f"Brighter patches weigh more ({HOW_SALIENCY[pooling]}).",
+            "sf-overlay",
+        )
+    nearest = '<p class="sf-hint">Not available: the page was started without data.</p>'
     if answer.neighbors:
-        figures = [
+        figures = "".join(
             _render_image(thumbnail, f"Training image: {name}", f"{name}, {cosine:.2f}")
             for thumbnail, name, cosine in answer.neighbors
-        ]
-        parts.append(f'<div class="sf-nearest">{"".join(figures)}</div>')
-        parts.append('<p class="sf-hint">With the cosine of their features to this image\'s.</p>')
-    else:
-        parts.append('<p class="sf-hint">Not available: the page was started without data.</p>')
-    return f'<div class="sf-answer" role="status">{"".join(parts)}</div>'
-
-
-def _summarize(answer: Answer) -> str:
-    best = answer.results[0]
-    if answer.known is False:
-        return f"Not one of the known flowers; nearest: {best['label']}"
-    return f"{best['label']}, {_format_share(best['score'])}"
+        )
+        nearest = (
+            f'<div class="sf-nearest">{figures}</div>'
+            '<p class="sf-hint">With the cosine similarity of their features.</p>'
+        )
+    return (
+        f'<div class="sf-answer" role="status"><h2>{html.escape(summary)}</h2>'
+        f'<div class="sf-columns"><div><h3>Likeliest classes</h3>{_render_classes(answer)}</div>'
+        f"<div>{overlay}</div></div><h3>Nearest training images</h3>{nearest}</div>"
+    )
 
 
 def _format_share(score: float) -> str:
-    # The space is one where no line breaks.
+    # With a space that does not break the line.
     return f"{100 * score:.1f}\u00a0%"
 
 
@@ -95,7 +92,7 @@ def _render_classes(answer: Answer) -> str:
     return f'<ol class="sf-classes">{"".join(items)}</ol>'
 
 
-def _render_image(image: PIL.Image.Image, description: str, caption: str, kind: str = "") -> str:
+def _render_image(image: Image.Image, description: str, caption: str, kind: str = "") -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     content = base64.b64encode(buffer.getvalue()).decode("ascii")

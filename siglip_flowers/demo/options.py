@@ -1,5 +1,6 @@
-"""What the page to try a classifier serves, and where."""
+"""Options of ``siglip-flowers demo``."""
 
+import socket
 from dataclasses import dataclass, field
 
 from siglip_flowers.base.errors import InputError
@@ -15,14 +16,14 @@ class DemoArguments:
         default=None,
         metadata={
             "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
-            "id; left out, the newest model under results/."
+            "id; default: the newest model under results/."
         },
     )
     host: str = field(
         default="127.0.0.1",
         metadata={
-            "help": "Address to serve on; 127.0.0.1 is this machine alone, 0.0.0.0 lets everybody "
-            "in who reaches it."
+            "help": "Address to serve on. 127.0.0.1 is this machine alone; 0.0.0.0 admits "
+            "everybody who can reach it."
         },
     )
     port: int = field(default=7860, metadata={"help": "Port to serve on."})
@@ -30,33 +31,46 @@ class DemoArguments:
     neighbors: int = field(
         default=6,
         metadata={
-            "help": "Nearest training images shown; 0 shows none and needs no data. The data are "
-            "those that the model was trained on, or that the data options name."
+            "help": "Nearest training images to show; 0 shows none and requires no data. The data "
+            "are those of the model's training, unless data options name others."
         },
     )
     max_megapixels: float = field(
-        default=80.0,
-        metadata={"help": "Larger images are refused, before they are decoded."},
+        default=80.0, metadata={"help": "Larger images are refused before they are decoded."}
     )
     max_megabytes: int = field(
-        default=64, metadata={"help": "Larger files are refused while they are uploaded."}
+        default=64, metadata={"help": "Larger files are refused during the upload."}
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Number format of the encoder: auto (bfloat16 where the device computes it "
-            "natively, else float32), float32, bfloat16, or float16 on CUDA."
+            "help": "dtype of the encoder: auto (bfloat16 if the device computes it natively, else "
+            "float32), float32, bfloat16, or float16 on CUDA."
         },
     )
 
     def __post_init__(self) -> None:
         check_range("port", self.port, 1, 65535)
         check_positive("top_k", self.top_k)
-        # Pillow refuses 179 by itself.
+        check_range("neighbors", self.neighbors, 0, 1000)
+        # Pillow itself refuses 179.
         check_range("max_megapixels", self.max_megapixels, 0.01, 170)
         check_positive("max_megabytes", self.max_megabytes)
         check_choice("dtype", self.dtype, DTYPES)
-        if self.neighbors < 0:
-            raise InputError(f"--neighbors is {self.neighbors}; it must be at least 0.")
-        if not self.host.strip():
-            raise InputError("--host is empty; give an address such as 127.0.0.1.")
+
+    def check_address(self) -> None:
+        """Raise InputError unless the page can be served on host and port."""
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(family, kind, protocol) as probe:
+                # As the server does: an address that a server has just left is free.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"The page cannot be served on {self.host}:{self.port} ({reason}); choose another "
+                "--port or --host."
+            ) from error

@@ -15,6 +15,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import digest_weight_files
 from siglip_flowers.base.hub_names import is_hub_id
 from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, is_finished
+from siglip_flowers.base.text import shorten_description
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.metrics.functions import accuracy, precision_recall_f1
 
@@ -72,9 +73,7 @@ class FinishedRun:
     @property
     def dataset_title(self) -> str:
         """The name of the data set for readers."""
-        description: str = self.metrics["data"]["description"]
-        # The source may follow in parentheses, splits and sizes after a comma.
-        return description.split(" (")[0].split(", ")[0]
+        return shorten_description(self.metrics["data"]["description"])
 
 
 def check_finished(directory: Path) -> None:

@@ -1,38 +1,31 @@
 """The page: a Gradio app around an explainer, served to browsers without any other host."""
 
+import html
 import json
 import os
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
+from PIL import Image
 
-from siglip_flowers.data.sources.drawing import draw_flower
-from siglip_flowers.data.sources.species import SPECIES_NAMES
-from siglip_flowers.demo.address import check_port
+from siglip_flowers.base.text import count
 from siglip_flowers.demo.answer import Explainer
 from siglip_flowers.demo.markup import EMPTY, STYLE, render_answer
+from siglip_flowers.demo.options import DemoArguments
 
-TITLE = "Which flower is it?"
-EXAMPLE_SPECIES = (3, 27, 58, 90)
-EXAMPLE_PIXELS = 256
-# Seconds after which an uploaded image is deleted, and between looks for such images.
+TITLE = "Image classifier"
+NAMED_CLASSES = 3
+# Seconds after which an uploaded image is deleted.
 KEEP_UPLOADS = 600
-# Whatever a library's page may ask for, a browser loads nothing from another host.
+# Browsers load nothing from another host, whatever the page of a library asks for.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'self'"
 )
-PAGE_STYLE = """
-.gradio-container { width: 100% !important; max-width: 1080px !important;
-  margin: 0 auto !important; }
-:is(button, a, input, [tabindex]):focus-visible { outline: 3px solid #be185d !important;
-  outline-offset: 2px; }
-"""
-# Gradio gives the examples' buttons an image but no name.
+# Gradio gives the buttons of examples an image but no name.
 NAME_BUTTONS = """() => {
   const names = %s;
   document.querySelectorAll("button.gallery-item").forEach(
@@ -41,7 +34,7 @@ NAME_BUTTONS = """() => {
 
 
 class _PolicyHeader:
-    """ASGI middleware that adds the content security policy to every answer."""
+    """ASGI middleware that adds the content security policy to every response."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self.app = app
@@ -56,41 +49,47 @@ class _PolicyHeader:
         await self.app(scope, receive, send_with_policy)
 
 
+def describe_classes(names: Sequence[str], dataset: str | None) -> str:
+    """Return a sentence in HTML about what the model knows."""
+    source = f" of {dataset}" if dataset else ""
+    shown = ", ".join(names[:NAMED_CLASSES])
+    more = f" and {len(names) - NAMED_CLASSES} more" if len(names) > NAMED_CLASSES else ""
+    return html.escape(f"The model knows {count(len(names), 'class')}{source}: {shown}{more}.")
+
+
 def serve_page(
     explainer: Explainer,
-    *,
-    host: str,
-    port: int,
-    max_megabytes: int,
-    when_ready: Callable[[str], None],
+    options: DemoArguments,
+    dataset: str | None,
+    examples: Sequence[tuple[str, Image.Image]],
 ) -> None:
     """Serve the page until an exception, such as Ctrl-C, ends it.
 
     Args:
         explainer: Answers for images.
-        host: Address to serve on.
-        port: Port to serve on.
-        max_megabytes: Larger files are refused.
-        when_ready: Is told the URL.
+        options: The address, and the largest file to accept.
+        dataset: The name of the model's data set, if known.
+        examples: Images to try, with their classes.
 
     Raises:
         InputError: The address cannot be served on.
     """
     with tempfile.TemporaryDirectory(prefix="siglip_flowers_page_") as folder:
-        # Read when gradio is imported, or when it first keeps a file.
+        # Gradio reads these when it is imported or keeps its first file.
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "uploads")
         # Four seconds, which --help and bad usage do not need.
         import gradio
         from starlette.middleware import Middleware
 
-        page = build_page(explainer, Path(folder) / "examples")
-        check_port(host, port)
+        description = describe_classes(explainer.classifier.class_names, dataset)
+        page = build_page(explainer, description, examples, Path(folder))
+        options.check_address()
         page.queue(default_concurrency_limit=1)
         try:
             _, url, _ = page.launch(
-                server_name=host,
-                server_port=port,
+                server_name=options.host,
+                server_port=options.port,
                 share=False,
                 inbrowser=False,
                 quiet=True,
@@ -100,23 +99,28 @@ def serve_page(
                 pwa=False,
                 mcp_server=False,
                 footer_links=[],
-                max_file_size=max_megabytes * 2**20,
+                max_file_size=options.max_megabytes * 2**20,
                 app_kwargs={"middleware": [Middleware(_PolicyHeader)]},
                 theme=gradio.themes.Default(
                     primary_hue="pink",
                     font=["system-ui", "sans-serif"],
                     font_mono=["ui-monospace", "monospace"],
                 ),
-                css=PAGE_STYLE + STYLE,
+                css=STYLE,
             )
-            when_ready(url)
+            print(f"The page is at {url} (Ctrl-C ends it).", flush=True)
             threading.Event().wait()
         finally:
             page.close(verbose=False)
 
 
-def build_page(explainer: Explainer, examples_folder: Path) -> Any:
-    """Return the page as ``gradio.Blocks``; example images are drawn into the folder."""
+def build_page(
+    explainer: Explainer,
+    description: str,
+    examples: Sequence[tuple[str, Image.Image]],
+    folder: Path,
+) -> Any:
+    """Return the page as ``gradio.Blocks``; examples are written to the folder."""
     # See serve_page.
     import gradio
 
@@ -128,7 +132,7 @@ def build_page(explainer: Explainer, examples_folder: Path) -> Any:
     with gradio.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(KEEP_UPLOADS, KEEP_UPLOADS)
     ) as page:
-        gradio.Markdown(f"# {TITLE}\nDrop an image, or choose an example.")
+        gradio.HTML(f"<h1>{TITLE}</h1><p>{description} Drop an image to classify it.</p>")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 image = gradio.Image(
@@ -140,33 +144,29 @@ def build_page(explainer: Explainer, examples_folder: Path) -> Any:
                     buttons=[],
                     elem_id="image",
                 )
-                # Gradio would decode the file, without limits, only to hand on its path.
+                # Gradio would decode the file, without limits, only to pass on its path.
                 image.preprocess = (  # type: ignore[method-assign]
                     lambda payload: payload.path if payload else None
                 )
-                examples = draw_examples(examples_folder)
-                gradio.Examples(
-                    examples,
-                    image,
-                    label="Examples (drawn, not photographs)",
-                    cache_examples=False,
-                    api_name=False,  # type: ignore[arg-type]
-                )
+                if examples:
+                    gradio.Examples(
+                        _write_examples(examples, folder),
+                        image,
+                        label="Test images",
+                        cache_examples=False,
+                        api_name=False,  # type: ignore[arg-type]
+                    )
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(EMPTY, label="Answer", elem_id="answer", padding=False)
-        names = [f"Example: {Path(path).stem}" for path in examples]
+        names = [f"Example: {name}" for name, _ in examples]
         page.load(js=NAME_BUTTONS % json.dumps(names))
         image.change(answer, image, result, api_visibility="private", show_progress="minimal")
     return page
 
 
-def draw_examples(folder: Path) -> list[str]:
-    """Draw the example images and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for species in EXAMPLE_SPECIES:
-        path = folder / f"{SPECIES_NAMES[species]}.png"
-        # Another seed than that of the data: no model was trained on these.
-        PIL.Image.fromarray(draw_flower(species, 0, EXAMPLE_PIXELS, seed=1)).save(path)
-        paths.append(str(path))
-    return paths
+def _write_examples(examples: Sequence[tuple[str, Image.Image]], folder: Path) -> list[str]:
+    paths = [folder / f"example{number}.png" for number in range(len(examples))]
+    for path, (_, image) in zip(paths, examples, strict=True):
+        # Pixels only: metadata may say where and when an image was taken.
+        image.save(path)
+    return [str(path) for path in paths]
