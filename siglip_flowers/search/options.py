@@ -23,13 +23,6 @@ RULES = (
         "steps.",
         example=("--eval_strategy", "no", "--load_best_model_at_end", "false"),
     ),
-    Rule(
-        name="search with WiSE-FT",
-        refuses=lambda options: options.wise_ft is not None,
-        message="--wise_ft {wise_ft} changes the weights after the training that a search scores; "
-        "add it when you train the best trial.",
-        example=("--wise_ft", "auto", "--head_init", "text"),
-    ),
 )
 
 

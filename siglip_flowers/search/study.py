@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import optuna
-import yaml
 from filelock import FileLock, Timeout
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner
@@ -20,7 +19,7 @@ from optuna.trial import TrialState
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
-from siglip_flowers.config.parsing import dump_configuration, parse_arguments, read_yaml
+from siglip_flowers.config.parsing import dump_configuration, parse_arguments
 from siglip_flowers.config.rules import check_rules, merge_options
 from siglip_flowers.data import load_data
 from siglip_flowers.runtime.devices import count_workers, share_machine
@@ -36,7 +35,7 @@ from siglip_flowers.search.space import (
 from siglip_flowers.search.trials import REASON, check_trial, name_metric, run_trial
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.compute import set_cpu_threads
-from siglip_flowers.training.output import UNCOMPARED
+from siglip_flowers.training.output import UNCOMPARED, check_same_settings
 
 STUDY_NAME, STUDY_FILE = "search", "study.db"
 SEARCH_FILE, TRIALS_DIR = "search.yaml", "trials"
@@ -141,15 +140,7 @@ def _claim_directory(search: Search) -> None:
                 shutil.rmtree(directory / name)
             else:
                 (directory / name).unlink(missing_ok=True)
-    elif path.is_file():
-        before, now = read_yaml(path), yaml.safe_load(settings)
-        for key in sorted({*before, *now} - set(FREE)):
-            if before.get(key) != now.get(key):
-                raise InputError(
-                    f"The directory {directory} holds a search with --{key} {before.get(key)}, not "
-                    f"{now.get(key)}. Use the same settings to resume it, another --output_dir, or "
-                    "--overwrite_output_dir."
-                )
+    check_same_settings(path, settings, kind="unfinished search", free=FREE)
     write_text(path, settings)
 
 

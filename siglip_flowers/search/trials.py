@@ -17,7 +17,6 @@ from siglip_flowers.training.build import (
     RunArguments,
     build_model,
     check_arguments,
-    check_free_disk,
     fits_on_features,
 )
 from siglip_flowers.training.checkpoints import clear_leftovers
@@ -68,7 +67,6 @@ def run_trial(
             options.model_name_or_path, options.image_size, options.max_num_patches
         )
         model = build_model(run, data, processor)
-        check_free_disk(model, training)
         train_to_the_end(run, data, model, processor, checkpoint, prepare=report.attach)
         return report.find_best()
     except (InputError, BadStepError, TooLittleMemoryError) as error:

@@ -5,11 +5,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import yaml
 
 from siglip_flowers.base.run_dir import TENSORBOARD_DIR
-from siglip_flowers.tracking.trackers import FinalResults, Moment, RunFacts, Tracker, Value
+from siglip_flowers.tracking.trackers import Moment, RunFacts, Tracker, Value
 
 PROJECT = "siglip_flowers"
 
@@ -35,11 +34,6 @@ class TensorBoardTracker(Tracker):
         for value in values:
             self._writer.add_scalar(value.tag, value.value, moment.step)
         self._writer.flush()
-
-    def log_results(self, results: FinalResults, moment: Moment) -> None:
-        """Log the confusion matrix."""
-        pixels = np.array(results.confusion.convert("RGB"))
-        self._writer.add_image("test/confusion_matrix", pixels, moment.step, dataformats="HWC")
 
     def close(self, *, failed: bool) -> None:
         """Close the file."""

@@ -111,18 +111,24 @@ def check_output_dir(directory: Path, configuration: str, *, resume: bool = True
                 "which --resume never does not go on with; add --overwrite_output_dir to start "
                 "anew, or use --resume auto."
             )
-        _check_same_settings(directory, configuration)
+        check_same_settings(directory / CONFIG_FILE, configuration)
 
 
-def _check_same_settings(directory: Path, configuration: str) -> None:
-    path = directory / CONFIG_FILE
+def check_same_settings(
+    path: Path,
+    configuration: str,
+    *,
+    kind: str = "unfinished run",
+    free: tuple[str, ...] = UNCOMPARED,
+) -> None:
+    """Raise InputError if a saved configuration differs from this one in more than free options."""
     if not path.is_file():
         return
     before, now = read_yaml(path), yaml.safe_load(configuration)
-    for key in sorted({*before, *now} - set(UNCOMPARED)):
+    for key in sorted({*before, *now} - set(free)):
         if before.get(key) != now.get(key):
             raise InputError(
-                f"The directory {directory} holds an unfinished run with --{key} "
-                f"{before.get(key)}, not {now.get(key)}; repeat its settings to go on with it, "
-                "choose another --output_dir, or add --overwrite_output_dir to start anew."
+                f"The directory {path.parent} holds an {kind} with --{key} {before.get(key)}, not "
+                f"{now.get(key)}; use the same settings to resume it, choose another --output_dir, "
+                "or add --overwrite_output_dir."
             )
