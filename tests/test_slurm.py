@@ -1,4 +1,4 @@
-"""The batch script, under commands that stand in for SLURM's on one machine."""
+"""The batch script, with substitutes for SLURM's commands on one machine."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from tests.conftest import REPOSITORY
 
 SCRIPT = REPOSITORY / "configs" / "slurm" / "train.sh"
 PATIENCE_SECONDS = 60
-STAND_INS = {
+SUBSTITUTES = {
     # A step is a session of processes.
     "srun": 'while [[ "$1" == --* ]]; do shift; done\n'
     'exec setsid --wait bash -c \'echo $$ > "$STATE/session"; exec "$@"\' step "$@"',
@@ -25,7 +25,7 @@ STAND_INS = {
     'while [ "$1" != train.py ]; do shift; done\n"$PYTHON" "$@" || exit 1',
     "python": 'exec "$PYTHON" "$@"',
 }
-# Goes on from its "checkpoint"; on SIGUSR1 it takes its time over one and ends as train.py does.
+# Resumes from its "checkpoint"; on SIGUSR1 it takes a while to write one and ends as train.py does.
 TRAIN = """
 import os, signal, sys, time
 state = os.environ["STATE"]
@@ -50,7 +50,7 @@ def job(tmp_path, monkeypatch):
     """Return how to start the job; the folder of the commands is the job's state, too."""
     commands = tmp_path / "commands"
     commands.mkdir()
-    for name, body in STAND_INS.items():
+    for name, body in SUBSTITUTES.items():
         (commands / name).write_text(f"#!/bin/bash\n{body}\n")
         (commands / name).chmod(0o755)
     (tmp_path / "train.py").write_text(TRAIN)
@@ -88,7 +88,7 @@ def test_a_warned_job_leaves_a_checkpoint_and_is_queued_again(job, tmp_path, gpu
         launched = (tmp_path / "launched").read_text()
         assert "--num_machines 1 --num_processes 4 --main_process_ip here" in launched
         assert "--main_process_port 32345 --machine_rank 0 train.py" in launched
-    # The next start goes on, ends by itself, and is not queued a second time.
+    # The next start resumes, ends by itself, and is not queued a second time.
     (tmp_path / "requeued").unlink()
     assert job(gpus, "--output_dir", "a folder").wait(PATIENCE_SECONDS) == 0
     assert not (tmp_path / "requeued").exists()

@@ -1,12 +1,12 @@
 #!/bin/bash
-# A run under SLURM, on one machine or several, that survives preemption and its time limit: warned
-# before the end, it writes a checkpoint and queues itself again, and the next start goes on there.
+# A run under SLURM, on one machine or several, that survives preemption and its time limit: it is
+# warned, writes a checkpoint and queues itself again, and the next start resumes from there.
 #
 #   sbatch --nodes 2 --gpus-per-node 8 configs/slurm/train.sh \
 #     --config configs/default.yaml --output_dir /shared/results/run-1
 #
-# The options behind the script are train.py's. All machines must see the data and --output_dir.
-# Leave --overwrite_output_dir out: with it the run begins anew whenever the job does.
+# The options after the script are train.py's. All machines must see the data and --output_dir.
+# Do not use --overwrite_output_dir: with it the run starts again whenever the job does.
 # ACCELERATE_CONFIG names another configuration, such as configs/accelerate/fsdp2.yaml.
 #SBATCH --job-name=siglip-flowers
 #SBATCH --nodes=1
@@ -17,7 +17,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.log
-# So many seconds before the end, to this script (B:): time for one step and one checkpoint.
+# Sent to this script (B:) two minutes before the end: time for one step and one checkpoint.
 #SBATCH --signal=B:USR1@120
 
 set -u
@@ -28,11 +28,11 @@ export FIRST_MACHINE PORT
 FIRST_MACHINE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Another port for every job, so that two of them on one machine do not meet.
 PORT=$((20000 + SLURM_JOB_ID % 20000))
-# Left over from elsewhere, they would name processes that this job does not have.
+# If inherited, they would name processes that this job does not have.
 unset MASTER_ADDR MASTER_PORT RANK LOCAL_RANK WORLD_SIZE
 
 if [ "$processes" -gt 1 ]; then
-    # Settled on each machine, which alone knows its number.
+    # Evaluated on each machine, which alone knows its rank.
     launcher="accelerate launch
         --config_file ${ACCELERATE_CONFIG:-configs/accelerate/multi_machine.yaml}
         --num_machines $machines --num_processes $processes
@@ -43,7 +43,7 @@ else
 fi
 
 warnings=0
-# The signal goes to every process of the step: train.py heeds it, launchers are told not to.
+# The signal reaches every process of the step: train.py handles it, launchers ignore it.
 trap 'warnings=$((warnings + 1)); scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 srun --kill-on-bad-exit=0 bash -c "trap '' USR1; exec $launcher train.py \"\$@\"" train "$@" &
 step=$!
@@ -51,12 +51,12 @@ while :; do
     seen=$warnings
     wait "$step"
     code=$?
-    # A wait that the signal cut short says nothing about the step.
+    # A wait that the signal interrupted says nothing about the step.
     [ "$warnings" -eq "$seen" ] && break
 done
 
 if [ "$warnings" -gt 0 ] && [ "$code" -ne 0 ]; then
-    echo "stopped before the end of the job (code $code); queued again"
+    echo "stopped before the end (exit code $code); queued again"
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
