@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import inference, scaling, stores, train_profile, train_throughput, usual_script
+from benchmarks import inference, scaling, train_profile, train_throughput, usual_script
 from benchmarks.flops import compute_utilization, count_forward_flops
 from benchmarks.harness import (
     MEMORY_MARK,
@@ -263,26 +263,6 @@ def test_a_tiny_profile_finds_time_in_every_part_of_the_step(tmp_path):
     bare = {part for part, value in parts["limit"].items() if value > 0}
     assert {"forward and loss", "backward", "clip", "optimizer", "zero_grad"} <= bare
     assert not bare & {"fetch", "augment", "normalize", "scheduler", "callbacks and log"}
-
-
-def test_a_tiny_store_benchmark_measures_every_store(tmp_path):
-    argv = [
-        *("--sizes", "8", "--batch_sizes", "4", "--megabytes", "1", "--batches", "2"),
-        *("--rounds", "2", "--output_dir", str(tmp_path), "--work_dir", str(tmp_path)),
-    ]
-    assert stores.main(argv) == 0
-    written = json.loads((tmp_path / "stores_cpu.json").read_text(encoding="utf-8"))
-    rows = written["results"]["rows"]
-    assert [row["store"] for row in rows] == list(stores.STORES)
-    assert all(row["warm"]["images_per_second_min"] > 0 for row in rows)
-    assert all(row["cold_images_per_second"] > 0 for row in rows)
-    assert all(row["bytes_over_pixels"] >= 1 for row in rows)
-
-
-def test_a_store_that_returns_other_pixels_is_noticed(tmp_path):
-    pixels = torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2).numpy()
-    with pytest.raises(AssertionError, match="wrong store"):
-        stores.check_reader("wrong store", lambda rows: torch.from_numpy(pixels[rows] + 1), pixels)
 
 
 def test_one_cell_of_the_scaling_benchmark(tmp_path):
