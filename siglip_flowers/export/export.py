@@ -30,6 +30,7 @@ from siglip_flowers.export.options import FACTS_FILE
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.native import to_native
 from siglip_flowers.model.towers import is_naflex
+from siglip_flowers.model.weights import quiet_transformers
 
 MODEL_FILES = {
     "onnx": "model.onnx",
@@ -105,7 +106,8 @@ def export_model(
     runner: Any
     if format == "safetensors_native":
         native: Any = to_native(model)
-        native.save_pretrained(directory)
+        with quiet_transformers():
+            native.save_pretrained(directory)
         runner = LogitsModel(type(native).from_pretrained(directory), names)
     else:
         program = trace_program(model, names, inputs)
@@ -133,13 +135,18 @@ def name_inputs(model: SiglipClassifier) -> tuple[str, ...]:
 
 def describe_preprocessing(processor: Any) -> dict[str, Any]:
     """Return how an image becomes the model's input, for users of the file alone."""
-    size = get_image_size(processor)
+    size, normalizer = get_image_size(processor), PixelNormalizer(processor)
     facts: dict[str, Any] = {
-        "color": "RGB",
+        "decode": [
+            "turn upright by the EXIF orientation",
+            "keep the 8 high bits of 16-bit samples",
+            "put transparency on white",
+            "convert to RGB",
+        ],
         "resample": Image.Resampling(processor.resample).name.lower(),
-        "rescale_factor": float(processor.rescale_factor),
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
+        "rescale_factor": normalizer.rescale_factor,
+        "mean": list(normalizer.mean),
+        "std": list(normalizer.std),
         "order": "resize, times rescale_factor, minus mean, divided by std",
     }
     if isinstance(size, PatchBudget):

@@ -17,6 +17,7 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.native import explain_not_native, to_native
+from siglip_flowers.model.weights import quiet_transformers
 from siglip_flowers.publish.card import CardFacts, build_card
 from siglip_flowers.publish.check import check_published, load_test_split
 from siglip_flowers.publish.finished import FinishedRun, read_finished_run
@@ -97,7 +98,8 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
         published = model
         published.config.auto_map = dict(AUTO_MAP)
         published.config.vision_config._name_or_path = run.base_model or ""
-    published.save_pretrained(directory)
+    with quiet_transformers():
+        published.save_pretrained(directory)
     if published is model:
         shutil.copy(Path(__file__).with_name(MODELING_FILE), directory)
     load_image_processor(str(run.model_dir)).save_pretrained(directory)

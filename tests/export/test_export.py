@@ -1,6 +1,7 @@
 """Exports run without this package and give the original's logits, in batches of any size."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import (
     pipeline,
 )
 
-from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.export import formats
 from siglip_flowers.export.command import main as export
@@ -32,6 +33,7 @@ from siglip_flowers.export.formats import (
     write_onnx,
 )
 from siglip_flowers.model.loading import load_classifier, load_image_processor
+from tests.conftest import REPOSITORY
 from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder
 
 
@@ -70,6 +72,42 @@ def original_logits(model, images):
     inputs = AutoImageProcessor.from_pretrained(model, use_fast=False)(images, return_tensors="pt")
     with torch.no_grad():
         return inputs["pixel_values"], SiglipClassifier.from_pretrained(model)(**inputs).logits
+
+
+def write_odd_files(folder):
+    """Files that a reader of pixels alone gets wrong."""
+    ramp = np.linspace(0, 255, 24 * 20 * 3).reshape(24, 20, 3).astype(np.uint8)
+    image, turned = Image.fromarray(ramp), Image.Exif()
+    turned[0x0112] = 6
+    image.save(folder / "turned.jpg", exif=turned)
+    alpha = np.arange(24 * 20, dtype=np.uint8).reshape(24, 20, 1)
+    Image.fromarray(np.concatenate([255 - ramp, alpha], axis=2)).save(folder / "clear.png")
+    image.quantize(8).save(folder / "palette.png", transparency=3)
+    Image.fromarray(ramp[..., 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    image.convert("CMYK").save(folder / "ink.jpg")
+    frames = [image.rotate(90), image.rotate(180)]
+    image.save(folder / "moving.gif", save_all=True, append_images=frames)
+    image.resize((300, 2)).save(folder / "long.png")
+    return sorted(folder.iterdir())
+
+
+def test_the_documented_lines_give_the_scores_of_the_package(models, onnx_export, tmp_path):
+    page = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "InferenceSession" in block
+    )
+    code = code.replace("exported/onnx", str(onnx_export))
+    classifier = SiglipImageClassifier.from_pretrained(models / "map", dtype="float32")
+    for path in write_odd_files(tmp_path):
+        names = {}
+        exec(code.replace("rose.jpg", str(path)), names)
+        scores = torch.from_numpy(names["logits"][0]).softmax(0).tolist()
+        expected = {row["label"]: row["score"] for row in classifier(path)}
+        assert dict(zip(names["names"], scores, strict=True)) == pytest.approx(
+            expected, abs=1e-4
+        ), path.name
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
