@@ -76,72 +76,24 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
     return run
 
 
+# Those that need no checkpoint are in test_config.py and test_rules.py.
 @pytest.mark.parametrize(
     "options, message",
     [
-        (
-            ["--learning_rat", "1"],
-            r"^Unknown option --learning_rat; did you mean --learning_rate",
-        ),
-        (["--num-train-epoch=3"], r"Unknown option --num-train-epoch; did you mean --num_train_ep"),
-        (["extra"], r"^Unexpected argument 'extra'"),
-        (["--shots", "many"], r"--shots: invalid int value: 'many'"),
-        (["--shots", "0"], r"--shots is 0; it must be greater than 0"),
-        (["--learning_rate", "fast"], r"--learning_rate: invalid float value: 'fast'"),
-        (["--learning_rate", "-1"], r"--learning_rate is -1.0; it must be greater than 0"),
-        (["--augment", "maybe"], r"--augment: .*'?maybe'?"),
-        (["--pooling", "max"], r"--pooling is 'max'; choose one of map, mean"),
-        (["--horizontal_flip", "1.5"], r"--horizontal_flip is 1.5; .* between 0 and 1"),
-        (["--label_smoothing_factor", "1"], r"--label_smoothing_factor is 1.0; .* between 0"),
-        (["--ema", "1.5"], r"--ema is 1.5"),
-        (["--trainable", "first:2"], r"--trainable is 'first:2'; use all, head or last:N"),
-        (["--trainable", "last:0"], r"--trainable is 'last:0'"),
         (["--trainable", "last:99"], r"last:99.* has 2 layers; use last:2 or all"),
         (["--image_size", "20"], r"--image_size is 20, .* patch size 8; use 16 or 24"),
         (["--image_size", "4"], r"--image_size is 4, .* patch size 8; use 8\."),
-        (["--report_to", "mlflow"], r"--report_to is 'mlflow'; choose one of aim, wandb"),
-        (["--wise_ft", "1.5", "--head_init", "probe"], r"--wise_ft is '1.5'; use a number from 0"),
-        (["--wise_ft", "0.5"], r"--wise_ft 0.5 needs a start that classifies; add --head_init"),
         (["--head_init", "text"], r"text tower"),
         (["--objective", "contrastive"], r"text tower"),
-        (["--head_init", "text", "--pooling", "mean"], r"--pooling mean .*; use --pooling map"),
-        (["--head_init", "text", "--from_scratch"], r"--from_scratch leaves no text tower"),
-        (
-            ["--head_init", "probe", "--objective", "sigmoid"],
-            r"--head_init probe goes with --objective cross_entropy, not sigmoid",
-        ),
-        (
-            ["--objective", "sigmoid", "--label_smoothing_factor", "0.1"],
-            r"--label_smoothing_factor 0.1 goes with --objective cross_entropy, not sigmoid",
-        ),
-        (
-            ["--objective", "sigmoid", "--class_weights", "balanced"],
-            r"--class_weights balanced goes with --objective cross_entropy",
-        ),
-        (["--config", "no/such.yaml"], r"configuration file no/such.yaml cannot be read: No such"),
-        (["--config"], r"--config"),
         (["--data_source", "procedural"], r"--data_source procedural does not use --data_dir .*"),
-        (["--dataset_name", "x/y", "--data_source", "folder"], r"--dataset_name goes with"),
         (["--data_dir", "/no/such/dir"], r"--data_dir /no/such/dir does not exist"),
         (["--model_name_or_path", "./no/such"], r"model directory ./no/such does not exist"),
-        (["--eval_strategy", "no"], r"--?load_best_model_at_end|save.*eval"),
-        (["--lr_scheduler_type", "sawtooth"], r"sawtooth"),
-        (["--optim", "sgdd"], r"sgdd"),
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
 def test_impossible_options_are_refused_before_anything_is_written(refuse_train, options, message):
     answer = refuse_train(*options)
     assert re.search(message, answer), answer
-
-
-def test_mixing_is_refused_with_the_contrastive_objective(refuse, nano_dir, folder, tmp_path):
-    output_dir = tmp_path / "out"
-    argv = small_options(
-        nano_dir, folder, output_dir, "--objective", "contrastive", "--cutmix_alpha", "1"
-    )
-    message = refuse(train_command.main, argv, 2, written=output_dir)
-    assert "--mixup_alpha and --cutmix_alpha mix classes" in message
 
 
 def test_a_prompt_file_without_a_slot_is_refused(refuse, nano_dir, folder, tmp_path):
@@ -154,33 +106,6 @@ def test_a_prompt_file_without_a_slot_is_refused(refuse, nano_dir, folder, tmp_p
     message = refuse(train_command.main, argv, 2, written=output_dir)
     assert str(templates) in message
     assert "{}" in message
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        (
-            "learning_rat: 1\n",
-            r"Unknown key 'learning_rat' in .*c.yaml; did you mean learning_r",
-        ),
-        ("shots: many\n", r"In .*c.yaml: .*--shots: invalid int value: 'many'"),
-        ("shots: 2.5\n", r"In .*c.yaml: .*--shots: invalid int value: '2.5'"),
-        ("shots: [1, 2]\n", r"In .*c.yaml: '2' is one value too many"),
-        ("augment: 3\n", r"In .*c.yaml: .*--augment"),
-        ("learning_rate: {a: 1}\n", r"In .*c.yaml: .*--learning_rate"),
-        ("learning_rate: null\n", r"In .*c.yaml: .*learning_rate"),
-        ("augment: null\n", r"In .*c.yaml: .*augment"),
-        ("trainable: null\n", r"In .*c.yaml: .*trainable"),
-        ("- shots\n", r"c.yaml holds a list; it must hold lines 'option: value'"),
-        ("shots: [1\n", r"c.yaml is not valid YAML"),
-        ("1: 2\n", r"Unknown key 1 in"),
-    ],
-)
-def test_a_wrong_yaml_file_is_refused_by_name(refuse_train, tmp_path, text, message):
-    path = tmp_path / "c.yaml"
-    path.write_text(text)
-    answer = refuse_train("--config", str(path))
-    assert re.search(message, answer), answer
 
 
 def test_a_missing_tracker_package_is_refused_before_training(refuse_train, monkeypatch):

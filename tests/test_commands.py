@@ -306,7 +306,7 @@ def test_an_interrupted_command_exits_with_130(monkeypatch, capsys):
 
     monkeypatch.setattr("siglip_flowers.training.run.run_training", stop)
     assert train_command.main(["--data_source", "procedural"]) == 130
-    assert "the same command goes on where it was" in capsys.readouterr().err
+    assert "the same command resumes it" in capsys.readouterr().err
 
 
 def test_images_of_odd_modes_are_trained_on_and_evaluated(tmp_path):

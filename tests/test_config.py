@@ -1,62 +1,164 @@
-"""The arguments: which values are allowed, and what they become on this machine."""
+"""The options: which values are allowed, and what they become on this machine."""
 
+import dataclasses
+import inspect
 import os
 
 import pytest
 import torch
 from transformers import TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-    parse_trainable,
-    parse_wise_ft,
-)
+from siglip_flowers.commands.train import main
+from siglip_flowers.config import SiglipTrainingArguments, parse_trainable, parse_wise_ft
+from siglip_flowers.config.refused import REFUSED, REMOVED
+from siglip_flowers.config.training_options import SCHEDULES, InheritedOptions, TrainingOptions
+
+# Defaults that differ from the parent's on purpose.
+CHANGED_DEFAULTS = {
+    "output_dir",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "learning_rate",
+    "weight_decay",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "bf16",
+    "gradient_checkpointing",
+    "eval_strategy",
+    "save_strategy",
+    "save_total_limit",
+    "load_best_model_at_end",
+    "metric_for_best_model",
+    "logging_steps",
+    "logging_nan_inf_filter",
+    "report_to",
+    "dataloader_num_workers",
+    "dataloader_persistent_workers",
+}
 
 
-@pytest.mark.parametrize(
-    "kind, values, message",
-    [
-        (DataArguments, {"data_source": "web"}, "--data_source is 'web'; choose one of oxford"),
-        (DataArguments, {"split_protocol": "mine"}, "choose one of swapped, official"),
-        (DataArguments, {"shots": 0}, "--shots is 0; it must be greater than 0"),
-        (DataArguments, {"max_train_samples": -4}, "--max_train_samples is -4"),
-        (DataArguments, {"validation_fraction": 0.5}, "--validation_fraction is 0.5"),
-        (DataArguments, {"validation_fraction": 0.0}, "--validation_fraction is 0.0"),
-        (DataArguments, {"procedural_images_per_class": 4}, "at least 5"),
-        (DataArguments, {"procedural_image_size": 15}, "at least 16"),
-        (DataArguments, {"data_source": "hub"}, "--data_source hub needs --dataset_name"),
-        (DataArguments, {"data_source": "folder"}, "--data_source folder needs --data_dir"),
-        (
-            DataArguments,
-            {"data_source": "procedural", "dataset_name": "a/b"},
-            "--dataset_name goes with --data_source hub, not procedural",
-        ),
-        (AugmentationArguments, {"random_erasing": 1.1}, "--random_erasing is 1.1"),
-        (AugmentationArguments, {"crop_min_scale": 0.0}, "--crop_min_scale is 0.0"),
-        (AugmentationArguments, {"train_resize_scale": 0.9}, "between 1 and 4"),
-        (AugmentationArguments, {"mixup_alpha": -0.1}, "--mixup_alpha is -0.1"),
-        (ModelArguments, {"image_size": 0}, "--image_size is 0"),
-        (ModelArguments, {"head_init": "zero"}, "choose one of random, text, probe"),
-        (SiglipTrainingArguments, {"head_learning_rate": 0.0}, "--head_learning_rate is 0.0"),
-        (SiglipTrainingArguments, {"per_device_train_batch_size": 0}, "batch_size is 0"),
-        (SiglipTrainingArguments, {"label_smoothing_factor": 1.0}, "between 0 and 0.99"),
-        (SiglipTrainingArguments, {"report_to": ["comet"]}, "--report_to is 'comet'"),
-        (SiglipTrainingArguments, {"wise_ft": "always"}, "--wise_ft is 'always'"),
-        (SiglipTrainingArguments, {"ema": -0.1}, "--ema is -0.1"),
-        (
-            SiglipTrainingArguments,
-            {"class_weights": "balanced", "objective": "contrastive"},
-            "--class_weights balanced goes with --objective cross_entropy, not contrastive",
-        ),
-    ],
-)
-def test_values_out_of_range_are_refused(kind, values, message):
-    with pytest.raises(InputError, match=message):
-        kind(**values)
+def get_defaults(kind):
+    return {item.name: item.default for item in dataclasses.fields(kind)}
+
+
+def test_restated_defaults_are_the_parents_but_for_those_listed():
+    ours, parents = get_defaults(InheritedOptions), get_defaults(TrainingArguments)
+    differing = {name for name, value in ours.items() if value != parents[name]}
+    assert differing == CHANGED_DEFAULTS
+
+
+def test_each_option_of_the_parent_is_accepted_or_refused(capsys):
+    accepted = set(get_defaults(TrainingOptions)) | {
+        "push_to_hub",
+        "hub_model_id",
+        "hub_private_repo",
+    }
+    others = set(get_defaults(TrainingArguments)) - accepted
+    assert set(REFUSED).isdisjoint(accepted)
+    assert set(REMOVED).isdisjoint(set(get_defaults(TrainingOptions)))
+    for name in sorted(others | set(REFUSED)):
+        assert main([f"--{name}", "x"]) == 2
+        shown = capsys.readouterr().err
+        expected = (
+            f"--{name} is not supported: {REFUSED[name]}"
+            if name in REFUSED
+            else f"Unknown option --{name}"
+        )
+        assert f": error: {expected}" in shown
+
+
+# For each option: a good value, and a bad one with what is said about it.
+VALUES = [
+    ("data_source", "procedural", "web", "choose one of oxford"),
+    ("split_protocol", "official", "mine", "choose one of swapped, official"),
+    ("shots", "2", "0", "greater than 0"),
+    ("max_train_samples", "9", "-4", "greater than 0"),
+    ("max_eval_samples", "9", "0", "greater than 0"),
+    ("image_workers", "2", "0", "greater than 0"),
+    ("validation_fraction", "0.3", "0.5", "between 0 and 0.5"),
+    ("split_seed", "1", "x", "invalid int value"),
+    ("procedural_images_per_class", "5", "4", "at least 5"),
+    ("procedural_image_size", "16", "15", "at least 16"),
+    ("skip_corrupt_images", "true", "maybe", "use true or false"),
+    ("crop_min_scale", "0.3", "0", "between 0.01 and 1"),
+    ("train_resize_scale", "1", "0.9", "between 1 and 4"),
+    ("horizontal_flip", "0", "1.5", "between 0 and 1"),
+    ("random_erasing", "0.2", "1.1", "between 0 and 1"),
+    ("color_jitter", "0", "1", "between 0 and 0.99"),
+    ("mixup_alpha", "0.2", "-0.1", "between 0 and 100"),
+    ("cutmix_alpha", "1", "nan", "use a finite number"),
+    ("pooling", "mean", "max", "choose one of map, mean"),
+    ("trainable", "last:3", "first:2", "use all, head or last:N"),
+    ("image_size", "32", "0", "greater than 0"),
+    ("max_num_patches", "64", "0", "greater than 0"),
+    ("head_init", "probe", "zero", "choose one of random, text, probe"),
+    ("lora_r", "4", "0", "greater than 0"),
+    ("num_train_epochs", "0.5", "0", "greater than 0"),
+    ("max_steps", "3", "0", "give a number of steps"),
+    ("per_device_train_batch_size", "1", "0", "greater than 0"),
+    ("per_device_eval_batch_size", "1", "-1", "greater than 0"),
+    ("gradient_accumulation_steps", "2", "0", "greater than 0"),
+    ("learning_rate", "1e-5", "-1", "greater than 0"),
+    ("head_learning_rate", "1e-2", "inf", "use a finite number"),
+    ("weight_decay", "0", "-0.1", "at least 0"),
+    ("optim", "adafactor", "adamw_bnb_8bit", "choose one of adamw_torch_fused"),
+    ("optim_args", "eps=1", "momentum", "write name=value"),
+    ("adam_beta1", "0", "1", "between 0 and"),
+    ("adam_beta2", "0.99", "1.5", "between 0 and"),
+    ("adam_epsilon", "1e-6", "0", "greater than 0"),
+    ("max_grad_norm", "0", "-1", "at least 0"),
+    ("lr_scheduler_type", "linear", "sawtooth", "choose one of linear"),
+    ("lr_scheduler_kwargs", '{"num_cycles": 1}', "{", "invalid JSON"),
+    ("warmup_steps", "0", "-1", "at least 0"),
+    ("label_smoothing_factor", "0.1", "1", "between 0 and 0.99"),
+    ("bf16", "false", "16", "use true or false"),
+    ("torch_compile_backend", "eager", "x", "choose one of inductor"),
+    ("torch_compile_mode", "default", "fast", "choose one of default"),
+    ("torch_empty_cache_steps", "5", "0", "greater than 0"),
+    ("eval_strategy", "epoch", "never", "choose one of no, steps, epoch"),
+    ("eval_steps", "0.5", "1.5", "use a whole number of steps"),
+    ("eval_delay", "1", "-1", "at least 0"),
+    ("eval_accumulation_steps", "1", "0", "greater than 0"),
+    ("save_strategy", "best", "x", "choose one of no, steps, epoch, best"),
+    ("save_steps", "10", "0", "greater than 0"),
+    ("save_total_limit", "2", "0", "greater than 0"),
+    ("logging_strategy", "epoch", "x", "choose one of no, steps, epoch"),
+    ("logging_steps", "5", "0", "greater than 0"),
+    ("report_to", "wandb", "mlflow", "choose one of aim, wandb"),
+    ("seed", "0", "-1", "between 0 and"),
+    ("data_seed", "3", "4294967296", "between 0 and"),
+    ("dataloader_num_workers", "0", "-1", "at least 0"),
+    ("dataloader_prefetch_factor", "2", "0", "greater than 0"),
+    ("ddp_backend", "gloo", "mpi", "choose one of nccl, gloo"),
+    ("ddp_timeout", "60", "0", "greater than 0"),
+    ("ddp_bucket_cap_mb", "10", "0", "greater than 0"),
+    ("resume", "never", "always", "choose one of auto, never"),
+    ("layer_decay", "0.7", "1.5", "between 0.01 and 1"),
+    ("train_eval_samples", "3", "0", "greater than 0"),
+    ("objective", "sigmoid", "x", "choose one of cross_entropy"),
+    ("class_weights", "balanced", "x", "choose one of none, balanced"),
+    ("ema", "0.9", "1.5", "between 0 and"),
+    ("wise_ft", "sweep", "1.5", "use a number from 0 to 1, or sweep"),
+    ("early_stopping_patience", "1", "0", "greater than 0"),
+    ("on_nan", "skip", "rollback", "choose one of stop, skip"),
+    ("max_bad_steps", "1", "0", "greater than 0"),
+    ("max_grad_norm_stop", "5", "0", "greater than 0"),
+    ("cpu_threads", "1", "0", "greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "good", "bad", "message"), VALUES, ids=lambda value: value[:30])
+def test_a_bad_value_is_refused_and_a_good_one_is_not(name, good, bad, message, capsys):
+    assert main([f"--{name}", bad]) == 2
+    shown = capsys.readouterr().err
+    assert f"--{name}" in shown
+    assert message in shown
+    # What is wrong next is something else.
+    assert main([f"--{name}", good, "--unheard_of"]) == 2
+    assert "Unknown option --unheard_of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value, expected", [("all", None), ("head", None), ("last:3", 3)])
@@ -73,34 +175,31 @@ def test_other_trainable_parts_are_refused(value):
 def test_ensemble_alphas_are_read():
     assert parse_wise_ft(None) == []
     assert parse_wise_ft("0.3") == [0.3]
-    assert parse_wise_ft("1") == [1.0]
-    sweep = parse_wise_ft("sweep")
-    assert sweep[0] == 0.0
-    assert sweep[-1] == 1.0
-    assert len(sweep) == 11
+    assert parse_wise_ft("sweep") == pytest.approx([i / 10 for i in range(11)])
+    for value in ("-0.1", "1.01", "nan", "half", ""):
+        with pytest.raises(InputError, match=r"use a number from 0 to 1, or sweep"):
+            parse_wise_ft(value)
 
 
-@pytest.mark.parametrize("value", ["-0.1", "1.01", "nan", "half", ""])
-def test_other_alphas_are_refused(value):
-    with pytest.raises(InputError, match=r"use a number from 0 to 1, or sweep"):
-        parse_wise_ft(value)
+def test_settings_of_schedules_are_those_that_they_take():
+    common = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items():
+        if kind.value in SCHEDULES and kind.value != "reduce_lr_on_plateau":
+            taken = set(inspect.signature(function).parameters) - common
+            assert set(SCHEDULES[kind.value]) == taken, kind
+    plateau = inspect.signature(torch.optim.lr_scheduler.ReduceLROnPlateau).parameters
+    assert set(SCHEDULES["reduce_lr_on_plateau"]) <= set(plateau)
 
 
-def test_the_recipe_differs_from_the_parents_where_it_says_so(tmp_path):
-    ours, parent = SiglipTrainingArguments(), TrainingArguments(str(tmp_path))
-    assert ours.output_dir == "results"
-    assert parent.learning_rate == 5e-5
-    assert ours.learning_rate == 2e-5
-    assert ours.eval_strategy == ours.save_strategy == "epoch"
-    assert ours.load_best_model_at_end
-    assert ours.metric_for_best_model == "validation_accuracy"
-    assert ours.remove_unused_columns is False
-    assert ours.ddp_find_unused_parameters is False
+def test_the_input_path_and_ddp_have_the_only_values_that_work():
+    arguments = SiglipTrainingArguments()
+    assert arguments.remove_unused_columns is False
+    assert arguments.ddp_find_unused_parameters is False
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without a GPU")
 def test_a_machine_without_a_gpu_trains_on_its_processor():
-    arguments = SiglipTrainingArguments()
+    arguments = SiglipTrainingArguments.from_options(TrainingOptions())
     assert arguments.device == torch.device("cpu")
     assert arguments.dataloader_num_workers == 0
     assert arguments.dataloader_pin_memory is False
@@ -117,7 +216,7 @@ def test_a_machine_without_a_gpu_trains_on_its_processor():
         (False, {}, 0, False),
         (False, {"dataloader_num_workers": 2}, 2, False),
         (False, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, 2, True),
-        # Taken from a run on a GPU, say.
+        # Taken from a run on a GPU, for example.
         (False, {"dataloader_persistent_workers": True}, 0, False),
     ],
 )
@@ -140,5 +239,8 @@ def test_trackers_are_as_named_and_nothing_said_is_kept_apart_from_none():
     assert SiglipTrainingArguments(report_to=["none", "wandb"]).report_to == ["wandb"]
 
 
-def test_checkpoints_lie_below_the_output_directory():
-    assert SiglipTrainingArguments(output_dir="a b").checkpoint_dir == "a b/checkpoints"
+def test_gradient_checkpointing_warns_of_no_deprecation(recwarn):
+    arguments = SiglipTrainingArguments(gradient_checkpointing=True)
+    assert arguments.gradient_checkpointing is True
+    assert arguments.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert not [warning for warning in recwarn if "deprecated" in str(warning.message)]

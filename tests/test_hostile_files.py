@@ -106,11 +106,11 @@ def test_the_images_that_are_damaged_are_whole_ones(readers, tmp_path):
     assert outcomes.count(READ) == len(outcomes) - 1  # all but EPS
 
 
-@pytest.mark.parametrize("value", ['"a\\0b"', '"\\ud800"', '["a\\0b"]'])
+@pytest.mark.parametrize("value", ['"a\\0b"', '"\\ud800"'])
 def test_text_that_no_file_name_can_hold_is_refused(tmp_path, capsys, value):
     (tmp_path / "c.yaml").write_text(f"output_dir: {value}\n")
     assert train_command.main(["--config", str(tmp_path / "c.yaml")]) == 2
-    assert "output_dir is" in capsys.readouterr().err
+    assert "output_dir has an invalid text" in capsys.readouterr().err
 
 
 # Images
@@ -483,7 +483,7 @@ def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
 
 def test_an_argument_that_is_not_text_is_refused(capsys):
     assert train_command.main(["--output_dir", "a\udcff"]) == 2
-    assert "is not UTF-8 text" in capsys.readouterr().err
+    assert "invalid text" in capsys.readouterr().err
 
 
 def test_names_in_messages_do_not_reach_the_terminal(tmp_path, capsys):

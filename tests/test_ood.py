@@ -216,8 +216,8 @@ def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--threshold", "0.5", "--no_threshold"], "exclude each other"),
-        (["--threshold", "nan"], "must be a finite number"),
+        (["--threshold", "0.5", "--no_threshold"], "contradict each other"),
+        (["--threshold", "nan"], "use a finite number"),
         (["--threshold", "high"], "invalid float value"),
     ],
 )
@@ -228,7 +228,7 @@ def test_wrong_thresholds_are_refused(options, message):
 
 def test_the_command_refuses_what_it_cannot_do(run, capsys):
     assert fit_command(["--model", str(run / "run"), "--accepted", "0"]) == 2
-    assert "must lie above 0" in capsys.readouterr().err
+    assert "must be greater than 0" in capsys.readouterr().err
     assert fit_command(["--model", "someone/model"]) == 2
     assert "not a local model directory" in capsys.readouterr().err
 

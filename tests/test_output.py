@@ -267,8 +267,9 @@ def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, shar
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     message = capfd.readouterr().err.splitlines()[-1]
     assert re.match(
-        r"train.py: error: The checkpoint of step 3 could not be written to .*/checkpoints \(.*\): "
-        r"it needs about \d+\.\d MB and \d+\.\d MB are free; make room .* from the beginning\.",
+        r"siglip-flowers train: error: The checkpoint of step 3 could not be written to "
+        r".*/checkpoints \(.*\): it needs about \d+\.\d MB "
+        r"and \d+\.\d MB are free; make room .* from the beginning\.",
         message,
     )
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []

@@ -1,40 +1,51 @@
-"""Configuration: defaults, then YAML, then the command line, and a dump that reads back."""
+"""Options from defaults, YAML and the command line; a dump that reads back; --help."""
 
 import dataclasses
-from dataclasses import dataclass, field
+import importlib
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands import eval as eval_command
-from siglip_flowers.commands import train as train_command
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
-from siglip_flowers.config.parsing import dump_configuration, parse_arguments
-from siglip_flowers.training.build import RunArguments
+from siglip_flowers.base.version import __version__
+from siglip_flowers.commands.main import list_commands, list_extension_options
+from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
+from siglip_flowers.commands.train import parse_training
+from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.config.fields import list_options, option
+from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.saved import dump_configuration, read_version
 from tests.conftest import REPOSITORY
 
-KINDS = (
-    DataArguments,
-    AugmentationArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
 CONFIGS = sorted(
     path
     for path in (REPOSITORY / "configs").glob("*.yaml")
-    # Of train.py: experiment, search and probe have options of their own.
-    if not path.name.startswith(("experiment_", "search", "linear_probe"))
+    # A comparison of several runs has a schema of its own, and a search options of its own.
+    if not path.name.startswith(("experiment_", "search"))
 )
+NON_DEFAULT = [
+    *("--data_dir", "somewhere else", "--shots", "3", "--learning_rate", "1e-5"),
+    *("--head_init", "probe", "--wise_ft", "0.5", "--report_to", "wandb", "aim"),
+    *("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-07}'),
+    *("--eval_strategy", "steps", "--eval_steps", "0.25", "--save_strategy", "steps"),
+    *("--save_steps", "0.25", "--gradient_checkpointing", "--early_stopping_patience", "2"),
+    *("--max_grad_norm", "0.5", "--run_name", "день 1: #x", "--head_learning_rate", "1e-2"),
+    *("--adam_epsilon", "1e-9", "--torch_empty_cache_steps", "7", "--augment", "no"),
+]
 
 
-def parse(*argv: str, kinds=KINDS, defaults=None):
-    return parse_arguments(kinds, argv, prog="x", description="y", defaults=defaults)
+def parse(*argv, kinds=TRAIN_KINDS, **options):
+    """Return an object with every option."""
+    parsed = parse_arguments(kinds, argv, prog="x", description="y", **options)
+    found = type("Found", (), {})()
+    for instance in parsed:
+        for item in list_options(type(instance)):
+            setattr(found, item.name, getattr(instance, item.name))
+    return found
 
 
 @pytest.fixture
@@ -48,75 +59,69 @@ def write_yaml(tmp_path):
 
 
 def test_yaml_overrides_defaults_and_the_command_line_overrides_yaml(write_yaml):
-    path = write_yaml("learning_rate: 0.5\nweight_decay: 0.25\n")
+    path = write_yaml("learning_rate: 0.5\nweight_decay: 0.25\nshots: 2\n")
     for argv in (
         ("--config", path, "--weight_decay", "0.125"),
         ("--weight_decay", "0.125", "--config", path),
         (f"--config={path}", "--weight-decay=0.125"),
     ):
-        training = parse(*argv)[3]
-        assert (training.learning_rate, training.weight_decay) == (0.5, 0.125)
-        assert training.num_train_epochs == SiglipTrainingArguments(output_dir="x").num_train_epochs
+        found = parse(*argv, defaults={"shots": 1, "max_eval_samples": 9})
+        assert (found.learning_rate, found.weight_decay) == (0.5, 0.125)
+        assert (found.shots, found.max_eval_samples) == (2, 9)
+        assert found.num_train_epochs == 10
 
 
-def test_given_defaults_are_overridden_by_yaml_and_command_line(write_yaml):
-    path = write_yaml("shots: 2\n")
-    given = {"shots": 1, "split_seed": 5, "data_dir": "here", "max_eval_samples": 9}
-    data = parse("--config", path, "--split_seed", "6", defaults=given)[0]
-    assert (data.shots, data.split_seed, data.data_dir) == (2, 6, "here")
-    assert data.max_eval_samples == 9
-
-
-def test_a_float_without_a_dot_is_a_number(write_yaml):
-    # YAML 1.1 reads 1e-5 as text.
-    assert yaml.safe_load("a: 1e-5") == {"a": "1e-5"}
-    assert parse("--config", write_yaml("learning_rate: 1e-5\n"))[3].learning_rate == 1e-5
-
-
-def test_null_unsets_what_may_be_unset(write_yaml):
-    path = write_yaml("head_learning_rate: null\nsave_total_limit:\n")
-    training = parse("--config", path)[3]
-    assert training.head_learning_rate is None
-    assert training.save_total_limit is None
-
-
-def test_null_is_refused_where_a_value_is_needed(write_yaml):
-    with pytest.raises(InputError, match=r"c\.yaml: num_train_epochs is null, which it cannot be"):
-        parse("--config", write_yaml("num_train_epochs: null\n"))
-
-
-def test_the_bare_word_no_stays_a_word(write_yaml):
-    # YAML 1.1 reads no as false.
-    path = write_yaml("eval_strategy: no\nload_best_model_at_end: no\n")
-    training = parse("--config", path)[3]
-    assert training.eval_strategy == "no"
-    assert training.load_best_model_at_end is False
-
-
-def test_lists_and_dictionaries_are_read(write_yaml):
-    path = write_yaml(
-        "report_to: [wandb, aim]\n"
-        "lr_scheduler_type: cosine_with_min_lr\n"
-        "lr_scheduler_kwargs: {min_lr: 1.0e-6}\n"
+def test_values_of_yaml_become_those_of_the_options(write_yaml):
+    found = parse(
+        "--config",
+        write_yaml(
+            # YAML 1.1 reads 1e-5 as text, and the word no as false.
+            "learning_rate: 1e-5\n"
+            "eval_strategy: no\n"
+            "load_best_model_at_end: no\n"
+            "wise_ft: 0.5\n"
+            "num_train_epochs: 3\n"
+            "head_learning_rate: null\n"
+            "save_total_limit:\n"
+            "report_to: [wandb, aim]\n"
+            "lr_scheduler_kwargs: {min_lr: 1.0e-6}\n"
+            'output_dir: "-- my runs/цветы = 花"\n'
+        ),
     )
-    training = parse("--config", path)[3]
-    assert training.report_to == ["wandb", "aim"]
-    assert training.lr_scheduler_kwargs == {"min_lr": 1e-6}
-    assert parse("--config", path, "--report_to", "none")[3].report_to == ["none"]
-    assert parse("--config", write_yaml("report_to: []\n"))[3].report_to == ["none"]
-    assert parse("--config", write_yaml("report_to: wandb\n"))[3].report_to == ["wandb"]
+    assert found.learning_rate == 1e-5
+    assert (found.eval_strategy, found.load_best_model_at_end) == ("no", False)
+    assert (found.wise_ft, found.num_train_epochs) == ("0.5", 3)
+    assert found.head_learning_rate is None
+    assert found.save_total_limit is None
+    assert found.report_to == ["wandb", "aim"]
+    assert found.lr_scheduler_kwargs == {"min_lr": 1e-6}
+    assert found.output_dir == "-- my runs/цветы = 花"
+    for text in ("report_to: []\n", "report_to: none\n"):
+        assert parse("--config", write_yaml(text)).report_to == ["none"]
 
 
-def test_text_with_spaces_dashes_and_letters_of_other_scripts_arrives_whole(write_yaml):
-    path = write_yaml('output_dir: "-- my runs/цветы = 花"\n')
-    assert parse("--config", path)[3].output_dir == "-- my runs/цветы = 花"
+def test_switches_take_a_word_or_none():
+    for word, value in (("true", True), ("False", False), ("no", False)):
+        assert parse("--augment", word).augment is value
+    assert parse("--skip_corrupt_images").skip_corrupt_images is True
+    assert parse().skip_corrupt_images is False
 
 
-@pytest.mark.parametrize("word, value", [("true", True), ("False", False), ("no", False)])
-def test_switches_take_a_word_or_none(word, value):
-    assert parse("--augment", word)[1].augment is value
-    assert parse("--skip_corrupt_images")[0].skip_corrupt_images is True
-    assert parse()[0].skip_corrupt_images is False
+def test_a_tilde_is_the_home_directory_in_every_path(write_yaml, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    paths = [
+        item.name
+        for kind in (*TRAIN_KINDS, *list_extension_options("train"))
+        for item in list_options(kind)
+        if re.search(r"_(dir|path|repo)$", item.name)
+        and not item.name.startswith(("hub_", "overwrite_"))
+    ]
+    assert {"data_dir", "cache_dir", "output_dir", "model_name_or_path", "aim_repo"} == set(paths)
+    for found in (
+        parse(*(word for name in paths for word in (f"--{name}", "~/x"))),
+        parse("--config", write_yaml("".join(f"{name}: ~/x\n" for name in paths))),
+    ):
+        assert [getattr(found, name) for name in paths] == [f"{tmp_path}/x"] * len(paths)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +132,9 @@ def test_switches_take_a_word_or_none(word, value):
         (["--qqqqqqqq"], r"Unknown option --qqqqqqqq; see --help"),
         (["--shots"], r"Argument --shots: expected one argument"),
         (["--shots", "1.5"], r"Argument --shots: invalid int value: '1.5'"),
+        (["--config"], r"Argument --config: expected one argument"),
+        (["extra"], r"Unexpected argument 'extra'"),
+        (["--output_dir", "a\udcff"], r"Argument --output_dir: invalid text"),
     ],
 )
 def test_a_wrong_option_is_named_with_the_nearest(argv, message):
@@ -138,11 +146,22 @@ def test_a_wrong_option_is_named_with_the_nearest(argv, message):
     "text, message",
     [
         ("shot: 1\n", r"Unknown key 'shot' in .*c\.yaml; did you mean shots\?"),
-        ("shots: x\n", r"In .*c\.yaml: Argument --shots: invalid int value: 'x'"),
-        ("augment: 7\n", r"In .*c\.yaml: Argument --augment"),
-        ("seed: [1, 2]\n", r"In .*c\.yaml: '2' is one value too many"),
-        ("text\n", r"c\.yaml holds a str; it must hold lines 'option: value'"),
+        ("1: 2\n", r"Unknown key 1 in .*c\.yaml"),
+        ("shots: x\n", r"In .*c\.yaml: shots has an invalid int value: 'x'"),
+        ("shots: 2.5\n", r"In .*c\.yaml: shots has an invalid int value: '2.5'"),
+        ("augment: 7\n", r"In .*c\.yaml: augment has an invalid value: '7'"),
+        ("seed: [1, 2]\n", r"In .*c\.yaml: seed has several values; give one"),
+        ("output_dir: [1, 2]\n", r"In .*c\.yaml: output_dir has several values"),
+        ("learning_rate: {a: 1}\n", r"In .*c\.yaml: learning_rate has several values"),
+        ("learning_rate: .nan\n", r"In .*c\.yaml: learning_rate has an invalid float"),
+        ("num_train_epochs: null\n", r"c\.yaml: num_train_epochs is null; give a value"),
+        ("trainable:\n", r"c\.yaml: trainable is null; give a value"),
+        ("text\n", r"c\.yaml contains a str; it must contain lines 'option: value'"),
+        ("- shots\n", r"c\.yaml contains a list"),
         ("a: b: c\n", r"c\.yaml is not valid YAML"),
+        ("shots: [1\n", r"c\.yaml is not valid YAML"),
+        ("shots: 1\nshots: 2\n", r"c\.yaml is not valid YAML: duplicate key 'shots'"),
+        ("resume_from_checkpoint: x\n", r"resume_from_checkpoint in .* is not supported: use --r"),
     ],
 )
 def test_a_wrong_file_is_named(write_yaml, text, message):
@@ -152,80 +171,109 @@ def test_a_wrong_file_is_named(write_yaml, text, message):
 
 def test_a_file_that_is_not_text_is_named(tmp_path):
     path = tmp_path / "c.yaml"
+    path.write_bytes("shots: 4\n".encode("utf-8-sig"))
+    assert parse("--config", str(path)).shots == 4
     path.write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(InputError, match=r"c\.yaml is not valid YAML"):
         parse("--config", str(path))
     with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
         parse("--config", str(tmp_path))
-
-
-def test_an_empty_file_changes_nothing(write_yaml):
-    assert dump_configuration(*parse("--config", write_yaml("# nothing\n"))) == dump_configuration(
-        *parse()
-    )
-
-
-NON_DEFAULT = [
-    *("--data_dir", "somewhere else", "--shots", "3", "--learning_rate", "1e-5"),
-    *("--head_init", "probe", "--wise_ft", "0.5", "--report_to", "wandb", "aim"),
-    *("--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 1e-07}'),
-    *("--eval_strategy", "steps", "--eval_steps", "0.25", "--save_strategy", "steps"),
-    *("--save_steps", "0.25", "--gradient_checkpointing", "--early_stopping_patience", "2"),
-    *("--optim_args", "weight_decay=0.1", "--max_grad_norm", "0.5", "--run_name", "день 1: #x"),
-    *("--adam_epsilon", "1e-9", "--torch_empty_cache_steps", "7", "--augment", "no"),
-]
+    with pytest.raises(InputError, match=r"none\.yaml cannot be read: No such file"):
+        parse("--config", str(tmp_path / "none.yaml"))
 
 
 @pytest.mark.parametrize("argv", [[], NON_DEFAULT], ids=["defaults", "non-default"])
 def test_a_dumped_configuration_reads_back_to_equal_arguments(write_yaml, argv):
-    first = parse(*argv)
+    kinds = [kind for kind in TRAIN_KINDS if kind.__name__ != "TrainingOptions"]
+    kinds.append(SiglipTrainingArguments)
+    first = parse_arguments(kinds, argv, prog="x", description="y")
     text = dump_configuration(*first)
-    second = parse("--config", write_yaml(text))
+    path = write_yaml(text)
+    second = parse_arguments(kinds, ["--config", path], prog="x", description="y")
     for one, other in zip(first, second, strict=True):
-        for item in dataclasses.fields(one):
-            # Made anew by every instance, or of this machine.
-            if item.init and item.name not in ("accelerator_config", "logging_dir"):
-                assert getattr(one, item.name) == getattr(other, item.name), item.name
-    # As values: a whole number of a float option comes back as a float.
+        for item in list_options(type(one)):
+            assert getattr(one, item.name) == getattr(other, item.name), item.name
     assert yaml.safe_load(dump_configuration(*second)) == yaml.safe_load(text)
-
-
-def test_secrets_are_never_dumped():
-    arguments = parse()
-    arguments[3].hub_token = "hf_secret"
-    text = RunArguments(*arguments).dump()
-    assert "hf_secret" not in text
-    assert "hub" not in yaml.safe_load(text)
+    assert read_version(Path(path)) == __version__
+    # What a run saves is what train.py accepts.
+    accepted = {item.name for kind in TRAIN_KINDS for item in list_options(kind)}
+    assert set(yaml.safe_load(text)) <= accepted
 
 
 @dataclass
 class Point:
     """Two numbers and words."""
 
-    x: int = field(default=1, metadata={"help": "100% of x"})
-    names: list[str] = field(default_factory=list)
-    limit: int | None = 7
+    x: int = option(1, "100% of x. More.", common=True)
+    names: list[str] = option([], "Words.", positional=True)
+    limit: int | None = option(7, "None is no limit. Really (e.g. 0.5) none.")
+    flag: bool = option(False, "Yes or no.")
 
 
 def test_a_value_that_equals_the_default_and_one_unset_on_purpose_are_told_apart(write_yaml):
     text = dump_configuration(Point(limit=None))
-    assert yaml.safe_load(text) == {"x": 1, "limit": None}
-    assert parse("--config", write_yaml(text), kinds=(Point,)) == (Point(limit=None),)
+    assert yaml.safe_load(text) == {"x": 1, "limit": None, "flag": False}
+    path = write_yaml(text)
+    assert parse("--config", path, kinds=(Point,)).limit is None
 
 
-@pytest.mark.parametrize("main", [train_command.main, eval_command.main], ids=["train", "eval"])
-def test_help_lists_the_options_and_exits_with_0(main, capsys):
+def test_a_switch_takes_no_word_where_words_are_expected():
+    found = parse("a", "--flag", "b", "--x", "2", "true", kinds=(Point,))
+    assert (found.names, found.flag, found.x) == (["a", "b", "true"], True, 2)
+    found = parse("a", "--flag", "false", "b", kinds=(Point,))
+    assert (found.names, found.flag) == (["a", "b"], False)
+
+
+def test_help_shows_common_options_and_help_all_all_in_full(capsys):
+    shown = {}
+    for word in ("--help", "-h", "--help_all"):
+        with pytest.raises(SystemExit) as stop:
+            parse(word, kinds=(Point,), examples=["x --x 3"])
+        assert stop.value.code == 0
+        shown[word] = capsys.readouterr().out
+    assert shown["-h"] == shown["--help"]
+    assert "100% of x [1]\n" in shown["--help"]
+    assert "--limit" not in shown["--help"]
+    assert "100% of x. More [1]\n" in shown["--help_all"]
+    assert "None is no limit. Really (e.g. 0.5) none [7]\n" in shown["--help_all"]
+    assert "examples:\n  x --x 3\n" in shown["--help"]
+    assert "Two numbers and words:\n" in shown["--help"]
+
+
+def test_help_of_train_is_two_screens(capsys):
+    shown = {}
+    for word in ("--help", "--help_all"):
+        with pytest.raises(SystemExit):
+            parse_training([word])
+        shown[word] = capsys.readouterr().out
+    names = re.findall(r"^  --(\w+)", shown["--help"], re.M)
+    assert 30 <= len(set(names) - {"config", "help_all"}) <= 40
+    assert len(shown["--help"].splitlines()) <= 75
+    assert max(map(len, shown["--help"].splitlines())) <= 100
+    assert shown["--help"].count("accelerate launch train.py") == 3
+    kinds = (*TRAIN_KINDS, *list_extension_options("train"))
+    accepted = {item.name for kind in kinds for item in list_options(kind)}
+    assert set(re.findall(r"^  --(\w+)", shown["--help_all"], re.M)) == accepted | {
+        "config",
+        "help_all",
+    }
+
+
+# Those of features are tested with them.
+@pytest.mark.parametrize("command", ["train", "predict", "threshold"])
+def test_each_command_answers_help_and_calls_itself_by_its_name(command, capsys):
+    main = importlib.import_module(list_commands()[command][0]).main
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    for option in ("--config FILE", "--split_protocol", "--skip_corrupt_images"):
-        assert option in shown
+    assert f"usage: siglip-flowers {command}" in capsys.readouterr().out
+    assert main(["--unheard_of", "1"]) == 2
+    assert capsys.readouterr().err.startswith(f"siglip-flowers {command}: error: ")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    parse("--config", str(path))
+    parse_training(["--config", str(path)])
 
 
 def test_the_promised_configurations_are_shipped():
@@ -233,5 +281,26 @@ def test_the_promised_configurations_are_shipped():
 
 
 def test_the_default_configuration_states_the_defaults():
-    shipped = parse("--config", str(REPOSITORY / "configs" / "default.yaml"))
-    assert dump_configuration(*shipped) == dump_configuration(*parse())
+    shipped = parse_training(["--config", str(REPOSITORY / "configs" / "default.yaml")])
+    assert shipped == parse_training([])
+
+
+@pytest.mark.parametrize("name", ["nano_64px", "nano_64px_28epochs"])
+def test_a_configuration_that_an_older_version_saved_is_read(name, caplog, tmp_path):
+    saved = tmp_path / "config.yaml"
+    shutil.copyfile(REPOSITORY / "results" / name / "config.yaml", saved)
+    before = yaml.safe_load(saved.read_text(encoding="utf-8"))
+    found = parse_training(["--config", str(saved)])
+    values = {
+        item.name: getattr(instance, item.name)
+        for instance in found
+        for item in dataclasses.fields(instance)
+    }
+    assert all(before[name] == values[name] for name in before if name in values)
+    assert len(caplog.messages) == 1
+    assert "older version" in caplog.messages[0]
+    assert "remove_unused_columns" in caplog.messages[0]
+    for line in ("drop_path: 0.1\n", "save_only_model: true\n", "group: x\n"):
+        saved.write_text(line, encoding="utf-8")
+        with pytest.raises(InputError, match=rf"{line.partition(':')[0]}'? in .*config\.yaml"):
+            parse_training(["--config", str(saved)])

@@ -4,6 +4,8 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -22,10 +24,16 @@ EXIT_INTERRUPTED = 130
 
 
 class _PlainFormatter(logging.Formatter):
-    """Writes what a terminal would obey, in the name of a file or class, as escapes."""
+    """Writes characters of names that a terminal would act on as escapes."""
 
     def format(self, record: logging.LogRecord) -> str:
         return escape_unprintable(super().format(record), keep="\n\t")
+
+
+def name_program(command: str) -> str:
+    """Return what the user typed to run a command: ``train.py`` or ``siglip-flowers train``."""
+    script = Path(sys.argv[0]).name
+    return script if script == f"{command}.py" else f"siglip-flowers {command}"
 
 
 def _prepare_process() -> None:
@@ -47,17 +55,19 @@ def _prepare_process() -> None:
         enable_progress_bars()
 
 
-def _end(message: str, goes_on: bool) -> str:
-    if goes_on and "the same command" not in message:
-        return f"{message}; the same command goes on where it was."
+def _end(message: str, resumes: bool) -> str:
+    if resumes and "the same command" not in message:
+        return f"{message}; the same command resumes it."
     return f"{message}."
 
 
 def run_command(
     prog: str,
-    command: Callable[[], None],
+    work: Callable[..., None],
     *,
-    check: Callable[[], None] | None = None,
+    parse: Callable[[], Any] | None = None,
+    check: Callable[[], Any] | None = None,
+    resumes: bool = False,
     goes_on: bool = False,
 ) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C)
@@ -65,25 +75,29 @@ def run_command(
 
     Args:
         prog: The command's name, for messages.
-        command: The work. What it needs of torch and datasets it should import itself.
-        check: Looks at the command line before anything slow is imported.
-        goes_on: Whether a command that was stopped goes on where it was when typed again.
+        work: Called with what ``parse`` returns. It should import torch and datasets itself.
+        parse: Reads and checks the command line before anything slow is imported.
+        check: As ``parse``, for work that takes no argument.
+        resumes: Whether a command that was stopped resumes when it is run again.
+        goes_on: The same.
     """
+    resumes = resumes or goes_on
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     if not is_first_process():
-        # What is worth a warning is so in every process of a launch; the first one says it.
+        # A warning is the same in every process of a launch; the first one shows it.
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
     try:
         with stop_on_signals():
+            parsed = () if parse is None else (parse(),)
             if check is not None:
                 check()
             _prepare_process()
-            command()
+            work(*parsed)
     except (InputError, RunError) as error:
-        # Bad usage is found alike by every process of a launch; one of them says so.
+        # Every process of a launch finds the same bad usage; the first one prints it.
         if isinstance(error, RunError) or is_first_process():
             message = str(error)
             end = "" if message.endswith((".", "?")) else "."
@@ -92,9 +106,8 @@ def run_command(
     except (OSError, SafetensorError, RuntimeError) as error:
         if is_lost_process(error):
             print(
-                f"{prog}: error: Another process of this run has ended or does not answer, and "
-                "this one stops with it; what that one printed says why, and the same command "
-                "goes on from the newest checkpoint.",
+                f"{prog}: error: Another process of this run ended or does not answer. See what it "
+                "printed; the same command resumes from the newest checkpoint.",
                 file=sys.stderr,
             )
             return EXIT_RUN_FAILED
@@ -102,16 +115,16 @@ def run_command(
         if reason is None:
             raise
         print(
-            f"{prog}: error: A file could not be written ({reason}); make room or choose another "
-            "--output_dir, since what was written before is whole.",
+            f"{prog}: error: A file could not be written ({reason}). Make room or choose another "
+            "--output_dir; files that were written before are complete.",
             file=sys.stderr,
         )
         return EXIT_RUN_FAILED
     except Preempted as stop:
         if is_first_process():
-            print(f"{prog}: {_end(stop.message, goes_on)}", file=sys.stderr)
+            print(f"{prog}: {_end(stop.message, resumes)}", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print(f"{prog}: {_end('stopped', goes_on)}", file=sys.stderr)
+        print(f"{prog}: {_end('stopped', resumes)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0

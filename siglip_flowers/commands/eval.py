@@ -1,4 +1,4 @@
-"""Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers-eval``."""
+"""Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers eval``."""
 
 import shlex
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 from siglip_flowers.base.run_dir import CONFIG_FILE
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -16,32 +16,46 @@ from siglip_flowers.commands.main import (
 from siglip_flowers.commands.models import find_model, read_data_defaults
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.rules import check_rules, merge_options
+from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
 
-PROG = "eval.py"
 DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
-KINDS = (EvaluationArguments, DataArguments, *list_extension_options("eval"))
+KINDS = (EvaluationArguments, DataArguments)
+EXAMPLES = (
+    "python eval.py --model results/my-run --split test",
+    "python eval.py --model results/my-run --data_dir other-images --output_dir results/other",
+    "python eval.py --zero_shot --model_name_or_path google/siglip2-base-patch16-224",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, evaluate, and print the metrics table."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _evaluate(given), check=lambda: _check(given))
+    return run_command(
+        name_program("eval"),
+        lambda parsed: _evaluate(parsed, given),
+        parse=lambda: parse_evaluation(given),
+    )
 
 
-def _check(argv: list[str]) -> None:
-    _parse(argv)
+def parse_evaluation(argv: list[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
+    """Return an instance of each of KINDS, and of the features' options.
+
+    Raises:
+        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
+    """
+    return parse_arguments(
+        (*KINDS, *list_extension_options("eval")),
+        argv,
+        prog=name_program("eval"),
+        description=DESCRIPTION,
+        defaults=defaults,
+        rules=(*EVAL_RULES, *list_extension_rules("eval")),
+        examples=EXAMPLES,
+    )
 
 
-def _parse(argv: list[str]) -> tuple[Any, ...]:
-    """Return an instance of each of KINDS."""
-    parsed = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
-    check_rules(list_extension_rules("eval"), merge_options(*parsed))
-    return parsed
-
-
-def _evaluate(argv: list[str]) -> None:
+def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from accelerate import PartialState
@@ -54,14 +68,16 @@ def _evaluate(argv: list[str]) -> None:
         from siglip_flowers.evaluation.tables import format_metrics
         from siglip_flowers.training.compute import set_cpu_threads
 
-    options, data_arguments, *asked = _parse(argv)
+    options, data_arguments, *asked = parsed
     extensions = load_extensions("eval", asked)
     if any(extension.run_instead(options, data_arguments) for extension in extensions):
         return
     set_cpu_threads(None)
     if not options.zero_shot:
         options.model = find_model(options.model)
-        data_arguments = _follow_run(options.model, argv, data_arguments)
+        # The data options default to those that the model was trained with.
+        config = Path(options.model).parent / CONFIG_FILE
+        data_arguments = parse_evaluation(argv, read_data_defaults(config, data_arguments))[1]
     command = f"python eval.py {shlex.join(argv)}"
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)
@@ -75,11 +91,3 @@ def _evaluate(argv: list[str]) -> None:
         write_evaluation(evaluation, Path(options.output_dir))
     for extension in extensions:
         extension.write(evaluation)
-
-
-def _follow_run(model: str, argv: list[str], given: DataArguments) -> DataArguments:
-    """Return the data options, which default to those that the model was trained with."""
-    defaults = read_data_defaults(Path(model).parent / CONFIG_FILE, given)
-    parsed = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION, defaults=defaults)
-    arguments: DataArguments = parsed[1]
-    return arguments

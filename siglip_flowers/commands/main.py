@@ -1,35 +1,45 @@
-"""All commands under one name: ``siglip-flowers predict|train|eval``."""
+"""All commands under one name: ``siglip-flowers COMMAND``."""
 
-import difflib
 import importlib
-import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 from siglip_flowers.base.errors import EXIT_BAD_USAGE
+from siglip_flowers.base.version import __version__
+from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.rules import Rule
 
 PROG = "siglip-flowers"
 # Modules are imported when they are asked for: each takes seconds.
 COMMANDS = {
     "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
-    "probe": ("siglip_flowers.probe.command", "fit linear heads on the features of an encoder"),
-    "search": ("siglip_flowers.search.command", "search for options that train well"),
     "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
-    "predict": ("siglip_flowers.commands.predict", "name what images show"),
+    "predict": ("siglip_flowers.commands.predict", "classify images"),
     "threshold": (
         "siglip_flowers.commands.threshold",
         "fit the threshold for images of no known class",
     ),
-    "export": ("siglip_flowers.export.command", "write a model in a format to deploy"),
+    "probe": ("siglip_flowers.probe.command", "fit linear heads on the features of an encoder"),
+    "search": ("siglip_flowers.search.command", "search for options that train well"),
+    "experiment": ("siglip_flowers.experiment.__main__", "compare options over several seeds"),
+    "export": ("siglip_flowers.export.command", "write a model in a format for deployment"),
     "publish": ("siglip_flowers.publish.command", "push a finished run to the Hugging Face Hub"),
-    "demo": ("siglip_flowers.demo.command", "open a page in the browser to try a classifier"),
+    "demo": ("siglip_flowers.demo.command", "try a classifier on a page in the browser"),
 }
 # Features that add options to a core command, in the order in which they take part in it. Each has
 # EXTENDS in its options.py: {command: dataclass}.
 EXTENSIONS = {"train": ("publish",), "eval": ("robustness", "report", "compare")}
+
+
+def list_commands() -> dict[str, tuple[str, str]]:
+    """Return the module and a description of each command whose folder exists."""
+    return {
+        name: found
+        for name, found in COMMANDS.items()
+        if importlib.util.find_spec(found[0].rpartition(".")[0]) is not None
+    }
 
 
 def list_extension_options(command: str) -> tuple[type, ...]:
@@ -69,22 +79,29 @@ def _import_options(command: str) -> list[Any]:
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first word names and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
+    commands = list_commands()
     if not words or words[0] in ("-h", "--help"):
-        print(_describe_commands(), file=sys.stdout if words else sys.stderr)
+        print(_describe(commands), file=sys.stdout if words else sys.stderr)
         return 0 if words else EXIT_BAD_USAGE
     if words[0] == "--version":
-        print(PROG, importlib.metadata.version("siglip_flowers"))
+        print(PROG, __version__)
         return 0
-    if words[0] not in COMMANDS:
-        nearest = difflib.get_close_matches(words[0], COMMANDS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose {', '.join(COMMANDS)}."
-        print(f"{PROG}: error: Unknown command {words[0]!r}; {hint}", file=sys.stderr)
+    if words[0] not in commands:
+        hint = suggest_nearest(words[0], set(commands))
+        print(f"{PROG}: error: Unknown command {words[0]!r}{hint}", file=sys.stderr)
         return EXIT_BAD_USAGE
-    module = importlib.import_module(COMMANDS[words[0]][0])
-    code: int = module.main(words[1:])
+    code: int = importlib.import_module(commands[words[0]][0]).main(words[1:])
     return code
 
 
-def _describe_commands() -> str:
-    lines = [f"usage: {PROG} COMMAND [options]; '{PROG} COMMAND --help' lists its options", ""]
-    return "\n".join([*lines, *(f"  {name:<9} {text}" for name, (_, text) in COMMANDS.items())])
+def _describe(commands: dict[str, tuple[str, str]]) -> str:
+    width = max(map(len, commands))
+    return "\n".join(
+        [
+            f"usage: {PROG} COMMAND [options]",
+            "",
+            *(f"  {name:<{width}}  {text}" for name, (_, text) in commands.items()),
+            "",
+            f"{PROG} COMMAND --help shows the options of a command, {PROG} --version the version.",
+        ]
+    )

@@ -2,14 +2,16 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.run_dir import CONFIG_FILE, MODEL_DIR
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import parse_arguments, read_yaml
+from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.rules import DATA_RULES, Rule
+from siglip_flowers.config.saved import read_yaml
 
 # Together they name the source of the data.
 SOURCE_OPTIONS = ("data_source", "data_dir", "dataset_name", "dataset_config_name")
@@ -62,23 +64,40 @@ def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]
 
 
 def parse_with_run_data(
-    kinds: Sequence[type], argv: Sequence[str], *, prog: str, description: str
-) -> tuple[Any, DataArguments]:
+    kinds: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    rules: Iterable[Rule] = DATA_RULES,
+    examples: Sequence[str] = (),
+) -> tuple[Any, ...]:
     """Parse the options of a command that takes ``--model`` and data options.
 
     The model is found as :func:`find_model` does, and the data options default to those of its
     training.
 
     Args:
-        kinds: A dataclass with the field ``model``, and ``DataArguments``.
+        kinds: A dataclass with the field ``model``, ``DataArguments``, and others.
         argv: The command line without the program's name.
         prog: The program's name.
         description: One line for ``--help``.
+        rules: Rules about combinations of options.
+        examples: Command lines for ``--help``.
     """
-    options, given = parse_arguments(kinds, argv, prog=prog, description=description)
+
+    def parse(defaults: dict[str, Any]) -> tuple[Any, ...]:
+        return parse_arguments(
+            kinds,
+            argv,
+            prog=prog,
+            description=description,
+            defaults=defaults,
+            rules=rules,
+            examples=examples,
+        )
+
+    options, given, *others = parse({})
     options.model = find_model(options.model)
     defaults = read_data_defaults(Path(options.model).parent / CONFIG_FILE, given)
-    _, data_arguments = parse_arguments(
-        kinds, argv, prog=prog, description=description, defaults=defaults
-    )
-    return options, data_arguments
+    return options, parse(defaults)[1], *others

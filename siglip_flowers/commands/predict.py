@@ -1,21 +1,20 @@
-"""Classify images: ``siglip-flowers predict`` and ``python -m siglip_flowers predict``."""
+"""Classify images: ``siglip-flowers predict``."""
 
-import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hints
+from typing import TYPE_CHECKING, TextIO
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
-from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.base.text import count, escape_unprintable
+from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.models import find_model
-from siglip_flowers.config.parsing import refuse_argument, refuse_usage
+from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.prediction import PredictionArguments
+from siglip_flowers.config.rules import PREDICT_RULES
 from siglip_flowers.inference.finding import (
     STANDARD_INPUT,
     check_paths,
@@ -28,38 +27,56 @@ from siglip_flowers.runtime.preemption import defer_signals
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier
 
-PROG = "siglip-flowers predict"
-# Fewer are classified before one could read a bar.
+PROG = name_program("predict")
+EXAMPLES = (
+    "siglip-flowers predict flower.jpg",
+    "siglip-flowers predict holiday/ --model results/my-run --csv --output flowers.csv",
+    "siglip-flowers predict '**/*.png' --top_k 1 --json",
+)
+# Fewer images are classified before anyone could read a progress bar.
 SILENT_IMAGES = 200
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse_usage(message)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, classify, and print the results."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _predict(given), check=lambda: _check(given))
+    return run_command(PROG, _predict, parse=lambda: _parse(given))
 
 
-def _check(argv: list[str]) -> None:
+def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
+    """Read paths and options in any order.
+
+    Raises:
+        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
+    """
+    options: PredictionArguments
+    (options,) = parse_arguments(
+        (PredictionArguments,),
+        argv,
+        prog=PROG,
+        description="Classify images.",
+        rules=PREDICT_RULES,
+        examples=EXAMPLES,
+    )
+    return options
+
+
+def _parse(argv: list[str]) -> PredictionArguments:
     options = parse_prediction_arguments(argv)
     check_paths(options.paths, allow_urls=options.allow_urls)
-    find_model(options.model)
+    options.model = find_model(options.model)
+    return options
 
 
-def _predict(argv: list[str]) -> None:
+def _predict(options: PredictionArguments) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from siglip_flowers.data.pixels.decoding import list_image_extensions
         from siglip_flowers.inference.classifier import SiglipImageClassifier
 
-    options = parse_prediction_arguments(argv)
     found = find_images(options.paths, list_image_extensions())
     classifier = SiglipImageClassifier.from_pretrained(
-        find_model(options.model),
+        str(options.model),
         dtype=options.dtype,
         device=options.device,
         compile=options.compile,
@@ -74,37 +91,38 @@ def _predict(argv: list[str]) -> None:
         else options.threshold,
     )
     kind = "json" if options.json else "csv" if options.csv else "table"
-    # They stay so where whoever reads standard output has enough.
-    count = broken = 0
+    # They stay 0 if the reader of standard output closes it before the end.
+    total = broken = 0
     with _open_output(options.output) as output:
-        count, broken = _write_predictions(classifier, found, kind, options.top_k, output)
+        total, broken = _write_predictions(classifier, found, kind, options.top_k, output)
     if broken:
         raise RunError(
-            f"{broken} of {count} images could not be read and were skipped; they are named above"
+            f"{broken} of {count(total, 'image')} could not be read and "
+            f"{'was' if broken == 1 else 'were'} skipped; see the messages above"
         )
 
 
 def _write_predictions(
     classifier: "SiglipImageClassifier", found: list[str], kind: str, top_k: int, output: TextIO
 ) -> tuple[int, int]:
-    """Classify and write as the results come; return the number of images and of broken ones."""
+    """Classify and write results as they come; return the numbers of images and of broken ones."""
     # See _predict.
     from tqdm import tqdm
 
     heading, format_image = choose_formatter(kind, found)
     listed = STANDARD_INPUT in found
-    count = broken = 0
+    total = broken = 0
     with tqdm(
         total=None if listed else len(found),
         unit="image",
-        # None: only where there is no terminal.
+        # None: only if there is no terminal.
         disable=True if not listed and len(found) < SILENT_IMAGES else None,
         leave=False,
     ) as bar:
         output.write(heading)
         for prediction in classifier.stream(insert_list(found, sys.stdin), top_k):
             name = str(prediction.source)
-            count += 1
+            total += 1
             bar.update()
             if prediction.problem:
                 broken += 1
@@ -112,50 +130,7 @@ def _write_predictions(
                 bar.write(escape_unprintable(message), file=sys.stderr)
             else:
                 output.write(format_image(name, prediction.results, prediction.known))
-    return count, broken
-
-
-def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
-    """Read paths and options in any order.
-
-    Raises:
-        InputError: Unknown option, wrong type, value out of range, or no path.
-    """
-    parser = _Parser(
-        prog=PROG,
-        description="Name what images show.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    hints = get_type_hints(PredictionArguments)
-    known = set()
-    for item in dataclasses.fields(PredictionArguments):
-        text = item.metadata["help"]
-        if item.name == "paths":
-            parser.add_argument("paths", nargs="*", metavar="PATH", help=text)
-            continue
-        known.add(item.name)
-        names = sorted({f"--{item.name}", f"--{item.name.replace('_', '-')}"}, reverse=True)
-        settings: dict[str, Any] = (
-            {"action": "store_true"}
-            if hints[item.name] is bool
-            else {
-                "type": _get_type(hints[item.name]),
-                "default": item.default,
-                "metavar": item.name.upper(),
-            }
-        )
-        parser.add_argument(*names, dest=item.name, help=text, **settings)
-    namespace, rest = parser.parse_known_intermixed_args(argv)
-    if rest:
-        refuse_argument(rest[0], known)
-    return PredictionArguments(**vars(namespace))
-
-
-def _get_type(hint: Any) -> type:
-    """Return what turns an option's text into a value: the first type of its annotation."""
-    found: type = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-    return found
+    return total, broken
 
 
 @contextmanager
@@ -169,6 +144,6 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the results, such as head, has enough. What is left in the buffer must not
+        # The reader of the results, such as head, has enough. What is left in the buffer must not
         # raise the error again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,9 +1,10 @@
 """Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers train``."""
 
 import sys
+from typing import Any
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -13,32 +14,46 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    make_training_options,
+    TrainingOptions,
 )
-from siglip_flowers.config.parsing import check_command_line, is_first_process, parse_arguments
-from siglip_flowers.config.rules import check_rules, merge_options
+from siglip_flowers.config.parsing import is_first_process, parse_arguments
+from siglip_flowers.config.rules import TRAIN_RULES
 from siglip_flowers.runtime.preemption import defer_signals
-from siglip_flowers.training.deepspeed import check_deepspeed
 
-PROG = "train.py"
 DESCRIPTION = "Fine-tune a SigLIP vision encoder into an image classifier."
-OTHER_KINDS = (DataArguments, AugmentationArguments, ModelArguments)
+KINDS = (DataArguments, ModelArguments, TrainingOptions, AugmentationArguments)
+EXAMPLES = (
+    "accelerate launch train.py",
+    "accelerate launch train.py --data_dir my-images --output_dir results/my-run",
+    "accelerate launch train.py --config configs/nano_64px.yaml --num_train_epochs 20",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _train(given), check=lambda: _check(given), goes_on=True)
+    return run_command(
+        name_program("train"), _train, parse=lambda: parse_training(given), resumes=True
+    )
 
 
-def _check(argv: list[str]) -> None:
-    check_deepspeed()
-    features = list_extension_options("train")
-    kinds = (*OTHER_KINDS, make_training_options(), *features)
-    check_command_line(kinds, argv, prog=PROG, description=DESCRIPTION)
+def parse_training(argv: list[str]) -> tuple[Any, ...]:
+    """Return an instance of each of KINDS, and of the features' options.
+
+    Raises:
+        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
+    """
+    return parse_arguments(
+        (*KINDS, *list_extension_options("train")),
+        argv,
+        prog=name_program("train"),
+        description=DESCRIPTION,
+        rules=(*TRAIN_RULES, *list_extension_rules("train")),
+        examples=EXAMPLES,
+    )
 
 
-def _train(argv: list[str]) -> None:
+def _train(parsed: tuple[Any, ...]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from accelerate import PartialState
@@ -48,12 +63,10 @@ def _train(argv: list[str]) -> None:
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
-    core = (*OTHER_KINDS, SiglipTrainingArguments)
-    kinds = (*core, *list_extension_options("train"))
-    parsed = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
-    check_rules(list_extension_rules("train"), merge_options(*parsed))
-    arguments = RunArguments(*parsed[: len(core)])
-    extensions = load_extensions("train", parsed[len(core) :])
+    data, model, options, augmentation, *asked = parsed
+    training = SiglipTrainingArguments.from_options(options)
+    arguments = RunArguments(data, augmentation, model, training)
+    extensions = load_extensions("train", asked)
     if is_first_process():
         for extension in extensions:
             extension.check(arguments)

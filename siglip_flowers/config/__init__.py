@@ -1,7 +1,7 @@
 """What can be configured, in dataclasses: data, augmentation, model, training and evaluation.
 
-The help text of a field is its only documentation. Values are validated in ``__post_init__``
-because argparse checks neither defaults nor values that came from a YAML file.
+The help text of a field is its only documentation. Values are validated in ``__post_init__``,
+combinations of them by ``rules.py``.
 
 ``SiglipTrainingArguments`` imports torch and is therefore imported when it is first asked for.
 """
@@ -12,9 +12,8 @@ from siglip_flowers.config.augmentation import AugmentationArguments
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
 from siglip_flowers.config.data import DATA_SOURCES, SPLIT_PROTOCOLS, DataArguments
 from siglip_flowers.config.evaluation import EvaluationArguments
-from siglip_flowers.config.inherited import make_training_options
 from siglip_flowers.config.model import HEAD_INITS, ModelArguments, parse_trainable
-from siglip_flowers.config.options import (
+from siglip_flowers.config.training_options import (
     OBJECTIVES,
     TRACKERS,
     TrainingOptions,
@@ -43,6 +42,11 @@ __all__ = [
     "parse_trainable",
     "parse_wise_ft",
 ]
+
+
+def make_training_options() -> type:
+    """Return the dataclass of training options that needs no torch."""
+    return TrainingOptions
 
 
 def __getattr__(name: str) -> Any:

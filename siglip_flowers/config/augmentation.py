@@ -1,43 +1,36 @@
-"""How training images are varied."""
+"""How training images are augmented."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.config.checks import check_range
+from siglip_flowers.config.fields import option
 
 
 @dataclass
 class AugmentationArguments:
-    """How training images are varied; evaluation images never are."""
+    """Augmentation: how training images are changed; evaluation images never are."""
 
-    augment: bool = field(
-        default=True, metadata={"help": "Vary training images; false trains on them as they are."}
+    augment: bool = option(
+        True, "Augment training images. false trains on them as they are.", common=True
     )
-    train_resize_scale: float = field(
-        default=1.15,
-        metadata={
-            "help": "Images are decoded to this multiple of the model's size before a training "
-            "crop is cut, so that a crop still holds detail; 1 where images are that small."
-        },
+    train_resize_scale: float = option(
+        1.15,
+        "Images are decoded to this multiple of the model's size before a training crop is cut, so "
+        "that a crop keeps its detail; use 1 if the images are no larger than that.",
     )
-    crop_min_scale: float = field(
-        default=0.5,
-        metadata={"help": "Smallest share of an image's area that a random resized crop keeps."},
+    crop_min_scale: float = option(
+        0.5, "Smallest share of an image's area that a random crop keeps."
     )
-    horizontal_flip: float = field(
-        default=0.5, metadata={"help": "Probability of mirroring an image left to right."}
+    horizontal_flip: float = option(0.5, "Probability of mirroring an image left to right.")
+    color_jitter: float = option(
+        0.2, "Largest relative change of brightness, contrast and saturation.", common=True
     )
-    color_jitter: float = field(
-        default=0.2,
-        metadata={"help": "Brightness, contrast and saturation change by up to this share."},
+    random_erasing: float = option(0.0, "Probability of blanking a random rectangle.")
+    mixup_alpha: float = option(
+        0.0, "Beta parameter of mixup (Zhang et al. 2018); 0 is off.", common=True
     )
-    random_erasing: float = field(
-        default=0.0, metadata={"help": "Probability of blanking a random rectangle."}
-    )
-    mixup_alpha: float = field(
-        default=0.0, metadata={"help": "Beta parameter of mixup (Zhang et al. 2018); 0 is off."}
-    )
-    cutmix_alpha: float = field(
-        default=0.0, metadata={"help": "Beta parameter of CutMix (Yun et al. 2019); 0 is off."}
+    cutmix_alpha: float = option(
+        0.0, "Beta parameter of CutMix (Yun et al. 2019); 0 is off.", common=True
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,10 @@
 """Where the images come from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
+from siglip_flowers.config.fields import option
 
 DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
 SPLIT_PROTOCOLS = ("swapped", "official")
@@ -11,120 +12,88 @@ SPLIT_PROTOCOLS = ("swapped", "official")
 
 @dataclass
 class DataArguments:
-    """Where the images come from and how they are split."""
+    """Data: where the images come from and how they are split."""
 
-    data_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "oxford, hub, folder or procedural. Left out, it follows from the other "
-            "options: hub with --dataset_name; oxford where --data_dir holds the original files; "
-            "folder with any other --data_dir; else oxford, downloaded."
-        },
+    data_source: str | None = option(
+        None,
+        "oxford, hub, folder or procedural. By default it follows from the other options: hub with "
+        "--dataset_name; oxford if --data_dir has the original files; folder with any other "
+        "--data_dir; else oxford, downloaded.",
     )
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "A directory with 102flowers.tgz (or the unpacked jpg/), imagelabels.mat and "
-            "setid.mat; or an image folder: train/, validation/ and test/ with one folder a class, "
-            "or one folder a class directly, to be cut into splits by --seed."
-        },
+    data_dir: str | None = option(
+        None,
+        "Your images: one folder per class, or train/, validation/ and test/ with one folder per "
+        "class each. The first are split with --split_seed. A directory with 102flowers.tgz (or "
+        "the unpacked jpg/), imagelabels.mat and setid.mat is the original Flowers102.",
+        common=True,
+        path=True,
     )
-    oxford_url: str = field(
-        default="https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
-        metadata={"help": "Where the three original files are downloaded from (a mirror, say)."},
+    oxford_url: str = option(
+        "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
+        "Where the three original files are downloaded from (a mirror, for example).",
     )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "A dataset on the Hugging Face Hub, or a local one."}
+    dataset_name: str | None = option(
+        None, "A dataset on the Hugging Face Hub, or a local one.", common=True, path=True
     )
-    dataset_config_name: str | None = field(
-        default=None, metadata={"help": "The configuration of --dataset_name."}
+    dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
+    image_column_name: str = option("image", "The image column of --dataset_name.")
+    label_column_name: str = option("label", "The label column of --dataset_name.")
+    train_split_name: str = option("train", "The split of --dataset_name to train on.")
+    validation_split_name: str = option(
+        "validation",
+        "The split of --dataset_name to validate on. If it does not exist, has no labels, or is "
+        "none, it is cut from the training split (--validation_fraction, stratified, by "
+        "--split_seed).",
     )
-    image_column_name: str = field(
-        default="image", metadata={"help": "The image column of --dataset_name."}
+    test_split_name: str = option(
+        "test", "The split of --dataset_name to test on. See --validation_split_name."
     )
-    label_column_name: str = field(
-        default="label", metadata={"help": "The label column of --dataset_name."}
+    validation_fraction: float = option(
+        0.15, "Share of the images that a missing validation (or test) split gets."
     )
-    train_split_name: str = field(
-        default="train", metadata={"help": "The split of --dataset_name to train on."}
+    split_protocol: str = option(
+        "swapped",
+        "Splits of Flowers102: swapped or official. swapped: 6149 train / 1020 validation / 1020 "
+        "test, with the original train and test ids exchanged; official: 1020 / 1020 / 6149.",
+        common=True,
     )
-    validation_split_name: str = field(
-        default="validation",
-        metadata={
-            "help": "The split of --dataset_name to validate on. If it does not exist, has no "
-            "labels, or is none, it is cut from the training split (--validation_fraction, "
-            "stratified, by --split_seed)."
-        },
+    split_seed: int = option(
+        0, "Seed of every random choice of images: missing splits, --shots, --max_*_samples."
     )
-    test_split_name: str = field(
-        default="test",
-        metadata={"help": "The split of --dataset_name to test on; see --validation_split_name."},
+    shots_seed: int | None = option(
+        None,
+        "Seed of --shots and --max_train_samples alone, which leaves the evaluated images as they "
+        "are; default: --split_seed.",
     )
-    validation_fraction: float = field(
-        default=0.15,
-        metadata={"help": "Share of the rows that a missing validation (or test) split gets."},
+    shots: int | None = option(None, "Train on this many images per class only.", common=True)
+    max_train_samples: int | None = option(
+        None, "Train on at most this many images, drawn at random."
     )
-    split_protocol: str = field(
-        default="swapped",
-        metadata={
-            "help": "swapped: 6149 train / 1020 validation / 1020 test, the original train and "
-            "test ids exchanged; official: 1020 / 1020 / 6149. For the oxford source only."
-        },
+    max_eval_samples: int | None = option(
+        None, "Evaluate on at most this many images of each split, drawn at random.", common=True
     )
-    split_seed: int = field(
-        default=0,
-        metadata={"help": "Seed of every cut: missing splits, --shots, --max_*_samples."},
+    procedural_images_per_class: int = option(
+        60, "Procedural images per class, over all three splits (3:1:1)."
     )
-    shots_seed: int | None = field(
-        default=None,
-        metadata={
-            "help": "Seed of --shots and --max_train_samples alone, which leaves the evaluated "
-            "images as they are; default: --split_seed."
-        },
+    procedural_image_size: int = option(64, "Side of a procedural image, in pixels.")
+    procedural_seed: int = option(0, "Seed of the procedural images.")
+    skip_corrupt_images: bool = option(
+        False, "Skip and count unreadable images instead of stopping.", common=True
     )
-    shots: int | None = field(
-        default=None, metadata={"help": "Train on this many images a class only."}
+    allow_duplicates: bool = option(False, "Accept images that are in more than one split.")
+    image_workers: int | None = option(
+        None, "Threads that check and decode images; default: one per core."
     )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on this many images at most, drawn at random."}
+    pixel_cache: bool = option(
+        True,
+        "Decode every image once and keep its pixels on disk. false decodes it again in every "
+        "epoch.",
     )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Evaluate on this many images of each split at most, drawn at random."},
-    )
-    procedural_images_per_class: int = field(
-        default=60,
-        metadata={"help": "Procedural images a class, over all three splits (3:1:1)."},
-    )
-    procedural_image_size: int = field(
-        default=64, metadata={"help": "Side of a procedural image, in pixels."}
-    )
-    procedural_seed: int = field(default=0, metadata={"help": "Seed of the procedural images."})
-    skip_corrupt_images: bool = field(
-        default=False,
-        metadata={"help": "Drop and count unreadable images instead of stopping."},
-    )
-    allow_duplicates: bool = field(
-        default=False,
-        metadata={"help": "Accept images that stand in more than one split."},
-    )
-    image_workers: int | None = field(
-        default=None,
-        metadata={"help": "Threads that check and decode images; default: one a core."},
-    )
-    pixel_cache: bool = field(
-        default=True,
-        metadata={
-            "help": "Decode every image once and keep its pixels on disk; false decodes it again "
-            "in every epoch."
-        },
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where decoded pixels and features are kept; default: $SIGLIP_FLOWERS_CACHE, "
-            "or a folder in the cache of datasets. It may be deleted at any time."
-        },
+    cache_dir: str | None = option(
+        None,
+        "Where decoded pixels and features are kept; default: $SIGLIP_FLOWERS_CACHE, or a folder "
+        "in the cache of datasets. It may be deleted at any time.",
+        path=True,
     )
 
     def __post_init__(self) -> None:
@@ -134,7 +103,7 @@ class DataArguments:
             check_positive(name, getattr(self, name))
         if not 0.0 < self.validation_fraction < 0.5:
             raise InputError(
-                f"--validation_fraction is {self.validation_fraction}; it must lie between 0 and "
+                f"--validation_fraction is {self.validation_fraction}; it must be between 0 and "
                 "0.5, since a missing test split takes the same share."
             )
         if self.procedural_images_per_class < 5:
@@ -145,12 +114,4 @@ class DataArguments:
         if self.procedural_image_size < 16:
             raise InputError(
                 f"--procedural_image_size is {self.procedural_image_size}; it must be at least 16."
-            )
-        if self.data_source == "hub" and self.dataset_name is None:
-            raise InputError("--data_source hub needs --dataset_name.")
-        if self.data_source == "folder" and self.data_dir is None:
-            raise InputError("--data_source folder needs --data_dir.")
-        if self.dataset_name is not None and self.data_source not in (None, "hub"):
-            raise InputError(
-                f"--dataset_name goes with --data_source hub, not {self.data_source}; drop one."
             )

@@ -1,9 +1,10 @@
 """Which encoder is trained, and which parts of it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
+from siglip_flowers.config.fields import option
 
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.
@@ -12,87 +13,87 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "attenti
 
 @dataclass
 class ModelArguments:
-    """Which encoder, and what is put on it."""
+    """Model: which encoder, and which parts of it are trained."""
 
-    model_name_or_path: str = field(
-        default="google/siglip2-base-patch16-224",
-        metadata={
-            "help": "A SigLIP or SigLIP 2 checkpoint, fixed-resolution or NaFlex (two towers or "
-            "vision only): a directory or a Hub id. Only safetensors weights are read."
-        },
+    model_name_or_path: str = option(
+        "google/siglip2-base-patch16-224",
+        "A SigLIP or SigLIP 2 checkpoint: a Hub id or a directory. Fixed-resolution or NaFlex, two "
+        "towers or vision only; only safetensors weights are read.",
+        common=True,
+        path=True,
     )
-    from_scratch: bool = field(
-        default=False,
-        metadata={"help": "Take only the architecture from the checkpoint, no weights."},
+    from_scratch: bool = option(
+        False, "Use only the architecture of the checkpoint, not its weights."
     )
-    pooling: str = field(
-        default="map",
-        metadata={
-            "help": "map: the encoder's pretrained attention-pooling head; mean: the average of "
-            "the patch tokens, as SiglipForImageClassification does."
-        },
+    pooling: str = option(
+        "map",
+        "map (pretrained attention pooling) or mean (average of the patch tokens).",
+        common=True,
     )
-    trainable: str = field(
-        default="all",
-        metadata={"help": "all, head (the classification head only) or last:N encoder layers."},
+    trainable: str = option(
+        "all",
+        "all, head (the classification head only) or last:N encoder layers.",
+        common=True,
     )
-    image_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Side of the images in pixels; position embeddings are interpolated where "
-            "it is not the checkpoint's own."
-        },
+    image_size: int | None = option(
+        None,
+        "Side of the images in pixels; default: the checkpoint's own. Position embeddings are "
+        "interpolated for another size.",
+        common=True,
     )
-    max_num_patches: int | None = field(
-        default=None,
-        metadata={
-            "help": "Most patches of an image, for NaFlex checkpoints, which keep its aspect "
-            "ratio; default: the checkpoint's own."
-        },
+    max_num_patches: int | None = option(
+        None,
+        "Maximum number of patches per image, for NaFlex checkpoints, which keep the aspect ratio; "
+        "default: the checkpoint's own.",
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "sdpa, eager or flash_attention_2; default: the library's."}
+    attn_implementation: str | None = option(
+        None, "sdpa, eager, flash_attention_2, ...; default: the fastest for the model."
     )
-    head_init: str = field(
-        default="random",
-        metadata={
-            "help": "random; text: class embeddings from the checkpoint's own text tower (its "
-            "zero-shot classifier); probe: a logistic regression on the frozen features."
-        },
+    head_init: str = option(
+        "random",
+        "Start of the head: random, text or probe. text: class embeddings from the checkpoint's "
+        "text tower (its zero-shot classifier); probe: a logistic regression on frozen features.",
+        common=True,
     )
-    prompt_templates: str | None = field(
-        default=None,
-        metadata={"help": "A file with one prompt a line, {} for the class name; default: ours."},
+    prompt_templates: str | None = option(
+        None,
+        "A file with one prompt per line, {} for the class name; default: ours.",
+        path=True,
+    )
+    lora_r: int | None = option(
+        None,
+        "Rank of low-rank adapters (LoRA) on a frozen encoder. Only they and the head are trained. "
+        "Requires the package peft.",
+        common=True,
+    )
+    lora_alpha: int | None = option(
+        None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r."
+    )
+    lora_dropout: float = option(
+        0.05, "Dropout before the adapters, except in the pooling head's attention."
+    )
+    use_dora: bool = option(
+        False,
+        "Weight-decomposed adapters (DoRA). The pooling head's attention gets none, since peft has "
+        "none for it.",
+    )
+    lora_target_modules: list[str] | None = option(
+        None,
+        f"Modules that get adapters, of {', '.join(LORA_MODULES)} (the pooling head's); default: "
+        "all of them.",
     )
 
-    lora_r: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rank of low-rank adapters (LoRA): only they and the head train, the encoder "
-            "stays as it is. Needs the package peft. Default: no adapters."
-        },
-    )
-    lora_alpha: int | None = field(
-        default=None, metadata={"help": "Adapters count lora_alpha / lora_r; default: 2 lora_r."}
-    )
-    lora_dropout: float = field(
-        default=0.05,
-        metadata={"help": "Dropout before the adapters; not in the pooling head's attention."},
-    )
-    use_dora: bool = field(
-        default=False,
-        metadata={
-            "help": "Weight-decomposed adapters (DoRA); the pooling head's attention, for which "
-            "peft has none, stays as it is."
-        },
-    )
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": f"What gets adapters, of {', '.join(LORA_MODULES)} (the pooling head's); "
-            "default: all of them."
-        },
-    )
+    def __post_init__(self) -> None:
+        check_choice("pooling", self.pooling, ("map", "mean"))
+        check_choice("head_init", self.head_init, HEAD_INITS)
+        for name in ("image_size", "max_num_patches", "lora_r", "lora_alpha"):
+            check_positive(name, getattr(self, name))
+        parse_trainable(self.trainable)
+        check_range("lora_dropout", self.lora_dropout, 0.0, 0.99)
+        if self.lora_target_modules == []:
+            raise InputError("--lora_target_modules is empty; remove it to adapt all modules.")
+        for name in self.lora_target_modules or ():
+            check_choice("lora_target_modules", name, LORA_MODULES)
 
     @property
     def adapted_modules(self) -> tuple[str, ...]:
@@ -106,46 +107,6 @@ class ModelArguments:
         """The numerator of the adapters' scale."""
         assert self.lora_r is not None
         return 2 * self.lora_r if self.lora_alpha is None else self.lora_alpha
-
-    def __post_init__(self) -> None:
-        check_choice("pooling", self.pooling, ("map", "mean"))
-        check_choice("head_init", self.head_init, HEAD_INITS)
-        check_positive("image_size", self.image_size)
-        check_positive("max_num_patches", self.max_num_patches)
-        parse_trainable(self.trainable)
-        self._check_adapters()
-
-    def _check_adapters(self) -> None:
-        check_positive("lora_r", self.lora_r)
-        check_positive("lora_alpha", self.lora_alpha)
-        check_range("lora_dropout", self.lora_dropout, 0.0, 0.99)
-        if self.lora_target_modules == []:
-            raise InputError("--lora_target_modules is empty; leave it out to adapt all modules.")
-        for name in self.lora_target_modules or ():
-            check_choice("lora_target_modules", name, LORA_MODULES)
-        if self.lora_r is None:
-            for name in ("lora_alpha", "use_dora", "lora_target_modules"):
-                if getattr(self, name):
-                    raise InputError(f"--{name} needs adapters to act on; add --lora_r or drop it.")
-            return
-        if self.trainable != "all":
-            raise InputError(
-                f"--lora_r {self.lora_r} freezes the encoder and trains adapters on it, which "
-                f"--trainable {self.trainable} contradicts; drop one of the two."
-            )
-        if self.from_scratch:
-            raise InputError(
-                f"--lora_r {self.lora_r} would adapt an encoder of random weights; drop "
-                "--from_scratch."
-            )
-        if "attention" in (self.lora_target_modules or ()) and (
-            self.use_dora or self.pooling != "map"
-        ):
-            option = "--use_dora" if self.use_dora else f"--pooling {self.pooling}"
-            raise InputError(
-                f"--lora_target_modules attention is the pooling head's attention, which {option} "
-                "leaves out; drop one of the two."
-            )
 
 
 def parse_trainable(trainable: str) -> int | None:

@@ -1,45 +1,31 @@
-"""Read the configuration: defaults, then a YAML file, then the command line."""
+"""Read the options of a command: defaults, then a YAML file, then the command line."""
 
 import argparse
 import dataclasses
-import difflib
-import enum
+import itertools
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, get_args, get_origin, get_type_hints
-
-import yaml
-from transformers import HfArgumentParser
+from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.fields import list_options, suggest_nearest
+from siglip_flowers.config.refused import REFUSED
+from siglip_flowers.config.rules import Rule, check_rules, merge_options
+from siglip_flowers.config.saved import drop_removed, dump_configuration, read_yaml
 
-# A configuration has a hundred options; aliases of aliases stand for any number of values.
-MAX_YAML_BYTES = 1 << 20
-MAX_YAML_VALUES = 100_000
-# What the reader raises for text that is no YAML, or for dates and numbers that are none.
-YAML_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    OverflowError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)
-# Never written to a file, whatever a user passes.
-SECRETS = ("hub_token", "push_to_hub_token")
-# A saved configuration read again must neither overwrite or publish unasked nor carry the processor
-# of one machine to another.
-UNSAVED = (*SECRETS, "overwrite_output_dir", "push_to_hub", "use_cpu")
+__all__ = ["dump_configuration", "read_yaml"]
+TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
 
-class _Parser(HfArgumentParser):
+class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        # argparse would print a usage of 150 options before the one sentence that matters.
-        refuse_usage(message)
+        # argparse would print its usage before the one sentence that matters.
+        raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
 
     def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
         # Every process of a launch is asked; one of them answers.
@@ -52,28 +38,6 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def check_command_line(
-    dataclass_types: Sequence[type | None],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    defaults: dict[str, Any] | None = None,
-) -> None:
-    """Answer ``--help`` and refuse bad usage before a command imports what its work needs.
-
-    For the arguments see :func:`parse_arguments`. A dataclass that needs torch is given as one with
-    the same fields that does not, such as ``make_training_options`` makes, or as None: then
-    nothing is checked here. What passes is parsed by the command itself, with its own dataclasses.
-
-    Raises:
-        InputError: As :func:`parse_arguments`.
-    """
-    kinds = [kind for kind in dataclass_types if kind is not None]
-    if len(kinds) == len(dataclass_types):
-        parse_arguments(kinds, argv, prog=prog, description=description, defaults=defaults)
-
-
 def parse_arguments(
     dataclass_types: Sequence[type],
     argv: Sequence[str],
@@ -81,6 +45,8 @@ def parse_arguments(
     prog: str,
     description: str,
     defaults: dict[str, Any] | None = None,
+    rules: Iterable[Rule] = (),
+    examples: Sequence[str] = (),
 ) -> tuple[Any, ...]:
     """Build one instance of each dataclass from ``--config FILE`` and command-line options.
 
@@ -90,232 +56,265 @@ def parse_arguments(
         prog: The program's name, for ``--help``.
         description: One line for ``--help``.
         defaults: Values that replace the dataclasses' defaults; the YAML file overrides them.
+        rules: Rules about combinations of options.
+        examples: Command lines for ``--help``.
 
     Raises:
-        InputError: Unknown option or key, wrong type, unreadable file, value out of range.
+        InputError: Unknown option or key, wrong type, unreadable file, value out of range, or a
+            combination that a rule refuses.
     """
-    for argument in argv:
-        if any("\ud800" <= character <= "\udfff" for character in argument):
-            raise InputError(f"The argument {argument!r} is not UTF-8 text; give it another name.")
-    parser = _Parser(
-        list[Any](dataclass_types), prog=prog, description=description, allow_abbrev=False
-    )
-    parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
-    known = {
-        item.name for kind in dataclass_types for item in dataclasses.fields(kind) if item.init
-    }
+    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
-    namespace = argparse.Namespace()
-    if defaults:
-        _apply(parser, hints, defaults, namespace, "the defaults")
-    config_only = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    config_only.add_argument("--config")
-    try:
-        config_file = config_only.parse_known_args(argv)[0].config
-    except argparse.ArgumentError as error:
-        raise InputError("--config needs the name of a YAML file.") from error
-    if config_file is not None:
-        values = read_yaml(Path(config_file))
-        for key in values:
-            if key not in known:
-                nearest = suggest_nearest(str(key), known)
-                raise InputError(f"Unknown key {key!r} in {config_file}{nearest}")
-        _apply(parser, hints, values, namespace, config_file)
-    namespace, rest = parser.parse_known_args(argv, namespace)
+    parser = _build_parser(
+        dataclass_types, hints, prog, description, examples, everything="--help_all" in argv
+    )
+    known = {*fields, "config"}
+    namespace, rest = parser.parse_known_intermixed_args(_normalize(argv, fields, hints))
     if rest:
         refuse_argument(rest[0], known)
-    parsed = vars(namespace)
-    instances = []
+    given = vars(namespace)
+    values = {name: _copy_default(field) for name, field in fields.items()}
+    files = [("the defaults", defaults or {})]
+    config_file = given.pop("config", None)
+    if config_file is not None:
+        path = Path(config_file).expanduser()
+        files.append((str(path), read_yaml(path)))
+    for origin, found in files:
+        for name, value in drop_removed(found, set(fields), origin).items():
+            values[name] = convert(name, hints[name], value, origin)
+    values.update(given)
+    for name, field in fields.items():
+        if field.metadata.get("path"):
+            values[name] = _expand_home(values[name])
+    instances = tuple(
+        kind(**{field.name: values[field.name] for field in list_options(kind)})
+        for kind in dataclass_types
+    )
+    check_rules(rules, merge_options(*instances))
+    return instances
+
+
+def check_command_line(
+    dataclass_types: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Parse a command line and forget the result; see :func:`parse_arguments`."""
+    parse_arguments(dataclass_types, argv, prog=prog, description=description, defaults=defaults)
+
+
+def _normalize(
+    argv: Sequence[str], fields: dict[str, dataclasses.Field[Any]], hints: dict[str, Any]
+) -> list[str]:
+    """Return the command line with underscores where options were written with dashes.
+
+    If words without an option are expected, a switch does not take one of them as its value.
+    """
+    takes_words = any(field.metadata.get("positional") for field in fields.values())
+    words = []
+    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+        match = re.fullmatch(r"--([\w-]+)((?:=.*)?)", argument, re.DOTALL)
+        if match is not None:
+            name, value = match[1].replace("-", "_"), match[2]
+            is_switch = name in fields and _read_hint(hints[name])[0] is bool and not value
+            if takes_words and is_switch and following.lower() not in (*TRUE_WORDS, *FALSE_WORDS):
+                value = "=true"
+            argument = f"--{name}{value}"
+        words.append(argument)
+    return words
+
+
+def _copy_default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _expand_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _build_parser(
+    dataclass_types: Sequence[type],
+    hints: dict[str, Any],
+    prog: str,
+    description: str,
+    examples: Sequence[str],
+    *,
+    everything: bool,
+) -> _Parser:
+    """Build the parser; its help shows all options in full, or a line for each common one."""
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [--config FILE.yaml] [options]",
+        description=description,
+        epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=36, width=100
+        ),
+        allow_abbrev=False,
+        add_help=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
+    parser.add_argument("-h", "--help", action="help", help="Show the most used options.")
+    parser.add_argument("--help_all", action="help", help="Show all options.")
     for kind in dataclass_types:
-        names = [field.name for field in dataclasses.fields(kind) if field.init]
-        try:
-            instances.append(kind(**{name: parsed[name] for name in names}))
-        except InputError:
-            raise
-        except (ValueError, ImportError) as error:
-            # The parent class of the training arguments checks its own fields this way.
-            raise InputError(" ".join(str(error).split())) from error
-    return tuple(instances)
+        options = list_options(kind)
+        group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0].rstrip("."))
+        some = any(option.metadata.get("common") for option in options)
+        for option in options:
+            shown = everything or not some or bool(option.metadata.get("common"))
+            _add_option(group, option, hints[option.name], shown=shown, in_full=everything)
+    return parser
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, and merge keys, which can multiply without end."""
+def _add_option(
+    group: argparse._ArgumentGroup,
+    option: dataclasses.Field[Any],
+    hint: Any,
+    *,
+    shown: bool,
+    in_full: bool,
+) -> None:
+    metadata = option.metadata
+    kind, is_list = _read_hint(hint)
+    text = metadata.get("help", "")
+    if not in_full:
+        # The first sentence; "0.5" and "e.g. this" do not end one.
+        text = re.split(r"(?<=[a-z\d)])\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[0].rstrip(".")
+    default = _copy_default(option)
+    if default is not None and default != [] and default != "" and kind is not dict:
+        shown_default = str(default).lower() if isinstance(default, bool) else default
+        text = f"{text.rstrip('.')} [{shown_default}]"
+    settings: dict[str, Any] = {"help": text.replace("%", "%%") if shown else argparse.SUPPRESS}
+    if metadata.get("positional"):
+        nargs = "*" if is_list else "?"
+        group.add_argument(option.name, nargs=nargs, metavar=option.name.upper(), **settings)
+        return
+    if kind is bool:
+        settings.update(nargs="?", const=True, metavar="BOOL")
+    else:
+        settings["metavar"] = {int: "N", float: "X", dict: "JSON"}.get(kind, "TEXT")
+        if metadata.get("path"):
+            settings["metavar"] = "PATH"
+        if is_list:
+            settings["nargs"] = "+"
+    settings.update({key: metadata[key] for key in ("nargs", "const") if key in metadata})
+    group.add_argument(f"--{option.name}", type=_CONVERTERS[kind], **settings)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            problem = ""
-            if key.tag == "tag:yaml.org,2002:merge":
-                problem = "merge keys (<<) cannot be used"
-            elif isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
-            if problem:
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+
+def _read_hint(hint: Any) -> tuple[type, bool]:
+    """Return the type of an option's values, and whether there may be several."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    if get_origin(hint) is list:
+        return get_args(hint)[0], True
+    return get_origin(hint) or hint, False
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
+def _to_bool(text: str) -> bool:
+    word = text.lower()
+    if word not in (*TRUE_WORDS, *FALSE_WORDS):
+        raise argparse.ArgumentTypeError(f"invalid value: {text!r} (use true or false)")
+    return word in TRUE_WORDS
 
-    Raises:
-        InputError: The file is missing, no YAML, or holds something else than a mapping.
-    """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        # It would be waited for, and it is read more than once.
-        raise InputError(f"The configuration file {path} is not a regular file; name another.")
+
+def _to_int(text: str) -> int:
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise InputError(
-                f"The configuration file {path} is larger than {MAX_YAML_BYTES >> 20} MB, so it "
-                "is none; name a YAML file with lines 'option: value'."
-            )
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(
-            f"The configuration file {path} cannot be read: {error.strerror or error}."
-        ) from error
-    except YAML_ERRORS as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(
-            f"The configuration file {path} holds a {type(values).__name__}; it must hold lines "
-            "'option: value'."
-        )
-    if _count_values(values) > MAX_YAML_VALUES:
-        raise InputError(
-            f"The configuration file {path} stands for more than {MAX_YAML_VALUES} values, by "
-            "aliases (*name) of aliases; write the values themselves."
-        )
-    return values
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
 
 
-def _count_values(value: Any) -> int:
-    """Count values as often as they are referred to, up to one more than allowed."""
-    waiting, count = [value], 0
-    while waiting and count <= MAX_YAML_VALUES:
-        count += 1
-        item = waiting.pop()
-        if isinstance(item, dict):
-            waiting.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            waiting.extend(item)
-    return count
-
-
-def dump_configuration(*instances: Any) -> str:
-    """Return the YAML text of the resolved configuration, which ``--config`` reads back.
-
-    Secrets are left out, and so are options that are unset by default and still unset.
-    """
-    lines: list[str] = []
-    for instance in instances:
-        values = {}
-        for field in dataclasses.fields(instance):
-            value = _plain(getattr(instance, field.name))
-            unset = value is None and field.default is None
-            if field.name in UNSAVED or not field.init or unset or value in ([], {}, ""):
-                continue
-            values[field.name] = value
-        lines.append(f"# {type(instance).__name__}\n")
-        lines.append(yaml.safe_dump(values, sort_keys=True, allow_unicode=True))
-    return "".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "to_dict"):
-        value = value.to_dict()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+def _to_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"invalid float value: {text!r} (use a finite number)")
     return value
 
 
-def _apply(
-    parser: _Parser,
-    hints: dict[str, Any],
-    values: dict[str, Any],
-    namespace: argparse.Namespace,
-    origin: str,
-) -> None:
-    """Set values on the namespace through the parser, so that their types are checked."""
-    argv: list[str] = []
-    # What has no spelling on the command line.
-    direct: dict[str, Any] = {}
-    for key, value in values.items():
-        _check_text(key, value, origin)
-        kinds = (hints[key], *get_args(hints[key]))
-        if value is None:
-            if type(None) not in kinds:
-                raise InputError(
-                    f"In {origin}: {key} is null, which it cannot be; give a value or leave it out."
-                )
-            direct[key] = None
-        elif value == [] and any(list in (kind, get_origin(kind)) for kind in kinds):
-            direct[key] = []
-        elif value is False and bool not in kinds and str in kinds:
-            # YAML 1.1 reads the word no as false.
-            argv.append(f"--{key}=no")
-        elif isinstance(value, dict):
-            try:
-                argv.append(f"--{key}={json.dumps(value)}")
-            except (TypeError, ValueError, RecursionError) as error:
-                raise InputError(
-                    f"In {origin}: {key} holds what JSON has no form for ({error}); use text, "
-                    "numbers, lists and mappings with names."
-                ) from error
-        elif isinstance(value, list):
-            argv.extend([f"--{key}", *map(str, value)])
-        else:
-            argv.append(f"--{key}={value}")
+def _to_text(text: str) -> str:
+    # No file name, and no file in UTF-8, can contain these.
+    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise argparse.ArgumentTypeError(f"invalid text: {text[:100]!r}")
+    return text
+
+
+def _to_dict(text: str) -> dict[str, Any]:
     try:
-        _, rest = parser.parse_known_args(argv, namespace)
-    except InputError as error:
-        raise InputError(f"In {origin}: {str(error).removesuffix('; see --help.')}.") from error
-    if rest:
-        raise InputError(f"In {origin}: {rest[0]!r} is one value too many.")
-    for key, value in direct.items():
-        setattr(namespace, key, value)
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'invalid JSON: {text!r} (write {{"name": value}})')
+    return value
 
 
-def _check_text(key: str, value: Any, origin: str) -> None:
-    """Raise InputError for text that no file name, and no file in UTF-8, can hold."""
-    items = value if isinstance(value, list) else [value]
-    for item in items:
-        text = item if isinstance(item, str) else ""
-        if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-            raise InputError(
-                f"In {origin}: {key} is {text[:100]!r}, with a character that text cannot hold; "
-                "leave it out."
-            )
+_CONVERTERS: dict[Any, Any] = {
+    bool: _to_bool,
+    int: _to_int,
+    float: _to_float,
+    str: _to_text,
+    dict: _to_dict,
+}
 
 
-def refuse_usage(message: str) -> NoReturn:
-    """Raise InputError with one of argparse's messages as a sentence."""
-    # It names the spelling with dashes as well.
-    message = re.sub(r"(--\w+)/--[\w-]+:", r"\1:", message)
-    raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
+def convert(name: str, hint: Any, value: Any, origin: str) -> Any:
+    """Return a value of a YAML file as an option's type.
+
+    Args:
+        name: The option.
+        hint: The annotation of its field.
+        value: What YAML made of it: YAML 1.1 reads ``no`` as false and ``1e-5`` as text.
+        origin: The file, for messages.
+
+    Raises:
+        InputError: The value is not of that type.
+    """
+    kind, is_list = _read_hint(hint)
+    if value is None:
+        if type(None) not in get_args(hint):
+            raise InputError(f"In {origin}: {name} is null; give a value or remove the line.")
+        return None
+    if is_list:
+        items = value if isinstance(value, list) else [value]
+        return [convert(name, kind, item, origin) for item in items]
+    is_bool = isinstance(value, bool)
+    # Text, and numbers that may not be finite, are converted below.
+    if kind in (bool, int, dict) and isinstance(value, kind) and not (kind is int and is_bool):
+        return value
+    if isinstance(value, list) or (isinstance(value, dict) and kind is not str):
+        raise InputError(f"In {origin}: {name} has several values; give one.")
+    if is_bool and kind is str:
+        text = "no" if value is False else "yes"
+    elif isinstance(value, dict):
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"In {origin}: {name} cannot be written as JSON ({error}).") from error
+    else:
+        text = str(value)
+    try:
+        return _CONVERTERS[kind](text)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"In {origin}: {name} has an {error}.") from error
 
 
 def refuse_argument(argument: str, known: set[str]) -> NoReturn:
     """Raise InputError for an argument that nothing takes, with the nearest known option."""
     if argument.startswith("-"):
         name = argument.split("=")[0]
-        nearest = suggest_nearest(name.lstrip("-").replace("-", "_"), known, prefix="--")
-        raise InputError(f"Unknown option {name}{nearest}")
+        word = name.lstrip("-").replace("-", "_")
+        if word in REFUSED:
+            raise InputError(f"--{word} is not supported: {REFUSED[word]}")
+        raise InputError(f"Unknown option {name}{suggest_nearest(word, known, prefix='--')}")
     raise InputError(f"Unexpected argument {argument!r}; options start with --, see --help.")
-
-
-def suggest_nearest(name: str, known: set[str], prefix: str = "") -> str:
-    """Return the end of an error about an unknown name: the known one nearest to it, or --help."""
-    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."

@@ -4,6 +4,9 @@ A rule about one option alone is checked in ``__post_init__`` of its dataclass.
 """
 
 import dataclasses
+import enum
+import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -32,11 +35,15 @@ class Rule:
 
 def merge_options(*instances: Any) -> SimpleNamespace:
     """Return one object with the fields of all dataclass instances as attributes."""
+    values = {
+        field.name: getattr(instance, field.name, None)
+        for instance in instances
+        for field in dataclasses.fields(instance)
+    }
     return SimpleNamespace(
         **{
-            field.name: getattr(instance, field.name)
-            for instance in instances
-            for field in dataclasses.fields(instance)
+            name: value.value if isinstance(value, enum.Enum) else value
+            for name, value in values.items()
         }
     )
 
@@ -46,3 +53,234 @@ def check_rules(rules: Iterable[Rule], options: Any) -> None:
     for rule in rules:
         if rule.refuses(options):
             raise InputError(rule.message.format_map(vars(options)))
+
+
+DATA_RULES = (
+    Rule(
+        "hub_needs_dataset_name",
+        lambda o: o.data_source == "hub" and o.dataset_name is None,
+        "--data_source hub requires --dataset_name.",
+        ("--data_source", "hub"),
+    ),
+    Rule(
+        "folder_needs_data_dir",
+        lambda o: o.data_source == "folder" and o.data_dir is None,
+        "--data_source folder requires --data_dir.",
+        ("--data_source", "folder"),
+    ),
+    Rule(
+        "dataset_name_is_of_the_hub",
+        lambda o: o.dataset_name is not None and o.data_source not in (None, "hub"),
+        "--dataset_name requires --data_source hub, not {data_source}; remove one of them.",
+        ("--data_source", "procedural", "--dataset_name", "someone/flowers"),
+    ),
+)
+
+
+def needs_text_tower(options: Any) -> bool:
+    """Return whether a training run starts from the checkpoint's text tower."""
+    return options.head_init == "text" or options.objective == "contrastive"
+
+
+def has_measured_start(options: Any) -> bool:
+    """Return whether the model classifies before its first step: zero-shot or probed."""
+    return needs_text_tower(options) or options.head_init == "probe"
+
+
+def mixes_images(options: Any) -> bool:
+    """Return whether training images are mixed with each other."""
+    return bool(options.augment and (options.mixup_alpha or options.cutmix_alpha))
+
+
+def uses_fsdp() -> bool:
+    """Return whether ``accelerate launch`` asks for FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def uses_deepspeed() -> bool:
+    """Return whether ``accelerate launch`` asks for DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+
+
+_DDP = "launch with configs/accelerate/ddp.yaml."
+_FSDP2 = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")
+
+_ADAPTER_RULES = (
+    Rule(
+        "adapter_options_need_adapters",
+        lambda o: o.lora_r is None and bool(o.lora_alpha or o.use_dora or o.lora_target_modules),
+        "--lora_alpha, --use_dora and --lora_target_modules require --lora_r; add it or remove "
+        "them.",
+        ("--use_dora",),
+    ),
+    Rule(
+        "adapters_train_on_the_whole_encoder",
+        lambda o: o.lora_r is not None and o.trainable != "all",
+        "--lora_r {lora_r} trains adapters on a frozen encoder, which contradicts --trainable "
+        "{trainable}; remove one of them.",
+        ("--lora_r", "4", "--trainable", "head"),
+    ),
+    Rule(
+        "adapters_need_pretrained_weights",
+        lambda o: o.lora_r is not None and o.from_scratch,
+        "--lora_r {lora_r} would adapt an encoder of random weights; remove --from_scratch.",
+        ("--lora_r", "4", "--from_scratch"),
+    ),
+    Rule(
+        "adapted_attention_needs_the_pooling_head",
+        lambda o: (
+            o.lora_r is not None
+            and "attention" in (o.lora_target_modules or ())
+            and (o.use_dora or o.pooling != "map")
+        ),
+        "--lora_target_modules attention is the attention of the pooling head, which neither "
+        "--use_dora true nor --pooling mean adapts; remove one of them.",
+        ("--lora_r", "4", "--pooling", "mean", "--lora_target_modules", "attention"),
+    ),
+    Rule(
+        "adapters_are_not_ensembled",
+        lambda o: o.lora_r is not None and o.wise_ft is not None,
+        "--wise_ft {wise_ft} averages whole models, which does not work with the adapters of "
+        "--lora_r {lora_r}; remove one of them.",
+        ("--lora_r", "4", "--wise_ft", "0.5", "--head_init", "probe"),
+    ),
+)
+_OBJECTIVE_RULES = (
+    Rule(
+        "text_start_needs_map_pooling",
+        lambda o: needs_text_tower(o) and o.pooling != "map",
+        "--pooling {pooling} does not produce features in the text tower's space; use --pooling "
+        "map.",
+        ("--head_init", "text", "--pooling", "mean"),
+    ),
+    Rule(
+        "text_start_needs_pretrained_weights",
+        lambda o: needs_text_tower(o) and o.from_scratch,
+        "--from_scratch leaves no text tower to start from; use --head_init random and another "
+        "objective than contrastive.",
+        ("--head_init", "text", "--from_scratch"),
+    ),
+    Rule(
+        "probed_head_is_trained_with_cross_entropy",
+        lambda o: o.head_init == "probe" and o.objective != "cross_entropy",
+        "--head_init probe requires --objective cross_entropy, not {objective}; use random or "
+        "text.",
+        ("--head_init", "probe", "--objective", "sigmoid"),
+    ),
+    Rule(
+        "label_smoothing_needs_cross_entropy",
+        lambda o: o.label_smoothing_factor > 0 and o.objective != "cross_entropy",
+        "--label_smoothing_factor {label_smoothing_factor} requires --objective cross_entropy, not "
+        "{objective}; set it to 0.",
+        ("--objective", "sigmoid", "--label_smoothing_factor", "0.1"),
+    ),
+    Rule(
+        "class_weights_need_cross_entropy",
+        lambda o: o.class_weights == "balanced" and o.objective != "cross_entropy",
+        "--class_weights balanced requires --objective cross_entropy, not {objective}; remove it.",
+        ("--objective", "sigmoid", "--class_weights", "balanced"),
+    ),
+    Rule(
+        "prompts_describe_one_class",
+        lambda o: o.objective == "contrastive" and mixes_images(o),
+        "--mixup_alpha and --cutmix_alpha mix classes, which a prompt cannot describe; set both to "
+        "0 with --objective contrastive.",
+        ("--objective", "contrastive", "--cutmix_alpha", "1"),
+    ),
+    Rule(
+        "wise_ft_needs_a_start",
+        lambda o: o.wise_ft is not None and not has_measured_start(o),
+        "--wise_ft {wise_ft} needs a start that classifies; add --head_init text or probe.",
+        ("--wise_ft", "0.5"),
+    ),
+    Rule(
+        "layer_decay_needs_a_trained_encoder",
+        lambda o: o.layer_decay is not None and o.trainable == "head",
+        "--layer_decay {layer_decay} acts on an encoder that trains, and --trainable head freezes "
+        "it; remove one of them.",
+        ("--layer_decay", "0.7", "--trainable", "head"),
+    ),
+)
+# Those that ``accelerate launch`` makes apply through its environment variables.
+_LAUNCH_RULES = (
+    Rule(
+        "fsdp_version",
+        lambda o: uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2",
+        "Only version 2 of FSDP is supported; write fsdp_version: 2 as "
+        "configs/accelerate/fsdp2.yaml does.",
+        ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=1"),
+    ),
+    Rule(
+        "fsdp_without_adapters",
+        lambda o: uses_fsdp() and o.lora_r is not None,
+        "--lora_r {lora_r} trains few weights, which FSDP does not shard; " + _DDP,
+        (*_FSDP2, "--lora_r", "4"),
+    ),
+    Rule(
+        "fsdp_without_moving_average",
+        lambda o: uses_fsdp() and o.ema is not None,
+        "--ema {ema} keeps the whole average in every process, which FSDP excludes; remove it or "
+        + _DDP,
+        (*_FSDP2, "--ema", "0.99"),
+    ),
+    Rule(
+        "fsdp_without_sigmoid",
+        lambda o: uses_fsdp() and o.objective == "sigmoid",
+        "--objective sigmoid trains single numbers, which FSDP cannot shard; use another objective "
+        "or " + _DDP,
+        (*_FSDP2, "--objective", "sigmoid"),
+    ),
+    Rule(
+        "deepspeed_stage",
+        lambda o: uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3",
+        "DeepSpeed's zero_stage 3 is not supported; use zero_stage 2 or "
+        "configs/accelerate/fsdp2.yaml.",
+        ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=3"),
+    ),
+    Rule(
+        "deepspeed_is_installed",
+        lambda o: uses_deepspeed() and importlib.util.find_spec("deepspeed") is None,
+        "The launch configuration asks for DeepSpeed, which is not installed; run pip install "
+        "deepspeed or " + _DDP,
+        ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=2"),
+    ),
+)
+TRAIN_RULES = (*DATA_RULES, *_ADAPTER_RULES, *_OBJECTIVE_RULES, *_LAUNCH_RULES)
+EVAL_RULES = (
+    *DATA_RULES,
+    Rule(
+        "zero_shot_evaluates_a_checkpoint",
+        lambda o: o.zero_shot != (o.model_name_or_path is not None),
+        "--zero_shot and --model_name_or_path require each other; a trained model is named with "
+        "--model.",
+        ("--zero_shot",),
+    ),
+    Rule(
+        "zero_shot_or_a_trained_model",
+        lambda o: o.zero_shot and o.model is not None,
+        "--model {model} is a trained model, but --zero_shot evaluates a checkpoint; remove one of "
+        "them.",
+        ("--model", "results/x", "--zero_shot", "--model_name_or_path", "x"),
+    ),
+)
+PREDICT_RULES = (
+    Rule(
+        "one_format",
+        lambda o: o.json and o.csv,
+        "--json and --csv are two formats; remove one of them.",
+        ("x.jpg", "--json", "--csv"),
+    ),
+    Rule(
+        "threshold_or_none",
+        lambda o: o.threshold is not None and o.no_threshold,
+        "--threshold and --no_threshold contradict each other; remove one of them.",
+        ("x.jpg", "--threshold", "0.5", "--no_threshold"),
+    ),
+)
+# The rules of each core command; those of a feature are in its options.py.
+RULES = {
+    "train": TRAIN_RULES,
+    "eval": DATA_RULES,
+    "predict": PREDICT_RULES,
+    "threshold": DATA_RULES,
+}

@@ -1,21 +1,46 @@
-"""How the model is trained: the package's options joined to those of the Trainer."""
+"""The Trainer's arguments, filled from our options."""
 
+import dataclasses
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from transformers import TrainingArguments
 
-from siglip_flowers.config.options import TrainingOptions
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.precision import computes_bfloat16
+from siglip_flowers.config.training_options import TrainingOptions
 
 
 @dataclass
 class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` with the recipe defaults of fine-tuning SigLIP.
 
-    A field of both has the default and the help text of ``TrainingOptions``.
+    The command line knows the fields of ``TrainingOptions`` only. The fields below are no options,
+    since the package works with these values alone.
     """
+
+    # The input path needs every column.
+    remove_unused_columns: bool = False
+    # Every trained parameter has a gradient.
+    ddp_find_unused_parameters: bool | None = False
+
+    OPTIONS: ClassVar[type] = TrainingOptions
+
+    @classmethod
+    def from_options(cls, options: TrainingOptions) -> "SiglipTrainingArguments":
+        """Return the arguments that the options describe, resolved for this machine.
+
+        Raises:
+            InputError: This machine or this version of transformers cannot do what they ask for.
+        """
+        return cls(
+            **{
+                field.name: getattr(options, field.name)
+                for field in dataclasses.fields(TrainingOptions)
+            }
+        )
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)
@@ -29,7 +54,7 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
             local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             self.dataloader_num_workers = min(8, _count_cores() // local_ranks) if cuda else 0
         keep = self.dataloader_persistent_workers
-        # Where there are none, torch refuses to keep them.
+        # torch refuses to keep workers if there are none.
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0 and (
             cuda if keep is None else keep
         )
@@ -38,15 +63,26 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         elif self.tf32 is None:
             # Autocast leaves few products in float32; those may be computed in TensorFloat-32.
             self.tf32 = torch.cuda.get_device_capability() >= (8, 0) or None
-        # The parent knows neither Aim nor what is not said.
+        # The re-entrant kind trains nothing below a frozen input.
+        kwargs = {"use_reentrant": False} if self.gradient_checkpointing else None
+        # The option has the name that all supported versions of transformers know; 5.24 renamed it.
+        renamed = hasattr(self, "activation_checkpointing")
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        setattr(self, name, self.gradient_checkpointing)
+        setattr(self, f"{name}_kwargs", kwargs)
+        # The parent does not know Aim, and takes None for a choice of its own.
         trackers, self.report_to = self.report_to, ["none"]
-        TrainingArguments.__post_init__(self)
+        try:
+            TrainingArguments.__post_init__(self)
+        except (ValueError, ImportError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(" ".join(str(error).split())) from error
         self.report_to = trackers
 
     @property
     def checkpoint_dir(self) -> str:
         """The directory that holds ``checkpoint-STEP`` directories."""
-        assert self.output_dir is not None
         return os.path.join(self.output_dir, "checkpoints")
 
 

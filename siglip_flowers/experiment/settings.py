@@ -21,7 +21,8 @@ from siglip_flowers.config import (
     ModelArguments,
     make_training_options,
 )
-from siglip_flowers.config.parsing import check_command_line, read_yaml, suggest_nearest
+from siglip_flowers.config.fields import suggest_nearest
+from siglip_flowers.config.parsing import check_command_line, read_yaml
 
 SETTINGS_FILE = "experiment.yaml"
 # And the training arguments, which import torch.

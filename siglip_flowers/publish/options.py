@@ -7,6 +7,7 @@ from pathlib import Path
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.hub_names import is_hub_id
 from siglip_flowers.config.checks import check_positive
+from siglip_flowers.config.fields import option
 from siglip_flowers.config.rules import Rule
 
 
@@ -22,15 +23,14 @@ def check_hub_model_id(name: str) -> None:
 class PushArguments:
     """Publish the run to the Hugging Face Hub when the training is finished."""
 
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "Publish the finished run to the Hugging Face Hub."}
+    push_to_hub: bool = option(
+        False, "Publish the finished run to the Hugging Face Hub.", common=True
     )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "The model on the Hub, ORG/NAME; created if missing."}
+    hub_model_id: str | None = option(
+        None, "The model on the Hub, ORG/NAME; created if missing.", common=True
     )
-    hub_private_repo: bool | None = field(
-        default=None,
-        metadata={"help": "Make a new model private; default: the organization's setting."},
+    hub_private_repo: bool | None = option(
+        None, "Make a new model private; default: the organization's setting."
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -12,7 +13,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
-from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -20,7 +21,15 @@ from siglip_flowers.config import (
     ModelArguments,
     SiglipTrainingArguments,
 )
-from siglip_flowers.config.parsing import dump_configuration
+from siglip_flowers.config.rules import (
+    TRAIN_RULES,
+    check_rules,
+    merge_options,
+    needs_text_tower,
+    uses_deepspeed,
+    uses_fsdp,
+)
+from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.tensors import (
@@ -35,7 +44,7 @@ from siglip_flowers.data.splits import draw_rows
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.modules import compute_metrics
-from siglip_flowers.model.adapters import add_adapters
+from siglip_flowers.model.adapters import add_adapters, check_peft
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.heads import set_calibration, set_text_head
@@ -61,8 +70,6 @@ from siglip_flowers.training.objectives import (
 )
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.progress import Progress
-from siglip_flowers.training.recipe import check_recipe
-from siglip_flowers.training.sharding import asks_for_sharding
 from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
@@ -81,6 +88,11 @@ class RunArguments:
     model: ModelArguments
     training: SiglipTrainingArguments
 
+    @property
+    def options(self) -> SimpleNamespace:
+        """All options as attributes of one object, as rules take them."""
+        return merge_options(self.data, self.augmentation, self.model, self.training)
+
     def dump(self) -> str:
         """Return the configuration as YAML text that ``--config`` reads back."""
         return dump_configuration(self.data, self.augmentation, self.model, self.training)
@@ -88,7 +100,8 @@ class RunArguments:
 
 def check_arguments(arguments: RunArguments) -> None:
     """Check everything that can be checked before data, weights or training: see the errors."""
-    training = arguments.training
+    training, options = arguments.training, arguments.options
+    check_rules(TRAIN_RULES, options)
     if not training.overwrite_output_dir:
         check_output_dir(
             Path(str(training.output_dir)), arguments.dump(), resume=training.resume == "auto"
@@ -103,9 +116,9 @@ def check_arguments(arguments: RunArguments) -> None:
     if is_naflex(vision_config):
         check_patch_augmentation(arguments.augmentation)
     check_trainable(arguments.model.trainable, vision_config.num_hidden_layers)
-    _check_combinations(arguments)
-    check_recipe(arguments.model, training)
-    if needs_text_tower(arguments):
+    if arguments.model.lora_r is not None:
+        check_peft()
+    if needs_text_tower(options):
         check_text_tower(checkpoint)
         load_templates(arguments.model.prompt_templates)
     released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not arguments.model.from_scratch
@@ -123,16 +136,6 @@ def check_arguments(arguments: RunArguments) -> None:
         )
 
 
-def needs_text_tower(arguments: RunArguments) -> bool:
-    """Return whether the run starts from the checkpoint's text tower."""
-    return arguments.model.head_init == "text" or arguments.training.objective == "contrastive"
-
-
-def has_measured_start(arguments: RunArguments) -> bool:
-    """Return whether the model classifies before its first step: zero-shot or probed."""
-    return needs_text_tower(arguments) or arguments.model.head_init == "probe"
-
-
 def fits_on_features(arguments: RunArguments) -> bool:
     """Return whether a run trains nothing that a logistic regression on features would not."""
     model, training = arguments.model, arguments.training
@@ -143,55 +146,14 @@ def fits_on_features(arguments: RunArguments) -> bool:
         and training.objective == "cross_entropy"
         and training.label_smoothing_factor == 0
         and training.ema is None
-        and not training.deepspeed
-        and not asks_for_sharding(training)
+        and not uses_deepspeed()
+        and not uses_fsdp()
     )
 
 
 def name_start(arguments: RunArguments) -> str:
     """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
-    return "zero-shot" if needs_text_tower(arguments) else "linear-probe"
-
-
-def _check_combinations(arguments: RunArguments) -> None:
-    """Raise InputError for options that exclude each other."""
-    model, training, augmentation = arguments.model, arguments.training, arguments.augmentation
-    objective = training.objective
-    mixing = augmentation.mixup_alpha or augmentation.cutmix_alpha
-    excluded = (
-        (
-            needs_text_tower(arguments) and model.pooling != "map",
-            "--pooling mean has no place in the text tower's space; use --pooling map",
-        ),
-        (
-            needs_text_tower(arguments) and model.from_scratch,
-            "--from_scratch leaves no text tower to start from; use --head_init random and another "
-            "objective than contrastive",
-        ),
-        (
-            model.head_init == "probe" and objective != "cross_entropy",
-            f"--head_init probe goes with --objective cross_entropy, not {objective}; use "
-            "random or text",
-        ),
-        (
-            objective != "cross_entropy" and training.label_smoothing_factor > 0,
-            f"--label_smoothing_factor {training.label_smoothing_factor} goes with --objective "
-            f"cross_entropy, not {objective}; set it to 0",
-        ),
-        (
-            objective == "contrastive" and augmentation.augment and mixing,
-            "--mixup_alpha and --cutmix_alpha mix classes, which a prompt cannot describe; set "
-            "both to 0 with --objective contrastive",
-        ),
-        (
-            training.wise_ft is not None and not has_measured_start(arguments),
-            f"--wise_ft {training.wise_ft} needs a start that classifies; add --head_init text or "
-            "probe",
-        ),
-    )
-    for applies, message in excluded:
-        if applies:
-            raise InputError(f"{message}.")
+    return "zero-shot" if needs_text_tower(arguments.options) else "linear-probe"
 
 
 def build_model(

@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
+from siglip_flowers.config.rules import has_measured_start
 from siglip_flowers.data import ClassificationData, image_ids, load_data
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
@@ -38,14 +39,13 @@ from siglip_flowers.training.build import (
     check_free_disk,
     draw_train_sample,
     fits_on_features,
-    has_measured_start,
     name_start,
 )
 from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
 from siglip_flowers.training.history import build_history, list_final_point
 from siglip_flowers.training.output import claim_output_dir, find_checkpoint
 from siglip_flowers.training.report import describe_run, describe_training, write_results
-from siglip_flowers.training.sharding import check_sharding, gather_model
+from siglip_flowers.training.sharding import gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
 from siglip_flowers.training.tracked_results import collect_results, describe_facts
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -109,7 +109,6 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers, fit: FitHead | Non
     eval_batch_size = training.per_device_eval_batch_size
     check_world(PartialState().num_processes)
     check_arguments(arguments)
-    check_sharding(arguments.model, training)
     set_cpu_threads(training.cpu_threads)
     with training.main_process_first(desc="loading the data"):
         data = load_data(arguments.data)
@@ -135,7 +134,7 @@ def _run_tracked(arguments: RunArguments, trackers: Trackers, fit: FitHead | Non
         trackers.load(Path(checkpoint))
     trackers.open(describe_facts(arguments, data))
     start: dict[str, float] | None = None
-    if has_measured_start(arguments):
+    if has_measured_start(arguments.options):
         start = measure_start(
             fold_model(model),
             processor,

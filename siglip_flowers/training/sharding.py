@@ -1,6 +1,5 @@
 """FSDP2: what a run whose weights are spread over its processes needs besides accelerate."""
 
-import os
 from typing import Any
 
 import torch
@@ -11,64 +10,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import ModelArguments, SiglipTrainingArguments
+from siglip_flowers.config.rules import uses_fsdp
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 
-SHARDED_VERSION = 2
 
-
-def asks_for_sharding(training: SiglipTrainingArguments) -> bool:
-    """Return whether ``accelerate launch`` or ``--fsdp`` asks for FSDP."""
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return launched or bool(training.fsdp)
-
-
-def check_sharding(model: ModelArguments, training: SiglipTrainingArguments) -> None:
-    """Raise InputError for options that cannot be carried out under FSDP, if it is asked for."""
-    if not asks_for_sharding(training):
-        return
-    if training.fsdp:
-        version = int((training.fsdp_plugin_args or {}).get("fsdp_version", SHARDED_VERSION))
-    else:
-        version = int(os.environ.get("FSDP_VERSION", "1"))
-    refused = (
-        (
-            version != SHARDED_VERSION,
-            f"fsdp_version {version}; write fsdp_version: 2, as configs/accelerate/fsdp2.yaml does",
-        ),
-        (
-            model.lora_r is not None,
-            f"--lora_r {model.lora_r}, whose few trained weights need no sharding; launch with "
-            "configs/accelerate/ddp.yaml",
-        ),
-        (
-            training.ema is not None,
-            f"--ema {training.ema}, which keeps the whole average in every process; drop it or "
-            "launch with configs/accelerate/ddp.yaml",
-        ),
-        (
-            training.objective == "sigmoid",
-            "--objective sigmoid, whose temperature and bias are single numbers that it cannot "
-            "spread; use another objective or launch with configs/accelerate/ddp.yaml",
-        ),
-        (
-            training.save_only_model,
-            "--save_only_model true, since sharded weights are saved with the optimizer; drop it",
-        ),
-    )
-    for applies, message in refused:
-        if applies:
-            raise InputError(f"FSDP does not go with {message}.")
-
-
-def allow_sharding_on_cpu(training: SiglipTrainingArguments) -> None:
+def allow_sharding_on_cpu() -> None:
     """Let accelerate shard in the processes of a CPU launch, where it was asked to.
 
     It has the name MULTI_CPU for them, under which it leaves FSDP out without a word; torch itself
     shards on any device. To be called before the ``Accelerator`` is made.
     """
     on_cpu = PartialState().distributed_type == DistributedType.MULTI_CPU
-    if on_cpu and asks_for_sharding(training):
+    if on_cpu and uses_fsdp():
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 

@@ -95,7 +95,7 @@ class SiglipTrainer(Trainer):
         self.anomalies = AnomalyWatch(kwargs["args"])
         self.throughput = Throughput()
         callbacks = [StopOnSignal(), self.anomalies, *(kwargs.pop("callbacks", None) or ())]
-        allow_sharding_on_cpu(kwargs["args"])
+        allow_sharding_on_cpu()
         super().__init__(callbacks=callbacks, **kwargs)
         if self.is_fsdp_enabled:
             choose_wrapped_layers(self.accelerator.state.fsdp_plugin, self._trained_model)

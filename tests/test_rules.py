@@ -1,0 +1,57 @@
+"""The table of rules: each refuses its example, through the command, in a sentence."""
+
+import importlib
+import importlib.util
+import re
+import string
+
+import pytest
+
+from siglip_flowers.commands.main import COMMANDS, list_commands
+from siglip_flowers.config.rules import DATA_RULES, RULES
+from tests.test_layout import FEATURES
+
+
+def list_feature_rules():
+    """Return the command and the rule of each row of a feature's table."""
+    found = []
+    for feature in sorted(FEATURES):
+        if importlib.util.find_spec(f"siglip_flowers.{feature}.options") is None:
+            continue
+        options = importlib.import_module(f"siglip_flowers.{feature}.options")
+        command = next(iter(getattr(options, "EXTENDS", {})), feature)
+        found += [(command, rule) for rule in getattr(options, "RULES", ())]
+    return found
+
+
+CASES = [
+    (command, rule)
+    for command, rules in RULES.items()
+    for rule in rules
+    if command == "train" or rule not in DATA_RULES
+] + list_feature_rules()
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"), CASES, ids=lambda value: getattr(value, "name", str(value))
+)
+def test_each_rule_refuses_its_example(command, rule, capsys, monkeypatch, tmp_path):
+    # Nothing of a run is at hand: rules come before data and weights.
+    monkeypatch.chdir(tmp_path)
+    words = list(rule.example)
+    while words and re.match(r"[A-Z][A-Z_0-9]*=", words[0]):
+        monkeypatch.setenv(*words.pop(0).split("=", 1))
+    assert importlib.import_module(COMMANDS[command][0]).main(words) == 2
+    shown = capsys.readouterr().err
+    # The sentence of this rule, and not that of an earlier one.
+    pattern = "".join(
+        re.escape(text) + (".*" if name is not None else "")
+        for text, name, _, _ in string.Formatter().parse(rule.message)
+    )
+    assert re.fullmatch(rf"[\w. -]+: error: {pattern}\n", shown), shown
+
+
+def test_names_of_rules_are_unique():
+    names = [rule.name for _, rule in CASES]
+    assert len(set(names)) == len(names)
+    assert set(RULES) <= set(list_commands())
