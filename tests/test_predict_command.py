@@ -140,7 +140,7 @@ def test_results_go_to_a_file(model, images, tmp_path, capsys):
         ([], "nothing to classify"),
         (["absent.jpg"], "'absent.jpg' does not exist"),
         (["absent*.jpg"], "'absent*.jpg' matches no image"),
-        (["EMPTY"], "no image in the folder"),
+        (["EMPTY"], "contains no image"),
         (["EMPTY", "--jsn"], "Unknown option --jsn; did you mean --json?"),
         (["EMPTY", "--top_k", "many"], "Argument --top_k: invalid int value: 'many'"),
         (["EMPTY", "--top_k", "0"], "--top_k is 0"),
@@ -162,7 +162,7 @@ def test_bad_usage_ends_with_2_and_one_sentence(arguments, message, model, tmp_p
 def test_the_newest_model_is_the_default(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([str(images)]) == 2
-    assert "There is no model under results/" in capsys.readouterr().err
+    assert "There is no model in results/" in capsys.readouterr().err
     save_model(tmp_path / "results" / "run", CLASSES)
     assert main([str(images), "--json"]) == 0
     assert find_model("results/run") == os.path.join("results", "run", "model")

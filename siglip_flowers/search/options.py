@@ -21,8 +21,21 @@ RULES = (
         refuses=lambda options: options.eval_strategy == "no",
         message="--eval_strategy no leaves a search nothing to compare trials by; use epoch or "
         "steps.",
-        example=("--eval_strategy", "no", "--load_best_model_at_end", "false"),
+        example=(
+            *("--search_space", "{}", "--eval_strategy", "no"),
+            *("--load_best_model_at_end", "false"),
+        ),
     ),
+<<<<<<< HEAD
+=======
+    Rule(
+        name="search with WiSE-FT",
+        refuses=lambda options: options.wise_ft is not None,
+        message="--wise_ft {wise_ft} changes the weights after the training that a search scores; "
+        "add it when you train the best trial.",
+        example=("--search_space", "{}", "--wise_ft", "sweep", "--head_init", "text"),
+    ),
+>>>>>>> fd01754 (Examples of the search's rules)
 )
 
 
