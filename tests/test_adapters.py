@@ -298,7 +298,6 @@ def test_the_best_evaluations_adapters_are_kept_without_a_warning(nano_dir, data
         save_total_limit=None,
         load_best_model_at_end=True,
         metric_for_best_model="validation_loss",
-        greater_is_better=False,
     )
     trainer.train()
     losses = [

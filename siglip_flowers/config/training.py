@@ -9,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.metric_names import is_higher_better
 from siglip_flowers.config.precision import computes_bfloat16
 from siglip_flowers.config.training_options import TrainingOptions
 
@@ -70,6 +71,7 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         name = "activation_checkpointing" if renamed else "gradient_checkpointing"
         setattr(self, name, self.gradient_checkpointing)
         setattr(self, f"{name}_kwargs", kwargs)
+        self.greater_is_better = is_higher_better(self.metric_for_best_model)
         # The parent does not know Aim, and takes None for a choice of its own.
         trackers, self.report_to = self.report_to, ["none"]
         try:

@@ -4,10 +4,13 @@ Without torch, which ``transformers.TrainingArguments`` imports, so that ``--hel
 are answered at once; ``training.py`` joins the two.
 """
 
+import difflib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.metric_names import TRAINING_METRICS
 from siglip_flowers.config.checks import (
     check_choice,
     check_interval,
@@ -288,6 +291,15 @@ class TrainingOptions(InheritedOptions):
     def __post_init__(self) -> None:
         self._check_choices()
         self._check_numbers()
+        if self.metric_for_best_model not in TRAINING_METRICS:
+            word = re.sub("^(eval|val|test|validation)_", "", self.metric_for_best_model)
+            nearest = difflib.get_close_matches(
+                f"validation_{word}", TRAINING_METRICS, n=1, cutoff=0.0
+            )
+            raise InputError(
+                f"--metric_for_best_model is {self.metric_for_best_model!r}; did you mean "
+                f"{nearest[0]}?"
+            )
         parse_wise_ft(self.wise_ft)
         parse_optim_args(self.optim_args)
         if self.report_to is not None:

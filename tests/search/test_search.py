@@ -43,7 +43,7 @@ def make_argv(small, output_dir: Path, *more: str, space: Any = None) -> list[st
     """A search scored by the loss, which hardly two trials have in common."""
     return [
         *small_options(*small, output_dir, "--num_train_epochs", "1", "--n_trials", "3"),
-        *("--metric_for_best_model", "validation_loss", "--greater_is_better", "false"),
+        *("--metric_for_best_model", "validation_loss"),
         *("--search_space", json.dumps(space or SPACE), "--full_determinism", "true", *more),
     ]
 
