@@ -26,16 +26,6 @@ RULES = (
             *("--load_best_model_at_end", "false"),
         ),
     ),
-<<<<<<< HEAD
-=======
-    Rule(
-        name="search with WiSE-FT",
-        refuses=lambda options: options.wise_ft is not None,
-        message="--wise_ft {wise_ft} changes the weights after the training that a search scores; "
-        "add it when you train the best trial.",
-        example=("--search_space", "{}", "--wise_ft", "sweep", "--head_init", "text"),
-    ),
->>>>>>> fd01754 (Examples of the search's rules)
 )
 
 
