@@ -73,7 +73,6 @@ def main() -> int:
         "median_seconds": medians,
         "ratio": ratio,
         "seconds": seconds,
-        "parts": report["seconds"],
     }
     lines = [
         f"{report['n']} images, {os.cpu_count()} CPU cores, torch {result['torch']}; median of "
@@ -83,7 +82,6 @@ def main() -> int:
         "|---|---:|",
         f"| plain figures | {medians['plain']:.1f} |",
         f"| with the report | {medians['report']:.1f} ({ratio:.2f}x) |",
-        *(f"| of it {part} | {value:.2f} |" for part, value in report["seconds"].items()),
         "",
     ]
     options.output_dir.mkdir(parents=True, exist_ok=True)

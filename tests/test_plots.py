@@ -160,8 +160,8 @@ def test_names_of_any_script_are_drawn_or_escaped_with_one_note(caplog, monkeypa
     monkeypatch.setattr(theme, "_FONTS", theme._Fonts())
     with caplog.at_level(logging.WARNING):
         figure = draw_confusion(np.eye(7, dtype=int), [*NAMES, "\u4e2d\u6587", "\U00013000"])
-        check_inside(figure)
         theme.to_image(figure)
+        check_inside(figure)
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names[:2] == ["ромашка", "bellis $x_1$"]
     assert names[2].endswith("…")
@@ -178,7 +178,7 @@ def test_wide_letters_count_twice():
     assert theme.wrap("abcdefgh", 4, 2) == "abcd\nefgh"
     assert theme.wrap("abcdefghi", 4, 2) == "abcd\nefg…"
     assert theme.shorten("ромашка аптечная", 8) == "ромашка…"
-    assert theme._measure("\u4e2d\u6587a") == 5
+    assert theme.wrap("\u0434" * 5, 3, 2) == "\u0434" * 3 + "\n" + "\u0434" * 2
 
 
 def make_examples(count, true="rose", predicted="rose", confidence=0.5):

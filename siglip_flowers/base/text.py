@@ -6,6 +6,7 @@ printable are written as escapes.
 
 import csv
 import io
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 # A cell that starts with one of these may be a formula in a spreadsheet.
@@ -63,12 +64,19 @@ def _to_cell(value: object) -> object:
     return f"'{shown}" if shown.startswith(FORMULA_SIGNS) else shown
 
 
+def measure_width(text: str) -> int:
+    """Return how many columns a terminal needs: East Asian letters take two."""
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+
+
 def align_columns(lines: Sequence[Sequence[str]]) -> str:
     """Return rows of cells as lines of text: the first column left-aligned, the others right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(measure_width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
+            cell + " " * (width - measure_width(cell))
+            if index == 0
+            else " " * (width - measure_width(cell)) + cell
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

@@ -2,8 +2,6 @@
 
 import io
 import logging
-import unicodedata
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,11 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from PIL import Image
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
-from siglip_flowers.base.text import escape_unprintable
+from siglip_flowers.base.text import escape_unprintable, measure_width
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def wrap(text: str, width: int, max_lines: int = 4) -> str:
     words = make_drawable(text).split()
     while words and len(lines) < max_lines:
         line = words.pop(0)
-        while words and _measure(f"{line} {words[0]}") <= width:
+        while words and measure_width(f"{line} {words[0]}") <= width:
             line += f" {words.pop(0)}"
         kept = _count_fitting(line, width)
         if kept < len(line):
@@ -109,14 +108,10 @@ def wrap(text: str, width: int, max_lines: int = 4) -> str:
     return "\n".join(lines)
 
 
-def _measure(text: str) -> int:
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
-
-
 def _count_fitting(text: str, width: int) -> int:
     """Return how many of the first characters fit; at least one."""
     count = len(text)
-    while count > 1 and _measure(text[:count]) > width:
+    while count > 1 and measure_width(text[:count]) > width:
         count -= 1
     return count
 
@@ -150,16 +145,13 @@ def style_axes(axes: Axes, grid: str = "both") -> None:
         spine.set_color("#999999")
 
 
-def _use_fonts() -> AbstractContextManager[Any]:
-    # Equal figures give equal files: no random ids.
+def _render(figure: Figure, target: str | Path | IO[Any], **options: Any) -> None:
+    """Save a figure with fonts for all its texts; equal figures give equal files."""
+    for text in figure.findobj(Text) if len(_FONTS.families) > 1 else ():
+        text.set_fontfamily(_FONTS.families)
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "siglip-flowers"}
-    return matplotlib.rc_context(settings | {"font.sans-serif": _FONTS.families})
-
-
-def _render(figure: Figure, target: str | Path | IO[Any], dpi: int) -> None:
-    with _use_fonts():
-        # No software entry, for equal files.
-        figure.savefig(target, format="png", dpi=dpi, metadata={"Software": None})
+    with matplotlib.rc_context(settings):
+        figure.savefig(target, **options)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
@@ -170,7 +162,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
     """
     try:
         with atomic_path(path) as temporary:
-            _render(figure, temporary, dpi)
+            _render(figure, temporary, format="png", dpi=dpi, metadata={"Software": None})
     except OSError as error:
         raise RunError(
             f"The image {path} cannot be written ({error.strerror or error}). Free some space or "
@@ -181,7 +173,7 @@ def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
 def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
     """Return a figure as pixels."""
     buffer = io.BytesIO()
-    _render(figure, buffer, dpi)
+    _render(figure, buffer, format="png", dpi=dpi)
     return Image.fromarray(np.asarray(Image.open(buffer).convert("RGB")))
 
 
@@ -189,7 +181,6 @@ def to_svg(figure: Figure) -> str:
     """Return a figure as an SVG element with a transparent ground and texts as text."""
     buffer = io.StringIO()
     facts = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with _use_fonts():
-        figure.savefig(buffer, format="svg", transparent=True, metadata=facts)
+    _render(figure, buffer, format="svg", transparent=True, metadata=facts)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -1,22 +1,23 @@
-"""What a report says: plain data, filled by the analysis and shown by every kind of report.
+"""The contents of a report as plain data.
 
-Rows are numbers of images in the split that was evaluated, N of them, with C classes.
+Rows are numbers of images in the evaluated split, which has N images of C classes.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from siglip_flowers.evaluation.extension import Evaluation
+from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.metrics.calibration import ReliabilityBin
 
-# The source of unknown images that the user names.
+# The source of the unknown images in --unknown_dir.
 GIVEN = "images in --unknown_dir"
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure with the two ends of its 95 % interval."""
+class Estimate:
+    """A value with the two ends of its 95 % interval."""
 
     value: float
     low: float
@@ -24,8 +25,8 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class CalibrationFigures:
-    """How far probabilities can be believed, at one temperature."""
+class Calibration:
+    """How well probabilities match accuracy, at one temperature."""
 
     temperature: float
     ece_equal_width: float
@@ -37,19 +38,34 @@ class CalibrationFigures:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class of the split: support, scores, and Wilson's interval of its recall."""
+    """One class: its images in this split and in training, scores, and the interval of its recall.
+
+    ``trained`` is the number of training images.
+    """
 
     label: int
     support: int
+    trained: int
     predicted: int
     precision: float
-    recall: Figure
+    recall: Estimate
+    f1: float
+
+
+@dataclass(frozen=True)
+class ClassGroup:
+    """Classes with about as many training images: mean recall and F1 of those in this split."""
+
+    name: str
+    classes: int
+    support: int
+    recall: float
     f1: float
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """Images of one class that were given another: how many, their share of the class, which."""
+    """Images of one class that were classified as another: count, share of the class, rows."""
 
     label: int
     predicted: int
@@ -60,7 +76,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class LabelSuspect:
-    """An image whose label the model doubts: what it would be, and how well the label fits."""
+    """An image whose label may be wrong, the more probable class, and the label's quality."""
 
     row: int
     suggested: int
@@ -69,10 +85,10 @@ class LabelSuspect:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """An image of the split that looks like one of a split (perhaps the same).
+    """An image of the split and a similar one of a split (perhaps the same).
 
-    ``hash_distance`` counts the differing bits of two 64-bit perceptual hashes, ``cosine`` is of
-    the features. ``found_by`` is ``hash``, or ``features`` where the hashes are not alike.
+    ``hash_distance`` counts the differing bits of two 64-bit perceptual hashes, ``cosine`` is that
+    of the features. ``found_by`` is ``hash``, or ``features`` if the hashes differ.
     ``other_image`` is a JPEG thumbnail.
     """
 
@@ -88,7 +104,7 @@ class NearDuplicate:
 
 @dataclass(frozen=True)
 class Selective:
-    """Risk against coverage when the least certain images are left out."""
+    """Risk by coverage if the least certain images are left out."""
 
     coverage: np.ndarray
     risk: np.ndarray
@@ -99,7 +115,7 @@ class Selective:
 
 @dataclass(frozen=True)
 class UnknownRow:
-    """How well one score tells the split's images from those of one source of no flowers."""
+    """How well one score separates the split's images from one source of unknown images."""
 
     source: str
     score: str
@@ -119,7 +135,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Attention:
-    """An image with what the model looked at: JPEG bytes of the image and of the overlay."""
+    """JPEG bytes of an image and of the same image with what the model attends to."""
 
     row: int
     image: bytes
@@ -127,41 +143,42 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class ReportContents:
-    """Everything a report shows. ``thumbnails`` holds a JPEG for every row that is shown.
+class Report:
+    """Everything that a report shows. ``thumbnails`` has a JPEG for every row that is shown.
 
-    ``trained_on`` says that the model was trained on these images.
+    ``trained_on`` means that the model was trained on these images.
     """
 
-    title: str
-    model: str
-    split: str
-    description: str
-    command: str
-    environment: dict[str, Any]
-    class_names: list[str]
-    ids: list[str]
-    labels: np.ndarray
+    evaluation: Evaluation
     predicted: np.ndarray
     confidence: np.ndarray
-    headline: dict[str, Figure]
-    calibration: CalibrationFigures
-    calibrated: CalibrationFigures | None
+    headline: dict[str, Estimate]
+    calibration: Calibration
+    calibrated: Calibration | None
     confusion: np.ndarray
     class_order: np.ndarray
     per_class: list[ClassRow]
+    groups: list[ClassGroup]
     confused_pairs: list[ConfusedPair]
     mistakes: list[int]
     uncertain_hits: list[int]
     label_suspects: list[LabelSuspect]
     near_duplicates: list[NearDuplicate]
     selective: Selective
-    knn_accuracy: Figure
+    knn_accuracy: Estimate
     feature_map: FeatureMap
+    thumbnails: dict[int, bytes]
     unknowns: list[UnknownRow] = field(default_factory=list)
     attention: list[Attention] = field(default_factory=list)
     trained_on: bool = False
-    robustness: list[dict[str, Any]] = field(default_factory=list)
-    augmented: list[dict[str, Any]] = field(default_factory=list)
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def result(self) -> SplitResult:
+        """The predictions."""
+        assert self.evaluation.result is not None
+        return self.evaluation.result
+
+    @property
+    def names(self) -> list[str]:
+        """The C class names."""
+        return list(self.evaluation.model.class_names)

@@ -1,127 +1,90 @@
-"""Figures of a report as PNG files for papers."""
+"""The figures of a report: each is drawn once, for the page and as PNG for papers."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
+from siglip_flowers.base.text import count
 from siglip_flowers.metrics.calibration import ReliabilityBin
-from siglip_flowers.plots.curves import (
+from siglip_flowers.plots import confusion
+from siglip_flowers.plots.theme import (
     MUTED_COLOR,
     TEXT_COLOR,
     TRAIN_COLOR,
     VALIDATION_COLOR,
+    make_figure,
+    shorten,
+    style_axes,
 )
-from siglip_flowers.report.contents import ReportContents
+from siglip_flowers.report.contents import Report
+from siglip_flowers.report.summary import describe_rows, percent
+
+_NAME_LETTERS = 34
+# Points of the risk curve that tell their values.
+_POINTS = 60
 
 
-def draw_reliability(contents: ReportContents) -> Figure:
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, and what its marks tell in the page.
+
+    Attributes:
+        figure: The figure.
+        labels: One text per mark of each collection, by the collection's id, in drawing order.
+        rows: The images that the marks of a collection stand for, by its id.
+    """
+
+    figure: Figure
+    labels: dict[str, list[str]]
+    rows: dict[str, list[int]]
+
+
+def draw_figures(report: Report) -> dict[str, Drawing]:
+    """Return all figures by name; the PNG files have the same names."""
+    return {
+        "reliability": draw_reliability(report),
+        "risk_coverage": draw_risk_coverage(report),
+        "confusion": draw_confusion(report),
+        "per_class": draw_class_recall(report),
+        "feature_map": draw_feature_map(report),
+    }
+
+
+def draw_reliability(report: Report) -> Drawing:
     """Draw accuracy by confidence, before and after temperature scaling."""
-    shown = [("as trained", contents.calibration)]
-    if contents.calibrated is not None:
-        shown.append((f"temperature {contents.calibrated.temperature:.3g}", contents.calibrated))
-    figure = _start(4.2 * len(shown), 4.2)
-    for number, (title, figures) in enumerate(shown, 1):
-        axes = figure.add_subplot(1, len(shown), number)
-        _draw_bins(axes, figures.bins)
-        axes.set_title(f"{title}: ECE {100 * figures.ece_equal_width:.2f} %", loc="left")
-    return figure
+    shown = [("as trained", report.calibration)]
+    if report.calibrated is not None:
+        shown.append((f"temperature {report.calibrated.temperature:.3g}", report.calibrated))
+    figure = make_figure(4.2 * len(shown), 4.2)
+    labels = {}
+    for number, (title, calibration) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), number + 1)
+        labels[f"reliability-{number}"] = _draw_bins(axes, calibration.bins, number)
+        ece = percent(calibration.ece_equal_width)
+        axes.set_title(f"{title}: ECE {ece}", loc="left", fontsize=10, color=TEXT_COLOR)
+    return Drawing(figure, labels, {})
 
 
-def draw_risk_coverage(contents: ReportContents) -> Figure:
-    """Draw the share of errors among the images kept."""
-    figure = _start(4.8, 4.2)
-    axes = figure.add_subplot()
-    selective = contents.selective
-    axes.plot(selective.coverage, 100 * selective.risk, color=TRAIN_COLOR, linewidth=2)
-    axes.axhline(5, color=MUTED_COLOR, linewidth=1, linestyle="--")
-    axes.set(xlabel="coverage", ylabel="risk, %", xlim=(0, 1))
-    axes.set_ylim(bottom=0)
-    axes.set_title(f"AURC {selective.aurc:.4f} (least possible {selective.best_aurc:.4f})")
-    return figure
-
-
-def draw_confusion(contents: ReportContents) -> Figure:
-    """Draw the confusion matrix with every class named, confused classes side by side."""
-    order = contents.class_order
-    classes = len(order)
-    inches = max(4.0, 0.15 * classes)
-    figure = _start(inches + 2, inches + 2)
-    axes = figure.add_subplot()
-    counts = contents.confusion[np.ix_(order, order)]
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # By the root, since single errors in a large class would be white.
-    axes.imshow(np.sqrt(shares), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    names = [contents.class_names[label] for label in order]
-    size = 6 if classes > 30 else 9
-    axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
-    axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
-    axes.set(xlabel="predicted class", ylabel="true class")
-    axes.set_title("Share of the true class's images (shade: square root)", loc="left")
-    return figure
-
-
-def draw_feature_map(contents: ReportContents) -> Figure:
-    """Draw images as points by their features; rings are mistakes."""
-    figure = _start(8, 6.5)
-    axes = figure.add_subplot()
-    rows = contents.feature_map.rows
-    place = np.argsort(contents.class_order)
-    wrong = contents.predicted[rows] != contents.labels[rows]
-    x, y = contents.feature_map.places.T
-    axes.scatter(x, y, c=place[contents.labels[rows]], cmap="hsv", s=16, linewidths=0)
-    axes.scatter(
-        x[wrong], y[wrong], s=30, facecolors="none", edgecolors=TEXT_COLOR, linewidths=0.8,
-        label="mistakes",
-    )  # fmt: skip
-    axes.set(xticks=[], yticks=[])
-    # As in the page, whose second coordinate grows downwards.
-    axes.invert_yaxis()
-    axes.set_title(f"Features of {len(rows)} images, {contents.feature_map.method}", loc="left")
-    if wrong.any():
-        axes.legend(frameon=True, loc="best")
-    return figure
-
-
-def draw_class_recall(contents: ReportContents) -> Figure:
-    """Draw the recall of each class with its 95 % interval, the lowest at the top."""
-    rows = sorted(
-        (row for row in contents.per_class if row.support),
-        key=lambda row: (-row.recall.value, -row.recall.high, row.label),
+def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]:
+    style_axes(axes)
+    bars = PolyCollection(
+        [
+            [(row.low, 0), (row.high, 0), (row.high, row.accuracy), (row.low, row.accuracy)]
+            for row in bins
+        ],
+        facecolors=TRAIN_COLOR,
+        edgecolors="white",
     )
-    figure = _start(6, max(2.0, 0.14 * len(rows) + 1))
-    axes = figure.add_subplot()
-    places = np.arange(len(rows))
-    axes.hlines(
-        places,
-        [100 * row.recall.low for row in rows],
-        [100 * row.recall.high for row in rows],
-        color=MUTED_COLOR,
-        linewidth=1.2,
-    )
-    axes.plot([100 * row.recall.value for row in rows], places, "o", color=TRAIN_COLOR, ms=3.5)
-    names = [f"{contents.class_names[row.label]} ({row.support})" for row in rows]
-    axes.set_yticks(places, names, fontsize=6 if len(rows) > 30 else 9, parse_math=False)
-    axes.set_ylim(-0.7, len(rows) - 0.3)
-    axes.set(xlabel="recall, %", xlim=(-2, 102))
-    axes.grid(True, axis="x", color="#E3E3E3")
-    return figure
-
-
-def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
-    axes.bar(
-        [row.low for row in bins],
-        [row.accuracy for row in bins],
-        width=[row.high - row.low for row in bins],
-        align="edge",
-        color=TRAIN_COLOR,
-        edgecolor="white",
-    )
+    bars.set_gid(f"reliability-{number}")
+    axes.add_collection(bars)
+    confidences = [row.confidence for row in bins]
     axes.plot(
-        [row.confidence for row in bins],
-        [row.confidence for row in bins],
+        confidences,
+        confidences,
         "_",
         color=VALIDATION_COLOR,
         markersize=12,
@@ -130,10 +93,103 @@ def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin]) -> None:
     )
     axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=TEXT_COLOR)
+    return [
+        f"confidence {percent(row.low, 1)} to {percent(row.high, 1)}: {count(row.n, 'image')}, "
+        f"mean confidence {percent(row.confidence, 1)}, accuracy {percent(row.accuracy, 1)}"
+        for row in bins
+    ]
 
 
-def _start(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+def draw_risk_coverage(report: Report) -> Drawing:
+    """Draw the share of errors among the images that are kept, by how many are kept."""
+    figure = make_figure(4.8, 4.2)
+    axes = figure.add_subplot()
+    style_axes(axes)
+    selective = report.selective
+    coverage, risk = 100 * selective.coverage, 100 * selective.risk
+    axes.plot(coverage, risk, color=TRAIN_COLOR, linewidth=2)
+    rows = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), _POINTS)).round().astype(int))
+    points = axes.scatter(coverage[rows], risk[rows], s=9, color=TRAIN_COLOR)
+    points.set_gid("risk")
+    axes.axhline(5, color=MUTED_COLOR, linewidth=1, linestyle="--")
+    axes.set(xlabel="coverage: images kept, %", ylabel="risk: errors among them, %", xlim=(0, 101))
+    axes.set_ylim(bottom=0)
+    title = f"AURC {selective.aurc:.4f} (lowest possible {selective.best_aurc:.4f})"
+    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOR)
+    labels = [
+        f"{percent(selective.coverage[row], 1)} of the images kept: "
+        f"{percent(selective.risk[row])} of them wrong"
+        for row in rows
+    ]
+    return Drawing(figure, {"risk": labels}, {})
+
+
+def draw_confusion(report: Report) -> Drawing:
+    """Draw the confusion matrix with confused classes side by side."""
+    order, names = report.class_order, report.names
+    counts = report.confusion[np.ix_(order, order)]
+    shown = [names[label] for label in order]
+    figure = confusion.draw_confusion(counts, shown)
+    support = np.maximum(counts.sum(axis=1), 1)
+    labels = [
+        f"{shown[row]} → {shown[column]}: {counts[row, column]} of "
+        f"{count(int(support[row]), 'image')} ({percent(counts[row, column] / support[row], 1)})"
+        for row, column in np.argwhere(counts).tolist()
+    ]
+    return Drawing(figure, {"confusion": labels}, {})
+
+
+def draw_class_recall(report: Report) -> Drawing:
+    """Draw the recall of each class with its 95 % interval, the lowest at the top."""
+    rows = sorted(
+        (row for row in report.per_class if row.support),
+        key=lambda row: (-row.recall.value, -row.recall.high, row.label),
+    )
+    figure = make_figure(6.5, max(2.0, 0.15 * len(rows) + 1))
+    axes = figure.add_subplot()
+    style_axes(axes, "x")
+    places = np.arange(len(rows))
+    low, high, value = (
+        [100 * getattr(row.recall, name) for row in rows] for name in ("low", "high", "value")
+    )
+    axes.hlines(places, low, high, color=MUTED_COLOR, linewidth=1.4)
+    axes.scatter(value, places, s=14, color=TRAIN_COLOR, zorder=3).set_gid("recall")
+    names = [f"{shorten(report.names[row.label], _NAME_LETTERS)} ({row.support})" for row in rows]
+    axes.set_yticks(places, names, fontsize=7 if len(rows) > 30 else 9, parse_math=False)
+    axes.set(xlabel="recall, %, with 95 % interval", xlim=(-2, 102), ylim=(-0.7, len(rows) - 0.3))
+    labels = [
+        f"{report.names[row.label]}: recall {percent(row.recall.value, 1)} "
+        f"({percent(row.recall.low, 1)} to {percent(row.recall.high, 1)}), "
+        f"{count(row.support, 'image')}"
+        for row in rows
+    ]
+    return Drawing(figure, {"recall": labels}, {})
+
+
+def draw_feature_map(report: Report) -> Drawing:
+    """Draw images as points by their features; ringed points are mistakes."""
+    figure = make_figure(9, 6.2)
+    axes = figure.add_subplot()
+    rows = report.feature_map.rows
+    place = np.argsort(report.class_order)
+    wrong = report.predicted[rows] != report.result.labels[rows]
+    x, y = report.feature_map.places.T
+    points = axes.scatter(
+        x,
+        y,
+        s=30,
+        c=matplotlib.colormaps["hsv"](place[report.result.labels[rows]] / max(len(place), 1)),
+        alpha=0.85,
+        edgecolors=TEXT_COLOR,
+        linewidths=np.where(wrong, 1.2, 0.0).tolist(),
+    )
+    points.set_gid("map")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    title = f"{count(len(rows), 'image')} by their features ({report.feature_map.method})"
+    axes.set_title(f"{title}; rings are mistakes", loc="left", fontsize=10, color=TEXT_COLOR)
+    captions = describe_rows(report)
+    chosen = rows.tolist()
+    return Drawing(figure, {"map": [captions[row] for row in chosen]}, {"map": chosen})

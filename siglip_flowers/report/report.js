@@ -54,10 +54,10 @@
     });
   }
 
-  // Marks of plots tell what they stand for: under the pointer, when tapped, and when focused.
+  // Marks of plots tell what they mean: under the pointer, when tapped, and when focused.
   const tip = document.getElementById("tip");
   const [image, words] = tip.children;
-  const images = JSON.parse(document.getElementById("images").textContent);
+  const collections = JSON.parse(document.getElementById("marks").textContent);
   let told = null;
   const hide = () => {
     tip.hidden = true;
@@ -70,7 +70,7 @@
     told = mark;
     mark.classList.add("told");
     words.textContent = mark.getAttribute("aria-label");
-    const source = images[mark.dataset.row];
+    const source = sources.get(mark);
     image.hidden = !source;
     if (source) image.src = source;
     tip.hidden = false;
@@ -86,10 +86,21 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${above > 8 ? above : Math.min(place.bottom + 8, innerHeight - height - 8)}px`;
   };
+  const sources = new Map();
+  for (const [id, { labels, images }] of Object.entries(collections)) {
+    const drawn = [...document.querySelectorAll(`#${id} use, #${id} path`)]
+      .filter((mark) => !mark.closest("defs"));
+    drawn.forEach((mark, number) => {
+      mark.classList.add("mark");
+      mark.setAttribute("role", "img");
+      mark.setAttribute("aria-label", labels[number]);
+      if (images[number]) sources.set(mark, images[number]);
+    });
+  }
   for (const plot of document.querySelectorAll("svg.plot")) {
     const marks = [...plot.querySelectorAll(".mark")];
     if (!marks.length) continue;
-    // One stop of the Tab key for a plot; the arrow keys go on from there.
+    // Tab stops once at a plot; the arrow keys move between its marks.
     let current = marks[0];
     current.setAttribute("tabindex", "0");
     plot.addEventListener("pointerover", (event) => {
@@ -122,7 +133,7 @@
       current.focus();
     });
   }
-  // Focus scrolls to a mark, and its words go with it; a pointer is over another one by then.
+  // A focused mark may have been scrolled to; a pointer is over another mark by then.
   const follow = () => {
     if (told && told === document.activeElement) put(); else hide();
   };
