@@ -19,6 +19,9 @@ SCORE_NAMES = {
 }
 _ROWS = 5
 
+# Its first row is the heading.
+Table = list[tuple[str, ...]]
+
 
 def percent(value: float, digits: int = 2) -> str:
     """Return a share as text."""
@@ -65,85 +68,51 @@ def describe_rows(report: Report) -> list[str]:
 
 def summarize_report(report: Report) -> str:
     """Return the main results as tables of plain text; names contain nothing a terminal obeys."""
-    names, _ = clean_names(report)
-    estimates = {**report.headline, "knn": report.knn_accuracy}
-    shown = [report.calibration, *([report.calibrated] if report.calibrated else [])]
-    weakest = sorted(
-        (row for row in report.per_class if row.support), key=lambda row: row.recall.value
-    )
-    unknowns = report.unknowns
-    tables: list[tuple[tuple[str, ...], list[tuple[str, ...]]]] = [
-        (
-            ("metric", "value", "95 % interval"),
-            [
-                (
-                    "5 nearest neighbors" if name == "knn" else name_metric(name),
-                    format_metric(name, estimate.value),
-                    format_interval(name, estimate),
-                )
-                for name, estimate in estimates.items()
-            ],
-        ),
-        (
-            ("calibration at temperature", "ECE", "Brier score", "loss"),
-            [
-                (
-                    f"{each.temperature:.3f}",
-                    percent(each.ece_equal_width),
-                    f"{each.brier:.4f}",
-                    f"{each.loss:.4f}",
-                )
-                for each in shown
-            ],
-        ),
-        (
-            ("most confused: true class", "predicted", "images", "of the class"),
-            [
-                (names[pair.label], names[pair.predicted], str(pair.count), percent(pair.share, 1))
-                for pair in report.confused_pairs[:_ROWS]
-            ],
-        ),
-        (
-            ("lowest recall", "images", "recall", "95 % interval"),
-            [
-                (
-                    names[row.label],
-                    str(row.support),
-                    percent(row.recall.value, 1),
-                    format_interval("recall", row.recall),
-                )
-                for row in weakest[:_ROWS]
-            ],
-        ),
-        (
-            ("classes", "number", "images", "mean recall", "mean F1"),
-            [
-                (
-                    group.name,
-                    str(group.classes),
-                    str(group.support),
-                    percent(group.recall),
-                    percent(group.f1),
-                )
-                for group in report.groups
-            ],
-        ),
-        (
-            ("unknown images", "score", "AUROC", "FPR95"),
-            [
-                (
-                    row.source,
-                    SCORE_NAMES.get(row.score, row.score),
-                    f"{row.auroc:.3f}",
-                    percent(row.fpr95, 1),
-                )
-                for row in unknowns
-                if row.source in (unknowns[0].source, GIVEN)
-            ],
-        ),
-    ]
-    parts = [align_columns([columns, *rows]) for columns, rows in tables if rows]
+    tables = (*_tabulate_metrics(report), *_tabulate_classes(report), _tabulate_unknowns(report))
+    parts = [align_columns(table) for table in tables if len(table) > 1]
     return "\n\n".join([*parts, _count_findings(report)])
+
+
+def _tabulate_metrics(report: Report) -> list[Table]:
+    metrics: Table = [("metric", "value", "95 % interval")]
+    for name, estimate in {**report.headline, "knn": report.knn_accuracy}.items():
+        title = "5 nearest neighbors" if name == "knn" else name_metric(name)
+        values = format_metric(name, estimate.value), format_interval(name, estimate)
+        metrics.append((title, *values))
+    calibration: Table = [("calibration at temperature", "ECE", "Brier score", "loss")]
+    for each in (report.calibration, report.calibrated):
+        if each is not None:
+            scores = f"{each.brier:.4f}", f"{each.loss:.4f}"
+            ece = percent(each.ece_equal_width)
+            calibration.append((f"{each.temperature:.3f}", ece, *scores))
+    return [metrics, calibration]
+
+
+def _tabulate_classes(report: Report) -> list[Table]:
+    names, _ = clean_names(report)
+    pairs: Table = [("most confused: true class", "predicted", "images", "of the class")]
+    for pair in report.confused_pairs[:_ROWS]:
+        counts = str(pair.count), percent(pair.share, 1)
+        pairs.append((names[pair.label], names[pair.predicted], *counts))
+    lowest: Table = [("lowest recall", "images", "recall", "95 % interval")]
+    present = [row for row in report.per_class if row.support]
+    for row in sorted(present, key=lambda row: row.recall.value)[:_ROWS]:
+        recall = percent(row.recall.value, 1), format_interval("recall", row.recall)
+        lowest.append((names[row.label], str(row.support), *recall))
+    groups: Table = [("classes", "number", "images", "mean recall", "mean F1")]
+    for group in report.groups:
+        means = percent(group.recall), percent(group.f1)
+        groups.append((group.name, str(group.classes), str(group.support), *means))
+    return [pairs, lowest, groups]
+
+
+def _tabulate_unknowns(report: Report) -> Table:
+    unknowns: Table = [("unknown images", "score", "AUROC", "FPR95")]
+    for row in report.unknowns:
+        if row.source in (report.unknowns[0].source, GIVEN):
+            score = SCORE_NAMES.get(row.score, row.score)
+            unknowns.append((row.source, score, f"{row.auroc:.3f}", percent(row.fpr95, 1)))
+    return unknowns
 
 
 def _count_findings(report: Report) -> str:
