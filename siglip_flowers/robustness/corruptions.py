@@ -1,9 +1,9 @@
-"""Images made worse on purpose, in many ways and at five strengths.
+"""Corrupted and otherwise changed images, at five strengths.
 
-Lengths, noise and compression are relative to the side of the image: at 224 pixels they are near
-those of ImageNet-C, and an image of another size is spoiled as much to the eye that sees both at
-one size. Everything random is drawn from the seed, the kind and the row's number alone, alike for
-all strengths, so neither batches nor processes nor the other kinds change it.
+Lengths, noise and compression are relative to the side of the image: at 224 pixels they are close
+to those of ImageNet-C, and an image of another size looks as corrupted when both are shown at one
+size. Random numbers depend on the seed, the kind and the row number alone, and are the same for
+all strengths, so neither batches nor processes nor the other kinds change them.
 
 Source: Hendrycks and Dietterich 2019, "Benchmarking neural network robustness to common corruptions
 and perturbations".
@@ -26,7 +26,7 @@ from siglip_flowers.robustness.filters import (
     zoom,
 )
 
-# Side in pixels that the strengths below are said for.
+# Side in pixels that the strengths below are for.
 REFERENCE_SIDE = 224
 STRENGTHS = (1, 2, 3, 4, 5)
 _FLAKE_CELLS = 75
@@ -45,14 +45,14 @@ def corrupt(
         pixels: (B, 3, S, S) uint8, on the CPU.
         kind: One of ``KINDS``.
         strength: 0 to 5.
-        rows: The B numbers of the images, which their random numbers are drawn from.
-        seed: Another one gives other noise.
+        rows: The B row numbers of the images, which their random numbers depend on.
+        seed: Another seed gives other noise.
 
     Returns:
         (B, 3, S, S) uint8.
 
     Raises:
-        ValueError: An unknown kind, another strength, or pixels of another shape or type.
+        ValueError: An unknown kind or strength, or pixels of another shape or type.
     """
     if kind not in _CHANGES:
         raise ValueError(f"Unknown corruption {kind!r}; choose one of {', '.join(KINDS)}.")
@@ -92,7 +92,7 @@ def _add_gaussian_noise(
 
 
 def _add_shot_noise(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
-    # Photons of a white pixel: a smaller image's pixels each gather those of more area.
+    # Photons of a white pixel: each pixel of a smaller image gathers those of a larger area.
     photons = (60, 25, 12, 5, 3)[strength - 1] / _scale(pixels) ** 2
     counts = [
         each.poisson(image * photons)
@@ -118,7 +118,7 @@ def _add_fog(pixels: torch.Tensor, strength: int, generators: Generators) -> tor
     amount = (0.7, 1.1, 1.6, 2.2, 3.0)[strength - 1]
     fog = _draw_clouds(generators, pixels.shape[-1])
     brightest = pixels.amax(dim=(1, 2, 3), keepdim=True)
-    # Brightness stays in range: what the fog adds is taken from the image.
+    # The fog takes from the image what it adds, so brightness stays in range.
     return (pixels + amount * fog) * brightest / (brightest + amount)
 
 
@@ -171,8 +171,8 @@ def _flatten_contrast(pixels: torch.Tensor, strength: int, _: Generators) -> tor
 def jpeg_quality(strength: int, side: int) -> int:
     """Return the quality, 1 to 100, that an image of this side is compressed with.
 
-    ImageNet-C's qualities 25 to 7 stand for a step of quantisation, in percent of JPEG's standard
-    one, which is made proportional to the side as the noise is.
+    ImageNet-C's qualities 25 to 7 correspond to a quantization step, in percent of JPEG's standard
+    one; it is proportional to the side, as the noise is.
     """
     step = 5000 / (25, 18, 15, 10, 7)[strength - 1] * side / REFERENCE_SIDE
     quality = 5000 / step if step > 100 else (200 - step) / 2
@@ -232,8 +232,8 @@ _VIEWS: dict[str, Change] = {
     "resolution": _reduce_resolution,
 }
 _CHANGES = {**_CORRUPTIONS, **_VIEWS}
-# Spoiled images, and the same flower seen turned, nearer, from farther away or by fewer pixels.
+# Corrupted images, and the same object rotated, nearer, farther away or at a lower resolution.
 CORRUPTIONS = tuple(_CORRUPTIONS)
 VIEWS = tuple(_VIEWS)
-# A kind's place in it is part of what its random numbers are drawn from.
+# The position of a kind is part of its random seed.
 KINDS = (*CORRUPTIONS, *VIEWS)

@@ -3,15 +3,16 @@
 from pathlib import Path
 
 from siglip_flowers.evaluation.extension import Evaluation, EvaluationExtension
-from siglip_flowers.robustness.options import RobustnessArguments
-from siglip_flowers.robustness.robustness import (
+from siglip_flowers.robustness.measure import (
     check_square_images,
+    format_augmented,
     format_robustness,
+    measure_augmented,
     measure_robustness,
     summarize_robustness,
     write_robustness,
 )
-from siglip_flowers.robustness.tta import format_augmented, measure_augmented
+from siglip_flowers.robustness.options import RobustnessArguments
 
 
 class RobustnessExtension(EvaluationExtension):

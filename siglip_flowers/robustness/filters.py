@@ -1,13 +1,13 @@
-"""Blurs and geometric changes of whole batches of images: float32 (B, C, S, S) to the same."""
+"""Blurs and geometric changes of batches of images: float32 (B, C, S, S) in and out."""
 
 import math
 
 import torch
 from torch.nn import functional
 
-# Standard deviations at which a Gaussian kernel ends.
+# A Gaussian kernel ends at this many standard deviations.
 GAUSSIAN_REACH = 4.0
-# Points a pixel's side is divided into where the edge of a disk or a line runs through it.
+# Subdivisions of a pixel's side at the edge of a disk or a line.
 _FINENESS = 8
 
 
@@ -22,11 +22,11 @@ def blur_gaussian(pixels: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 def blur_disk(pixels: torch.Tensor, radius: float) -> torch.Tensor:
-    """Blur as a lens out of focus does: the mean over a disk of a radius in pixels."""
+    """Blur like a lens out of focus: the mean over a disk with a radius in pixels."""
     reach = math.ceil(radius)
     fine = (torch.arange((2 * reach + 1) * _FINENESS) + 0.5) / _FINENESS - reach - 0.5
     inside = (fine[:, None] ** 2 + fine[None, :] ** 2 <= radius**2).float()
-    # What share of each pixel lies inside.
+    # The share of each pixel that is inside.
     kernel = functional.avg_pool2d(inside[None], _FINENESS)
     return _convolve(pixels, kernel / kernel.sum())
 
@@ -45,7 +45,7 @@ def blur_line(pixels: torch.Tensor, length: float, angles: torch.Tensor) -> torc
     kernels = torch.zeros(len(angles), 2 * reach + 2, 2 * reach + 2)
     left, top = x.floor().long(), y.floor().long()
     image = torch.arange(len(angles))[:, None].expand_as(left)
-    # Each point is shared by the four pixels around it, the nearer the more.
+    # Each point is shared by the four pixels around it, with more for the nearer ones.
     for right in (0, 1):
         for below in (0, 1):
             share_x = x - left if right else 1 - (x - left)
@@ -92,7 +92,7 @@ def reduce_resolution(pixels: torch.Tensor, share: float, *, smooth: bool) -> to
 
 
 def rotate(pixels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn each image around its middle; what comes in at the corners is its mirror image.
+    """Rotate each image around its middle; the corners are filled with its mirror image.
 
     angles: (B,), degrees anticlockwise.
     """
@@ -108,7 +108,7 @@ def rotate(pixels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def crop_and_resize(pixels: torch.Tensor, top: int, left: int, side: int) -> torch.Tensor:
-    """Cut a square out and scale it to the size of the whole image (bilinear, antialiased)."""
+    """Crop a square and scale it to the size of the whole image (bilinear, antialiased)."""
     part = pixels[..., top : top + side, left : left + side]
     return functional.interpolate(
         part, size=pixels.shape[-2:], mode="bilinear", align_corners=False, antialias=True
@@ -116,7 +116,7 @@ def crop_and_resize(pixels: torch.Tensor, top: int, left: int, side: int) -> tor
 
 
 def zoom(pixels: torch.Tensor, factor: float) -> torch.Tensor:
-    """Show the middle ``factor`` times as large; below 1 black stands around it."""
+    """Show the middle ``factor`` times as large; below 1 it is surrounded by black."""
     side = pixels.shape[-1]
     if factor >= 1:
         inner = max(1, round(side / factor))

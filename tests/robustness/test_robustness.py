@@ -18,12 +18,13 @@ from siglip_flowers.evaluation.predict import PassOptions
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
-from siglip_flowers.robustness.robustness import (
+from siglip_flowers.robustness.measure import (
     format_robustness,
+    list_views,
+    measure_augmented,
     measure_robustness,
     summarize_robustness,
 )
-from siglip_flowers.robustness.tta import list_views, measure_augmented
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 
