@@ -14,7 +14,6 @@ from transformers import Siglip2VisionConfig
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import ModelArguments
-from siglip_flowers.experiment.plan import Run, build_run_arguments, run_options
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import (
     add_adapters,
@@ -26,16 +25,13 @@ from siglip_flowers.model.adapters import (
 from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_classifier, load_saved_classifier
-from siglip_flowers.training.build import check_arguments
 from tests.small_flowers import build_flowers, draw_pixel_values
-from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_runs import make_folder, small_options
 from tests.small_trainers import copy_weights, list_changed, start_trainer
-from tests.test_experiment import make_settings
 
 PeftModel = pytest.importorskip("peft").PeftModel
 
 NAMES = ["rose", "tulip", "daisy"]
-LORA = {"lora_r": 4}
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +39,10 @@ def data(flowers_dir):
     return build_flowers(flowers_dir, train=8)
 
 
-def adapt(nano_dir, head="linear", pooling="map", **options):
-    model = load_classifier(str(nano_dir), NAMES, head=head, pooling=pooling)
+def adapt(tiny_dir, head="linear", pooling="map", **options):
+    model = load_classifier(str(tiny_dir), NAMES, head=head, pooling=pooling)
     options = {"lora_r": 4, "pooling": pooling, **options}
-    add_adapters(model, ModelArguments(model_name_or_path=str(nano_dir), **options))
+    add_adapters(model, ModelArguments(model_name_or_path=str(tiny_dir), **options))
     return model
 
 
@@ -54,7 +50,7 @@ def train_briefly(model, steps=3):
     """Take AdamW steps with decay, large enough to show; returns the last step's gradients."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.1)
-    pixels, labels = draw_pixel_values(4), torch.tensor([0, 1, 2, 0])
+    pixels, labels = draw_pixel_values(4, 16), torch.tensor([0, 1, 2, 0])
     model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -69,16 +65,15 @@ def select_trained_parameters(model):
 
 def classify(model):
     with torch.no_grad():
-        return model.eval()(pixel_values=draw_pixel_values(4, seed=1)).logits
+        return model.eval()(pixel_values=draw_pixel_values(4, 16, seed=1)).logits
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}])
-@pytest.mark.parametrize("head", ["linear", "cosine"])
-def test_adapters_start_as_nothing_then_train_alone_with_the_head(nano_dir, head, options):
+@pytest.mark.parametrize(("head", "options"), [("linear", {}), ("cosine", {"use_dora": True})])
+def test_adapters_start_as_nothing_then_train_alone_with_the_head(tiny_dir, head, options):
     torch.manual_seed(0)
-    plain = load_classifier(str(nano_dir), NAMES, head=head)
+    plain = load_classifier(str(tiny_dir), NAMES, head=head)
     torch.manual_seed(0)
-    model = adapt(nano_dir, head, **options)
+    model = adapt(tiny_dir, head, **options)
     torch.testing.assert_close(classify(model), classify(plain), atol=1e-5, rtol=1e-5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     gradients = train_briefly(model)
@@ -91,15 +86,14 @@ def test_adapters_start_as_nothing_then_train_alone_with_the_head(nano_dir, head
     assert (classify(model) - classify(plain)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("pooling", ["map", "mean"])
-@pytest.mark.parametrize("use_dora", [False, True])
-def test_every_projection_of_the_encoder_and_its_pooling_is_adapted(nano_dir, pooling, use_dora):
-    model = adapt(nano_dir, pooling=pooling, use_dora=use_dora)
+@pytest.mark.parametrize(("pooling", "use_dora"), [("map", False), ("map", True), ("mean", False)])
+def test_every_projection_of_the_encoder_and_its_pooling_is_adapted(tiny_dir, pooling, use_dora):
+    model = adapt(tiny_dir, pooling=pooling, use_dora=use_dora)
     adapted = {name.partition(".lora_A")[0] for name in select_trained(model) if ".lora_A" in name}
     words = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj")
     expected = {
         f"vision_model.encoder.layers.{layer}.{word}"
-        for layer in range(8)
+        for layer in range(2)
         for word in (*words, "mlp.fc1", "mlp.fc2")
     }
     if pooling == "map":
@@ -111,16 +105,16 @@ def test_every_projection_of_the_encoder_and_its_pooling_is_adapted(nano_dir, po
     assert {model.peft_config["default"].lora_alpha} == alpha
 
 
-def test_the_pooling_attention_adapter_is_the_sum_of_weights(nano_dir):
+def test_the_pooling_attention_adapter_is_the_sum_of_weights(tiny_dir):
     """Against torch's own module with the weights added by hand."""
-    model = adapt(nano_dir, lora_target_modules=["attention"])
+    model = adapt(tiny_dir, lora_target_modules=["attention"])
     train_briefly(model)
     layer = model.vision_model.head.attention
-    plain = load_classifier(str(nano_dir), NAMES).vision_model.head.attention
+    plain = load_classifier(str(tiny_dir), NAMES).vision_model.head.attention
     factors = [getattr(layer, name)["default"].weight for name in ("lora_B", "lora_A")]
     with torch.no_grad():
         plain.in_proj_weight += 8 / 4 * factors[0] @ factors[1]
-        query, keys = torch.randn(2, 1, 192), torch.randn(2, 9, 192)
+        query, keys = torch.randn(2, 1, 32), torch.randn(2, 9, 32)
         mask = torch.zeros(2, 9, dtype=torch.bool)
         mask[:, 5:] = True
         for options in ({}, {"key_padding_mask": mask}):
@@ -128,10 +122,10 @@ def test_the_pooling_attention_adapter_is_the_sum_of_weights(nano_dir):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_out_proj_alone_leaves_out_the_one_whose_forward_pass_nobody_calls(nano_dir):
-    model = load_classifier(str(nano_dir), NAMES)
+def test_out_proj_alone_leaves_out_the_one_whose_forward_pass_nobody_calls(tiny_dir):
+    model = load_classifier(str(tiny_dir), NAMES)
     found = find_targets(model, ["out_proj", "attention"])
-    assert len(found) == 9
+    assert len(found) == 3
     assert "vision_model.head.attention" in found
     assert not [name for name in found if name.startswith("vision_model.head.attention.")]
 
@@ -148,9 +142,9 @@ def test_out_proj_alone_leaves_out_the_one_whose_forward_pass_nobody_calls(nano_
     ids=lambda options: " ".join(options) or "default",
 )
 def test_merged_model_and_peft_on_the_base_model_have_the_adapted_logits(
-    nano_dir, tmp_path, options
+    tiny_dir, tmp_path, options
 ):
-    model = adapt(nano_dir, **options)
+    model = adapt(tiny_dir, **options)
     train_briefly(model)
     expected = classify(model)
     folded = fold_model(model)
@@ -158,7 +152,7 @@ def test_merged_model_and_peft_on_the_base_model_have_the_adapted_logits(
     torch.testing.assert_close(classify(model), expected)  # a copy was merged
     pooling = options.get("pooling", "map")
     cosine = options.get("head") == "cosine"
-    base = load_classifier(str(nano_dir), NAMES, pooling=pooling, normalize_features=cosine)
+    base = load_classifier(str(tiny_dir), NAMES, pooling=pooling, normalize_features=cosine)
     assert folded.state_dict().keys() == base.state_dict().keys()
     folded.save_pretrained(tmp_path / "model")
     torch.testing.assert_close(
@@ -205,19 +199,19 @@ def test_naflex_towers_with_their_masks_merge_too(tmp_path, use_dora):
 
 @pytest.mark.parametrize("train_text_tower", [True, False])
 def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
-    nano_dir, tmp_path, train_text_tower
+    tiny_dir, tmp_path, train_text_tower
 ):
     model = load_contrastive(
-        str(nano_dir), NAMES, ["a photo of a {}."], train_text_tower=train_text_tower
+        str(tiny_dir), NAMES, ["a photo of a {}."], train_text_tower=train_text_tower
     )
-    add_adapters(model, ModelArguments(model_name_or_path=str(nano_dir), lora_r=2))
+    add_adapters(model, ModelArguments(model_name_or_path=str(tiny_dir), lora_r=2))
     trained = select_trained(model)
     parts = {name.partition(".")[0] for name in trained}
     towers = {"vision_model", "text_model"} if train_text_tower else {"vision_model"}
     assert parts == {"logit_scale", "logit_bias", *towers}
     optimizer = torch.optim.SGD(select_trained_parameters(model), lr=1e-2)
     batch = {
-        "pixel_values": draw_pixel_values(3),
+        "pixel_values": draw_pixel_values(3, 16),
         "labels": torch.arange(3),
         "templates": torch.zeros(3, dtype=torch.long),
     }
@@ -231,36 +225,23 @@ def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
     folded = fold_model(model)
     torch.testing.assert_close(classify(folded), expected, atol=1e-4, rtol=1e-4)
     save_adapter(model, folded, tmp_path)
-    base = load_classifier(str(nano_dir), NAMES, normalize_features=True)
+    base = load_classifier(str(tiny_dir), NAMES, normalize_features=True)
     loaded = PeftModel.from_pretrained(base, str(tmp_path))
     torch.testing.assert_close(classify(loaded), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gradient_checkpointing_gives_the_adapters_the_same_gradients(nano_dir):
-    found = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        model = adapt(nano_dir, lora_dropout=0.0)
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        found.append(train_briefly(model, steps=1))
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(gradient, found[1][name], atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.usefixtures("_unset_determinism")
-@pytest.mark.parametrize("model", [LORA, {**LORA, "use_dora": True}], ids=["lora", "dora"])
-def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(nano_dir, data, tmp_path, model):
+def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(tiny_dir, data, tmp_path):
     """With dropout and a moving average: every state that training has."""
     options = {
-        "model": {**model, "lora_dropout": 0.2},
+        "model": {"lora_r": 2, "use_dora": True, "lora_dropout": 0.2},
         "save_strategy": "steps",
         "save_steps": 2,
         "save_total_limit": 3,
         "full_determinism": True,
         "ema": 0.9,
     }
-    whole = start_trainer(nano_dir, data, tmp_path / "whole", **options)
+    whole = start_trainer(tiny_dir, data, tmp_path / "whole", **options)
     start = copy_weights(whole)
     whole.train()
     trained = select_trained(whole.model).keys()
@@ -268,12 +249,9 @@ def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(nano_dir, data
     checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-2"
     assert load_file(checkpoint / "model.safetensors").keys() == trained
     assert load_file(checkpoint / AVERAGE_FILE).keys() == trained
-    written = sum(path.stat().st_size for path in checkpoint.iterdir())
-    everything = sum(4 * value.numel() for value in start.values())
-    assert written < everything / 4
     kept = tmp_path / "resumed" / "checkpoints" / "checkpoint-2"
     shutil.copytree(checkpoint, kept)
-    resumed = start_trainer(nano_dir, data, tmp_path / "resumed", **options)
+    resumed = start_trainer(tiny_dir, data, tmp_path / "resumed", **options)
     with torch.no_grad():
         for name, parameter in resumed.model.named_parameters():
             if name in trained:
@@ -283,12 +261,12 @@ def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(nano_dir, data
     assert not list_changed(whole.average.weights, resumed.average.weights)
 
 
-def test_the_best_evaluations_adapters_are_kept_without_a_warning(nano_dir, data, tmp_path, caplog):
+def test_the_best_evaluations_adapters_are_kept_without_a_warning(tiny_dir, data, tmp_path, caplog):
     trainer = start_trainer(
-        nano_dir,
+        tiny_dir,
         data,
         tmp_path / "run",
-        model=LORA,
+        model={"lora_r": 4},
         learning_rate=0.05,
         head_learning_rate=0.05,
         eval_strategy="steps",
@@ -325,9 +303,8 @@ def test_options_that_cannot_be_meant_are_refused(options, message):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    return make_checkpoint(folder / "checkpoint"), make_folder(folder / "images")
+def small(tiny_dir, tmp_path_factory):
+    return tiny_dir, make_folder(tmp_path_factory.mktemp("adapters") / "images")
 
 
 def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
@@ -368,19 +345,3 @@ def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_p
     assert any("in_proj" in name for name in moved)
     assert "vision_model.head.attention.out_proj.weight" not in moved
     assert not [name for name in moved if "k_proj" in name or "mlp" in name]
-
-
-def test_an_arm_of_an_experiment_can_have_adapters(small, tmp_path):
-    checkpoint, images = small
-    settings = make_settings(
-        tmp_path,
-        arms={"full": {}, "lora": {"lora_r": 2, "lora_target_modules": ["q_proj", "fc1"]}},
-        baseline="full",
-        siglip_arm="lora",
-        base={"model_name_or_path": str(checkpoint), "data_dir": str(images)},
-    )
-    regime = next(iter(settings.regimes))
-    run = Run(regime, "lora", settings.learning_rates[0], settings.seeds[0])
-    arguments = build_run_arguments(run_options(settings, run))
-    assert arguments.model.adapted_modules == ("q_proj", "fc1")
-    check_arguments(arguments)

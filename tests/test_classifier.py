@@ -33,14 +33,14 @@ NAMES = ["pink primrose", "colt's foot", "sword lily", "rose", "tulip", "wallflo
 
 @pytest.fixture(scope="module")
 def pixel_values():
-    return draw_pixel_values(3)
+    return draw_pixel_values(3, 16)
 
 
 @pytest.fixture
-def build(nano_dir):
+def build(tiny_dir):
     def build(**options):
         torch.manual_seed(0)
-        return load_classifier(str(nano_dir), NAMES, **options).eval()
+        return load_classifier(str(tiny_dir), NAMES, **options).eval()
 
     return build
 
@@ -55,29 +55,29 @@ def randomize_head(model):
 
 @torch.no_grad()
 def test_map_pooling_is_the_checkpoints_own_pooler_and_a_linear_layer(
-    build, nano_dir, pixel_values
+    build, tiny_dir, pixel_values
 ):
     model = randomize_head(build(pooling="map"))
-    tower = SiglipVisionModel.from_pretrained(nano_dir).eval()
+    tower = SiglipVisionModel.from_pretrained(tiny_dir).eval()
     pooled = tower(pixel_values=pixel_values).pooler_output
-    both_towers = SiglipModel.from_pretrained(nano_dir).eval()
+    both_towers = SiglipModel.from_pretrained(tiny_dir).eval()
     expected = pooled @ model.classifier.weight.T + model.classifier.bias
     torch.testing.assert_close(pooled, both_towers.vision_model(pixel_values).pooler_output)
     torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
 
 
 @torch.no_grad()
-def test_mean_pooling_averages_the_normalized_patch_tokens(build, nano_dir, pixel_values):
+def test_mean_pooling_averages_the_normalized_patch_tokens(build, tiny_dir, pixel_values):
     model = build(pooling="mean")
-    tokens = SiglipVisionModel.from_pretrained(nano_dir).eval()(pixel_values).last_hidden_state
+    tokens = SiglipVisionModel.from_pretrained(tiny_dir).eval()(pixel_values).last_hidden_state
     torch.testing.assert_close(model.extract_features(pixel_values), tokens.mean(1), **CLOSE)
-    assert tokens.shape[1] == 64
+    assert tokens.shape[1] == 4
 
 
 @torch.no_grad()
-def test_normalize_features_divides_by_the_length_before_the_head(build, nano_dir, pixel_values):
+def test_normalize_features_divides_by_the_length_before_the_head(build, tiny_dir, pixel_values):
     model = randomize_head(build(normalize_features=True))
-    pooled = SiglipVisionModel.from_pretrained(nano_dir).eval()(pixel_values).pooler_output
+    pooled = SiglipVisionModel.from_pretrained(tiny_dir).eval()(pixel_values).pooler_output
     unit = pooled / pooled.pow(2).sum(1, keepdim=True).sqrt()
     expected = unit @ model.classifier.weight.T + model.classifier.bias
     torch.testing.assert_close(model(pixel_values).logits, expected, **CLOSE)
@@ -119,8 +119,10 @@ def test_native_export_is_refused_where_it_would_be_another_model(build, options
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("trainable", ["all", "head", "last:1", "last:3"])
-@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize(
+    ("trainable", "pooling"),
+    [("all", "map"), ("head", "mean"), ("last:1", "map"), ("last:1", "mean")],
+)
 def test_every_trained_parameter_gets_a_gradient(
     build, pixel_values, pooling, trainable, checkpointing
 ):
@@ -197,7 +199,7 @@ def test_linear_head_is_its_own_fold(build):
         {"pooling": "map"},
         {"pooling": "mean"},
         {"head": "cosine", "activation": "sigmoid"},
-        {"normalize_features": True, "activation": "sigmoid", "image_size": 96},
+        {"normalize_features": True, "activation": "sigmoid", "image_size": 24},
     ],
 )
 def test_saving_restores_weights_and_configuration_bit_for_bit(build, tmp_path, options):
@@ -213,9 +215,9 @@ def test_saving_restores_weights_and_configuration_bit_for_bit(build, tmp_path, 
     assert reloaded.class_names == NAMES
     for key in ("pooling", "head", "normalize_features", "activation", "problem_type"):
         assert getattr(config, key) == getattr(model.config, key)
-    assert config.vision_config.image_size == options.get("image_size", 64)
+    assert config.vision_config.image_size == options.get("image_size", 16)
     assert config.vision_config.vision_use_head == (model.config.pooling == "map")
-    pixels = draw_pixel_values(2, options.get("image_size", 64))
+    pixels = draw_pixel_values(2, options.get("image_size", 16))
     assert torch.equal(reloaded(pixels).logits, model(pixels).logits)
     assert not reloaded.training
 
@@ -231,10 +233,10 @@ def test_auto_class_loads_a_saved_classifier(build, tmp_path):
     [("softmax", "single_label_classification"), ("sigmoid", "multi_label_classification")],
 )
 def test_pipeline_scores_with_the_stored_activation_and_names(
-    build, nano_dir, flowers_dir, tmp_path, activation, problem_type
+    build, tiny_dir, flowers_dir, tmp_path, activation, problem_type
 ):
     model = randomize_head(build(activation=activation))
-    processor = load_image_processor(str(nano_dir))
+    processor = load_image_processor(str(tiny_dir))
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == problem_type
@@ -253,8 +255,8 @@ def test_pipeline_scores_with_the_stored_activation_and_names(
         assert answer[0]["label"] == NAMES[int(row.argmax())]
 
 
-def test_saved_processor_gives_bit_identical_pixels(nano_dir, flowers_dir, tmp_path):
-    processor = load_image_processor(str(nano_dir), image_size=96)
+def test_saved_processor_gives_bit_identical_pixels(tiny_dir, flowers_dir, tmp_path):
+    processor = load_image_processor(str(tiny_dir), image_size=24)
     processor.save_pretrained(tmp_path)
     images = read_images(flowers_dir, 4)
     expected = processor(images, return_tensors="pt")["pixel_values"]
@@ -263,7 +265,7 @@ def test_saved_processor_gives_bit_identical_pixels(nano_dir, flowers_dir, tmp_p
         AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
     ):
         assert torch.equal(restored(images, return_tensors="pt")["pixel_values"], expected)
-    assert expected.shape == (4, 3, 96, 96)
+    assert expected.shape == (4, 3, 24, 24)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +281,8 @@ def test_unknown_choices_are_refused(options, message):
         SiglipClassifierConfig(**options)
 
 
-def test_configuration_leaves_the_given_vision_configuration_alone(nano_dir):
-    tower = SiglipVisionModel.from_pretrained(nano_dir)
+def test_configuration_leaves_the_given_vision_configuration_alone(tiny_dir):
+    tower = SiglipVisionModel.from_pretrained(tiny_dir)
     SiglipClassifierConfig(vision_config=tower.config, pooling="mean")
     assert tower.config.vision_use_head
 

@@ -70,14 +70,8 @@ def test_several_templates_are_averaged_as_unit_vectors(nano):
         torch.testing.assert_close(model.eval()(pixels).logits, expected, **CLOSE)
 
 
-def test_text_head_refuses_a_linear_head_on_features_of_any_length(nano):
-    names = ["rose", "tulip"]
-    with pytest.raises(AssertionError):
-        set_text_head(load_classifier(nano, names), zero_shot_head(nano, names, TEMPLATES))
-
-
-def test_calibration_of_the_checkpoint_reaches_a_random_cosine_head(nano, nano_dir):
-    siglip = SiglipModel.from_pretrained(nano_dir)
+def test_calibration_of_the_checkpoint_reaches_a_random_cosine_head(nano):
+    siglip = SiglipModel.from_pretrained(nano)
     model = load_classifier(nano, ["rose", "tulip"], head="cosine")
     before = model.classifier.class_embeddings.clone()
     set_calibration(model, *load_calibration(nano))

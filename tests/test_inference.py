@@ -61,6 +61,7 @@ def small(small_model):
 
 @pytest.fixture(scope="module")
 def nano_model(nano_dir, tmp_path_factory):
+    """The real encoder with a random head."""
     return save_classifier(nano_dir, tmp_path_factory.mktemp("nano") / "model", FLOWER_NAMES)
 
 
@@ -68,7 +69,7 @@ def nano_model(nano_dir, tmp_path_factory):
 def photograph_paths(flowers_dir, tmp_path_factory):
     directory = tmp_path_factory.mktemp("photographs")
     paths = []
-    for number, image in enumerate(read_images(flowers_dir, 40)):
+    for number, image in enumerate(read_images(flowers_dir, 12)):
         paths.append(str(directory / f"{number:03d}.png"))
         image.save(paths[-1])
     return paths
@@ -96,8 +97,8 @@ def assert_same(ours, theirs, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_labels_and_scores_are_the_pipelines(nano_dir, photograph_paths, tmp_path, activation):
-    directory = save_classifier(nano_dir, tmp_path, FLOWER_NAMES, activation=activation)
+def test_labels_and_scores_are_the_pipelines(tiny_dir, photograph_paths, tmp_path, activation):
+    directory = save_classifier(tiny_dir, tmp_path, FLOWER_NAMES, activation=activation)
     classifier = SiglipImageClassifier.from_pretrained(directory, dtype="float32", device="cpu")
     reference = pipeline("image-classification", model=str(directory), device="cpu")
     assert_same(classifier(photograph_paths), reference(photograph_paths))
@@ -130,14 +131,14 @@ def test_top_k_is_bounded_by_the_classes(small):
         small(color("red"), top_k=0)
 
 
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (5, 4), (9, 16), (64, 3)])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 1), (9, 16)])
 def test_order_is_kept_with_many_threads(small_model, batch_size, num_workers):
     classifier = SiglipImageClassifier.from_pretrained(
         small_model, dtype="float32", device="cpu", batch_size=batch_size, num_workers=num_workers
     )
     generator = np.random.default_rng(0)
     # Large and small images in turn, so that threads finish out of order.
-    arrays = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (400, 8) * 20]
+    arrays = [generator.integers(0, 256, (side, side, 3), dtype=np.uint8) for side in (300, 8) * 10]
     expected = [classifier(array) for array in arrays]
     assert_same(classifier(arrays), expected, tolerance=1e-6)
     assert [p.source is a for p, a in zip(classifier.stream(arrays), arrays, strict=True)] == [
@@ -150,8 +151,8 @@ def test_the_same_unread_image_may_stand_in_a_list_many_times(small, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     read_gradient().resize((600, 800)).save(path, exif=exif)
-    results = small([Image.open(path)] * 50)
-    assert_same(results, [small(path)] * 50, 1e-6)
+    results = small([Image.open(path)] * 20)
+    assert_same(results, [small(path)] * 20, 1e-6)
 
 
 def test_odd_images_are_read_as_training_reads_them(small, small_model, tmp_path):
@@ -237,9 +238,9 @@ def test_a_stream_reads_no_further_ahead_than_a_few_batches(small):
             yield np.zeros((16, 16, 3), dtype=np.uint8)
 
     stream = small.stream(sources(), top_k=1)
-    for _ in range(1000):
+    for _ in range(300):
         next(stream)
-    assert drawn < 1000 + 8 * small.batch_size
+    assert drawn < 300 + 8 * small.batch_size
     stream.close()
 
 
@@ -253,8 +254,8 @@ def test_memory_does_not_grow_with_the_number_of_images(small):
         tracemalloc.stop()
         return result
 
-    peak(200)
-    assert peak(1600) < 1.3 * peak(400)
+    peak(100)
+    assert peak(800) < 1.3 * peak(200)
 
 
 def test_decoding_threads_end_with_the_stream(small):
@@ -316,7 +317,7 @@ def test_a_model_is_not_changed_by_inference_in_another_format(small_model):
 
 
 def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_model, flowers_dir):
-    rows = build_flowers(flowers_dir).splits["train"]
+    rows = build_flowers(flowers_dir, train=8).splits["train"]
     model, processor = (
         load_saved_classifier(str(nano_model)),
         load_image_processor(str(nano_model)),
@@ -329,15 +330,23 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_mo
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())
-    for num_workers in (0, 1):
-        found = predict_logits(model, processor, rows, PassOptions(24, num_workers))
-        np.testing.assert_array_equal(found, np.concatenate(logits))
+    found = predict_logits(model, processor, rows, PassOptions(24))
+    np.testing.assert_array_equal(found, np.concatenate(logits))
     found = extract_features(model, processor, rows, PassOptions(24))
     np.testing.assert_array_equal(found, np.concatenate(features))
     close = predict_logits(model, processor, rows, PassOptions(24, dtype="bfloat16"))
     assert close.dtype == np.float32
     np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)
     assert (close != np.concatenate(logits)).any()
+
+
+@pytest.mark.slow
+def test_decoding_processes_give_the_same_as_threads(small_model, flowers_dir):
+    rows = build_flowers(flowers_dir, train=4).splits["train"]
+    model = load_saved_classifier(str(small_model))
+    processor = load_image_processor(str(small_model))
+    found = [predict_logits(model, processor, rows, PassOptions(5, count)) for count in (0, 1)]
+    np.testing.assert_array_equal(*found)
 
 
 def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
@@ -363,7 +372,7 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(engine, "_features", fail)
-    with pytest.raises(RunError, match="too much for the memory of cpu"):
+    with pytest.raises(RunError, match="exceeds the memory of cpu"):
         engine.classify(pixels)
 
     def break_down(pixel_values):
@@ -376,10 +385,10 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
 
 @pytest.mark.slow
 def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
-    options = {"dtype": "float32", "device": "cpu", "batch_size": 16}
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 5}
     plain = SiglipImageClassifier.from_pretrained(small_model, **options)
     compiled = SiglipImageClassifier.from_pretrained(small_model, compile=True, **options)
-    # 40 images: the last batch is smaller than what was compiled.
+    # The last batch is smaller than the compiled one.
     assert_same(compiled(photograph_paths), plain(photograph_paths))
 
 

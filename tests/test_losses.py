@@ -22,7 +22,7 @@ from siglip_flowers.model.losses import (
 )
 
 seeds = st.integers(0, 2**20)
-few_examples = settings(max_examples=25, deadline=None)
+few_examples = settings(max_examples=8, deadline=None)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -131,13 +131,13 @@ def test_contrastive_loss_equals_plain_loops(monkeypatch, block):
     assert actual.item() == pytest.approx(expected)
 
 
-def test_contrastive_loss_of_unlike_labels_and_its_gradients_equal_those_of_siglip_model(nano_dir):
+def test_contrastive_loss_of_unlike_labels_and_its_gradients_equal_those_of_siglip_model(tiny_dir):
     # Imported here, since every rank of the test below imports this module.
     from transformers import SiglipModel
 
     torch.manual_seed(0)
-    model = SiglipModel.from_pretrained(nano_dir).eval()
-    pixels, tokens = torch.rand(4, 3, 64, 64) * 2 - 1, torch.randint(3, 1000, (4, 16))
+    model = SiglipModel.from_pretrained(tiny_dir).eval()
+    pixels, tokens = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randint(3, 1000, (4, 16))
     theirs = model(input_ids=tokens, pixel_values=pixels, return_loss=True).loss
     parameters = [
         model.logit_scale,
@@ -290,8 +290,8 @@ def test_the_length_of_embeddings_does_not_matter(seed, factor):
 @pytest.mark.parametrize(
     "images, texts, labels, message",
     [
-        (torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2).long(), "one text an image"),
-        (torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2).long(), "one text an image"),
+        (torch.zeros(2, 3), torch.zeros(3, 3), torch.zeros(2).long(), "one text per image"),
+        (torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2).long(), "one text per image"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3).long(), "labels must be 2 integers"),
         (torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2), "labels must be 2 integers"),
         (torch.zeros(0, 3), torch.zeros(0, 3), torch.zeros(0).long(), "at least one image"),

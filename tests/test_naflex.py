@@ -88,7 +88,7 @@ def checkpoint(nano_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(flowers_dir):
     """Real photographs cut and stretched to many shapes."""
-    sizes = [(64, 64), (500, 333), (31, 200), (64, 32), (1, 1), (3, 300), (400, 2), (65, 63)]
+    sizes = [(64, 64), (250, 166), (31, 200), (64, 32), (1, 1), (3, 300), (65, 63)]
     photographs = read_images(flowers_dir, len(sizes))
     return [one.resize(size) for one, size in zip(photographs, sizes, strict=True)]
 
@@ -110,7 +110,6 @@ def pack(images, budget=None):
     "options",
     [
         {"patch_size": 16, "max_num_patches": 256},
-        {"patch_size": 4, "max_num_patches": 400},
         {"patch_size": 14, "max_num_patches": 7, "resample": Image.Resampling.BICUBIC},
         {"max_num_patches": 64, "image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]},
     ],
@@ -254,7 +253,7 @@ def test_freezing_and_gradients_reach_the_same_parts(checkpoint, images):
     assert not any("layers.0" in name or "embeddings" in name for name in with_gradient)
 
 
-@pytest.mark.parametrize("pooling", ["map", "mean"])
+@pytest.mark.parametrize("pooling", ["mean"])
 def test_gradient_checkpointing_does_not_change_the_gradients(pooling, checkpoint, images):
     inputs = load_image_processor(str(checkpoint))(images, return_tensors="pt")
     found = []
@@ -456,11 +455,6 @@ def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
     again = json.loads((tmp_path / "metrics_test.json").read_text())
     assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
-    # With a report, of images that have shapes of their own.
-    report = tmp_path / "with"
-    assert run_eval([*options, "--report", "true", "--output_dir", str(report)]) == 0
-    found = json.loads((report / "report_test" / "metrics.json").read_text())
-    assert found["headline"]["accuracy"]["value"] == again["accuracy"]
     processor = load_image_processor(str(run / "model"))
     assert isinstance(processor, Siglip2ImageProcessorPil)
     assert processor.max_num_patches == 12
@@ -485,33 +479,18 @@ def test_predict_and_the_pipeline_agree(run, folder, capsys):
 def test_eval_measures_the_checkpoints_own_zero_shot_classifier(checkpoint, folder, tmp_path):
     options = ["--zero_shot", "--model_name_or_path", str(checkpoint), "--data_dir", str(folder)]
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
-    plain = json.loads((tmp_path / "metrics_test.json").read_text())
-    assert plain["n"] == 12
-    report = tmp_path / "with"
-    assert run_eval([*options, "--report", "true", "--output_dir", str(report)]) == 0
-    found = json.loads((report / "report_test" / "metrics.json").read_text())
-    assert found["headline"]["accuracy"]["value"] == plain["accuracy"]
+    assert json.loads((tmp_path / "metrics_test.json").read_text())["n"] == 12
 
 
-def test_a_frozen_encoder_starts_from_its_text_tower(checkpoint, folder, tmp_path):
-    options = small_options(checkpoint, folder, tmp_path / "out", "--head_init", "text")
-    assert run_train([*options, "--trainable", "head"]) == 0
-    assert (tmp_path / "out" / "metrics.json").is_file()
-
-
-def test_contrastive_run_ends_in_a_naflex_classifier(checkpoint, folder, tmp_path):
-    options = small_options(checkpoint, folder, tmp_path / "out", "--objective", "contrastive")
-    assert run_train([*options, "--num_train_epochs", "1"]) == 0
-    model = load_saved_classifier(str(tmp_path / "out" / "model"))
-    assert isinstance(model.vision_model, Siglip2VisionModel)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         ["--lora_r", "2"],
         ["--pooling", "mean", "--layer_decay", "0.7", "--objective", "sigmoid"],
         ["--trainable", "head", "--head_init", "probe"],
+        ["--trainable", "head", "--head_init", "text"],
+        ["--objective", "contrastive"],
     ],
 )
 def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, folder, tmp_path):
@@ -519,19 +498,6 @@ def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, fo
     assert run_train([*given, "--num_train_epochs", "1"]) == 0
     model = load_saved_classifier(str(tmp_path / "out" / "model"))
     assert isinstance(model.vision_model, Siglip2VisionModel)
-
-
-@pytest.mark.slow
-def test_compiled_gives_what_eager_gives(run, folder):
-    paths = sorted((folder / "test").rglob("*.png"))
-    options = {"dtype": "float32", "device": "cpu", "batch_size": 8}
-    plain = SiglipImageClassifier.from_pretrained(run / "model", **options)
-    # 12 images: the last batch is smaller than what was compiled.
-    compiled = SiglipImageClassifier.from_pretrained(run / "model", compile=True, **options)
-    for one, other in zip(compiled(paths), plain(paths), strict=True):
-        assert [row["label"] for row in one] == [row["label"] for row in other]
-        scores = [row["score"] for row in other]
-        assert [row["score"] for row in one] == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.parametrize(

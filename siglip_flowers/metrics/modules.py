@@ -1,8 +1,8 @@
-"""``evaluate.Metric`` modules that live in the package, and the figures of one evaluation.
+"""``evaluate.Metric`` modules that live in the package, and the metrics of one evaluation.
 
 ``evaluate.load("accuracy")`` fetches its code from the Hub on every first use; these classes are
 instantiated directly and need no network. They hold the rows in memory, so that neither parallel
-processes nor several evaluations at once meet in one cache file.
+processes nor concurrent evaluations share a cache file.
 """
 
 from pathlib import Path
@@ -23,72 +23,32 @@ from siglip_flowers.metrics.functions import (
 )
 
 ACTIVATIONS = ("softmax", "sigmoid")
-
-_CITATION = """\
-@inproceedings{nilsback2008automated,
-  title = {Automated Flower Classification over a Large Number of Classes},
-  author = {Nilsback, Maria-Elena and Zisserman, Andrew},
-  booktitle = {Indian Conference on Computer Vision, Graphics and Image Processing},
-  year = {2008}
-}
-@article{scikit-learn,
-  title = {Scikit-learn: Machine Learning in {P}ython},
-  author = {Pedregosa, F. and others},
-  journal = {Journal of Machine Learning Research},
-  volume = {12},
-  pages = {2825--2830},
-  year = {2011}
-}
-"""
-
-_CLASS_IDS = """
-predictions: predicted class ids (int64). references: true class ids (int64)."""
-
-_AVERAGED = (
-    _CLASS_IDS
-    + """
-average: 'macro' (default; over the classes that occur), 'weighted' (by support) or None (a list,
-one figure a class). num_classes: the number of classes; default: the highest id met, plus one."""
-)
-
-_SCORES = """
-predictions: one score a class for each image, a float sequence. references: true class ids
-(int64). k: how many of the highest scores may hold the true class (default 5); of equal scores
-the lower class id ranks first."""
+AVERAGES: tuple[Average, ...] = ("macro", "weighted")
 
 
 class _InMemoryMetric(evaluate.Metric):
-    """A metric that writes no cache file unless several processes have to share one."""
+    """A metric of predictions and true class ids that writes no cache file in one process."""
 
     summary: str
-    usage: str = _CLASS_IDS
     prediction_feature: Any = datasets.Value("int64")
     data_format: str | None = "numpy"
 
-    def __init__(
-        self,
-        config_name: str | None = None,
-        keep_in_memory: bool | None = None,
-        num_process: int = 1,
-        seed: int | None = 0,  # the parent's default reads numpy's global generator
-        **kwargs: Any,
-    ) -> None:
-        if keep_in_memory is None:
-            keep_in_memory = num_process == 1
-        super().__init__(
-            config_name, keep_in_memory=keep_in_memory, num_process=num_process, seed=seed, **kwargs
-        )
+    def __init__(self, num_process: int = 1, **kwargs: Any) -> None:
+        kwargs.setdefault("keep_in_memory", num_process == 1)
+        # By default, the parent reads NumPy's global generator.
+        kwargs.setdefault("seed", 0)
+        super().__init__(num_process=num_process, **kwargs)
 
     def _build_data_dir(self) -> str:
-        if self.keep_in_memory:  # the parent creates the folder, which stays behind empty
+        if self.keep_in_memory:  # the parent creates the folder and leaves it empty
             return str(Path(self._data_dir_root, self.name, self.config_name))
         return super()._build_data_dir()
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=self.summary,
-            citation=_CITATION,
-            inputs_description=self.usage,
+            citation="",
+            inputs_description=self.__doc__ or "",
             features=datasets.Features(
                 {"predictions": self.prediction_feature, "references": datasets.Value("int64")}
             ),
@@ -97,7 +57,7 @@ class _InMemoryMetric(evaluate.Metric):
 
 
 class Accuracy(_InMemoryMetric):
-    """Share of right predictions."""
+    """Predictions are class ids (int64)."""
 
     summary = "Share of the images whose predicted class is the true class."
 
@@ -106,10 +66,12 @@ class Accuracy(_InMemoryMetric):
 
 
 class TopKAccuracy(_InMemoryMetric):
-    """Share of images whose true class is among the k highest scores."""
+    """Predictions are scores, one per class; of equal scores the lower class id ranks first.
+
+    ``k`` is how many of the highest scores may contain the true class (default 5).
+    """
 
     summary = "Share of the images whose true class is among the k highest scores."
-    usage = _SCORES
     prediction_feature = datasets.Sequence(datasets.Value("float64"))
     data_format = None  # the base class allows numpy for plain values only
 
@@ -120,7 +82,12 @@ class TopKAccuracy(_InMemoryMetric):
 
 
 class _AveragedMetric(_InMemoryMetric):
-    usage = _AVERAGED
+    """Predictions are class ids (int64).
+
+    ``average`` is ``macro`` (default; over the classes that occur), ``weighted`` (by support) or
+    None (a list with one value per class). ``num_classes`` defaults to the highest id plus one.
+    """
+
     position: int  # in the tuple that precision_recall_f1 returns
 
     def _compute(
@@ -140,22 +107,19 @@ class _AveragedMetric(_InMemoryMetric):
 
 
 class Precision(_AveragedMetric):
-    """Right predictions of a class among all predictions of it, averaged over the classes."""
-
+    __doc__ = _AveragedMetric.__doc__
     summary = "Right predictions of a class among all its predictions, averaged over classes."
     position = 0
 
 
 class Recall(_AveragedMetric):
-    """Right predictions of a class among all its images, averaged over the classes."""
-
+    __doc__ = _AveragedMetric.__doc__
     summary = "Right predictions of a class among all its images, averaged over classes."
     position = 1
 
 
 class F1(_AveragedMetric):
-    """Harmonic mean of precision and recall of a class, averaged over the classes."""
-
+    __doc__ = _AveragedMetric.__doc__
     summary = "Harmonic mean of a class's precision and recall, averaged over classes."
     position = 2
 
@@ -163,39 +127,32 @@ class F1(_AveragedMetric):
 def compute_metrics(
     logits: NDArray[Any], labels: NDArray[Any], activation: str = "softmax"
 ) -> dict[str, float]:
-    """All figures of one evaluation, without a split prefix.
+    """Return all metrics of one evaluation, without a split prefix.
 
     logits: shape (n, classes), n >= 1, finite. labels: integers in [0, classes), shape (n,).
     Returns ``loss`` (of the activation the model was trained with), ``nll`` (always of the
     softmax, so comparable between objectives), ``accuracy``, ``top5_accuracy`` (top-k over all
-    classes where there are fewer than five), and ``precision``, ``recall`` and ``f1``, each with
-    the suffixes ``_macro`` and ``_weighted``. Equal logits: the lower class id is predicted.
+    classes if there are fewer than five), and ``precision``, ``recall`` and ``f1``, each with
+    the suffixes ``_macro`` and ``_weighted``. Of equal logits the lower class id is predicted.
 
     Raises ValueError for other shapes, types or activations; RunError for logits not finite.
     """
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}.")
     logits, labels = np.asarray(logits), np.asarray(labels)
-    # First, since it checks shapes, class ids and finiteness for all that follow.
+    # First, since it checks shapes, class ids and finiteness for all others.
     nll = softmax_nll(logits, labels)
     num_classes = logits.shape[1]
-    predictions = logits.argmax(axis=1)
-
+    predicted = {"predictions": logits.argmax(axis=1), "references": labels}
+    top = TopKAccuracy().compute(predictions=logits, references=labels, k=min(5, num_classes))
     metrics = {
         "loss": nll if activation == "softmax" else sigmoid_loss(logits, labels),
         "nll": nll,
-        **Accuracy().compute(predictions=predictions, references=labels),
+        **Accuracy().compute(**predicted),
+        "top5_accuracy": top["top_k_accuracy"],
     }
-    top = TopKAccuracy().compute(predictions=logits, references=labels, k=min(5, num_classes))
-    metrics["top5_accuracy"] = top["top_k_accuracy"]
-    averages: tuple[Average, ...] = ("macro", "weighted")
-    for average in averages:
+    for average in AVERAGES:
         for module in (Precision(), Recall(), F1()):
-            result = module.compute(
-                predictions=predictions,
-                references=labels,
-                average=average,
-                num_classes=num_classes,
-            )
+            result = module.compute(**predicted, average=average, num_classes=num_classes)
             metrics[f"{module.name}_{average}"] = result[module.name]
     return metrics
