@@ -261,6 +261,7 @@ def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(tiny_dir, data
     assert not list_changed(whole.average.weights, resumed.average.weights)
 
 
+@pytest.mark.slow
 def test_the_best_evaluations_adapters_are_kept_without_a_warning(tiny_dir, data, tmp_path, caplog):
     trainer = start_trainer(
         tiny_dir,

@@ -19,21 +19,21 @@ TEMPLATES = ["a photo of a {}.", "{}"]
 
 
 @pytest.fixture(scope="module")
-def nano(nano_dir):
-    return str(nano_dir)
+def tiny(tiny_dir):
+    return str(tiny_dir)
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
 @torch.no_grad()
-def test_text_head_is_siglips_own_zero_shot_classifier(nano, flowers_dir, head):
+def test_text_head_is_siglips_own_zero_shot_classifier(tiny, flowers_dir, head):
     names = list(FLOWER_NAMES[:12])
     images = read_images(flowers_dir, 6)
-    pixels = load_image_processor(nano)(images, return_tensors="pt")["pixel_values"]
-    model = load_classifier(nano, names, head=head, normalize_features=True, activation="sigmoid")
+    pixels = load_image_processor(tiny)(images, return_tensors="pt")["pixel_values"]
+    model = load_classifier(tiny, names, head=head, normalize_features=True, activation="sigmoid")
     # The features of a cosine head are normalized either way.
-    set_text_head(model, zero_shot_head(nano, names, TEMPLATES[:1]))
-    siglip = SiglipModel.from_pretrained(nano).eval()
-    tokens = AutoTokenizer.from_pretrained(nano)(
+    set_text_head(model, zero_shot_head(tiny, names, TEMPLATES[:1]))
+    siglip = SiglipModel.from_pretrained(tiny).eval()
+    tokens = AutoTokenizer.from_pretrained(tiny)(
         [canonicalize(TEMPLATES[0].format(name.replace("-", " "))) for name in names],
         padding="max_length",
         max_length=16,
@@ -45,14 +45,14 @@ def test_text_head_is_siglips_own_zero_shot_classifier(nano, flowers_dir, head):
     torch.testing.assert_close(logits, expected, **CLOSE)
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     torch.testing.assert_close(model.fold()(pixels).logits, expected, **CLOSE)
-    assert expected.std() > 0.1
+    assert expected.std() > 0.01
 
 
 @torch.no_grad()
-def test_several_templates_are_averaged_as_unit_vectors(nano):
+def test_several_templates_are_averaged_as_unit_vectors(tiny):
     names = ["rose", "sunflower", "water lily"]
-    siglip = SiglipModel.from_pretrained(nano).eval()
-    tokenizer = AutoTokenizer.from_pretrained(nano)
+    siglip = SiglipModel.from_pretrained(tiny).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
     means = []
     for name in names:
         texts = [canonicalize(template.format(name)) for template in TEMPLATES]
@@ -60,21 +60,21 @@ def test_several_templates_are_averaged_as_unit_vectors(nano):
         embedded = siglip.text_model(input_ids=ids["input_ids"]).pooler_output
         mean = (embedded / embedded.norm(dim=1, keepdim=True)).mean(0)
         means.append(mean / mean.norm())
-    pixels = draw_pixel_values(4)
+    pixels = draw_pixel_values(4, 16)
     images = siglip.vision_model(pixel_values=pixels).pooler_output
     cosine = images / images.norm(dim=1, keepdim=True) @ torch.stack(means).T
     expected = siglip.logit_scale.exp() * cosine + siglip.logit_bias
     for head in ("linear", "cosine"):
-        model = load_classifier(nano, names, head=head, normalize_features=head == "linear")
-        set_text_head(model, zero_shot_head(nano, names, TEMPLATES))
+        model = load_classifier(tiny, names, head=head, normalize_features=head == "linear")
+        set_text_head(model, zero_shot_head(tiny, names, TEMPLATES))
         torch.testing.assert_close(model.eval()(pixels).logits, expected, **CLOSE)
 
 
-def test_calibration_of_the_checkpoint_reaches_a_random_cosine_head(nano):
-    siglip = SiglipModel.from_pretrained(nano)
-    model = load_classifier(nano, ["rose", "tulip"], head="cosine")
+def test_calibration_of_the_checkpoint_reaches_a_random_cosine_head(tiny):
+    siglip = SiglipModel.from_pretrained(tiny)
+    model = load_classifier(tiny, ["rose", "tulip"], head="cosine")
     before = model.classifier.class_embeddings.clone()
-    set_calibration(model, *load_calibration(nano))
+    set_calibration(model, *load_calibration(tiny))
     assert model.classifier.logit_scale.item() == siglip.logit_scale.item()
     assert model.classifier.logit_bias.item() == siglip.logit_bias.item()
     assert model.classifier.logit_scale.shape == ()

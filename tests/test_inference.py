@@ -316,17 +316,17 @@ def test_a_model_is_not_changed_by_inference_in_another_format(small_model):
     )
 
 
-def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(nano_model, flowers_dir):
-    rows = build_flowers(flowers_dir, train=8).splits["train"]
+def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_model, flowers_dir):
+    rows = build_flowers(flowers_dir, classes=3, train=16).splits["train"]
     model, processor = (
-        load_saved_classifier(str(nano_model)),
-        load_image_processor(str(nano_model)),
+        load_saved_classifier(str(small_model)),
+        load_image_processor(str(small_model)),
     )
     normalize = PixelNormalizer(processor)
     logits, features = [], []
     for start in range(0, len(rows), 24):
         images = rows[start : start + 24]["image"]
-        pixels = torch.stack([resize_image(image, 64, processor.resample) for image in images])
+        pixels = torch.stack([resize_image(image, 16, processor.resample) for image in images])
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())

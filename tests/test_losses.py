@@ -1,17 +1,14 @@
 """The objectives against plain loops in float64, SiglipModel, and one process against several."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from transformers import SiglipModel
 
 from siglip_flowers.model import losses
 from siglip_flowers.model.losses import (
@@ -20,13 +17,18 @@ from siglip_flowers.model.losses import (
     cross_entropy_loss,
     sigmoid_loss,
 )
+from tests.ring_worker import (
+    CASES,
+    POOL,
+    TwoTowers,
+    draw,
+    make_global_batch,
+    run_rank,
+    train_two_steps,
+)
 
 seeds = st.integers(0, 2**20)
 few_examples = settings(max_examples=8, deadline=None)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def scalar(value, dtype=torch.float64):
@@ -132,9 +134,6 @@ def test_contrastive_loss_equals_plain_loops(monkeypatch, block):
 
 
 def test_contrastive_loss_of_unlike_labels_and_its_gradients_equal_those_of_siglip_model(tiny_dir):
-    # Imported here, since every rank of the test below imports this module.
-    from transformers import SiglipModel
-
     torch.manual_seed(0)
     model = SiglipModel.from_pretrained(tiny_dir).eval()
     pixels, tokens = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randint(3, 1000, (4, 16))
@@ -180,13 +179,13 @@ def test_gradients_pass_gradcheck_in_double_precision(monkeypatch):
         check(lambda x, t=targets: cross_entropy_loss(x, t, 0.1, torch.ones(3) / 2), logits)
 
 
-def test_locked_texts_leave_the_image_gradient_as_it_is():
+def test_frozen_texts_do_not_change_the_image_gradient():
     images, texts, labels = draw(3, 4).requires_grad_(), draw(3, 4, seed=1), torch.tensor([0, 1, 0])
     arguments = labels, scalar(1.0), scalar(0.0)
     contrastive_sigmoid_loss(images, texts, *arguments).backward()
-    locked, images.grad = images.grad, None
+    frozen, images.grad = images.grad, None
     contrastive_sigmoid_loss(images, texts.requires_grad_(), *arguments).backward()
-    torch.testing.assert_close(locked, images.grad)
+    torch.testing.assert_close(frozen, images.grad)
 
 
 def test_losses_are_computed_in_float32_under_autocast():
@@ -302,109 +301,6 @@ def test_contrastive_inputs_that_do_not_fit_are_refused(images, texts, labels, m
         contrastive_sigmoid_loss(images, texts, labels, torch.zeros(1), torch.zeros(1))
 
 
-class TwoTowers(nn.Module):
-    """Tiny towers of unlike widths with a learnable calibration."""
-
-    def __init__(self, lock_text=False, group=None):
-        super().__init__()
-        self.group = group
-        torch.manual_seed(3)
-        self.image_tower = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.text_tower = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 5))
-        self.text_tower.requires_grad_(not lock_text)
-        self.logit_scale = nn.Parameter(torch.tensor([1.2]))
-        self.logit_bias = nn.Parameter(torch.tensor([-2.0]))
-
-    def forward(self, pixels, texts, labels):
-        return contrastive_sigmoid_loss(
-            self.image_tower(pixels),
-            self.text_tower(texts),
-            labels,
-            self.logit_scale,
-            self.logit_bias,
-            self.group,
-        )
-
-
-def make_global_batch(size):
-    labels = torch.arange(size) % 5  # classes repeat within and across ranks
-    return (
-        draw(size, 6, seed=5, dtype=torch.float32),
-        draw(size, 4, seed=6, dtype=torch.float32),
-        labels,
-    )
-
-
-def train_two_steps(model, batch):
-    """Two steps, so that the second starts from what the first one's gradients made of it."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    values = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = model(*batch)
-        loss.backward()
-        optimizer.step()
-        values.append(loss.detach())
-    return torch.stack(values)
-
-
-# Batch sizes of the ranks taking part; ranks of one pool of three processes.
-CASES = {
-    "two ranks": ([4, 4], False),
-    "two ranks, text locked": ([4, 4], True),
-    "three ranks": ([3, 3, 3], False),
-    "three ranks of unequal batches": ([1, 5, 2], False),
-}
-POOL = 3
-
-
-def run_case(rank, group, sizes, lock_text):
-    start = sum(sizes[:rank])
-    batch = [t[start : start + sizes[rank]] for t in make_global_batch(sum(sizes))]
-    model = TwoTowers(lock_text, group)
-    values = train_two_steps(DistributedDataParallel(model, process_group=group), batch)
-    dist.all_reduce(values, group=group)
-    with torch.no_grad():
-        evaluated = model(*batch)
-    dist.all_reduce(evaluated, group=group)
-    return {
-        "losses": values / len(sizes),
-        "evaluated": evaluated / len(sizes),
-        "grads": {n: p.grad for n, p in model.named_parameters() if p.grad is not None},
-        "weights": model.state_dict(),
-    }
-
-
-def find_refusal(width, group):
-    ones = torch.ones(2, width)
-    try:
-        contrastive_sigmoid_loss(
-            ones, ones, torch.zeros(2).long(), torch.ones(1), torch.ones(1), group
-        )
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def run_rank(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=POOL
-    )
-    results = {"unlike widths": find_refusal(width=6 if rank == 0 else 5, group=None)}
-    for name, (sizes, lock_text) in CASES.items():
-        # Not the first ranks, so that ranks in the group and in the world differ.
-        members = list(range(POOL - len(sizes), POOL))
-        group = dist.new_group(members) if len(sizes) < POOL else None
-        if rank in members:
-            results[name] = run_case(members.index(rank), group, sizes, lock_text)
-        else:
-            results["no member"] = find_refusal(5, group)
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results_of_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
@@ -414,12 +310,12 @@ def results_of_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_several_ranks_train_as_one_process_does(results_of_ranks, case):
-    sizes, lock_text = CASES[case]
-    model = TwoTowers(lock_text)
+    sizes, freeze_text = CASES[case]
+    model = TwoTowers(freeze_text)
     batch = make_global_batch(sum(sizes))
     expected_losses = train_two_steps(model, batch)
     expected_grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    assert any(name.startswith("text_tower") for name in expected_grads) != lock_text
+    assert any(name.startswith("text_tower") for name in expected_grads) != freeze_text
     close = {"atol": 1e-5, "rtol": 1e-5}
     results = [result[case] for result in results_of_ranks if case in result]
     assert len(results) == len(sizes)
@@ -430,7 +326,7 @@ def test_several_ranks_train_as_one_process_does(results_of_ranks, case):
         torch.testing.assert_close(result["weights"], dict(model.state_dict()), **close)
 
 
-def test_ranks_that_do_not_fit_together_are_told_so_on_every_rank(results_of_ranks):
+def test_ranks_that_do_not_fit_together_raise_on_every_rank(results_of_ranks):
     for result in results_of_ranks:
-        assert "must be the same on all ranks" in result["unlike widths"]
+        assert "must be the same on all ranks" in result["different widths"]
     assert "not in the process group" in results_of_ranks[0]["no member"]

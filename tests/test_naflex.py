@@ -88,7 +88,7 @@ def checkpoint(nano_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def images(flowers_dir):
     """Real photographs cut and stretched to many shapes."""
-    sizes = [(64, 64), (250, 166), (31, 200), (64, 32), (1, 1), (3, 300), (65, 63)]
+    sizes = [(64, 64), (250, 166), (31, 200), (64, 32), (1, 1), (3, 300), (200, 2), (65, 63)]
     photographs = read_images(flowers_dir, len(sizes))
     return [one.resize(size) for one, size in zip(photographs, sizes, strict=True)]
 

@@ -121,10 +121,10 @@ def test_templates_are_averaged_as_by_hand(nano, siglip, pixel_values):
 
 
 def test_packaged_templates_are_the_default_and_give_unit_rows(nano):
-    head = zero_shot_head(nano, FLOWER_NAMES)
-    assert head.weight.shape == (102, 192)
+    head = zero_shot_head(nano, FLOWER_NAMES[:6])
+    assert head.weight.shape == (6, 192)
     assert not head.weight.requires_grad
-    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(102), **CLOSE)
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(6), **CLOSE)
     explicit = zero_shot_head(nano, FLOWER_NAMES[:3], load_templates())
     torch.testing.assert_close(head.weight[:3], explicit.weight, **CLOSE)
 
