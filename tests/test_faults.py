@@ -30,6 +30,7 @@ from siglip_flowers.runtime.preemption import (
 from siglip_flowers.training import build, run
 from siglip_flowers.training.checkpoints import list_checkpoints
 from siglip_flowers.training.objectives import build_cross_entropy
+from siglip_flowers.training.output import hold_output_dir
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -145,6 +146,16 @@ def test_a_run_that_is_killed_in_a_step_resumes_bit_identically(
     disturb(lambda step, loss: loss)
     assert train_command.main(options()) == 0
     assert are_equal(read_weights(tmp_path / "run"), undisturbed)
+
+
+def test_a_second_run_into_the_same_directory_is_refused(options, tmp_path, capsys):
+    with hold_output_dir(tmp_path / "run"):
+        assert train_command.main(options()) == 2
+    message = capsys.readouterr().err
+    assert f"Another run writes to --output_dir {tmp_path / 'run'}: process {os.getpid()} on" in (
+        message
+    )
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_a_signal_ends_training_after_its_step_and_the_same_command_resumes(

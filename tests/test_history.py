@@ -2,7 +2,7 @@
 
 import csv
 
-from siglip_flowers.training.history import COLUMNS, build_history, write_history
+from siglip_flowers.training.results import COLUMNS, build_history, write_history
 
 LOG = [
     {

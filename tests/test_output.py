@@ -20,8 +20,8 @@ from siglip_flowers.base.run_dir import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest
-from siglip_flowers.training.history import COLUMNS
 from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
+from siglip_flowers.training.results import COLUMNS
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
 
 SETTINGS = "learning_rate: 0.1\nseed: 1\n"

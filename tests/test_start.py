@@ -89,10 +89,15 @@ def test_text_head_starts_as_the_zero_shot_classifier_and_wise_ft_returns_to_it(
     printed = capsys.readouterr().out
     assert f"before the first step: zero-shot validation accuracy {zero_shot:.2%}" in printed
 
-    rows = metrics["wise_ft"]
+    rows = metrics["wise_ft"]["sweep"]
     assert [row["alpha"] for row in rows] == pytest.approx([tenth / 10 for tenth in range(11)])
     assert rows[0]["validation_accuracy"] == pytest.approx(zero_shot, abs=1e-12)
     best = max(row["validation_accuracy"] for row in rows)
+    assert metrics["wise_ft"]["alpha"] in [
+        r["alpha"] for r in rows if r["validation_accuracy"] == best
+    ]
+    chosen = metrics["wise_ft"]["alpha"]
+    assert f"WiSE-FT: alpha {chosen:g} between" in printed
     assert metrics["splits"]["validation"]["accuracy"] == pytest.approx(best, abs=1e-12)
     # The row before the first step opens the curve.
     first = (output_dir / "history.csv").read_text(encoding="utf-8").splitlines()[1]

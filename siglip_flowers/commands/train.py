@@ -74,6 +74,7 @@ def _train(parsed: tuple[Any, ...]) -> None:
     if PartialState().is_main_process:
         print(escape_unprintable(result.description))
         print(format_metrics(result.metrics))
+        print(*result.notes, sep="\n", end="\n" if result.notes else "")
         print(
             f"Everything is in {result.output_dir}; evaluate again with: "
             f"python eval.py --model {result.output_dir / 'model'} --split test"

@@ -92,8 +92,6 @@ class AnomalyWatch(TrainerCallback):
 
     def see_norm(self, norm: Tensor | float) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        if not self._steps:
-            return
         if self._is_scaled:
             self._overflows.append(~torch.isfinite(torch.as_tensor(norm)))
             return

@@ -1,12 +1,21 @@
 """The output directory of a run: what lies in it, and whether a run may start there."""
 
+import json
+import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_text
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.run_dir import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
@@ -19,6 +28,8 @@ from siglip_flowers.base.run_dir import (
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
+# Held by the process that writes to the directory; the system releases it if that is killed.
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     "overwrite_output_dir",
@@ -47,21 +58,61 @@ def find_checkpoint(directory: Path) -> str | None:
     return str(checkpoints[-1]) if checkpoints else None
 
 
+@contextmanager
+def hold_output_dir(directory: Path) -> Iterator[None]:
+    """Keep other runs out of the directory; called by all processes of a run.
+
+    Raises:
+        InputError: Another run writes to the directory.
+    """
+    lock, refusal = None, None
+    if PartialState().is_main_process:
+        check_is_directory(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            refusal = _describe_holder(directory)
+        else:
+            now = datetime.now().astimezone().isoformat(" ", "seconds")
+            holder = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+            write_json(directory / HOLDER_FILE, holder)
+    # The first process tells the others, which would wait for it otherwise.
+    (refusal,) = broadcast_object_list([refusal])
+    if refusal is not None:
+        raise InputError(refusal)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            for name in (HOLDER_FILE, LOCK_FILE):
+                (directory / name).unlink(missing_ok=True)
+            lock.release()
+
+
+def _describe_holder(directory: Path) -> str:
+    try:
+        holder = json.loads((directory / HOLDER_FILE).read_text(encoding="utf-8"))
+        who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError):
+        who = "another process"
+    return (
+        f"Another run writes to --output_dir {directory}: {who}. Wait for its end or choose "
+        "another --output_dir."
+    )
+
+
 def claim_output_dir(
-    directory: Path,
-    configuration: str,
-    *,
-    overwrite: bool,
-    resume: bool = True,
-    clear: bool = True,
+    directory: Path, configuration: str, *, overwrite: bool, resume: bool = True, clear: bool = True
 ) -> str | None:
-    """Make the directory this run's own and return the checkpoint to go on from, if any.
+    """Make the directory this run's own and return the checkpoint to resume from, if any.
 
     Args:
         directory: The output directory.
-        configuration: YAML text of the resolved configuration, kept beside the results.
-        overwrite: Delete what an earlier run left (its own files and no others).
-        resume: Go on with an unfinished run; without it such a run is an error.
+        configuration: YAML text of the resolved configuration, kept with the results.
+        overwrite: Delete an earlier run (its own files and no others).
+        resume: Resume an unfinished run; without it such a run is an error.
         clear: Remove what a killed run left half-written, and write the configuration; for one
             process of a run.
 
@@ -70,48 +121,53 @@ def claim_output_dir(
     """
     if overwrite:
         for name in (*RUN_FILES, PROBE_GRID_FILE, TENSORBOARD_DIR, *REPORT_DIRS.values()):
-            path = directory / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            _remove(directory / name)
     check_output_dir(directory, configuration, resume=resume)
     if clear:
         clear_leftovers(directory / CHECKPOINT_DIR)
-        _clear_temporary_files(directory)
+        # Files and directories of atomic writers that were killed.
+        for name in (*RUN_FILES, PROBE_GRID_FILE):
+            for path in directory.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
+                _remove(path)
         write_text(directory / CONFIG_FILE, configuration)
     return find_checkpoint(directory)
 
 
-def _clear_temporary_files(directory: Path) -> None:
-    """Remove the files and directories that atomic writers of a killed run left."""
-    for name in (*RUN_FILES, PROBE_GRID_FILE):
-        stem, suffix = Path(name).stem, Path(name).suffix
-        for path in directory.glob(f".{stem}.*{suffix}"):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_is_directory(directory: Path) -> None:
+    """Raise InputError if a file is in the way of a directory."""
+    absolute = directory.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    if existing == absolute and not existing.is_dir():
+        raise InputError(f"--output_dir {directory} is a file; name a directory.")
+    if not existing.is_dir():
+        raise InputError(f"--output_dir {directory} cannot be created: {existing} is a file.")
 
 
 def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:
-    """Raise InputError if a run with this configuration can neither start nor go on there."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--output_dir {directory} is a file; name a directory.")
+    """Raise InputError if a run with this configuration can neither start nor resume there."""
+    check_is_directory(directory)
     if is_finished(directory):
         raise InputError(
-            f"The directory {directory} already holds a finished run; choose another --output_dir "
+            f"The directory {directory} already holds a finished run. Choose another --output_dir "
             "or add --overwrite_output_dir."
         )
     checkpoint = find_checkpoint(directory)
-    if checkpoint is not None:
-        if not resume:
-            raise InputError(
-                f"The directory {directory} holds an unfinished run up to {Path(checkpoint).name}, "
-                "which --resume never does not go on with; add --overwrite_output_dir to start "
-                "anew, or use --resume auto."
-            )
-        check_same_settings(directory / CONFIG_FILE, configuration)
+    if checkpoint is None:
+        return
+    if not resume:
+        raise InputError(
+            f"The directory {directory} holds an unfinished run up to {Path(checkpoint).name}, "
+            "which --resume never does not resume. Add --overwrite_output_dir to start anew, or "
+            "use --resume auto."
+        )
+    check_same_settings(directory / CONFIG_FILE, configuration)
 
 
 def check_same_settings(

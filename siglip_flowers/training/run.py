@@ -3,7 +3,8 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,20 @@ from siglip_flowers.training.build import (
     name_start,
 )
 from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
-from siglip_flowers.training.history import build_history, list_final_point
-from siglip_flowers.training.output import claim_output_dir, find_checkpoint
-from siglip_flowers.training.report import describe_run, describe_training, write_results
+from siglip_flowers.training.output import claim_output_dir, find_checkpoint, hold_output_dir
+from siglip_flowers.training.results import (
+    build_history,
+    collect_results,
+    describe_choice,
+    describe_facts,
+    describe_plan,
+    describe_run,
+    describe_training,
+    list_final_point,
+    write_results,
+)
 from siglip_flowers.training.sharding import gather_model
 from siglip_flowers.training.start import ensemble_with_start, measure_start
-from siglip_flowers.training.tracked_results import collect_results, describe_facts
 from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,12 +64,21 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run leaves besides its files: metrics by split, the curve, and the data in a line."""
+    """What a run returns besides its files.
+
+    Attributes:
+        metrics: By split.
+        history: The curve.
+        output_dir: Where the files are.
+        description: The data in a line.
+        notes: Which checkpoint was chosen, and by what, in sentences.
+    """
 
     metrics: dict[str, dict[str, float]]
     history: list[dict[str, float | None]]
     output_dir: Path
     description: str
+    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -71,13 +89,40 @@ class TrainedModel:
         model: The weights to keep.
         log: The Trainer's log; None if there was no Trainer.
         training: For ``training`` in the metrics file.
-        facts: For the metrics file besides.
+        facts: More for the metrics file.
+        trainer: None if the head was fitted on features.
     """
 
     model: SiglipClassifier
     log: list[dict[str, Any]] | None
     training: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
+    trainer: SiglipTrainer | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every part of a run needs: the arguments, the data, the processor, the trackers."""
+
+    arguments: RunArguments
+    data: ClassificationData
+    processor: Any
+    trackers: Trackers
+
+    @property
+    def output_dir(self) -> Path:
+        """The directory that the run writes to."""
+        return Path(str(self.arguments.training.output_dir))
+
+    @property
+    def passes(self) -> PassOptions:
+        """How splits are evaluated: in float32."""
+        training = self.arguments.training
+        return PassOptions(
+            training.per_device_eval_batch_size,
+            training.dataloader_num_workers or 0,
+            data_arguments=self.arguments.data,
+        )
 
 
 def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResult:
@@ -92,176 +137,182 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         InputError: The configuration cannot be carried out; nothing was written.
         RunError: Something failed on the way.
     """
-    trackers = build_trackers(arguments.training)
-    try:
-        result = _run_tracked(arguments, trackers, fit)
-    except BaseException:
-        trackers.close(failed=True)
-        raise
-    trackers.close(failed=False)
-    return result
-
-
-def _run_tracked(arguments: RunArguments, trackers: Trackers, fit: FitHead | None) -> RunResult:
     training = arguments.training
-    assert training.output_dir is not None
-    output_dir = Path(training.output_dir)
-    eval_batch_size = training.per_device_eval_batch_size
     check_world(PartialState().num_processes)
     check_arguments(arguments)
     set_cpu_threads(training.cpu_threads)
     with training.main_process_first(desc="loading the data"):
         data = load_data(arguments.data)
     set_seed(training.seed)
+    options = arguments.model
     processor = load_image_processor(
-        arguments.model.model_name_or_path,
-        arguments.model.image_size,
-        arguments.model.max_num_patches,
+        options.model_name_or_path, options.image_size, options.max_num_patches
     )
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)
+    run = Run(arguments, data, processor, build_trackers(training))
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
+    with hold_output_dir(run.output_dir), _closing(run.trackers):
+        checkpoint = _open(run)
+        if PartialState().is_main_process:
+            print("\n".join(describe_plan(arguments, data, model, checkpoint)), flush=True)
+        start = _measure_start(run, model)
+        if fit is not None or fits_on_features(arguments):
+            trained = _fit_on_features(run, model, fit)
+        else:
+            trained = _train(run, model, checkpoint)
+        ensemble = _save_model(run, trained)
+        return _measure_and_write(run, trained, start, ensemble)
+
+
+@contextmanager
+def _closing(trackers: Trackers) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        trackers.close(failed=True)
+        raise
+    trackers.close(failed=False)
+
+
+def _open(run: Run) -> str | None:
+    """Claim the output directory and open the trackers; return the checkpoint to resume from."""
+    training, is_main = run.arguments.training, PartialState().is_main_process
     # Machines share the directory: the first process of all goes first, not one of each machine.
     with training.main_process_first(local=False, desc="claiming the output directory"):
         checkpoint = claim_output_dir(
-            output_dir,
-            arguments.dump(),
-            overwrite=training.overwrite_output_dir and PartialState().is_main_process,
+            run.output_dir,
+            run.arguments.dump(),
+            overwrite=training.overwrite_output_dir and is_main,
             resume=training.resume == "auto",
-            clear=PartialState().is_main_process,
+            clear=is_main,
         )
     if checkpoint is not None:
-        trackers.load(Path(checkpoint))
-    trackers.open(describe_facts(arguments, data))
-    start: dict[str, float] | None = None
-    if has_measured_start(arguments.options):
-        start = measure_start(
-            fold_model(model),
-            processor,
-            data.splits["validation"],
-            output_dir,
-            eval_batch_size,
-            arguments.data,
-        )
-        if PartialState().is_main_process:
-            kind = name_start(arguments)
-            print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
+        run.trackers.load(Path(checkpoint))
+    run.trackers.open(describe_facts(run.arguments, run.data))
+    if is_main:
+        ids = {name: image_ids(rows) for name, rows in run.data.splits.items()}
+        protocol = {"split_protocol": run.data.split_protocol}
+        write_json(run.output_dir / "splits.json", protocol | ids)
+    return checkpoint
+
+
+def _describe_start(arguments: RunArguments, start: dict[str, float]) -> dict[str, Any]:
+    return {"kind": name_start(arguments), "split": "validation", **start}
+
+
+def _measure_start(
+    run: Run, model: SiglipClassifier | ContrastiveSiglip
+) -> dict[str, float] | None:
+    """Measure a model that classifies before its first step."""
+    if not has_measured_start(run.arguments.options):
+        return None
+    validation = run.data.splits["validation"]
+    start = measure_start(fold_model(model), run.processor, validation, run.output_dir, run.passes)
     if PartialState().is_main_process:
-        ids = {name: image_ids(rows) for name, rows in data.splits.items()}
-        write_json(output_dir / "splits.json", {"split_protocol": data.split_protocol, **ids})
-    ensemble, trainer = None, None
-    if fit is not None or fits_on_features(arguments):
-        trained = _fit_on_features(fit, arguments, data, model, processor)
+        kind = name_start(run.arguments)
+        print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
+    return start
+
+
+def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
+    """Fit the head on features of the frozen encoder instead of training it step by step."""
+    if PartialState().is_main_process:
+        print("The encoder is frozen: each image is encoded once, and the head fits the features.")
+    training, began = run.arguments.training, time.perf_counter()
+    if fit is None:
+        fitted = fit_head(model, run.processor, run.data, run.arguments.data, training)
     else:
-        trainer, outcome = train_to_the_end(
-            arguments, data, model, processor, checkpoint, trackers=trackers
-        )
-        trainer.finish()
-        trained = TrainedModel(
-            gather_model(trainer.accelerator.unwrap_model(trainer.model)),
-            trainer.state.log_history,
-            describe_training(trainer, outcome.metrics),
-        )
+        fitted = fit(model, run.processor, run.data)
+    facts = {
+        "steps": 0,
+        "seconds": time.perf_counter() - began,
+        "processes": PartialState().num_processes,
+        "precision": "bf16" if training.bf16 else "no",
+    }
+    return TrainedModel(fitted.model, None, facts, fitted.facts)
+
+
+def _train(
+    run: Run, model: SiglipClassifier | ContrastiveSiglip, checkpoint: str | None
+) -> TrainedModel:
+    trainer, outcome = train_to_the_end(
+        run.arguments, run.data, model, run.processor, checkpoint, trackers=run.trackers
+    )
+    trainer.finish()
+    return TrainedModel(
+        gather_model(trainer.accelerator.unwrap_model(trainer.model)),
+        trainer.state.log_history,
+        describe_training(trainer, outcome.metrics),
+        trainer=trainer,
+    )
+
+
+def _save_model(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
+    """Save the model as one ordinary classifier; return what the ensemble with the start was."""
+    training, ensemble = run.arguments.training, None
     final = fold_model(trained.model)
     if training.wise_ft is not None:
+        validation, alphas = run.data.splits["validation"], parse_wise_ft(training.wise_ft)
         ensemble = ensemble_with_start(
-            final,
-            processor,
-            data.splits["validation"],
-            output_dir,
-            parse_wise_ft(training.wise_ft),
-            eval_batch_size,
-            arguments.data,
+            final, run.processor, validation, run.output_dir, alphas, run.passes
         )
     if PartialState().is_main_process:
         if has_adapters(trained.model):
-            with atomic_directory(output_dir / ADAPTER_DIR) as directory:
+            with atomic_directory(run.output_dir / ADAPTER_DIR) as directory:
                 save_adapter(trained.model, final, directory)
-        with atomic_directory(output_dir / MODEL_DIR) as directory:
+        with atomic_directory(run.output_dir / MODEL_DIR) as directory:
             final.save_pretrained(directory)
-            processor.save_pretrained(directory)
+            run.processor.save_pretrained(directory)
     PartialState().wait_for_everyone()
-    # What is measured is what was saved, read back.
-    final = load_saved_classifier(str(output_dir / MODEL_DIR))
+    return ensemble
+
+
+def _measure_and_write(
+    run: Run,
+    trained: TrainedModel,
+    start: dict[str, float] | None,
+    ensemble: dict[str, Any] | None,
+) -> RunResult:
+    """Evaluate the saved model on every split and write what was found."""
+    arguments, data, model_dir = run.arguments, run.data, run.output_dir / MODEL_DIR
+    # Read back: these are the figures of the files.
+    final = load_saved_classifier(str(model_dir))
+    splits = data.splits | {"train": draw_train_sample(arguments, data)}
     results = {
-        name: evaluate_split(
-            final,
-            processor,
-            rows,
-            name,
-            PassOptions(
-                eval_batch_size,
-                training.dataloader_num_workers or 0,
-                data_arguments=arguments.data,
-            ),
-        )
-        for name, rows in (
-            ("train", draw_train_sample(arguments, data)),
-            ("validation", data.splits["validation"]),
-            ("test", data.splits["test"]),
-        )
+        name: evaluate_split(final, run.processor, splits[name], name, run.passes)
+        for name in ("train", "validation", "test")
     }
     detector, separation = fit_ood_detector(
-        final, processor, results["train"], results["validation"]
+        final, run.processor, results["train"], results["validation"]
     )
-    separation["test"] = measure_ood_detector(detector, final, processor, results["test"])
+    separation["test"] = measure_ood_detector(detector, final, run.processor, results["test"])
     history = build_history(
         list_final_point(results) if trained.log is None else trained.log, start
     )
-    # Before the run counts as finished: what it is killed in the middle of is repeated then.
-    trackers.finish(lambda: collect_results(results, data, training.seed, output_dir))
+    # Before the run counts as finished: if it is killed here, this is repeated.
+    seed = arguments.training.seed
+    run.trackers.finish(lambda: collect_results(results, data, seed, run.output_dir))
     if PartialState().is_main_process:
-        detector.save(output_dir / MODEL_DIR)
-        fit_and_save_temperature(
-            output_dir / MODEL_DIR, results["validation"], final.config.activation
-        )
-        write_results(
-            output_dir,
-            results=results,
-            history=history,
-            data=data,
-            facts={
-                **describe_run(arguments, data, final),
-                "training": {"seed": training.seed, **trained.training},
-                **trained.facts,
-                "start": start and {"kind": name_start(arguments), "split": "validation", **start},
-                "wise_ft": ensemble,
-                "open_set": separation,
-            },
-        )
-        if trainer is not None:
-            trainer.remove_surplus_checkpoints()
+        detector.save(model_dir)
+        fit_and_save_temperature(model_dir, results["validation"], final.config.activation)
+        facts = {
+            **describe_run(arguments, data, final),
+            "training": {"seed": seed, **trained.training},
+            **trained.facts,
+            "start": start and _describe_start(arguments, start),
+            "wise_ft": ensemble,
+            "open_set": separation,
+        }
+        write_results(run.output_dir, results=results, history=history, data=data, facts=facts)
+        if trained.trainer is not None:
+            trained.trainer.remove_surplus_checkpoints()
     PartialState().wait_for_everyone()
     metrics = {
         name: {"n": len(result.labels), **result.metrics} for name, result in results.items()
     }
-    return RunResult(
-        metrics=metrics, history=history, output_dir=output_dir, description=data.description
-    )
-
-
-def _fit_on_features(
-    fit: FitHead | None,
-    arguments: RunArguments,
-    data: ClassificationData,
-    model: Any,
-    processor: Any,
-) -> TrainedModel:
-    """Fit the head on features of the frozen encoder instead of training it step by step."""
-    if PartialState().is_main_process:
-        print("The encoder is frozen: each image is encoded once, and the head fits the features.")
-    began = time.perf_counter()
-    if fit is None:
-        fitted = fit_head(model, processor, data, arguments.data, arguments.training)
-    else:
-        fitted = fit(model, processor, data)
-    training = {
-        "steps": 0,
-        "seconds": time.perf_counter() - began,
-        "processes": PartialState().num_processes,
-        "precision": "bf16" if arguments.training.bf16 else "no",
-    }
-    return TrainedModel(fitted.model, None, training, fitted.facts)
+    notes = describe_choice(trained.training, ensemble)
+    return RunResult(metrics, history, run.output_dir, data.description, notes)
 
 
 def train_to_the_end(
@@ -275,7 +326,14 @@ def train_to_the_end(
 ) -> tuple[SiglipTrainer, TrainOutput]:
     """Train, and if memory runs out train again with a smaller batch, as the arguments allow.
 
-    prepare: called with every Trainer before it trains. trackers: open ones.
+    Args:
+        arguments: Of the run.
+        data: All splits.
+        model: As :func:`build_model` returns it.
+        processor: Its image processor.
+        checkpoint: Resume from this one.
+        prepare: Called with every Trainer before it trains.
+        trackers: Open trackers.
     """
     while True:
         trainer = build_trainer(arguments, data, model, processor, trackers)

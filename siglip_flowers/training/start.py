@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import CHECKPOINT_DIR
-from siglip_flowers.config import DataArguments
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.ensemble import interpolate_weights
@@ -24,8 +23,7 @@ def measure_start(
     processor: Any,
     validation: datasets.Dataset,
     output_dir: Path,
-    batch_size: int,
-    data_arguments: DataArguments,
+    options: PassOptions,
 ) -> dict[str, float]:
     """Keep the untrained classifier under the checkpoints and return its validation metrics.
 
@@ -34,13 +32,7 @@ def measure_start(
     directory = output_dir / CHECKPOINT_DIR / START_DIR
     path = directory / START_METRICS
     if not path.is_file():
-        result = evaluate_split(
-            model,
-            processor,
-            validation,
-            "the start",
-            PassOptions(batch_size, data_arguments=data_arguments),
-        )
+        result = evaluate_split(model, processor, validation, "the start", options)
         if PartialState().is_main_process:
             with atomic_directory(directory) as temporary:
                 model.save_pretrained(temporary)
@@ -56,13 +48,13 @@ def ensemble_with_start(
     validation: datasets.Dataset,
     output_dir: Path,
     alphas: list[float],
-    batch_size: int,
-    data_arguments: DataArguments,
-) -> list[dict[str, float]]:
+    options: PassOptions,
+) -> dict[str, Any]:
     """Interpolate the model's weights with the start's, in place, at the best of the alphas.
 
-    Best is the highest accuracy on the validation split, of equals the one nearest to the
-    fine-tuned model. Returns a row of alpha and validation accuracy for each alpha.
+    Best is the highest accuracy on the validation split; among equals, the alpha nearest to the
+    fine-tuned model. Returns that ``alpha``, its ``validation_accuracy``, and under ``sweep`` both
+    for each alpha.
 
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
     """
@@ -71,14 +63,8 @@ def ensemble_with_start(
     rows = []
     for alpha in alphas:
         model.load_state_dict(interpolate_weights(start, tuned, alpha))
-        result = evaluate_split(
-            model,
-            processor,
-            validation,
-            f"alpha {alpha:g}",
-            PassOptions(batch_size, data_arguments=data_arguments),
-        )
+        result = evaluate_split(model, processor, validation, f"alpha {alpha:g}", options)
         rows.append({"alpha": alpha, "validation_accuracy": result.metrics["accuracy"]})
     best = max(rows, key=lambda row: (row["validation_accuracy"], row["alpha"]))
     model.load_state_dict(interpolate_weights(start, tuned, best["alpha"]))
-    return rows
+    return {**best, "sweep": rows}

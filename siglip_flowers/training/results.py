@@ -1,0 +1,253 @@
+"""What a run found, in files and for trackers: metrics, curve, predictions and images."""
+
+import csv
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+
+from siglip_flowers.base.environment import describe_environment
+from siglip_flowers.base.files import atomic_path, digest_weight_files, write_json
+from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
+from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.splits import get_labels
+from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.evaluation.tables import write_predictions
+from siglip_flowers.metrics.functions import confusion_matrix
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.plots.confusion import draw_confusion
+from siglip_flowers.plots.curves import plot_accuracy, plot_loss
+from siglip_flowers.plots.examples import Example, choose_examples, save_examples
+from siglip_flowers.plots.theme import to_image
+from siglip_flowers.runtime.devices import describe_device
+from siglip_flowers.tracking import FinalResults, RunFacts, choose_trackers
+from siglip_flowers.training.build import RunArguments
+from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
+from siglip_flowers.training.trainer import SiglipTrainer
+
+EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4
+COLUMNS = (
+    "step",
+    "epoch",
+    "learning_rate",
+    "grad_norm",
+    "loss",
+    "accuracy",
+    "train_loss",
+    "train_nll",
+    "train_accuracy",
+    "validation_loss",
+    "validation_nll",
+    "validation_accuracy",
+    "validation_top5_accuracy",
+    "validation_precision_macro",
+    "validation_recall_macro",
+    "validation_f1_macro",
+)
+
+
+def build_history(
+    log_history: list[dict[str, Any]], start: dict[str, float] | None = None
+) -> list[dict[str, float | None]]:
+    """Merge the Trainer's log entries to one row a step, with the columns of ``COLUMNS``.
+
+    ``loss`` and ``accuracy`` are means over the (augmented) training batches since the last row;
+    ``train_*`` and ``validation_*`` are measured on unaugmented images. ``start`` are the
+    validation metrics before the first step, where the model classified already: row 0.
+    """
+    rows: dict[int, dict[str, float | None]] = {}
+    if start is not None:
+        values = {f"validation_{key}": value for key, value in start.items()}
+        rows[0] = {key: values.get(key) for key in COLUMNS} | {"step": 0, "epoch": 0.0}
+    for entry in log_history:
+        if "train_runtime" in entry:
+            # The Trainer's closing summary has a train_loss of another meaning.
+            continue
+        values = {key.removeprefix("eval_"): value for key, value in entry.items()}
+        row = rows.setdefault(int(entry["step"]), dict.fromkeys(COLUMNS))
+        row.update({key: values[key] for key in COLUMNS if values.get(key) is not None})
+    return [rows[step] for step in sorted(rows)]
+
+
+def list_final_point(results: Mapping[str, SplitResult]) -> list[dict[str, Any]]:
+    """Return a log with a single entry, for a model fitted in one go: its final figures."""
+    figures = {
+        f"eval_{split}_{name}": value
+        for split in ("train", "validation")
+        for name, value in results[split].metrics.items()
+    }
+    return [{"step": 0, "epoch": 0.0, **figures}]
+
+
+def write_history(path: Path, history: list[dict[str, float | None]]) -> None:
+    """Write the rows as CSV; a column that was not measured at a step is empty."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def describe_run(
+    arguments: RunArguments,
+    data: ClassificationData,
+    model: SiglipClassifier,
+) -> dict[str, Any]:
+    """Return the facts that go beside a run's figures."""
+    return {
+        "data": {
+            "source": data.source,
+            "split_protocol": data.split_protocol,
+            "description": data.description,
+            "shots": arguments.data.shots,
+            "shared_images": [list(pair) for pair in data.shared],
+            "skipped_images": {name: len(ids) for name, ids in data.skipped.items()},
+        },
+        "model": {
+            "model_id": arguments.model.model_name_or_path,
+            "local": Path(arguments.model.model_name_or_path).is_dir(),
+            "from_scratch": arguments.model.from_scratch,
+            "head_init": arguments.model.head_init,
+            "objective": arguments.training.objective,
+            "pooling": model.config.pooling,
+            "activation": model.config.activation,
+            # A NaFlex tower has none.
+            "image_size": getattr(model.config.vision_config, "image_size", None),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        },
+        "environment": describe_environment(describe_device(arguments.training.device)),
+    }
+
+
+def describe_training(trainer: SiglipTrainer, outcome: dict[str, float]) -> dict[str, Any]:
+    """Return how long and how a model was trained, from what ``Trainer.train`` returned."""
+    state = trainer.state
+    metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
+    return {
+        "epochs": state.epoch,
+        "steps": state.global_step,
+        "skipped_steps": trainer.anomalies.skipped,
+        "best_step": state.best_global_step,
+        "best_metric": metric,
+        "best_value": state.best_metric,
+        "best_validation_accuracy": state.best_metric if metric == "validation_accuracy" else None,
+        "seconds": outcome["train_runtime"],
+        "processes": trainer.accelerator.num_processes,
+        "precision": trainer.accelerator.mixed_precision,
+    }
+
+
+def describe_plan(
+    arguments: RunArguments, data: ClassificationData, model: Any, checkpoint: str | None
+) -> list[str]:
+    """Return what a run is about to do, in five lines."""
+    training = arguments.training
+    counts = np.bincount(get_labels(data.splits["train"]), minlength=len(data.class_names))
+    smallest, largest = int(counts.argmin()), int(counts.argmax())
+    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
+    parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
+    trained = sum(count for count, trains in parameters if trains)
+    processes = PartialState().num_processes
+    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    batch = training.train_batch_size * processes * training.gradient_accumulation_steps
+    trackers = ", ".join(choose_trackers(training.report_to)) or "none"
+    begin = "from the start" if checkpoint is None else f"resumed from {Path(checkpoint).name}"
+    disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
+    return [
+        f"data: {data.description}; {sizes} images; {len(data.class_names)} classes, "
+        f"{data.class_names[smallest]} ({counts[smallest]} training images) the smallest, "
+        f"{data.class_names[largest]} ({counts[largest]}) the largest",
+        f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of "
+        f"{sum(count for count, _ in parameters) / 1e6:.2f} million parameters train",
+        f"device: {processes} x {describe_device(training.device)}, {precision}, {batch} images "
+        "per step",
+        f"output: {training.output_dir}, {begin}; trackers: {trackers}",
+        f"disk: about {disk / 1e6:,.0f} MB of checkpoints; images per second tell the time",
+    ]
+
+
+def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -> list[str]:
+    """Return which weights the final figures are of, and the figure that chose them."""
+    notes = []
+    if training.get("best_step"):
+        precision = {"bf16": "bfloat16", "fp16": "float16"}.get(training["precision"], "float32")
+        notes.append(
+            f"The best checkpoint is step {training['best_step']} of {training['steps']}, by "
+            f"{training['best_metric']} {training['best_value']:.4f} during training, in "
+            f"{precision}. The table is measured in float32 on the saved model."
+        )
+    if ensemble is not None:
+        notes.append(
+            f"WiSE-FT: alpha {ensemble['alpha']:g} between the start (0) and the fine-tuned model "
+            f"(1), with validation accuracy {ensemble['validation_accuracy']:.2%}."
+        )
+    return notes
+
+
+def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> list[Example]:
+    """Return test images, right and wrong ones, with true class, predicted class, confidence."""
+    names, predicted = data.class_names, test.logits.argmax(axis=1)
+    rows = choose_examples(test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, seed)
+    return [
+        (
+            data.splits["test"][row]["image"],
+            names[test.labels[row]],
+            names[predicted[row]],
+            float(test.probabilities[row].max()),
+        )
+        for row in rows
+    ]
+
+
+def write_results(
+    output_dir: Path,
+    *,
+    results: Mapping[str, SplitResult],
+    history: list[dict[str, float | None]],
+    data: ClassificationData,
+    facts: dict[str, Any],
+) -> None:
+    """Write every file of a finished run; ``metrics.json`` comes last and marks it as finished."""
+    test = results["test"]
+    title = f"{Path(facts['model']['model_id']).name} on {data.description}"
+    write_history(output_dir / "history.csv", history)
+    plot_loss(history, output_dir / "loss_plot.png", title)
+    plot_accuracy(history, output_dir / "accuracy_plot.png", title)
+    names = data.class_names
+    examples = list_examples(test, data, facts["training"]["seed"])
+    save_examples(examples, output_dir, title)
+    write_predictions(output_dir / "predictions_test.parquet", test, names, data.description)
+    splits = {
+        name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}
+        for name, result in results.items()
+    }
+    # Ties the figures to these weights and no others.
+    weights = digest_weight_files(output_dir / MODEL_DIR)
+    facts = {"title": title, "finished": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
+    write_json(output_dir / METRICS_FILE, {**facts, "weights": weights, "splits": splits})
+
+
+def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFacts:
+    """Return what is known before the first step; a configuration contains no secrets."""
+    output_dir = Path(str(arguments.training.output_dir))
+    config = yaml.safe_load(arguments.dump())
+    config["data_description"] = data.description
+    config["num_classes"] = len(data.class_names)
+    return RunFacts(output_dir.resolve().name, config, output_dir)
+
+
+def collect_results(
+    results: Mapping[str, SplitResult], data: ClassificationData, seed: int, output_dir: Path
+) -> FinalResults:
+    """Return figures, example images and the confusion matrix of a finished run."""
+    test, names = results["test"], data.class_names
+    counts = confusion_matrix(test.labels, test.logits.argmax(axis=1), len(names))
+    return FinalResults(
+        metrics={split: dict(result.metrics) for split, result in results.items()},
+        examples=list_examples(test, data, seed),
+        confusion=to_image(draw_confusion(counts, names, "Confusion on the test split")),
+        model_dir=output_dir / MODEL_DIR,
+    )
