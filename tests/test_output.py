@@ -269,7 +269,7 @@ def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, shar
     assert re.match(
         r"siglip-flowers train: error: The checkpoint of step 3 could not be written to "
         r".*/checkpoints \(.*\): it needs about \d+\.\d MB "
-        r"and \d+\.\d MB are free; make room .* from the beginning\.",
+        r"and \d+\.\d MB are free\. Make room .* from the beginning\.",
         message,
     )
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
