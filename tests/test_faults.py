@@ -172,7 +172,9 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_resumes(
     disturb(strike)
     assert train_command.main(options()) == EXIT_PREEMPTED == 143
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.match(r"train.py: stopped by a signal after step 5; .* from .*checkpoint-5\.", said)
+    assert re.match(
+        r"siglip-flowers train: stopped by a signal after step 5; .* from .*checkpoint-5\.", said
+    )
     assert list_steps(tmp_path / "run") == [3, 5]
     assert not (tmp_path / "run" / "model").exists()
     assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGUSR1)] == handlers
@@ -268,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_and_resumes_past_the_step_when_told_to(
     assert train_command.main(options("run", "--logging_steps", "50")) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     found = re.match(
-        r"train.py: error: The loss is not finite in step 8 \(images (.*)\); the run stops there, "
+        r"siglip-flowers train: error: The loss is not finite in step 8 \(images (.*)\); the run stops there, "
         r"and .*/checkpoint-6 is the last good checkpoint\. .* --on_nan skip\.",
         message,
     )
@@ -417,7 +419,7 @@ def test_the_command_ends_with_the_code_of_a_preemption_whenever_the_signal_come
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert "Traceback" not in said
-    assert "train.py: stopped by a signal after step" in said
+    assert "siglip-flowers train: stopped by a signal after step" in said
 
 
 def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
