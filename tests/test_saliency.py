@@ -107,7 +107,7 @@ def test_naflex_images_have_their_own_grid_without_padding(pooling):
     assert [image.shape for image in found] == [(3, 4), (3, 2)]
     for image in found:
         assert image.sum() == pytest.approx(1, abs=1e-5)
-    # What stands in the padding has no say.
+    # The padding has no influence.
     changed = {**inputs, "pixel_values": inputs["pixel_values"].clone()}
     changed["pixel_values"][1, 6:] = 9.0
     for before, after in zip(found, compute_saliency(model, changed), strict=True):

@@ -104,7 +104,7 @@ def test_one_template_scores_photographs_as_siglip_model_does(nano, siglip, pixe
         images = siglip.get_image_features(pixel_values).pooler_output
         ours = class_logits(images, head.weight, head.logit_scale, head.logit_bias)
     assert ours.shape == (8, 4)
-    assert theirs.logits_per_image.std(dim=1).min() > 0.01  # the texts are told apart
+    assert theirs.logits_per_image.std(dim=1).min() > 0.01  # the texts differ
     torch.testing.assert_close(ours, theirs.logits_per_image, **CLOSE)
 
 

@@ -17,7 +17,7 @@ _JOINERS = re.compile("[_\\-\u2010-\u2015]+")
 
 
 def load_templates(path: str | Path | None = None) -> list[str]:
-    """Read prompt templates: one a line with the slot ``{}``; ``#`` starts a comment line.
+    """Read prompt templates: one per line with the slot ``{}``; ``#`` starts a comment line.
 
     Without ``path``, the templates for flowers that come with the package.
 
@@ -30,7 +30,7 @@ def load_templates(path: str | Path | None = None) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"cannot read the prompt templates {source} ({error}): give a UTF-8 text file "
-            f"with one template a line"
+            f"with one template per line"
         ) from error
     templates = []
     for number, line in enumerate(text.splitlines(), start=1):

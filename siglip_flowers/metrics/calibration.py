@@ -35,7 +35,7 @@ def reliability_bins(
 
     ``equal_width`` cuts [0, 1] into bins of one width, closed at their upper ends;
     ``equal_mass`` sorts the images and cuts them into bins of one size, plus or minus one image.
-    Images of equal confidence cannot be told apart, so each of them counts with the accuracy of
+    Images of equal confidence are indistinguishable, so each of them counts with the accuracy of
     them all: the bins do not depend on the order of ties.
 
     confidences: (N,) in [0, 1]; correct: (N,) bool.
