@@ -1,10 +1,11 @@
 """Options of ``siglip-flowers demo``."""
 
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive, check_range
+from siglip_flowers.config.fields import option
 from siglip_flowers.config.precision import DTYPES
 
 
@@ -12,41 +13,30 @@ from siglip_flowers.config.precision import DTYPES
 class DemoArguments:
     """The model of the page, and where the page is served."""
 
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
-            "id; default: the newest model under results/."
-        },
+    model: str | None = option(
+        None,
+        "A model directory (results/my-run/model, or the run's directory) or a Hub "
+        "id; default: the newest model under results/.",
+        path=True,
     )
-    host: str = field(
-        default="127.0.0.1",
-        metadata={
-            "help": "Address to serve on. 127.0.0.1 is this machine alone; 0.0.0.0 admits "
-            "everybody who can reach it."
-        },
+    host: str = option(
+        "127.0.0.1",
+        "Address to serve on. 127.0.0.1 is this machine alone; 0.0.0.0 admits "
+        "everybody who can reach it.",
     )
-    port: int = field(default=7860, metadata={"help": "Port to serve on."})
-    top_k: int = field(default=5, metadata={"help": "Classes named for an image."})
-    neighbors: int = field(
-        default=6,
-        metadata={
-            "help": "Nearest training images to show; 0 shows none and requires no data. The data "
-            "are those of the model's training, unless data options name others."
-        },
+    port: int = option(7860, "Port to serve on.")
+    top_k: int = option(5, "Classes named for an image.")
+    neighbors: int = option(
+        6,
+        "Nearest training images to show; 0 shows none and requires no data. The data "
+        "are those of the model's training, unless data options name others.",
     )
-    max_megapixels: float = field(
-        default=80.0, metadata={"help": "Larger images are refused before they are decoded."}
-    )
-    max_megabytes: int = field(
-        default=64, metadata={"help": "Larger files are refused during the upload."}
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "dtype of the encoder: auto (bfloat16 if the device computes it natively, else "
-            "float32), float32, bfloat16, or float16 on CUDA."
-        },
+    max_megapixels: float = option(80.0, "Larger images are refused before they are decoded.")
+    max_megabytes: int = option(64, "Larger files are refused during the upload.")
+    dtype: str = option(
+        "auto",
+        "dtype of the encoder: auto (bfloat16 if the device computes it natively, else "
+        "float32), float32, bfloat16, or float16 on CUDA.",
     )
 
     def __post_init__(self) -> None:

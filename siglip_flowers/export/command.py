@@ -6,34 +6,39 @@ from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.files import atomic_directory
 from siglip_flowers.base.text import count
-from siglip_flowers.commands.entry import run_command
-from siglip_flowers.commands.models import find_model, parse_with_run_data
+from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.models import parse_with_run_data
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.export.options import ExportArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
     from siglip_flowers.export.export import Int8Options
 
-PROG = "siglip-flowers export"
 DESCRIPTION = "Write a trained classifier in a format that runs without this package."
-KINDS = (ExportArguments, DataArguments)
+EXAMPLES = (
+    "siglip-flowers export --model results/my-run --format onnx --output exported/onnx",
+    "siglip-flowers export --format onnx --int8 dynamic --output exported/int8",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, export, check, and print where the files are."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _export(given), check=lambda: _check(given))
+    prog = name_program("export")
+    return run_command(prog, _export, parse=lambda: _parse(given, prog))
 
 
-def _check(argv: list[str]) -> None:
-    options, _ = parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
-    find_model(options.model)
+def _parse(argv: list[str], prog: str) -> tuple[ExportArguments, DataArguments]:
+    kinds = (ExportArguments, DataArguments)
+    options, data_arguments = parse_with_run_data(
+        kinds, argv, prog=prog, description=DESCRIPTION, examples=EXAMPLES
+    )
     options.check_output()
+    return options, data_arguments
 
 
-def _export(argv: list[str]) -> None:
+def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from siglip_flowers.export.export import MODEL_FILES, export_model
@@ -41,20 +46,21 @@ def _export(argv: list[str]) -> None:
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
         from siglip_flowers.training.compute import set_cpu_threads
 
-    options, data_arguments = parse_with_run_data(KINDS, argv, prog=PROG, description=DESCRIPTION)
-    if options.format == "onnx":
+    options, data_arguments = parsed
+    format = str(options.format)
+    if format == "onnx":
         check_onnx_packages()
     set_cpu_threads(None)
-    model = load_saved_classifier(options.model)
-    processor = load_image_processor(options.model)
+    model = load_saved_classifier(str(options.model))
+    processor = load_image_processor(str(options.model))
     int8 = None
     if options.int8 is not None:
         int8 = _load_images(options, data_arguments, model.class_names)
-    output = Path(options.output)
+    output = Path(str(options.output))
     with atomic_directory(output) as directory:
-        facts = export_model(model, processor, options.format, directory, int8)
+        facts = export_model(model, processor, format, directory, int8)
     print(
-        f"{output / MODEL_FILES[options.format]}: logits differ from the original's by at most "
+        f"{output / MODEL_FILES[format]}: logits differ from the original's by at most "
         f"{facts['largest_difference']:.1e} on {count(facts['checked_images'], 'image')}"
     )
     if int8 is not None:

@@ -1,10 +1,11 @@
 """Options of ``siglip-flowers export``."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
+from siglip_flowers.config.fields import option
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
 # What a directory with an export is recognized by.
@@ -15,39 +16,28 @@ FACTS_FILE = "export.json"
 class ExportArguments:
     """A model, a format and a directory."""
 
-    model: str | None = field(
-        default=None,
-        metadata={
-            "help": "A model directory (results/my-run/model, or the run's directory) or a Hub "
-            "id; default: the newest model under results/."
-        },
+    model: str | None = option(
+        None,
+        "A model directory (results/my-run/model, or the run's directory) or a Hub "
+        "id; default: the newest model under results/.",
+        path=True,
     )
-    format: str | None = field(
-        default=None,
-        metadata={
-            "help": "onnx (model.onnx, for ONNX Runtime), exported_program (model.pt2, for "
-            "torch.export.load) or safetensors_native (a plain SiglipForImageClassification, for "
-            "transformers without this package)."
-        },
+    format: str | None = option(
+        None,
+        "onnx (model.onnx, for ONNX Runtime), exported_program (model.pt2, for "
+        "torch.export.load) or safetensors_native (a plain SiglipForImageClassification, for "
+        "transformers without this package).",
     )
-    output: str | None = field(default=None, metadata={"help": "The directory to write."})
-    int8: str | None = field(
-        default=None,
-        metadata={
-            "help": "onnx: also write model_int8.onnx and print its accuracy on the test split. "
-            "dynamic: 8-bit weights, activations scaled at run time; static: activations by fixed "
-            "scales, calibrated on training images."
-        },
+    output: str | None = option(None, "The directory to write.", path=True)
+    int8: str | None = option(
+        None,
+        "onnx: also write model_int8.onnx and print its accuracy on the test split. "
+        "dynamic: 8-bit weights, activations scaled at run time; static: activations by fixed "
+        "scales, calibrated on training images.",
     )
-    calibration_images: int = field(
-        default=128, metadata={"help": "--int8 static: training images that set the scales."}
-    )
-    test_images: int | None = field(
-        default=None, metadata={"help": "--int8: test images to measure; default: all."}
-    )
-    overwrite_output: bool = field(
-        default=False, metadata={"help": "Replace an earlier export in --output."}
-    )
+    calibration_images: int = option(128, "--int8 static: training images that set the scales.")
+    test_images: int | None = option(None, "--int8: test images to measure; default: all.")
+    overwrite_output: bool = option(False, "Replace an earlier export in --output.")
 
     def __post_init__(self) -> None:
         if self.format is None:

@@ -1,7 +1,7 @@
 """Options of ``siglip-flowers publish``, and of ``train.py`` for pushing the finished run."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
@@ -64,38 +64,26 @@ RULES = (
 class PublishArguments:
     """Which run is published, where, and how it is checked before."""
 
-    run: str | None = field(
-        default=None,
-        metadata={"help": "The directory of a finished run; --run itself may be left out."},
+    run: str | None = option(None, "The directory of a finished run.", positional=True, path=True)
+    hub_model_id: str | None = option(None, "The model on the Hub, ORG/NAME; created if missing.")
+    hub_private_repo: bool | None = option(
+        None, "Make a new model private; default: the organization's setting."
     )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "The model on the Hub, ORG/NAME; created if missing."}
+    output_dir: str | None = option(
+        None,
+        "Write the files to this new directory; they are pushed only if "
+        "--hub_model_id is given too.",
+        path=True,
     )
-    hub_private_repo: bool | None = field(
-        default=None,
-        metadata={"help": "Make a new model private; default: the organization's setting."},
+    commit_message: str = option("Publish the classifier", "Title of the commit on the Hub.")
+    check_samples: int = option(
+        32, "Test images that the published files must classify as recorded."
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": "Write the files to this new directory; they are pushed only if "
-            "--hub_model_id is given too."
-        },
+    license: str | None = option(
+        None, "License of the model, as the Hub names it; default: not stated."
     )
-    commit_message: str = field(
-        default="Publish the classifier", metadata={"help": "Title of the commit on the Hub."}
-    )
-    check_samples: int = field(
-        default=32,
-        metadata={"help": "Test images that the published files must classify as recorded."},
-    )
-    license: str | None = field(
-        default=None,
-        metadata={"help": "License of the model, as the Hub names it; default: not stated."},
-    )
-    language: str | None = field(
-        default=None,
-        metadata={"help": "Language of the class names, as an ISO 639 code; default: not stated."},
+    language: str | None = option(
+        None, "Language of the class names, as an ISO 639 code; default: not stated."
     )
 
     def __post_init__(self) -> None:
