@@ -147,19 +147,6 @@ def test_nothing_is_left_of_an_array_that_could_not_be_built(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_an_error_of_what_is_to_be_kept_is_not_one_of_the_cache(tmp_path, caplog):
-    refused = PermissionError(13, "Permission denied", "image.jpg")
-
-    def fail(array: np.ndarray) -> None:
-        raise refused
-
-    with pytest.raises(PermissionError) as caught:
-        open_array(tmp_path, ENTRY, fail)
-    assert caught.value is refused
-    assert "cannot be written" not in caplog.text
-    assert not (tmp_path / ENTRY.name).exists()
-
-
 def test_too_little_disk_is_said_once_and_nothing_is_written(tmp_path, monkeypatch, caplog):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
