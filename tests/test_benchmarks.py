@@ -117,6 +117,7 @@ def test_nan_is_no_result(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_childs_own_and_not_its_parents(tmp_path):
     # The process that is measured allocates 64 MiB; the one that starts it holds far more.
     held = bytearray(1 << 29)
@@ -214,6 +215,7 @@ def test_random_images_are_all_different(tmp_path, monkeypatch):
     assert len(contents) == len(set(contents)) == 2 * (4 + 1 + 1)
 
 
+@pytest.mark.slow
 def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path):
     argv = [
         *("--model_name_or_path", str(make_checkpoint(tmp_path / "model"))),
@@ -249,6 +251,7 @@ def test_parts_within_parts_count_once():
     assert timer.steps == [{"backward": 1.0, "optimizer": 2.0, "rest of the Trainer": 2.0}]
 
 
+@pytest.mark.slow
 def test_a_tiny_profile_finds_time_in_every_part_of_the_step(tmp_path):
     argv = [
         *("--model_name_or_path", str(make_checkpoint(tmp_path / "model"))),
@@ -265,6 +268,7 @@ def test_a_tiny_profile_finds_time_in_every_part_of_the_step(tmp_path):
     assert not bare & {"fetch", "augment", "normalize", "scheduler", "callbacks and log"}
 
 
+@pytest.mark.slow
 def test_one_cell_of_the_scaling_benchmark(tmp_path):
     make_checkpoint(tmp_path / "model")
     make_folder(tmp_path / "images", train=8)

@@ -1,6 +1,7 @@
 """One function, four sources: which one is meant, and what all have in common."""
 
 import logging
+import re
 
 import numpy as np
 import PIL.Image
@@ -12,20 +13,14 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data, resolve_source
 from siglip_flowers.data.rows import get_labels
 
-SMALL = {
-    "data_source": "procedural",
-    "procedural_images_per_class": 5,
-    "procedural_image_size": 16,
-}
-
-
-def load(**options: object):
-    return load_data(DataArguments(**SMALL, **options))
-
 
 @pytest.fixture(scope="module")
 def procedural():
-    return load()
+    return load_data(
+        DataArguments(
+            data_source="procedural", procedural_images_per_class=5, procedural_image_size=16
+        )
+    )
 
 
 def test_the_source_follows_from_the_other_options(tmp_path) -> None:
@@ -53,28 +48,44 @@ def test_the_procedural_source_says_so_and_has_the_common_shape(procedural) -> N
     assert len(set(procedural.class_names)) == 102
 
 
-def test_shots_and_limits_thin_the_splits_by_seed(procedural) -> None:
-    thin = load(shots=2, max_eval_samples=30)
-    assert [len(dataset) for dataset in thin.splits.values()] == [204, 30, 30]
-    assert np.bincount(get_labels(thin.splits["train"])).tolist() == [2] * 102
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three splits of ten classes with four noise images each."""
+    root = tmp_path_factory.mktemp("folder")
+    generator = np.random.default_rng(0)
+    for split in ("train", "validation", "test"):
+        for label in range(10):
+            place = root / split / f"kind{label}"
+            place.mkdir(parents=True)
+            for number in range(4):
+                pixels = generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)
+                PIL.Image.fromarray(pixels).save(place / f"{number}.png")
+    return root
+
+
+def test_shots_and_limits_thin_the_splits_by_seed(folder) -> None:
+    def load_thin(**options: object):
+        return load_data(DataArguments(data_dir=str(folder), **options))
+
+    whole = load_thin()
+    thin = load_thin(shots=2, max_eval_samples=30)
+    assert [len(dataset) for dataset in thin.splits.values()] == [20, 30, 30]
+    assert np.bincount(get_labels(thin.splits["train"])).tolist() == [2] * 10
     assert "2 per class" in thin.description
+    again = load_thin(shots=2, max_eval_samples=30)
+    other = load_thin(shots=2, max_eval_samples=30, split_seed=1)
     for name, dataset in thin.splits.items():
-        assert set(image_ids(dataset)) < set(image_ids(procedural.splits[name]))
-    again, other = (
-        load(shots=2, max_eval_samples=30),
-        load(shots=2, max_eval_samples=30, split_seed=1),
-    )
-    for name, dataset in thin.splits.items():
+        assert set(image_ids(dataset)) < set(image_ids(whole.splits[name]))
         assert image_ids(again.splits[name]) == image_ids(dataset)
         assert image_ids(other.splits[name]) != image_ids(dataset)
 
 
-def test_a_training_limit_that_empties_classes_warns(caplog) -> None:
+def test_a_training_limit_that_empties_classes_warns(folder, caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
-        thin = load(max_train_samples=20)
-    assert len(thin.splits["train"]) == 20
+        thin = load_data(DataArguments(data_dir=str(folder), max_train_samples=4))
+    assert len(thin.splits["train"]) == 4
     [message] = caplog.messages
-    assert message.startswith("--max_train_samples 20 leaves no training image of 8")
+    assert re.match(r"--max_train_samples 4 leaves no training image of [6-9] classes", message)
 
 
 @pytest.mark.parametrize(

@@ -370,6 +370,7 @@ def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy, 
     assert load_classifier(str(copy), ["a", "b"]).class_names == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, capsys):
     folder, run = make_folder(tmp_path / "data", train=4, held_out=2), tmp_path / "run"
     options = small_options(checkpoint, folder, run)

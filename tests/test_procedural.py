@@ -36,6 +36,7 @@ def test_images_are_the_pinned_ones():
     assert hash_sample() == "fc399aa058a76cf4a4de4ae523b3776a3747ef7cfb8790bcde791627b08f0221"
 
 
+@pytest.mark.slow
 def test_images_do_not_depend_on_process_threads_or_global_state():
     here = hash_sample()
     np.random.seed(7)
@@ -122,7 +123,9 @@ def test_every_color_and_shape_is_shared_and_every_pair_differs_in_several_trait
     assert differing[~np.eye(102, dtype=bool)].min() >= 4
 
 
-@pytest.mark.parametrize("images_per_class, held_out", [(5, 1), (7, 1), (8, 2)])
+@pytest.mark.parametrize(
+    "images_per_class, held_out", [(5, 1), pytest.param(8, 2, marks=pytest.mark.slow)]
+)
 def test_splits_are_3_to_1_to_1_in_every_class(images_per_class, held_out):
     data = load_procedural(images_per_class, 16, 0)
     sizes = {"train": images_per_class - 2 * held_out, "validation": held_out, "test": held_out}
@@ -158,6 +161,7 @@ def test_rows_hold_the_drawn_images_under_their_own_label(small_data):
         assert small_data[split][0]["image"].size == (16, 16)
 
 
+@pytest.mark.slow
 def test_row_order_is_shuffled_and_follows_from_the_seed(small_data):
     labels = small_data["train"]["label"][:]
     again, other = load_procedural(6, 16, 5), load_procedural(6, 16, 6)
@@ -190,6 +194,7 @@ def split_rows(features, labels):
     return train, (features[:, 15:].reshape(102 * 5, -1), labels[:, 15:].ravel())
 
 
+@pytest.mark.slow
 def test_linear_models_of_pixels_and_of_the_mean_color_do_poorly(drawn):
     images, labels = drawn
     scaled = images.astype(np.float64) / 255
@@ -198,6 +203,7 @@ def test_linear_models_of_pixels_and_of_the_mean_color_do_poorly(drawn):
         assert RidgeClassifier(alpha=strength).fit(*train).score(*test) < 0.15
 
 
+@pytest.mark.slow
 def test_species_can_be_told_by_a_descriptor_that_ignores_the_pose(drawn):
     images, labels = drawn
     features = count_colors(images.reshape(-1, 32, 32, 3))
