@@ -34,8 +34,10 @@ FORMAT_VERSION = 1
 CHECKED_ROWS = 64
 # Disk space left free, for checkpoints and logs.
 SPARE_BYTES = 256 * 2**20
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM)
-UNWRITABLE += (errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+UNWRITABLE = {
+    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS"]
+}
+UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST}
 
 logger = logging.getLogger(__name__)
 
