@@ -17,6 +17,7 @@ from transformers import Trainer
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.run_dir import ADAPTER_DIR, RUN_FILES, is_finished
+from siglip_flowers.base.version import __version__
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest
@@ -24,7 +25,8 @@ from siglip_flowers.training.output import check_output_dir, claim_output_dir, f
 from siglip_flowers.training.results import COLUMNS
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
 
-SETTINGS = "learning_rate: 0.1\nseed: 1\n"
+HEADER = f"# siglip_flowers {__version__}\n"
+SETTINGS = f"{HEADER}learning_rate: 0.1\nseed: 1\n"
 
 
 def make_checkpoint_dirs(directory: Path, *steps: int, broken: tuple[int, ...] = ()) -> None:
@@ -97,6 +99,15 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
         check_output_dir(tmp_path, SETTINGS + "shots: 3\n")
     assert list_files(tmp_path) == before
     assert (tmp_path / "config.yaml").read_text() == SETTINGS
+
+
+@pytest.mark.parametrize("header", ["", "# siglip_flowers 0.1.9\n"])
+def test_an_unfinished_run_of_an_older_version_is_refused(tmp_path, header):
+    make_checkpoint_dirs(tmp_path, 10)
+    (tmp_path / "config.yaml").write_text(SETTINGS.replace(HEADER, header))
+    with pytest.raises(InputError, match=r"unfinished run of siglip_flowers 0\.1.*cannot resume"):
+        claim_output_dir(tmp_path, SETTINGS, overwrite=False)
+    assert claim_output_dir(tmp_path, SETTINGS, overwrite=True) is None
 
 
 def test_settings_of_the_machine_may_differ(tmp_path):

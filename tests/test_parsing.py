@@ -24,8 +24,8 @@ from tests.conftest import REPOSITORY
 CONFIGS = sorted(
     path
     for path in (REPOSITORY / "configs").glob("*.yaml")
-    # A comparison of several runs has a schema of its own, and a search options of its own.
-    if not path.name.startswith(("experiment_", "search"))
+    # Those of other commands.
+    if not path.name.startswith(("experiment_", "search", "linear_probe"))
 )
 NON_DEFAULT = [
     *("--data_dir", "somewhere else", "--shots", "3", "--learning_rate", "1e-5"),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.training_options import OPTIMIZERS, SCHEDULES, parse_optim_args
 
 
 @dataclass(frozen=True)
@@ -201,6 +202,111 @@ _OBJECTIVE_RULES = (
         ("--layer_decay", "0.7", "--trainable", "head"),
     ),
 )
+
+
+def _mixes_shares_and_steps(options: Any) -> bool:
+    evaluated, saved = options.eval_steps or options.logging_steps, options.save_steps
+    if (evaluated < 1) != (saved < 1):
+        return True
+    ratio = saved / evaluated
+    return abs(ratio - round(ratio)) > 1e-6 or ratio < 1
+
+
+def _name_settings(kind: str, settings: str, bad: str, value: str, names: tuple[str, ...]) -> Rule:
+    """Return the rule that one schedule or optimizer has these settings only."""
+
+    def refuses(options: Any) -> bool:
+        given = getattr(options, settings)
+        found = parse_optim_args(given) if settings == "optim_args" else given or ()
+        return getattr(options, kind) == value and not set(found) <= set(names)
+
+    known = f"the settings {', '.join(names)}" if names else "no settings"
+    message = f"--{kind} {value} has {known}; change --{settings}."
+    return Rule(
+        f"settings_of_{value}", refuses, message, (f"--{kind}", value, f"--{settings}", bad)
+    )
+
+
+_SCHEDULE_RULES = (
+    *(
+        _name_settings("lr_scheduler_type", "lr_scheduler_kwargs", '{"gamma": 1}', *item)
+        for item in SCHEDULES.items()
+    ),
+    Rule(
+        "minimum_rate_is_given",
+        lambda o: (
+            o.lr_scheduler_type == "cosine_with_min_lr"
+            and not {"min_lr", "min_lr_rate"} & set(o.lr_scheduler_kwargs or ())
+        ),
+        "--lr_scheduler_type cosine_with_min_lr requires --lr_scheduler_kwargs with min_lr or "
+        "min_lr_rate.",
+        ("--lr_scheduler_type", "cosine_with_min_lr"),
+    ),
+    Rule(
+        "decay_steps_are_given",
+        lambda o: (
+            o.lr_scheduler_type == "warmup_stable_decay"
+            and "num_decay_steps" not in (o.lr_scheduler_kwargs or ())
+        ),
+        "--lr_scheduler_type warmup_stable_decay requires --lr_scheduler_kwargs with "
+        "num_decay_steps.",
+        ("--lr_scheduler_type", "warmup_stable_decay"),
+    ),
+    Rule(
+        "plateau_needs_evaluations",
+        lambda o: o.lr_scheduler_type == "reduce_lr_on_plateau" and o.eval_strategy == "no",
+        "--lr_scheduler_type reduce_lr_on_plateau requires evaluations; remove --eval_strategy no.",
+        (
+            *("--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "no"),
+            *("--load_best_model_at_end", "false"),
+        ),
+    ),
+    *(_name_settings("optim", "optim_args", "gamma=1", *item) for item in OPTIMIZERS.items()),
+    Rule(
+        "early_stopping_needs_evaluations",
+        lambda o: o.early_stopping_patience is not None and o.eval_strategy == "no",
+        "--early_stopping_patience {early_stopping_patience} requires evaluations; remove "
+        "--eval_strategy no.",
+        (
+            *("--early_stopping_patience", "2", "--eval_strategy", "no"),
+            *("--load_best_model_at_end", "false"),
+        ),
+    ),
+    Rule(
+        "best_checkpoint_is_evaluated",
+        lambda o: o.load_best_model_at_end and o.save_strategy not in (o.eval_strategy, "best"),
+        "--load_best_model_at_end requires --save_strategy and --eval_strategy to be equal, not "
+        "{save_strategy} and {eval_strategy}; change one, or add --load_best_model_at_end false.",
+        ("--eval_strategy", "no"),
+    ),
+    Rule(
+        "best_checkpoint_is_evaluated_in_steps",
+        lambda o: (
+            o.load_best_model_at_end
+            and o.save_strategy == o.eval_strategy == "steps"
+            and _mixes_shares_and_steps(o)
+        ),
+        "--load_best_model_at_end requires --save_steps {save_steps} to be a multiple of "
+        "--eval_steps; change one, or add --load_best_model_at_end false.",
+        (
+            *("--eval_strategy", "steps", "--save_strategy", "steps"),
+            *("--eval_steps", "4", "--save_steps", "6"),
+        ),
+    ),
+    Rule(
+        "one_precision",
+        lambda o: o.fp16 and bool(o.bf16),
+        "--fp16 and --bf16 contradict each other; remove one of them.",
+        ("--fp16", "--bf16"),
+    ),
+    Rule(
+        "prefetching_needs_workers",
+        lambda o: o.dataloader_prefetch_factor is not None and o.dataloader_num_workers == 0,
+        "--dataloader_prefetch_factor {dataloader_prefetch_factor} requires "
+        "--dataloader_num_workers of at least 1.",
+        ("--dataloader_prefetch_factor", "2", "--dataloader_num_workers", "0"),
+    ),
+)
 # Those that ``accelerate launch`` makes apply through its environment variables.
 _LAUNCH_RULES = (
     Rule(
@@ -245,7 +351,13 @@ _LAUNCH_RULES = (
         ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=2"),
     ),
 )
-TRAIN_RULES = (*DATA_RULES, *_ADAPTER_RULES, *_OBJECTIVE_RULES, *_LAUNCH_RULES)
+TRAIN_RULES = (
+    *DATA_RULES,
+    *_ADAPTER_RULES,
+    *_OBJECTIVE_RULES,
+    *_SCHEDULE_RULES,
+    *_LAUNCH_RULES,
+)
 EVAL_RULES = (
     *DATA_RULES,
     Rule(

@@ -293,7 +293,10 @@ class TrainingOptions(InheritedOptions):
         self._check_numbers()
         if self.metric_for_best_model not in TRAINING_METRICS:
             word = re.sub("^(eval|val|test|validation)_", "", self.metric_for_best_model)
-            nearest = difflib.get_close_matches(
+            similar = [
+                metric for metric in TRAINING_METRICS if metric.startswith(f"validation_{word}")
+            ]
+            nearest = similar or difflib.get_close_matches(
                 f"validation_{word}", TRAINING_METRICS, n=1, cutoff=0.0
             )
             raise InputError(

@@ -297,6 +297,9 @@ def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgumen
     # Patience that was used up before a checkpoint stays used up after it.
     copied.restore_callback_states_from_checkpoint = True
     copied.report_to = []
+    if training.lr_scheduler_type == "reduce_lr_on_plateau":
+        mode = "max" if training.greater_is_better else "min"
+        copied.lr_scheduler_kwargs = {**(training.lr_scheduler_kwargs or {}), "mode": mode}
     return copied
 
 

@@ -25,7 +25,8 @@ from siglip_flowers.base.run_dir import (
     TENSORBOARD_DIR,
     is_finished,
 )
-from siglip_flowers.config.parsing import read_yaml
+from siglip_flowers.base.version import __version__
+from siglip_flowers.config.saved import read_version, read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
 # Held by the process that writes to the directory; the system releases it if that is killed.
@@ -161,6 +162,14 @@ def check_output_dir(directory: Path, configuration: str, *, resume: bool = True
     checkpoint = find_checkpoint(directory)
     if checkpoint is None:
         return
+    saved = directory / CONFIG_FILE
+    version = read_version(saved) if saved.is_file() else __version__
+    if version is None or version.split(".")[:2] != __version__.split(".")[:2]:
+        raise InputError(
+            f"The directory {directory} holds an unfinished run of siglip_flowers "
+            f"{version or '0.1'}, which version {__version__} cannot resume. Finish it with that "
+            "version, or add --overwrite_output_dir."
+        )
     if not resume:
         raise InputError(
             f"The directory {directory} holds an unfinished run up to {Path(checkpoint).name}, "
