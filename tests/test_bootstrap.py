@@ -1,11 +1,11 @@
-"""The intervals of headline figures, against scipy's bootstrap and the figures themselves."""
+"""The intervals of headline figures, against scikit-learn's scores and their own coverage."""
 
 import numpy as np
 import pytest
-from scipy import stats
 from sklearn.metrics import precision_recall_fscore_support
 
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.metrics.statistics import wilson_interval
 
 CLASSES = 6
 
@@ -21,66 +21,68 @@ def predictions():
     return labels, predictions, generator.exponential(size=labels.size)
 
 
-def bootstrap_with_scipy(labels, values, statistic):
-    """Draw within each class, as several unpaired samples are drawn."""
-    groups = [values[labels == label] for label in range(CLASSES)]
-
-    def compute(*drawn):
-        return statistic(labels, np.concatenate(drawn))
-
-    found = stats.bootstrap(
-        groups,
-        compute,
-        paired=False,
-        vectorized=False,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(2),
-    )
-    return found.confidence_interval
+NAMES = ("precision_macro", "recall_macro", "f1_macro", "accuracy")
 
 
-@pytest.mark.parametrize(
-    "name, position, average",
-    [
-        ("precision_macro", 0, "macro"),
-        ("recall_macro", 1, "macro"),
-        ("f1_macro", 2, "macro"),
-        ("f1_weighted", 2, "weighted"),
-    ],
-)
-def test_intervals_of_class_averages_agree_with_scipy(predictions, name, position, average):
+def count(labels, predicted):
+    counts = np.zeros((CLASSES, CLASSES))
+    np.add.at(counts, (labels, predicted), 1.0)
+    return counts
+
+
+def score(counts, sizes):
+    """Return the figures of a confusion matrix; the sizes of classes are fixed."""
+    named, hits = counts.sum(0), np.diag(counts)
+    class_scores = (hits / np.maximum(named, 1e-9), hits / sizes, 2 * hits / (sizes + named))
+    return np.array([*(values.mean() for values in class_scores), hits.sum() / sizes.sum()])
+
+
+def measure_errors(counts, step=1e-4):
+    """Return standard errors by the delta method, each derivative by finite differences."""
+    sizes = counts.sum(1)
+    variance = np.zeros(len(NAMES))
+    for label, size in enumerate(sizes):
+        slopes = np.zeros((CLASSES, len(NAMES)))
+        for column in np.flatnonzero(counts[label]):
+            moved = counts.copy()
+            moved[label, column] += step
+            slopes[column] = (score(moved, sizes) - score(counts, sizes)) / step
+        first, second = counts[label] @ slopes, counts[label] @ slopes**2
+        variance += (second - first**2 / size) * size / (size - 1)
+    return np.sqrt(variance)
+
+
+def test_intervals_are_bootstrap_t(predictions):
     labels, predicted, _ = predictions
+    counts = count(labels, predicted)
+    sizes = counts.sum(1)
+    estimates, errors = score(counts, sizes), measure_errors(counts)
+    expected = precision_recall_fscore_support(labels, predicted, average="macro", zero_division=0)
+    assert estimates[:3] == pytest.approx(expected[:3])
+    generator = np.random.default_rng(2)
+    ratios = []
+    for _ in range(400):
+        drawn = np.array([generator.multinomial(row.sum(), row / row.sum()) for row in counts])
+        drawn = drawn.astype(float)
+        ratios.append((score(drawn, sizes) - estimates) / measure_errors(drawn))
+    low, high = np.quantile(ratios, [0.025, 0.975], axis=0)
+    found = bootstrap_headline(labels, predicted, CLASSES)
+    for number, name in enumerate(NAMES):
+        ends = (estimates - high * errors)[number], (estimates - low * errors)[number]
+        assert found[name] == pytest.approx(ends, abs=0.025), name
 
-    def score(true, drawn):
-        # scikit-learn's own, as checked below, but fast enough for thousands of resamples.
-        hits = np.bincount(true[true == drawn], minlength=CLASSES)
-        support, named = (np.bincount(ids, minlength=CLASSES) for ids in (true, drawn))
-        scores = (hits / np.maximum(named, 1), hits / support, 2 * hits / (support + named))
-        return np.average(scores[position], weights=support if average == "weighted" else None)
 
-    assert score(labels, predicted) == pytest.approx(
-        precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)[
-            position
-        ]
-    )
-    low, high = bootstrap_headline(labels, predicted, CLASSES)[name]
-    expected = bootstrap_with_scipy(labels, predicted, score)
-    assert low == pytest.approx(expected.low, abs=0.012)
-    assert high == pytest.approx(expected.high, abs=0.012)
-
-
-def test_intervals_of_means_agree_with_scipy(predictions):
+def test_intervals_of_means_are_close_to_the_normal_ones(predictions):
     labels, predicted, losses = predictions
     hits = losses < 1.2
     found = bootstrap_headline(labels, predicted, CLASSES, hits=hits, losses=losses)
-    for name, values in (
-        ("accuracy", labels == predicted),
-        ("top5_accuracy", hits),
-        ("loss", losses),
-    ):
-        expected = bootstrap_with_scipy(labels, values, lambda _, drawn: drawn.mean())
-        assert found[name] == pytest.approx((expected.low, expected.high), abs=0.015), name
+    for name, values in (("top5_accuracy", hits), ("loss", losses)):
+        groups = [values[labels == label] for label in range(CLASSES)]
+        variance = sum(group.size * group.var(ddof=1) for group in groups)
+        margin = 1.96 * np.sqrt(variance) / len(labels)
+        expected = (values.mean() - margin, values.mean() + margin)
+        assert found[name] == pytest.approx(expected, abs=0.03), name
+        assert found[name] != pytest.approx(expected, abs=1e-4), name
 
 
 def test_the_same_seed_gives_the_same_intervals(predictions):
@@ -90,15 +92,42 @@ def test_the_same_seed_gives_the_same_intervals(predictions):
     assert one != bootstrap_headline(labels, predicted, CLASSES, losses=losses, seed=1)
 
 
-def test_degenerate_splits_have_intervals_without_width():
-    labels = np.array([0, 1, 1, 2])
-    perfect = bootstrap_headline(labels, labels, 3, resamples=50)
-    assert set(perfect.values()) == {(1.0, 1.0)}
-    wrong = bootstrap_headline(labels, (labels + 1) % 3, 3, resamples=50)
-    assert set(wrong.values()) == {(0.0, 0.0)}
-    one = bootstrap_headline([1], [1], 3, hits=[True], losses=[0.25], resamples=50)
-    assert one["accuracy"] == one["f1_macro"] == one["top5_accuracy"] == (1.0, 1.0)
-    assert one["loss"] == (0.25, 0.25)
+def test_without_an_error_accuracy_has_wilsons_interval_and_class_averages_none():
+    labels = np.repeat(np.arange(4), 5)
+    for predicted, right in ((labels, 20), ((labels + 1) % 4, 0)):
+        found = bootstrap_headline(labels, predicted, 4, hits=labels == predicted, resamples=50)
+        assert found == dict.fromkeys(("accuracy", "top5_accuracy"), wilson_interval(right, 20))
+    one = bootstrap_headline([1], [1], 3, losses=[0.25], resamples=50)
+    assert one == {"accuracy": wilson_interval(1, 1), "loss": (0.25, 0.25)}
+
+
+def test_classes_of_one_image_vary_together():
+    labels = np.arange(40)
+    predicted = np.where(labels % 4 == 0, (labels + 1) % 40, labels)
+    found = bootstrap_headline(labels, predicted, 40, resamples=2000)
+    expected = wilson_interval(30, 40)
+    assert found["accuracy"] == pytest.approx(expected, abs=0.05)
+    low, high = found["f1_macro"]
+    assert 0.4 < low < 0.7 < high < 0.95
+
+
+def test_intervals_of_macro_figures_cover_the_truth():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 10)
+    chance = np.where(labels % 3 == 0, 0.7, 0.02)
+    truth, covered = 0.0, 0
+    for trial in range(-500, 100):
+        similar = (labels // 3) * 3 + generator.integers(0, 3, labels.size)
+        predicted = np.where(generator.random(labels.size) < chance, similar, labels)
+        named = np.bincount(predicted, minlength=30)
+        hits = np.bincount(labels[labels == predicted], minlength=30)
+        precision = np.mean(hits / np.maximum(named, 1))
+        if trial < 0:
+            truth += precision / 500
+        else:
+            low, high = bootstrap_headline(labels, predicted, 30, resamples=300)["precision_macro"]
+            covered += low <= truth <= high
+    assert covered >= 85
 
 
 def test_what_cannot_be_drawn_is_an_error():

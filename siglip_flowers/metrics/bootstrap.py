@@ -1,14 +1,18 @@
-"""Intervals of an evaluation's headline metrics: the stratified bootstrap over images."""
+"""Intervals of an evaluation's headline metrics: the studentized bootstrap, stratified by class."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from siglip_flowers.metrics.functions import FloatArray, IntArray, confusion_matrix
+from siglip_flowers.metrics.statistics import wilson_interval
 
 RESAMPLES = 10_000
-# Bounds memory: drawn indices held at a time (int32, so 32 MB).
+# Resamples that are drawn and scored together: their counts stay in the processor's cache.
+_RESAMPLES_AT_A_TIME = 1_000
+# Bounds memory: drawn indices held at a time.
 _DRAWS_AT_A_TIME = 8_000_000
 
 
@@ -23,12 +27,19 @@ def bootstrap_headline(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the percentile interval (low, high) of each headline metric.
+    """Return the bootstrap-t interval (low, high) of each headline metric.
 
     Each resample draws, with replacement, as many images of each class as there are, so that the
-    class sizes of the split stay fixed. Images of one class that were given the same class are
-    interchangeable: drawing them is drawing how many of each kind, one multinomial per class
-    instead of one index per image.
+    class sizes of the split stay fixed. Its deviation from the estimate is divided by its own
+    standard error, which the delta method gives; the quantiles of that ratio, times the standard
+    error of the estimate, are the distances of the ends. Percentile intervals of macro precision
+    and F1 cover too seldom: see ``benchmarks/interval_coverage.py``.
+
+    Classes of a single image have no spread of their own. They share one stratum: in a resample
+    each of them is right, or predicted as another class, as a random one of them was.
+
+    Without any error accuracy has Wilson's interval, and so has the top-5 accuracy; macro and
+    weighted figures have none and are left out.
 
     Args:
         labels: True classes (N,), integers.
@@ -37,36 +48,55 @@ def bootstrap_headline(
         hits: (N,) bool: the true class is among the five most probable. Adds ``top5_accuracy``.
         losses: (N,) float: the loss of each image. Adds ``loss``.
         resamples: Number of resamples.
-        confidence: Share of resamples inside an interval.
+        confidence: Nominal coverage.
         seed: Of the drawing.
 
     Raises:
         ValueError: Arrays of other shapes or types, no image, no resample, or a confidence
             outside 0..1.
 
-    Source: Efron 1979; Davison and Hinkley 1997, section 3.2 (stratified resampling).
+    Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", section 12.5; Davison
+    and Hinkley 1997, "Bootstrap methods and their application", sections 3.2 and 5.2.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     true, predicted = np.asarray(labels), np.asarray(predictions)
-    counts = confusion_matrix(true, predicted, num_classes)
+    confusion_matrix(true, predicted, num_classes)
     if true.size == 0:
         raise ValueError("An interval requires at least one image.")
-    generator = np.random.default_rng(seed)
-    samples = _resample_scores(counts, resamples, generator)
+    columns: dict[str, FloatArray] = {}
     if hits is not None:
-        right = _check_values("hits", hits, true).astype(np.int64)
-        samples["top5_accuracy"] = _resample_shares(true, right, num_classes, resamples, generator)
+        columns["top5_accuracy"] = _check_values("hits", hits, true).astype(np.float64)
     if losses is not None:
-        values = _check_values("losses", losses, true).astype(np.float64)
-        samples["loss"] = _resample_means(true, values, resamples, generator)
-    tails = [(1 - confidence) / 2, (1 + confidence) / 2]
-    return {
-        name: (float(low), float(high))
-        for name, (low, high) in ((k, np.quantile(v, tails)) for k, v in samples.items())
-    }
+        columns["loss"] = _check_values("losses", losses, true).astype(np.float64)
+    problem = _Problem(true, predicted, num_classes, columns)
+    estimates, errors = problem.score(problem.observe())
+    generator = np.random.default_rng(seed)
+    parts = []
+    for start in range(0, resamples, _RESAMPLES_AT_A_TIME):
+        count = min(_RESAMPLES_AT_A_TIME, resamples - start)
+        parts.append(problem.score(problem.draw(count, generator)))
+    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
+    intervals = {}
+    for name, estimate in estimates.items():
+        value, error = float(estimate[0]), float(errors[name][0])
+        drawn = np.concatenate([values[name] for values, _ in parts])
+        spread = np.concatenate([found[name] for _, found in parts])
+        # A resample without an error has no spread that it could be measured by.
+        kept = spread > 0
+        if error > 0 and kept.any():
+            low, high = map(float, np.quantile((drawn[kept] - value) / spread[kept], tails))
+            top = np.inf if name == "loss" else 1.0
+            ends = max(value - high * error, 0.0), min(value - low * error, top)
+            intervals[name] = ends
+        elif name in ("accuracy", "top5_accuracy"):
+            right = round(value * true.size)
+            intervals[name] = wilson_interval(right, true.size, confidence)
+        elif name == "loss":
+            intervals[name] = (value, value)
+    return intervals
 
 
 def _check_values(what: str, values: ArrayLike, true: NDArray[np.int64]) -> NDArray:
@@ -78,58 +108,201 @@ def _check_values(what: str, values: ArrayLike, true: NDArray[np.int64]) -> NDAr
     return array
 
 
-def _resample_scores(
-    counts: IntArray, resamples: int, generator: np.random.Generator
-) -> dict[str, FloatArray]:
-    """Draw confusion matrices with the given rows' sums and return each one's scores."""
-    num_classes = len(counts)
-    support = counts.sum(axis=1)
-    hits = np.zeros((resamples, num_classes), dtype=np.int32)
-    predicted = np.zeros((resamples, num_classes), dtype=np.int32)
-    for label in np.flatnonzero(support):
-        columns = np.flatnonzero(counts[label])
-        shares = counts[label, columns] / support[label]
-        drawn = generator.multinomial(support[label], shares, size=resamples)
-        predicted[:, columns] += drawn.astype(np.int32)
-        hits[:, label] = drawn[:, columns == label].sum(axis=1)
-    precision = hits / np.maximum(predicted, 1)
-    recall = hits / np.maximum(support, 1)
-    f1 = 2 * hits / np.maximum(support + predicted, 1)
-    # As in precision_recall_f1: a class absent from labels and predictions was never at stake.
-    at_stake = (support > 0) | (predicted > 0)
-    scores = {"accuracy": hits.sum(axis=1) / support.sum()}
-    for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
-        scores[f"{name}_macro"] = (values * at_stake).sum(axis=1) / at_stake.sum(axis=1)
-        scores[f"{name}_weighted"] = values @ support / support.sum()
-    return scores
+@dataclass(frozen=True)
+class _Stratum:
+    """Images that are drawn among themselves.
+
+    Attributes:
+        rows: Their numbers (n,).
+        classes: Their true classes: one, or n different ones of a single image each.
+        columns: The M classes that they are predicted as.
+    """
+
+    rows: IntArray
+    classes: IntArray
+    columns: IntArray
 
 
-def _resample_shares(
-    true: IntArray,
-    right: IntArray,
-    num_classes: int,
-    resamples: int,
-    generator: np.random.Generator,
-) -> FloatArray:
-    """Draw, class by class, how many images are right; return the share of all of them."""
-    support = np.bincount(true, minlength=num_classes)
-    share = np.bincount(true, weights=right, minlength=num_classes) / np.maximum(support, 1)
-    drawn = generator.binomial(support, share, size=(resamples, num_classes))
-    return drawn.sum(axis=1) / true.size
+@dataclass(frozen=True)
+class _Sample:
+    """Counts of R resamples in one stratum.
+
+    Attributes:
+        hits: (number of classes, R): images that are predicted as their class.
+        named: (M, R): images that are predicted as each of the stratum's columns.
+        sums: Sum and sum of squares of each column of values, (R,) each.
+    """
+
+    hits: NDArray[np.float32]
+    named: NDArray[np.float32]
+    sums: dict[str, tuple[FloatArray, FloatArray]]
 
 
-def _resample_means(
-    true: IntArray, values: FloatArray, resamples: int, generator: np.random.Generator
-) -> FloatArray:
-    total = np.zeros(resamples)
-    for label in np.unique(true):
-        own = values[true == label]
-        for rows in _split_rows(resamples, own.size):
-            drawn = generator.integers(
-                own.size, size=(rows.stop - rows.start, own.size), dtype="i4"
+class _Problem:
+    """The images of a split in strata, and the scores of resamples of them.
+
+    Args:
+        true: True classes (N,).
+        predicted: Predicted classes (N,).
+        num_classes: C.
+        values: Columns (N,) whose means are figures as well.
+    """
+
+    def __init__(
+        self, true: IntArray, predicted: IntArray, num_classes: int, values: dict[str, FloatArray]
+    ) -> None:
+        self.predicted, self.values = predicted, values
+        self.total, self.num_classes = true.size, num_classes
+        self.support = np.bincount(true, minlength=num_classes)
+        single = np.flatnonzero(self.support[true] == 1)
+        groups = [np.flatnonzero(true == label) for label in np.flatnonzero(self.support > 1)]
+        self.strata = [
+            _Stratum(
+                rows,
+                true[rows] if rows is single else true[rows[:1]],
+                np.union1d(predicted[rows], true[rows])
+                if rows is single
+                else np.unique(predicted[rows]),
             )
-            total[rows] += own[drawn].sum(axis=1)
-    return total / true.size
+            for rows in [*groups, *([single] if single.size else [])]
+        ]
+
+    def observe(self) -> list[_Sample]:
+        """Return the counts of the images themselves, as of a single resample."""
+        return [self._count(stratum, np.arange(stratum.rows.size)[None]) for stratum in self.strata]
+
+    def draw(self, count: int, generator: np.random.Generator) -> list[_Sample]:
+        """Return the counts of this many resamples."""
+        return [self._draw(stratum, count, generator) for stratum in self.strata]
+
+    def _draw(self, stratum: _Stratum, count: int, generator: np.random.Generator) -> _Sample:
+        size = stratum.rows.size
+        parts = []
+        for rows in _split_rows(count, size):
+            shape = (rows.stop - rows.start, size)
+            parts.append(self._count(stratum, _draw_rows(size, shape, generator)))
+        if len(parts) == 1:
+            return parts[0]
+        return _Sample(
+            np.concatenate([part.hits for part in parts], axis=1),
+            np.concatenate([part.named for part in parts], axis=1),
+            {
+                name: (
+                    np.concatenate([part.sums[name][0] for part in parts]),
+                    np.concatenate([part.sums[name][1] for part in parts]),
+                )
+                for name in self.values
+            },
+        )
+
+    def _count(self, stratum: _Stratum, drawn: NDArray) -> _Sample:
+        """Count what was drawn: (R, n) positions in the stratum."""
+        resamples = len(drawn)
+        given = self.predicted[stratum.rows]
+        cells = np.searchsorted(stratum.columns, given)
+        width = stratum.columns.size
+        if stratum.classes.size == 1:
+            places = cells.astype(np.int32)[drawn]
+        else:
+            # Each class keeps its place; its answer is right, or wrong, as the drawn one is.
+            own = np.searchsorted(stratum.columns, stratum.classes)
+            right = (given == stratum.classes)[drawn]
+            places = np.where(right, own, cells[drawn])
+        offsets = np.arange(0, resamples * width, width, dtype=np.int32)[:, None]
+        named = np.bincount((places + offsets).ravel(), minlength=resamples * width)
+        table = np.ascontiguousarray(named.reshape(resamples, width).T, dtype=np.float32)
+        if stratum.classes.size == 1:
+            place = np.flatnonzero(stratum.columns == stratum.classes[0])
+            hits = table[place] if place.size else np.zeros((1, resamples), dtype=np.float32)
+        else:
+            hits = (places == own).T.astype(np.float32)
+        sums = {}
+        for name, column in self.values.items():
+            own_values = column[stratum.rows]
+            first = own_values[drawn].sum(axis=1)
+            # A share is a mean of zeros and ones, which are their own squares.
+            squares = own_values**2
+            same = np.array_equal(squares, own_values)
+            sums[name] = (first, first if same else squares[drawn].sum(axis=1))
+        return _Sample(hits, table, sums)
+
+    def score(self, samples: list[_Sample]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
+        """Return every figure (R,) of resamples, and its standard error by the delta method.
+
+        A figure is a sum over images; the share of an image of class k that is predicted as j is
+        ``gain[k] * (k == j) - loss[j]`` in its derivative.
+        """
+        resamples = samples[0].named.shape[1]
+        shape = (self.num_classes, resamples)
+        hits, named = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for stratum, sample in zip(self.strata, samples, strict=True):
+            hits[stratum.classes] += sample.hits
+            named[stratum.columns] += sample.named
+        support = self.support[:, None].astype(np.float32)
+        precision = hits / np.maximum(named, 1)
+        recall = hits / np.maximum(support, 1)
+        f1 = 2 * hits / np.maximum(support + named, 1)
+        # As in precision_recall_f1: a class absent from labels and predictions was never at stake.
+        at_stake = (support > 0) | (named > 0)
+        equal = (at_stake / at_stake.sum(axis=0)).astype(np.float32)
+        by_size = np.broadcast_to(support / np.float32(self.total), shape)
+        values, errors = {}, {}
+        zero = None
+        for suffix, weights in (("macro", equal), ("weighted", by_size)):
+            per_named = weights / np.maximum(named, 1)
+            per_both = weights / np.maximum(support + named, 1)
+            for name, scores, gain, loss in (
+                (f"precision_{suffix}", precision, per_named, per_named * precision),
+                (f"recall_{suffix}", recall, weights / np.maximum(support, 1), zero),
+                (f"f1_{suffix}", f1, 2 * per_both, per_both * f1),
+            ):
+                values[name] = (weights * scores).sum(axis=0, dtype=np.float64)
+                errors[name] = self._measure_error(samples, gain, loss)
+        # Of the same images: each right one counts 1 / N.
+        values["accuracy"] = hits.sum(axis=0, dtype=np.float64) / self.total
+        errors["accuracy"] = errors["recall_weighted"]
+        for name in self.values:
+            values[name] = sum(sample.sums[name][0] for sample in samples) / self.total
+            variance = np.zeros(resamples)
+            for stratum, sample in zip(self.strata, samples, strict=True):
+                first, second = sample.sums[name]
+                variance += _stratum_variance(first, second, stratum.rows.size)
+            errors[name] = np.sqrt(variance) / self.total
+        return values, errors
+
+    def _measure_error(
+        self, samples: list[_Sample], gain: NDArray, loss: NDArray | None
+    ) -> FloatArray:
+        variance = np.zeros(gain.shape[1])
+        for stratum, sample in zip(self.strata, samples, strict=True):
+            own = gain[stratum.classes]
+            first = np.einsum("kr,kr->r", sample.hits, own)
+            if loss is None:
+                second = np.einsum("kr,kr,kr->r", sample.hits, own, own)
+            else:
+                lost = loss[stratum.columns]
+                own_loss = loss[stratum.classes]
+                spent = sample.named * lost
+                first = first - spent.sum(axis=0)
+                second = np.einsum("kr,kr->r", sample.hits, own * (own - 2 * own_loss))
+                second = second + np.einsum("mr,mr->r", spent, lost)
+            variance += _stratum_variance(first, second, stratum.rows.size)
+        return np.sqrt(variance)
+
+
+def _stratum_variance(first: NDArray, second: NDArray, size: int) -> NDArray:
+    """Return the variance of a sum over n images from the sums of values and of their squares."""
+    spread = second.astype(np.float64) - first.astype(np.float64) ** 2 / size
+    # Rounding may leave a little where all values are equal.
+    floor = 1e-6 * second
+    return np.where(spread > floor, spread, 0.0) * size / max(size - 1, 1)
+
+
+def _draw_rows(size: int, shape: tuple[int, int], generator: np.random.Generator) -> NDArray:
+    # Random numbers of two bytes are drawn faster, and are enough for most classes.
+    if size <= 2**16:
+        return generator.integers(size, size=shape, dtype=np.uint16)
+    return generator.integers(size, size=shape, dtype=np.int32)
 
 
 def _split_rows(resamples: int, width: int) -> Iterator[slice]:

@@ -209,8 +209,8 @@ def _report_results(run: FinishedRun, facts: CardFacts) -> str:
             format_results(run),
             f"The loss on the test split is {test['loss']:.4f}; the negative log-likelihood under "
             f"the softmax is {test['nll']:.4f}.",
-            "The intervals of the two accuracies are Wilson's; the others are those of a bootstrap "
-            f"over the test images. They describe this run (seed {run.metrics['training']['seed']})"
+            "The intervals are those of a studentized bootstrap over the test images of each "
+            f"class. They describe this run (seed {run.metrics['training']['seed']})"
             ", not other seeds. Weights and settings were chosen on the validation split, so its "
             "figures do not estimate the accuracy on new images.",
             f"Lowest F1 by class: {names}.",

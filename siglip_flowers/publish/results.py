@@ -13,7 +13,6 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.evaluation.tables import HEADLINE
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
-from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.publish.finished import FinishedRun, Predictions
 
 LOSSES = {"loss": "loss", "nll": "negative log-likelihood"}
@@ -53,12 +52,10 @@ def name_metric(key: str) -> str:
 
 
 def compute_intervals(predictions: Predictions, num_classes: int) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of each share: Wilson's for accuracies, else of a bootstrap."""
-    labels, predicted = predictions.labels, predictions.predicted
-    intervals = bootstrap_headline(labels, predicted, num_classes)
-    for name, right in (("accuracy", labels == predicted), ("top5_accuracy", predictions.hits)):
-        intervals[name] = wilson_interval(int(right.sum()), len(right))
-    return intervals
+    """Return the 95 % bootstrap interval of each figure that has one."""
+    return bootstrap_headline(
+        predictions.labels, predictions.predicted, num_classes, hits=predictions.hits
+    )
 
 
 def format_results(run: FinishedRun) -> str:
@@ -71,10 +68,8 @@ def format_results(run: FinishedRun) -> str:
         "|---|---:|---:|---:|",
     ]
     for key, name in HEADLINE.items():
-        low, high = intervals[key]
-        lines.append(
-            f"| {name} | {test[key]:.2%} | {low:.2%} to {high:.2%} | {validation[key]:.2%} |"
-        )
+        ends = "{:.2%} to {:.2%}".format(*intervals[key]) if key in intervals else "none"
+        lines.append(f"| {name} | {test[key]:.2%} | {ends} | {validation[key]:.2%} |")
     return "\n".join(lines)
 
 

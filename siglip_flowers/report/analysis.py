@@ -255,7 +255,7 @@ def _measure_losses(logits: Any, labels: IntArray, activation: str) -> FloatArra
 def _measure_headline(
     result: SplitResult, num_classes: int, activation: str
 ) -> dict[str, Estimate]:
-    """Return the metrics of the evaluation with intervals; that of accuracy is Wilson's."""
+    """Return the metrics of the evaluation with intervals, of no width if they have none."""
     labels, predicted = result.labels, result.logits.argmax(axis=1)
     ends = bootstrap_headline(
         labels,
@@ -264,9 +264,10 @@ def _measure_headline(
         hits=are_in_top_k(labels, result.logits, min(TOP_K, num_classes)),
         losses=_measure_losses(result.logits, labels, activation),
     )
-    ends["accuracy"] = wilson_interval(int((predicted == labels).sum()), len(labels))
-    names = [name for name in (*HEADLINE, "loss") if name in result.metrics]
-    return {name: Estimate(result.metrics[name], *ends[name]) for name in names}
+    values = {name: result.metrics[name] for name in (*HEADLINE, "loss") if name in result.metrics}
+    return {
+        name: Estimate(value, *ends.get(name, (value, value))) for name, value in values.items()
+    }
 
 
 def _calibrate(result: SplitResult, activation: str, temperature: float) -> Calibration:
