@@ -78,25 +78,34 @@ def bootstrap_headline(
     for start in range(0, resamples, _RESAMPLES_AT_A_TIME):
         count = min(_RESAMPLES_AT_A_TIME, resamples - start)
         parts.append(problem.score(problem.draw(count, generator)))
-    tails = ((1 - confidence) / 2, (1 + confidence) / 2)
     intervals = {}
     for name, estimate in estimates.items():
-        value, error = float(estimate[0]), float(errors[name][0])
         drawn = np.concatenate([values[name] for values, _ in parts])
         spread = np.concatenate([found[name] for _, found in parts])
-        # A resample without an error has no spread that it could be measured by.
-        kept = spread > 0
-        if error > 0 and kept.any():
-            low, high = map(float, np.quantile((drawn[kept] - value) / spread[kept], tails))
-            top = np.inf if name == "loss" else 1.0
-            ends = max(value - high * error, 0.0), min(value - low * error, top)
-            intervals[name] = ends
+        value, error = float(estimate[0]), float(errors[name][0])
+        ends = _studentize(value, error, drawn, spread, confidence)
+        if ends is not None:
+            low, high = ends
+            intervals[name] = max(low, 0.0), (high if name == "loss" else min(high, 1.0))
         elif name in ("accuracy", "top5_accuracy"):
             right = round(value * true.size)
             intervals[name] = wilson_interval(right, true.size, confidence)
         elif name == "loss":
             intervals[name] = (value, value)
     return intervals
+
+
+def _studentize(
+    value: float, error: float, drawn: FloatArray, spread: FloatArray, confidence: float
+) -> tuple[float, float] | None:
+    """Return the bootstrap-t interval of a figure, or None if nothing varies."""
+    # A resample without an error has no spread to measure its deviation by.
+    kept = spread > 0
+    if error == 0 or not kept.any():
+        return None
+    ratios = (drawn[kept] - value) / spread[kept]
+    low, high = map(float, np.quantile(ratios, ((1 - confidence) / 2, (1 + confidence) / 2)))
+    return value - high * error, value - low * error
 
 
 def _check_values(what: str, values: ArrayLike, true: NDArray[np.int64]) -> NDArray:
