@@ -325,24 +325,6 @@ def test_a_parameter_that_would_not_learn_stops_the_run_before_its_first_step(st
     assert are_equal(copy_weights(trainer), before)
 
 
-@pytest.mark.parametrize("model", [{"lora_r": 2, "lora_dropout": 0.0}, {"trainable": "last:1"}])
-def test_reentrant_checkpointing_trains_what_the_other_kind_trains(start, model):
-    weights = []
-    for reentrant in (False, True):
-        trainer = start(
-            model=model,
-            gradient_checkpointing=True,
-            gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        )
-        before = copy_weights(trainer)
-        trainer.train()
-        weights.append(copy_weights(trainer))
-        changed = list_changed(before, weights[-1])
-        assert any(name.startswith("vision_model.encoder.layers.1.") for name in changed)
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-5, rtol=0)
-
-
 def test_a_last_batch_is_dropped_in_training_alone(start, data):
     trainer = start(dataloader_drop_last=True, per_device_train_batch_size=30, max_steps=-1)
     assert len(trainer.get_train_dataloader()) == 2  # of 64 images

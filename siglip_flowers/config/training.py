@@ -51,6 +51,8 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         if self.bf16 is None:
             device_type = "cuda" if cuda else "cpu" if self.use_cpu else "other"
             self.bf16 = not self.fp16 and computes_bfloat16(device_type)
+            # Cards without bfloat16, as T4 and V100, train in float16 with loss scaling.
+            self.fp16 = self.fp16 or (cuda and not self.bf16)
         if self.dataloader_num_workers is None:
             local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             self.dataloader_num_workers = min(8, _count_cores() // local_ranks) if cuda else 0
@@ -62,8 +64,8 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         if not cuda:
             self.dataloader_pin_memory = False
         elif self.tf32 is None:
-            # Autocast leaves few products in float32; those may be computed in TensorFloat-32.
-            self.tf32 = torch.cuda.get_device_capability() >= (8, 0) or None
+            # float32 means float32, in training as in the evaluation that follows.
+            self.tf32 = False
         # The re-entrant kind trains nothing below a frozen input.
         kwargs = {"use_reentrant": False} if self.gradient_checkpointing else None
         # The option has the name that all supported versions of transformers know; 5.24 renamed it.

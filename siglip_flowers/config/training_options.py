@@ -135,10 +135,10 @@ class InheritedOptions:
     bf16: bool | None = option(
         None, "bfloat16 autocast; default: if the device computes it natively.", common=True
     )
-    fp16: bool = option(False, "float16 autocast with loss scaling, on a GPU.")
-    tf32: bool | None = option(
-        None, "TensorFloat-32 products; default: on GPUs that have it, with autocast."
+    fp16: bool = option(
+        False, "float16 autocast with loss scaling; default: on GPUs without bfloat16."
     )
+    tf32: bool | None = option(None, "TensorFloat-32 products; default: off.")
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass, which saves memory.", common=True
     )

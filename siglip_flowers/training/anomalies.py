@@ -157,7 +157,7 @@ class AnomalyWatch(TrainerCallback):
             if self._overflows_in_a_row >= MAX_OVERFLOWS:
                 raise BadStepError(
                     f"The gradients overflowed float16 in {MAX_OVERFLOWS} steps in a row"
-                    f"{self._name_checkpoint()}. Lower --learning_rate, or use --fp16 false."
+                    f"{self._name_checkpoint()}. Lower --learning_rate, or use --bf16 false."
                 )
 
     def save(self, directory: Path) -> None:

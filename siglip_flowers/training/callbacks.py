@@ -90,7 +90,7 @@ class GradientCheck(TrainerCallback):
             raise RunError(
                 f"{len(idle)} of {len(trained)} trained parameters have no gradient: "
                 f"{', '.join(idle[:SHOWN_PARAMETERS])}{more}. They would not learn; change "
-                "--trainable or --gradient_checkpointing_kwargs."
+                "--trainable."
             )
 
 

@@ -136,10 +136,6 @@ class SiglipTrainer(Trainer):
             self._had_ended = had_ended(Path(resume_from_checkpoint))
             for part in self.checkpoint_parts:
                 part.load(Path(resume_from_checkpoint))
-        checkpointing: Any = self.args.gradient_checkpointing_kwargs or {}
-        if self.args.gradient_checkpointing and checkpointing.get("use_reentrant"):
-            # Re-entrant checkpointing passes gradients on only if its inputs require them.
-            self._trained_model.enable_input_require_grads()
         self.throughput.start()
         with defer_signals():
             try:
@@ -152,8 +148,6 @@ class SiglipTrainer(Trainer):
                     "checkpoint, and the same command resumes from the one before."
                 ) from error
             finally:
-                if hasattr(self._trained_model, "_require_grads_hooks"):
-                    self._trained_model.disable_input_require_grads()
                 self._end_workers()
 
     def _end_workers(self) -> None:
