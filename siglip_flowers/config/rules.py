@@ -344,15 +344,6 @@ _LAUNCH_RULES = (
         ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=3"),
     ),
     Rule(
-        "deepspeed_cannot_skip_steps",
-        lambda o: uses_deepspeed() and o.on_nan == "skip",
-        "--on_nan skip cannot skip a step under DeepSpeed; use stop.",
-        (
-            *("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=2"),
-            *("--on_nan", "skip"),
-        ),
-    ),
-    Rule(
         "deepspeed_is_installed",
         lambda o: uses_deepspeed() and importlib.util.find_spec("deepspeed") is None,
         "The launch configuration asks for DeepSpeed, which is not installed; run pip install "

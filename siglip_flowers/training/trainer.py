@@ -101,6 +101,8 @@ class SiglipTrainer(Trainer):
             choose_wrapped_layers(self.accelerator.state.fsdp_plugin, self._trained_model)
         if not self.is_deepspeed_enabled:
             self.add_callback(GradientCheck())
+        elif self.args.on_nan == "skip":
+            raise InputError("--on_nan skip cannot skip a step under DeepSpeed; use stop.")
         self.anomalies.accelerator = self.accelerator
         # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
         self.model_accepts_loss_kwargs = False
