@@ -351,12 +351,12 @@ def test_a_download_with_another_checksum_is_refused_and_forgotten(
 
 def test_a_download_that_breaks_off_resumes_and_is_cached(mirror, two_images, tmp_path) -> None:
     mirror.limit = 150_000
-    folder, images = oxford._prepare_download(mirror.url + "/")
+    folder, images = oxford.prepare_download(mirror.url + "/")
     assert sorted(path.name for path in images.iterdir()) == ["image_00001.jpg", "image_00002.jpg"]
     ranges = [asked for path, asked in mirror.requests if path.endswith(ARCHIVE)]
     assert ranges == [None, "bytes=150000-", "bytes=300000-"]
     mirror.requests.clear()
-    assert oxford._prepare_download(mirror.url) == (folder, images)
+    assert oxford.prepare_download(mirror.url) == (folder, images)
     assert mirror.requests == []
     assert not list(tmp_path.rglob("*.part")) + list(folder.rglob(ARCHIVE))
 

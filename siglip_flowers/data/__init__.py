@@ -4,6 +4,7 @@ from siglip_flowers.data.rows import image_ids, read_images
 from siglip_flowers.data.sources.load import (
     ClassificationData,
     check_data_arguments,
+    download_data,
     load_data,
     resolve_source,
 )
@@ -11,6 +12,7 @@ from siglip_flowers.data.sources.load import (
 __all__ = [
     "ClassificationData",
     "check_data_arguments",
+    "download_data",
     "image_ids",
     "load_data",
     "read_images",

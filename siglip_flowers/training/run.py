@@ -17,7 +17,7 @@ from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.config.rules import has_measured_start
-from siglip_flowers.data import ClassificationData, image_ids, load_data
+from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,
@@ -141,6 +141,7 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     check_world(PartialState().num_processes)
     check_arguments(arguments)
     set_cpu_threads(training.cpu_threads)
+    download_data(arguments.data)
     with training.main_process_first(desc="loading the data"):
         data = load_data(arguments.data)
     set_seed(training.seed)

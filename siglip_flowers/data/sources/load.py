@@ -20,6 +20,7 @@ from siglip_flowers.data.sources.oxford import (
     check_local_files,
     load_oxford,
     looks_like_oxford,
+    prepare_download,
 )
 from siglip_flowers.data.splits import (
     draw_rows,
@@ -95,6 +96,20 @@ def check_data_arguments(arguments: DataArguments) -> None:
         assert folder is not None, "the folder source has a directory"
         listing = list_folder(folder)
         require_training_images(listing.labels["train"], listing.class_names)
+
+
+def download_data(arguments: DataArguments) -> None:
+    """Download what ``load_data`` needs of the original files.
+
+    Every process of a launch calls it before they wait for one another: the others wait for the
+    download at a file's lock, where no collective can time out.
+
+    Raises:
+        RunError: the download failed.
+    """
+    if resolve_source(arguments) == "oxford" and arguments.data_dir is None:
+        check_data_arguments(arguments)
+        prepare_download(arguments.oxford_url)
 
 
 def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, str, str]:

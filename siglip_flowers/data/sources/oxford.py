@@ -277,7 +277,7 @@ def _lock_cache(name: str) -> Iterator[None]:
         lock.release()
 
 
-def _prepare_download(url: str) -> tuple[Path, Path]:
+def prepare_download(url: str) -> tuple[Path, Path]:
     """Download what the cache lacks; return the folders of the .mat files and of the images."""
     cache = get_cache_folder()
     images = cache / MD5_SUMS[ARCHIVE] / IMAGE_FOLDER
@@ -316,7 +316,7 @@ def load_oxford(data_dir: str | None, url: str, protocol: str) -> DatasetDict:
         RunError: the download or the archive failed.
     """
     if data_dir is None:
-        folder, images = _prepare_download(url)
+        folder, images = prepare_download(url)
     else:
         folder = Path(data_dir)
         check_local_files(folder)
