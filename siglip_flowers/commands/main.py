@@ -1,9 +1,9 @@
 """All commands under one name: ``siglip-flowers COMMAND``."""
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import EXIT_BAD_USAGE
@@ -33,13 +33,14 @@ COMMANDS = {
 EXTENSIONS = {"train": ("publish",), "eval": ("robustness", "report", "compare")}
 
 
+def _has_folder(name: str) -> bool:
+    # An editable install would find the module elsewhere.
+    return (Path(__file__).parents[1] / name / "__init__.py").is_file()
+
+
 def list_commands() -> dict[str, tuple[str, str]]:
     """Return the module and a description of each command whose folder exists."""
-    return {
-        name: found
-        for name, found in COMMANDS.items()
-        if importlib.util.find_spec(found[0].rpartition(".")[0]) is not None
-    }
+    return {name: found for name, found in COMMANDS.items() if _has_folder(found[0].split(".")[1])}
 
 
 def list_extension_options(command: str) -> tuple[type, ...]:
@@ -72,7 +73,7 @@ def _import_options(command: str) -> list[Any]:
     return [
         importlib.import_module(f"siglip_flowers.{feature}.options")
         for feature in EXTENSIONS[command]
-        if importlib.util.find_spec(f"siglip_flowers.{feature}") is not None
+        if _has_folder(feature)
     ]
 
 
