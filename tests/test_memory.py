@@ -78,6 +78,7 @@ def test_large_tensors_get_the_pages_of_freed_ones():
     assert kept < left / 2
 
 
+@pytest.mark.slow
 def test_a_host_process_keeps_its_settings(tmp_path):
     checkpoint = str(make_checkpoint(tmp_path / "tower"))
     load_classifier(checkpoint, list(CLASSES)).save_pretrained(tmp_path / "model")

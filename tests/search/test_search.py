@@ -42,7 +42,7 @@ def small(tmp_path_factory):
 def make_argv(small, output_dir: Path, *more: str, space: Any = None) -> list[str]:
     """A search scored by the loss, which hardly two trials have in common."""
     return [
-        *small_options(*small, output_dir, "--num_train_epochs", "1", "--n_trials", "3"),
+        *small_options(*small, output_dir, "--num_train_epochs", "1", "--n_trials", "2"),
         *("--metric_for_best_model", "validation_loss"),
         *("--search_space", json.dumps(space or SPACE), "--full_determinism", "true", *more),
     ]
@@ -63,7 +63,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
 
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
-    """A search of three trials that nothing disturbed."""
+    """A search of two trials that nothing disturbed."""
     output_dir = tmp_path_factory.mktemp("finished") / "out"
     before = dict(os.environ)
     assert search_command.main(make_argv(small, output_dir)) == 0
@@ -75,7 +75,7 @@ def finished(small, tmp_path_factory):
 @pytest.mark.usefixtures("_unset_determinism")
 def test_the_best_configuration_trains_to_the_value_of_its_trial(finished, tmp_path):
     trials = list_trials(finished)
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     # The first trial is the configuration itself.
     assert trials[0].params["learning_rate"] == 1e-3
     assert trials[0].params["per_device_train_batch_size"] == 8
@@ -101,8 +101,8 @@ def test_a_finished_search_is_not_repeated_and_refuses_other_settings(small, fin
     database = (finished / "study.db").read_bytes()
     assert search_command.main(make_argv(small, finished, "--workers", "2")) == 0
     printed = capsys.readouterr().out
-    assert "3 of 3 trials were finished before" in printed
-    assert "[1/3]" not in printed
+    assert "2 of 2 trials were finished before" in printed
+    assert "[1/2]" not in printed
     assert (finished / "study.db").read_bytes() == database
     for other, named in (
         (make_argv(small, finished, space={"pooling": ["mean", "map"]}), "--search_space"),
@@ -116,7 +116,7 @@ def test_a_finished_search_is_not_repeated_and_refuses_other_settings(small, fin
 
 @pytest.mark.slow
 def test_a_search_that_is_stopped_and_killed_resumes_its_trials(small, tmp_path):
-    argv = make_argv(small, tmp_path / "out")
+    argv = make_argv(small, tmp_path / "out", "--n_trials", "3")
     # Each in a trial after the first, which counts.
     for number, trial in ((signal.SIGTERM, "trial-1"), (signal.SIGKILL, "trial-3")):
         process = start_script("-m", "siglip_flowers.search", *argv)
