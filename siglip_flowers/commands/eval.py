@@ -65,7 +65,7 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
             run_evaluation,
             write_evaluation,
         )
-        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.evaluation.tables import format_metrics, list_metrics
         from siglip_flowers.training.compute import set_cpu_threads
 
     options, data_arguments, *asked = parsed
@@ -84,9 +84,9 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
     if not PartialState().is_main_process:
         return
     assert evaluation.result is not None
-    metrics = {"n": len(evaluation.result.labels), **evaluation.result.metrics}
     print(escape_unprintable(evaluation.title))
-    print(format_metrics({options.split: metrics}))
+    print(f"Computed in {evaluation.options.dtype} on {evaluation.environment['device']}.")
+    print(format_metrics({options.split: list_metrics(evaluation.result)}))
     if options.output_dir is not None:
         write_evaluation(evaluation, Path(options.output_dir))
     for extension in extensions:

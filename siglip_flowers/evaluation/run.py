@@ -1,5 +1,6 @@
 """Evaluate a saved classifier on a split: load it and the data, run it, write what was measured."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from siglip_flowers.evaluation.tables import write_predictions
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.text_head import check_text_tower
-from siglip_flowers.runtime.devices import describe_device
+from siglip_flowers.runtime.devices import describe_device, resolve_dtype
 
 
 def prepare_evaluation(
@@ -53,8 +54,10 @@ def prepare_evaluation(
         model = load_zero_shot_classifier(name, data.class_names, templates)
     else:
         rows = follow_model_classes(rows, model.class_names, name)
+    # The dtype that "auto" stands for on this device.
+    dtype = str(resolve_dtype(options.dtype, state.device)).removeprefix("torch.")
     return Evaluation(
-        options=options,
+        options=dataclasses.replace(options, dtype=dtype),
         data_arguments=data_arguments,
         command=command,
         name=name,

@@ -25,11 +25,23 @@ HEADLINE = {
 TOP_K = 5
 
 
+def list_metrics(result: SplitResult) -> dict[str, float]:
+    """Return the number of images and the metrics to show.
+
+    Top-5 accuracy is left out if there are fewer than six classes, where it is always 1.
+    """
+    metrics = {"n": len(result.labels), **result.metrics}
+    if result.logits.shape[1] <= TOP_K:
+        metrics.pop("top5_accuracy", None)
+    return metrics
+
+
 def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
     """Return a table with one column per split: n, shares in percent, then the losses."""
     lines = [["", *splits], ["n", *(str(int(values["n"])) for values in splits.values())]]
     for key, name in HEADLINE.items():
-        lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
+        if all(key in values for values in splits.values()):
+            lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
     lines.append(["loss", *(f"{values['loss']:.4f}" for values in splits.values())])
     return align_columns(lines)
 

@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 
 from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import HEADLINE
+from siglip_flowers.evaluation.tables import HEADLINE, list_metrics
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,
@@ -264,7 +264,8 @@ def _measure_headline(
         hits=are_in_top_k(labels, result.logits, min(TOP_K, num_classes)),
         losses=_measure_losses(result.logits, labels, activation),
     )
-    values = {name: result.metrics[name] for name in (*HEADLINE, "loss") if name in result.metrics}
+    metrics = list_metrics(result)
+    values = {name: metrics[name] for name in (*HEADLINE, "loss") if name in metrics}
     return {
         name: Estimate(value, *ends.get(name, (value, value))) for name, value in values.items()
     }

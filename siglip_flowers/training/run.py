@@ -25,6 +25,7 @@ from siglip_flowers.evaluation.fitting import (
     measure_ood_detector,
 )
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
+from siglip_flowers.evaluation.tables import list_metrics
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
@@ -309,9 +310,7 @@ def _measure_and_write(
         if trained.trainer is not None:
             trained.trainer.remove_surplus_checkpoints()
     PartialState().wait_for_everyone()
-    metrics = {
-        name: {"n": len(result.labels), **result.metrics} for name, result in results.items()
-    }
+    metrics = {name: list_metrics(result) for name, result in results.items()}
     notes = describe_choice(trained.training, ensemble)
     return RunResult(metrics, history, run.output_dir, data.description, notes)
 

@@ -25,6 +25,7 @@ from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.evaluation.tables import format_metrics
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.sidecars import load_temperature
 from siglip_flowers.metrics.functions import per_class_rows
@@ -459,12 +460,22 @@ def small_run(tmp_path_factory):
 def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     arguments = ["--model", str(small_run), "--split", "test", "--report", "true"]
     assert eval_command.main(arguments) == 0
-    assert "calibration at temperature" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "calibration at temperature" in shown
+    assert "Computed in float32 on " in shown
+    # The table of the training run, to the last digit; of three classes the top 5 say nothing.
+    trained = json.loads((small_run / "metrics.json").read_text())["splits"]["test"]
+    trained.pop("top5_accuracy")
+    assert format_metrics({"test": trained}) in shown
+    assert "op-5" not in shown
     directory = small_run / "report_test"
     assert sorted(list_files(directory)) == sorted(REPORT_FILES)
     saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
     table = pyarrow.parquet.read_table(small_run / "predictions_test.parquet")
     assert saved["headline"]["accuracy"]["value"] == np.mean(table["correct"].to_pylist())
+    assert {name: each["value"] for name, each in saved["headline"].items()} == {
+        name: value for name, value in trained.items() if name not in ("n", "nll", "per_class")
+    }
     assert saved["calibrated"]["temperature"] == load_temperature(small_run / "model")
     assert {row["source"] for row in saved["unknowns"]} > {"all drawings", "noise"}
     assert {row["score"] for row in saved["unknowns"]} >= {"energy", "class_mean", "neighbors"}
