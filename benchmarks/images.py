@@ -41,7 +41,7 @@ class SourceOptions:
         default=None, metadata={"help": "Another data set than the preset's, used as it is."}
     )
     batch_size: int | None = field(default=None, metadata={"help": "Default: 64; gpu: 256."})
-    per_class: int = field(default=40, metadata={"help": "gpu: images a class that are written."})
+    per_class: int = field(default=40, metadata={"help": "gpu: images written per class."})
 
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, ("cpu", "gpu"))
@@ -77,7 +77,7 @@ def write_full_size(folder: Path, data_dir: Path | None, per_class: int) -> Path
     Args:
         folder: Where to.
         data_dir: The original files of Flowers102 at any size, or None.
-        per_class: Training images a class.
+        per_class: Training images per class.
     """
     wanted = per_class + EVALUATED_PER_CLASS
     sources: list[tuple[int, int, int | None]] = []

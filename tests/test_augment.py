@@ -51,7 +51,7 @@ def measure_boxes(count=4000, crop_min_scale=0.35, step=0, **options):
     rows = torch.arange(count)
     cropped, _ = augmenter(draw_coordinates(1).expand(count, -1, -1, -1), rows, rows, step)
     x, y = cropped[:, 0, 0, :], cropped[:, 1, :, 0]
-    # Four sampled pixels stand at 1/8, 3/8, 5/8 and 7/8 of the box.
+    # Four sampled pixels are at 1/8, 3/8, 5/8 and 7/8 of the box.
     width, height = (x[:, 3] - x[:, 0]) / 0.75, (y[:, 3] - y[:, 0]) / 0.75
     return width.numpy(), height.numpy(), x.mean(1).numpy(), y.mean(1).numpy()
 

@@ -90,7 +90,7 @@ def test_a_batch_that_cannot_be_halved_is_an_error(run, little_memory, capsys):
 
 @pytest.mark.parametrize(("size", "half", "given"), [(8, 4, True), (7, 3, True), (8, 4, False)])
 def test_one_of_several_processes_names_half_the_batch(tmp_path, size, half, given):
-    # The others wait for it in a step, so that it cannot go on with another batch.
+    # The others wait for it in a step, so that it cannot continue with another batch.
     training = SiglipTrainingArguments(
         output_dir=str(tmp_path),
         per_device_train_batch_size=size,

@@ -117,7 +117,7 @@ def group_with_decay(model, decay=0.5):
 
 
 def check_partition(model, groups):
-    """Every trained parameter stands in exactly one group, every frozen one in none."""
+    """Every trained parameter is in exactly one group, every frozen one in none."""
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped))

@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, shar
     assert not (tmp_path / "out" / "model").exists()
     assert not (tmp_path / "out" / "metrics.json").exists()
     if share > 1:
-        # The half-written checkpoint must not stand in the way of the same command.
+        # The half-written checkpoint must not block the same command.
         assert train_command.main(wide) == 0
         assert is_finished(tmp_path / "out")
 

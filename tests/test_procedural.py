@@ -105,7 +105,7 @@ def test_impossible_images_are_refused(arguments, message):
 
 
 def test_too_few_images_a_class_are_refused():
-    with pytest.raises(InputError, match=r"4 procedural images a class are too few.* 5"):
+    with pytest.raises(InputError, match=r"4 procedural images per class are too few.* 5"):
         load_procedural(4, 16, 0)
 
 

@@ -63,7 +63,7 @@ def steadiness(
     small to turn a falling curve back is not seen, so that an arm still falling steeply looks
     steadier than one on its floor. The trend follows a part of the noise (white noise of
     deviation 1 on a flat floor reads 0.34, 0.60, 0.75 at 5, 10, 20 points): compare curves with
-    the same number of evaluations. Fewer than 4 points leave nothing to judge: nan.
+    the same number of evaluations. Fewer than 4 points cannot be measured: nan.
 
     Raises:
         ValueError: no loss, one that is not finite, or an unknown unit.

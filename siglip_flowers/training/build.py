@@ -291,7 +291,7 @@ def build_trainer(
 def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
     """Return the arguments as the Trainer may see them."""
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
-    # since the Trainer would go on with smaller steps, from weights that were already changed.
+    # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
     # Patience that was used up before a checkpoint stays used up after it.

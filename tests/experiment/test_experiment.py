@@ -1,4 +1,4 @@
-"""Experiments: settings, the tuning protocol, going on, crashes, analysis and report."""
+"""Experiments: settings, the tuning protocol, resuming, crashes, analysis and report."""
 
 import csv
 import json
@@ -224,7 +224,7 @@ class TestPlan:
 
 
 class FakeRuns:
-    """Stands in for training: notes which runs were asked for and leaves their files."""
+    """Replaces training: records which runs were asked for and leaves their files."""
 
     def __init__(self, best: dict[str, float]) -> None:
         self.best = best

@@ -71,7 +71,7 @@ class Fault:
 
 @dataclass
 class Outcome:
-    """How the processes of a run ended, and what the run found to go on from."""
+    """How the processes of a run ended, and what the run found to resume from."""
 
     codes: list[int]
     began: bool

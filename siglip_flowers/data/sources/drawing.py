@@ -39,7 +39,7 @@ Color = tuple[float, float, float]
 
 
 class Pose(NamedTuple):
-    """Where a flower stands in the image (pixels) and how it is turned and tilted."""
+    """Where a flower is in the image (pixels) and how it is turned and tilted."""
 
     x: float
     y: float

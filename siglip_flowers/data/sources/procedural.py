@@ -51,11 +51,11 @@ def load_procedural(images_per_class: int, image_size: int, seed: int) -> Datase
 
     Columns ``image`` (PNG, ``image_size`` square, RGB) and ``label`` (0..101, SPECIES_NAMES).
 
-    Raises InputError for fewer than 5 images a class, a side below 16 or a negative seed.
+    Raises InputError for fewer than 5 images per class, a side below 16 or a negative seed.
     """
     if images_per_class < MINIMUM_IMAGES_PER_CLASS:
         raise InputError(
-            f"{images_per_class} procedural images a class are too few; ask for at least "
+            f"{images_per_class} procedural images per class are too few; ask for at least "
             f"{MINIMUM_IMAGES_PER_CLASS}, so that every split has an image of every class."
         )
     held_out = round(images_per_class / 5)
