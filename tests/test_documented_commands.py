@@ -44,6 +44,7 @@ RUN = {
     "python eval.py --compare results/run_a results/run_b results/run_c --output_dir out": "",
     "python eval.py --compare results/my-run results/other-run": "",
     "python eval.py --model results/my-run --split test --report true": "",
+    "python eval.py --model results/my-run --tta flip": "",
     "python eval.py --leaderboard": "",
     "python eval.py --leaderboard elsewhere --output_dir out": "",
     "python eval.py --model results/my-run --robustness true --max_eval_samples 500 "
