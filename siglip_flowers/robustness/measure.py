@@ -26,8 +26,14 @@ from siglip_flowers.plots.theme import (
     save_figure,
     style_axes,
 )
-from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
-from siglip_flowers.robustness.filters import crop_and_resize
+from siglip_flowers.robustness.corruptions import (
+    CORRUPTIONS,
+    KINDS,
+    STRENGTHS,
+    VIEWS,
+    corrupt,
+    crop_and_resize,
+)
 from siglip_flowers.runtime.prefetch import map_ahead
 
 CLEAN, PLAIN = "clean", "plain"

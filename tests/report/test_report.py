@@ -179,6 +179,7 @@ def hostile(labels):
         report,
         unknowns=[UnknownRow(ALERTS[1], ALERTS[0], 5, 0.9, 0.1)],
         attention=[Attention(0, jpeg, jpeg)],
+        trained_on=True,
     )
     return change(
         report,
@@ -353,10 +354,8 @@ def test_wrong_labels_are_suspected_and_without_cleanlab_none(monkeypatch):
     ("labels", "logits"),
     [
         pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[0, 1, 2] * 4], id="all right"),
-        pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[1, 2, 0] * 4], id="all wrong"),
         pytest.param([0] * 6, np.ones((6, 1)), id="one class"),
-        pytest.param([1], [[0.0, 1.0]], id="one image"),
-        pytest.param([0, 1], np.zeros((2, 3)), id="constant"),
+        pytest.param([1], [[1.0, 0.0]], id="one image, wrong"),
     ],
 )
 def test_degenerate_results_give_a_page(labels, logits):
@@ -368,12 +367,12 @@ def test_degenerate_results_give_a_page(labels, logits):
     assert "Accuracy" in summarize_report(report)
 
 
-def test_suspects_among_training_images_are_said_to_be_learned(report):
+def test_suspects_among_training_images_are_said_to_be_learned(report, hostile_page):
     assert report.label_suspects
     said = "The model was trained on these images"
     assert said not in summarize_report(report)
     shown = dataclasses.replace(report, trained_on=True)
-    assert all(said in text for text in (render(shown), summarize_report(shown)))
+    assert all(said in text for text in (hostile_page, summarize_report(shown)))
 
 
 def test_logits_that_are_not_finite_are_an_error():
