@@ -111,6 +111,7 @@ def test_classes_of_one_image_vary_together():
     assert 0.4 < low < 0.7 < high < 0.95
 
 
+@pytest.mark.slow
 def test_intervals_of_macro_figures_cover_the_truth():
     generator = np.random.default_rng(0)
     labels = np.repeat(np.arange(30), 10)

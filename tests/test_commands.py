@@ -223,6 +223,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(tmp_path, one_thread):
     checkpoint, folder = make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data")
     weights = []
@@ -280,7 +281,7 @@ def test_eval_takes_the_newest_model_below_results(tmp_path, monkeypatch, caplog
         os.utime(path, (time.time() - age,) * 2)
     monkeypatch.chdir(tmp_path)
     assert Path(eval_command.find_model(None)) == Path("results/newer/model")
-    assert "2 models under results/" in caplog.text
+    assert "2 models in results/" in caplog.text
     assert eval_command.find_model("results/older") == "results/older/model"
     assert eval_command.find_model("someone/on-the-hub") == "someone/on-the-hub"
 

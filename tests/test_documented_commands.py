@@ -250,6 +250,7 @@ def make_small(folder: Path, words: list[str], output_dir: Path) -> list[str]:
     return [*words, *small, *shlex.split(more), "--train_eval_samples", "4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", sorted(RUN))
 def test_documented_commands_run(folder, tmp_path, monkeypatch, capfd, text):
     if "--format onnx" in text:

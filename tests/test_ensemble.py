@@ -126,5 +126,5 @@ def test_alpha_outside_the_unit_interval_is_refused(alpha):
 def test_models_of_different_parts_are_refused():
     state = make_model().state_dict()
     other = {name: value for name, value in state.items() if name != "2.bias"}
-    with pytest.raises(ValueError, match="different parts"):
+    with pytest.raises(ValueError, match="different parameters"):
         interpolate_weights(state, other, 0.5)

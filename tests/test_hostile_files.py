@@ -431,6 +431,7 @@ def save_named_data(directory: Path, names: list[str], label: object) -> str:
     return str(directory)
 
 
+@pytest.mark.slow
 def test_class_names_survive_a_run_and_are_printed_harmlessly(checkpoint, tmp_path, capsys):
     data = save_named_data(
         tmp_path / "data", list(CLASS_NAMES), ClassLabel(names=list(CLASS_NAMES))
@@ -503,6 +504,7 @@ def test_labels_that_a_spreadsheet_would_compute_are_quoted():
     assert next(csv.reader(io.StringIO(text)))[:4] == ["pic.png", "1", "desert-rose", "1e-05"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_are_drawn_as_they_are(tmp_path):
     image = PillowImage.new("RGB", (8, 8))

@@ -95,6 +95,7 @@ def test_memory_and_time_obey_their_limits():
     assert [exposed for _, exposed in seconds] == sorted(exposed for _, exposed in seconds)
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_page_are_those_of_the_script():
     page = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
     for title, images, update in (

@@ -107,19 +107,22 @@ class _AveragedMetric(_InMemoryMetric):
 
 
 class Precision(_AveragedMetric):
-    __doc__ = _AveragedMetric.__doc__
+    """Precision of class ids (int64), averaged over classes by ``average``."""
+
     summary = "Right predictions of a class among all its predictions, averaged over classes."
     position = 0
 
 
 class Recall(_AveragedMetric):
-    __doc__ = _AveragedMetric.__doc__
+    """Recall of class ids (int64), averaged over classes by ``average``."""
+
     summary = "Right predictions of a class among all its images, averaged over classes."
     position = 1
 
 
 class F1(_AveragedMetric):
-    __doc__ = _AveragedMetric.__doc__
+    """F1 of class ids (int64), averaged over classes by ``average``."""
+
     summary = "Harmonic mean of a class's precision and recall, averaged over classes."
     position = 2
 
