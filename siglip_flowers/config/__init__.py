@@ -38,15 +38,9 @@ __all__ = [
     "check_choice",
     "check_positive",
     "check_range",
-    "make_training_options",
     "parse_trainable",
     "parse_wise_ft",
 ]
-
-
-def make_training_options() -> type:
-    """Return the dataclass of training options that needs no torch."""
-    return TrainingOptions
 
 
 def __getattr__(name: str) -> Any:

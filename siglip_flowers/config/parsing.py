@@ -94,18 +94,6 @@ def parse_arguments(
     return instances
 
 
-def check_command_line(
-    dataclass_types: Sequence[type],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    defaults: dict[str, Any] | None = None,
-) -> None:
-    """Parse a command line and forget the result; see :func:`parse_arguments`."""
-    parse_arguments(dataclass_types, argv, prog=prog, description=description, defaults=defaults)
-
-
 def _normalize(
     argv: Sequence[str], fields: dict[str, dataclasses.Field[Any]], hints: dict[str, Any]
 ) -> list[str]:

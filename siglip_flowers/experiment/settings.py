@@ -12,17 +12,16 @@ from typing import Any
 
 import yaml
 
-from siglip_flowers import config
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_text
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    make_training_options,
+    TrainingOptions,
 )
 from siglip_flowers.config.fields import suggest_nearest
-from siglip_flowers.config.parsing import check_command_line, read_yaml
+from siglip_flowers.config.parsing import parse_arguments, read_yaml
 
 SETTINGS_FILE = "experiment.yaml"
 # And the training arguments, which import torch.
@@ -183,10 +182,8 @@ def _check_options(options: Any, where: str) -> Options:
 
 @functools.cache
 def _known_options() -> set[str]:
-    training: Any = make_training_options()
-    if training is None:
-        training = config.SiglipTrainingArguments
-    return {item.name for kind in (*LIGHT_KINDS, training) for item in dataclasses.fields(kind)}
+    kinds = (*LIGHT_KINDS, TrainingOptions)
+    return {item.name for kind in kinds for item in dataclasses.fields(kind)}
 
 
 def check_arms(settings: ExperimentSettings) -> None:
@@ -195,11 +192,11 @@ def check_arms(settings: ExperimentSettings) -> None:
     Raises:
         InputError: A wrong type or a value out of range.
     """
-    kinds = (*LIGHT_KINDS, make_training_options())
+    kinds = (*LIGHT_KINDS, TrainingOptions)
     for arm, arm_options in settings.arms.items():
         for regime, regime_options in settings.regimes.items():
             with name_run(arm, regime):
-                check_command_line(
+                parse_arguments(
                     kinds,
                     [],
                     prog="experiment",

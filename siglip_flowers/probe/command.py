@@ -6,7 +6,7 @@ from functools import partial
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import check_command_line, parse_arguments
+from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.probe.options import ProbeArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(argv: list[str]) -> None:
-    check_command_line(KINDS, argv, prog=PROG, description=DESCRIPTION)
+    parse_arguments(KINDS, argv, prog=PROG, description=DESCRIPTION)
 
 
 def _probe(argv: list[str]) -> None:

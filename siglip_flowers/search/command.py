@@ -10,9 +10,9 @@ from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
-    make_training_options,
+    TrainingOptions,
 )
-from siglip_flowers.config.parsing import check_command_line
+from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.search.options import DEFAULTS, SearchArguments
 
@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(argv: list[str]) -> None:
-    kinds = (DataArguments, AugmentationArguments, ModelArguments, make_training_options())
-    check_command_line(
+    kinds = (DataArguments, AugmentationArguments, ModelArguments, TrainingOptions)
+    parse_arguments(
         (*kinds, SearchArguments),
         argv,
         prog=PROG,
