@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -260,11 +262,12 @@ def test_saved_processor_gives_bit_identical_pixels(tiny_dir, flowers_dir, tmp_p
     processor.save_pretrained(tmp_path)
     images = read_images(flowers_dir, 4)
     expected = processor(images, return_tensors="pt")["pixel_values"]
-    for restored in (
-        load_image_processor(str(tmp_path)),
-        AutoImageProcessor.from_pretrained(tmp_path, backend="pil"),
-    ):
-        assert torch.equal(restored(images, return_tensors="pt")["pixel_values"], expected)
+    restored = [load_image_processor(str(tmp_path))]
+    # Older releases have no AutoImageProcessor without torchvision.
+    if Version(transformers.__version__) >= Version("5.24"):
+        restored.append(AutoImageProcessor.from_pretrained(tmp_path, backend="pil"))
+    for each in restored:
+        assert torch.equal(each(images, return_tensors="pt")["pixel_values"], expected)
     assert expected.shape == (4, 3, 24, 24)
 
 
@@ -283,8 +286,9 @@ def test_unknown_choices_are_refused(options, message):
 
 def test_configuration_leaves_the_given_vision_configuration_alone(tiny_dir):
     tower = SiglipVisionModel.from_pretrained(tiny_dir)
+    before = tower.config.to_dict()
     SiglipClassifierConfig(vision_config=tower.config, pooling="mean")
-    assert tower.config.vision_use_head
+    assert tower.config.to_dict() == before
 
 
 def test_cosine_head_starts_at_the_papers_temperature_and_bias():

@@ -47,7 +47,8 @@ def get_defaults(kind):
 def test_restated_defaults_are_the_parents_but_for_those_listed():
     ours, parents = get_defaults(InheritedOptions), get_defaults(TrainingArguments)
     differing = {name for name, value in ours.items() if value != parents[name]}
-    assert differing == CHANGED_DEFAULTS
+    # Unset in transformers 5.24, and False before.
+    assert differing - {"gradient_checkpointing"} == CHANGED_DEFAULTS - {"gradient_checkpointing"}
 
 
 def test_each_option_of_the_parent_is_accepted_or_refused(capsys):
