@@ -1,6 +1,7 @@
 """What every command does around its work: messages instead of tracebacks, and exit codes."""
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,6 +35,29 @@ def name_program(command: str) -> str:
     """Return what the user typed to run a command: ``train.py`` or ``siglip-flowers train``."""
     script = Path(sys.argv[0]).name
     return script if script == f"{command}.py" else f"siglip-flowers {command}"
+
+
+def check_cache_directories() -> None:
+    """Raise InputError if a cache directory of this package or of its libraries cannot be made.
+
+    The libraries would end in a traceback, some of them while they are imported.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    directories = {
+        "HF_HOME": os.environ.get("HF_HOME") or f"{home}/huggingface",
+        "SIGLIP_FLOWERS_CACHE": os.environ.get("SIGLIP_FLOWERS_CACHE"),
+    }
+    for variable, name in directories.items():
+        if name is None:
+            continue
+        directory = Path(name).expanduser()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The cache directory {directory} cannot be created ({error.strerror}). Set "
+                f"{variable} to another directory."
+            ) from error
 
 
 def _prepare_process() -> None:
@@ -94,6 +118,7 @@ def run_command(
             parsed = () if parse is None else (parse(),)
             if check is not None:
                 check()
+            check_cache_directories()
             _prepare_process()
             work(*parsed)
     except (InputError, RunError) as error:
