@@ -50,6 +50,17 @@ def test_array_is_built_once_and_then_mapped(tmp_path):
         assert np.array_equal(array, expected())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mapped files")
+def test_no_file_is_renamed_while_it_is_mapped(tmp_path, monkeypatch):
+    def replace_as_windows_does(source, target, replace=os.replace):
+        if str(source) in Path("/proc/self/maps").read_text():
+            raise PermissionError(13, "The process cannot access the file", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_as_windows_does)
+    assert np.array_equal(open_array(tmp_path, ENTRY, fill), expected())
+
+
 @pytest.mark.parametrize(
     "other",
     [
