@@ -1,6 +1,7 @@
 """Sheets of single predictions: image, true and predicted class, confidence, right or wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
+from siglip_flowers.data.pixels.decoding import decode_rgb
 from siglip_flowers.plots.theme import (
     MUTED_COLOR,
     RIGHT_COLOR,
@@ -40,27 +42,15 @@ def choose_examples(
 
     labels: integers in [0, classes), shape (n,). probabilities: shape (n, classes). Returns at
     most count_right + count_wrong different row numbers.
-
-    Raises:
-        ValueError: Other shapes, or negative counts.
     """
-    true, scores = np.asarray(labels), np.asarray(probabilities)
-    if scores.ndim != 2 or true.shape != scores.shape[:1]:
-        raise ValueError(
-            f"labels and probabilities must have the shapes (n,) and (n, classes), "
-            f"not {true.shape} and {scores.shape}."
-        )
-    if min(count_right, count_wrong) < 0:
-        raise ValueError(f"Counts must not be negative: {count_right} right, {count_wrong} wrong.")
-    if len(true) == 0:
-        return []
-    is_right = scores.argmax(axis=1) == true
+    true = np.asarray(labels)
+    is_right = np.asarray(probabilities).argmax(axis=1) == true
     order = np.random.default_rng(seed).permutation(len(true))
-    right = _put_new_classes_first([int(row) for row in order if is_right[row]], true)
-    wrong = _put_new_classes_first([int(row) for row in order if not is_right[row]], true)
+    right, wrong = (_put_new_classes_first(order[is_right[order] == kind], true) for kind in (1, 0))
     spare_right = max(0, count_right - len(right))
     spare_wrong = max(0, count_wrong - len(wrong))
-    return list(_mix(right[: count_right + spare_wrong], wrong[: count_wrong + spare_right]))
+    pairs = zip_longest(right[: count_right + spare_wrong], wrong[: count_wrong + spare_right])
+    return [row for pair in pairs for row in pair if row is not None]
 
 
 def save_examples(
@@ -75,11 +65,8 @@ def save_examples(
     predicted class in [0, 1].
 
     Raises:
-        ValueError: No example.
         RunError: A file cannot be written.
     """
-    if not examples:
-        raise ValueError("A sheet of examples requires at least one example.")
     for number in range(1, count + 1):
         path = output_dir / f"example{number}.png"
         if number <= len(examples):
@@ -90,20 +77,14 @@ def save_examples(
     save_figure(_draw_panels(examples, title), output_dir / "examples.png", _SHEET_DPI)
 
 
-def _put_new_classes_first(rows: list[int], labels: np.ndarray) -> list[int]:
-    times_seen: dict[int, int] = {}
+def _put_new_classes_first(rows: np.ndarray, labels: np.ndarray) -> list[int]:
+    times_seen: Counter[int] = Counter()
     repeats = []
-    for row in rows:
-        label = int(labels[row])
-        repeats.append(times_seen.get(label, 0))
-        times_seen[label] = repeats[-1] + 1
+    for label in labels[rows].tolist():
+        repeats.append(times_seen[label])
+        times_seen[label] += 1
     # A stable sort keeps the random order among equals.
-    return [row for _, row in sorted(zip(repeats, rows, strict=True), key=lambda pair: pair[0])]
-
-
-def _mix(right: list[int], wrong: list[int]) -> Iterator[int]:
-    for pair in zip_longest(right, wrong):
-        yield from (row for row in pair if row is not None)
+    return [int(row) for row in rows[np.argsort(repeats, kind="stable")]]
 
 
 def _draw_panels(examples: Sequence[Example], title: str) -> Figure:
@@ -126,7 +107,10 @@ def _draw_panel(axes: Axes, example: Example) -> None:
     image, true_name, predicted_name, confidence = example
     is_right = true_name == predicted_name
     color = RIGHT_COLOR if is_right else WRONG_COLOR
-    axes.imshow(np.asarray(_fit(image)), interpolation="nearest", aspect="auto")
+    square = ImageOps.pad(
+        decode_rgb(image), (_PIXELS, _PIXELS), Image.Resampling.LANCZOS, color="white"
+    )
+    axes.imshow(np.asarray(square), interpolation="nearest", aspect="auto")
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         # Right and wrong differ without color as well.
@@ -141,27 +125,9 @@ def _draw_panel(axes: Axes, example: Example) -> None:
         (0.0, -0.12, labels, MUTED_COLOR, 13),
         (0.31, -0.12, values, TEXT_COLOR, 13),
     ):
-        axes.text(
-            x,
-            y,
-            text,
-            color=shade,
-            fontsize=size,
-            weight="bold" if text is verdict else "normal",
-            va="top",
-            linespacing=1.3,
-            transform=axes.transAxes,
-            parse_math=False,
-        )
-
-
-def _fit(image: Image.Image) -> Image.Image:
-    """Scale an image into a white square; transparent parts turn white."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        opaque = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(opaque, image.convert("RGBA"))
-    side = (_PIXELS, _PIXELS)
-    return ImageOps.pad(image.convert("RGB"), side, Image.Resampling.LANCZOS, color="white")
+        shown = axes.text(x, y, text, color=shade, fontsize=size, transform=axes.transAxes)
+        weight = "bold" if text is verdict else "normal"
+        shown.set(verticalalignment="top", linespacing=1.3, parse_math=False, weight=weight)
 
 
 def format_confidence(confidence: float) -> str:

@@ -1,5 +1,6 @@
 """Colors, fonts, titles and files of all figures, without pyplot's global state."""
 
+import functools
 import io
 import logging
 from pathlib import Path
@@ -36,50 +37,43 @@ _LETTER = 0.6
 _FONT = "DejaVu Sans"
 
 
-class _Fonts:
-    """The font families that the texts drawn so far need."""
-
-    def __init__(self) -> None:
-        self.families = [_FONT]
-        self.known: set[int] = set()
-        self.lacking: set[int] = set()
-
-    def cover(self, text: str) -> set[str]:
-        """Look for fonts with the characters of a text; return the characters without one."""
-        if not self.known:
-            self.known |= set(get_font(findfont(_FONT)).get_charmap())
-        missing = {ord(char) for char in text} - self.known - self.lacking
-        for font in fontManager.ttflist if missing else ():
-            # The last resort has a box for every character.
-            if font.name.startswith("Last Resort"):
-                continue
-            try:
-                found = missing & set(get_font(font.fname).get_charmap())
-            except (OSError, RuntimeError):
-                continue
-            if found:
-                self.families.append(font.name)
-                self.known |= found
-                missing -= found
-        if missing:
-            if not self.lacking:
-                logger.warning(
-                    "No installed font has the character %r (and maybe others), so plots show "
-                    "escapes. Install a font that has it, such as Noto Sans CJK.",
-                    chr(min(missing)),
-                )
-            self.lacking |= missing
-        return {char for char in text if ord(char) in self.lacking}
+# Characters that no font has, after the first of them was reported.
+_LACKING: set[str] = set()
 
 
-_FONTS = _Fonts()
+@functools.cache
+def _read_characters(path: str) -> frozenset[int]:
+    try:
+        return frozenset(get_font(path).get_charmap())
+    except (OSError, RuntimeError):
+        return frozenset()
+
+
+@functools.cache
+def _find_font(char: str) -> str | None:
+    """Return the first font family that has a character; None without any."""
+    if ord(char) in _read_characters(findfont(_FONT)):
+        return _FONT
+    for font in fontManager.ttflist:
+        # The last resort has a box for every character.
+        if not font.name.startswith("Last Resort") and ord(char) in _read_characters(font.fname):
+            return font.name
+    return None
 
 
 def make_drawable(text: str) -> str:
     """Return a text as figures can show it: characters without a font become escapes."""
     shown = escape_unprintable(text, keep="\n")
-    for char in _FONTS.cover(shown.replace("\n", "")):
-        shown = shown.replace(char, char.encode("unicode_escape").decode("ascii"))
+    for char in sorted(set(shown) - {"\n"}):
+        if _find_font(char) is None:
+            shown = shown.replace(char, char.encode("unicode_escape").decode("ascii"))
+            if not _LACKING:
+                logger.warning(
+                    "No installed font has the character %r (and maybe others), so plots show "
+                    "escapes. Install a font that has it, such as Noto Sans CJK.",
+                    char,
+                )
+            _LACKING.add(char)
     return shown
 
 
@@ -147,8 +141,10 @@ def style_axes(axes: Axes, grid: str = "both") -> None:
 
 def _render(figure: Figure, target: str | Path | IO[Any], **options: Any) -> None:
     """Save a figure with fonts for all its texts; equal figures give equal files."""
-    for text in figure.findobj(Text) if len(_FONTS.families) > 1 else ():
-        text.set_fontfamily(_FONTS.families)
+    for text in figure.findobj(Text):
+        fonts = {_find_font(char) for char in text.get_text()} - {None, _FONT}
+        if fonts:
+            text.set_fontfamily([_FONT, *sorted(font for font in fonts if font)])
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "siglip-flowers"}
     with matplotlib.rc_context(settings):
         figure.savefig(target, **options)

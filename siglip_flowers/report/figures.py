@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from siglip_flowers.base.text import count
 from siglip_flowers.metrics.calibration import ReliabilityBin
-from siglip_flowers.plots import confusion
+from siglip_flowers.plots import figures
 from siglip_flowers.plots.theme import (
     MUTED_COLOR,
     TEXT_COLOR,
@@ -130,7 +130,7 @@ def draw_confusion(report: Report) -> Drawing:
     order, names = report.class_order, report.names
     counts = report.confusion[np.ix_(order, order)]
     shown = [names[label] for label in order]
-    figure = confusion.draw_confusion(counts, shown)
+    figure = figures.draw_confusion(counts, shown)
     support = np.maximum(counts.sum(axis=1), 1)
     labels = [
         f"{shown[row]} → {shown[column]}: {counts[row, column]} of "

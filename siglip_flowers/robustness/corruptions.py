@@ -12,13 +12,14 @@ and perturbations".
 import io
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional
 
-# Side in pixels that the strengths below are for.
+# Side in pixels that the amounts below are for.
 REFERENCE_SIDE = 224
 STRENGTHS = (1, 2, 3, 4, 5)
 _FLAKE_CELLS = 75
@@ -29,43 +30,26 @@ GAUSSIAN_REACH = 4.0
 _FINENESS = 8
 
 Generators = list[np.random.Generator]
-Change = Callable[[torch.Tensor, int, Generators], torch.Tensor]
+# Takes images in [0, 1], the amount that belongs to a strength, and a generator for each image.
+Change = Callable[[torch.Tensor, Any, Generators], torch.Tensor]
 
 
 def corrupt(
     pixels: torch.Tensor, kind: str, strength: int, rows: Sequence[int], seed: int = 0
 ) -> torch.Tensor:
-    """Return changed copies of images; strength 0 changes nothing.
+    """Return changed copies of images: (B, 3, S, S) uint8.
 
     Args:
         pixels: (B, 3, S, S) uint8, on the CPU.
         kind: One of ``KINDS``.
-        strength: 0 to 5.
+        strength: 1 to 5.
         rows: The B row numbers of the images, which their random numbers depend on.
         seed: Another seed gives other noise.
-
-    Returns:
-        (B, 3, S, S) uint8.
-
-    Raises:
-        ValueError: An unknown kind or strength, or pixels of another shape or type.
     """
-    if kind not in _CHANGES:
-        raise ValueError(f"Unknown corruption {kind!r}; choose one of {', '.join(KINDS)}.")
-    if strength not in (0, *STRENGTHS):
-        raise ValueError(f"The strength of a corruption is {strength}; it must lie in 0..5.")
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ValueError(
-            f"Pixels must be uint8 of shape (B, 3, S, S), not {pixels.dtype} of "
-            f"{tuple(pixels.shape)}."
-        )
-    if len(rows) != len(pixels):
-        raise ValueError(f"{len(pixels)} images need as many row numbers, not {len(rows)}.")
-    if strength == 0 or not len(pixels):
-        return pixels.clone()
+    change, amounts = _CHANGES[kind]
     number = KINDS.index(kind)
     generators = [np.random.default_rng([seed, number, int(row)]) for row in rows]
-    changed = _CHANGES[kind](pixels.float() / 255, strength, generators)
+    changed = change(pixels.float() / 255, amounts[strength - 1], generators)
     return (changed * 255).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -78,18 +62,17 @@ def _stack(arrays: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def _add_gaussian_noise(
-    pixels: torch.Tensor, strength: int, generators: Generators
+    pixels: torch.Tensor, deviation: float, generators: Generators
 ) -> torch.Tensor:
-    # Averaged to a size that is half as long, noise has half the deviation.
-    deviation = (0.08, 0.12, 0.18, 0.26, 0.38)[strength - 1] * _scale(pixels)
     shape = tuple(pixels.shape[1:])
     noise = _stack([each.standard_normal(shape, dtype=np.float32) for each in generators])
-    return pixels + deviation * noise
+    # Averaged to a size that is half as long, noise has half the deviation.
+    return pixels + deviation * _scale(pixels) * noise
 
 
-def _add_shot_noise(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+def _add_shot_noise(pixels: torch.Tensor, white: float, generators: Generators) -> torch.Tensor:
     # Photons of a white pixel: each pixel of a smaller image gathers those of a larger area.
-    photons = (60, 25, 12, 5, 3)[strength - 1] / _scale(pixels) ** 2
+    photons = white / _scale(pixels) ** 2
     counts = [
         each.poisson(image * photons)
         for each, image in zip(generators, pixels.double().numpy(), strict=True)
@@ -97,21 +80,12 @@ def _add_shot_noise(pixels: torch.Tensor, strength: int, generators: Generators)
     return _stack(counts) / photons
 
 
-def _blur_gaussian(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return blur_gaussian(pixels, (2, 3, 4, 6, 8)[strength - 1] * _scale(pixels))
-
-
-def _blur_defocus(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return blur_disk(pixels, (3, 4, 6, 8, 10)[strength - 1] * _scale(pixels))
-
-
-def _blur_motion(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+def _blur_motion(pixels: torch.Tensor, length: float, generators: Generators) -> torch.Tensor:
     angles = torch.tensor([each.uniform(-45, 45) for each in generators])
-    return blur_line(pixels, (10, 15, 22, 30, 40)[strength - 1] * _scale(pixels), angles)
+    return blur_line(pixels, length * _scale(pixels), angles)
 
 
-def _add_fog(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
-    amount = (0.7, 1.1, 1.6, 2.2, 3.0)[strength - 1]
+def _add_fog(pixels: torch.Tensor, amount: float, generators: Generators) -> torch.Tensor:
     fog = _draw_clouds(generators, pixels.shape[-1])
     brightest = pixels.amax(dim=(1, 2, 3), keepdim=True)
     # The fog takes from the image what it adds, so brightness stays in range.
@@ -129,110 +103,57 @@ def _draw_clouds(generators: Generators, side: int) -> torch.Tensor:
     return clouds / clouds.amax(dim=(2, 3), keepdim=True).clamp_min(1e-6)
 
 
-def _add_snow(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
-    density = (0.02, 0.04, 0.07, 0.11, 0.16)[strength - 1]
-    whiteness = (0.1, 0.2, 0.3, 0.4, 0.5)[strength - 1]
-    side = pixels.shape[-1]
+def _add_snow(
+    pixels: torch.Tensor, amount: tuple[float, float], generators: Generators
+) -> torch.Tensor:
+    density, whiteness = amount
     cells = (1, _FLAKE_CELLS, _FLAKE_CELLS)
     # The flakes of a lighter fall are among those of a heavier one.
     flakes = _stack([each.random(cells) < density for each in generators])
     angles = torch.tensor([each.uniform(60, 120) for each in generators])
-    falling = blur_line(_resize(flakes, side), 12 * _scale(pixels), angles)
+    falling = blur_line(_resize(flakes, pixels.shape[-1]), 12 * _scale(pixels), angles)
     gray = pixels.mean(dim=1, keepdim=True)
     # Light is scattered into what is dark, and colors fade.
     pale = torch.lerp(pixels, torch.maximum(pixels, gray * 0.5 + 0.5), whiteness)
     return 1 - (1 - pale) * (1 - (2 * falling).clamp(0, 1))
 
 
-def _resize(grid: torch.Tensor, side: int) -> torch.Tensor:
-    return functional.interpolate(
-        grid, size=(side, side), mode="bilinear", align_corners=False, antialias=True
-    )
-
-
-def _brighten(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
+def _brighten(pixels: torch.Tensor, added: float, _: Generators) -> torch.Tensor:
     """Add to the value of the hue-saturation-value model, which keeps hue and saturation."""
-    added = (0.1, 0.2, 0.3, 0.4, 0.5)[strength - 1]
     value = pixels.amax(dim=1, keepdim=True)
     wanted = (value + added).clamp_max(1)
     return torch.where(value > 0, pixels * wanted / value.clamp_min(1e-6), wanted)
 
 
-def _flatten_contrast(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    kept = (0.4, 0.3, 0.2, 0.1, 0.05)[strength - 1]
+def _flatten_contrast(pixels: torch.Tensor, kept: float, _: Generators) -> torch.Tensor:
     mean = pixels.mean(dim=(2, 3), keepdim=True)
     return mean + kept * (pixels - mean)
 
 
-def jpeg_quality(strength: int, side: int) -> int:
-    """Return the quality, 1 to 100, that an image of this side is compressed with.
+def scale_quality(quality: int, side: int) -> int:
+    """Return the JPEG quality, 1 to 100, for a side that corresponds to one at 224 pixels.
 
     ImageNet-C's qualities 25 to 7 correspond to a quantization step, in percent of JPEG's standard
     one; it is proportional to the side, as the noise is.
     """
-    step = 5000 / (25, 18, 15, 10, 7)[strength - 1] * side / REFERENCE_SIDE
-    quality = 5000 / step if step > 100 else (200 - step) / 2
-    return max(1, round(quality))
+    step = 5000 / quality * side / REFERENCE_SIDE
+    return max(1, round(5000 / step if step > 100 else (200 - step) / 2))
 
 
-def _compress_jpeg(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    quality = jpeg_quality(strength, pixels.shape[-1])
+def _compress_jpeg(pixels: torch.Tensor, quality: int, _: Generators) -> torch.Tensor:
     images = (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     decoded = []
     for image in images:
         buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+        Image.fromarray(image).save(buffer, "JPEG", quality=scale_quality(quality, len(image)))
         with Image.open(buffer) as opened:
             decoded.append(np.asarray(opened))
     return _stack(decoded).permute(0, 3, 1, 2) / 255
 
 
-def _pixelate(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return reduce_resolution(pixels, (0.5, 0.4, 0.3, 0.2, 0.15)[strength - 1], smooth=False)
-
-
-def _reduce_resolution(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return reduce_resolution(pixels, (0.75, 0.5, 0.375, 0.25, 0.125)[strength - 1], smooth=True)
-
-
-def _rotate(pixels: torch.Tensor, strength: int, generators: Generators) -> torch.Tensor:
+def _rotate(pixels: torch.Tensor, angle: float, generators: Generators) -> torch.Tensor:
     signs = torch.tensor([1.0 if each.random() < 0.5 else -1.0 for each in generators])
-    return rotate(pixels, signs * (5, 10, 20, 30, 45)[strength - 1])
-
-
-def _zoom_in(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return zoom(pixels, (1.15, 1.3, 1.5, 1.8, 2.2)[strength - 1])
-
-
-def _zoom_out(pixels: torch.Tensor, strength: int, _: Generators) -> torch.Tensor:
-    return zoom(pixels, (0.85, 0.7, 0.55, 0.4, 0.3)[strength - 1])
-
-
-_CORRUPTIONS: dict[str, Change] = {
-    "gaussian_noise": _add_gaussian_noise,
-    "shot_noise": _add_shot_noise,
-    "gaussian_blur": _blur_gaussian,
-    "defocus_blur": _blur_defocus,
-    "motion_blur": _blur_motion,
-    "fog": _add_fog,
-    "snow": _add_snow,
-    "brightness": _brighten,
-    "contrast": _flatten_contrast,
-    "jpeg": _compress_jpeg,
-    "pixelate": _pixelate,
-}
-_VIEWS: dict[str, Change] = {
-    "rotation": _rotate,
-    "zoom_in": _zoom_in,
-    "zoom_out": _zoom_out,
-    "resolution": _reduce_resolution,
-}
-_CHANGES = {**_CORRUPTIONS, **_VIEWS}
-# Corrupted images, and the same object rotated, nearer, farther away or at a lower resolution.
-CORRUPTIONS = tuple(_CORRUPTIONS)
-VIEWS = tuple(_VIEWS)
-# The position of a kind is part of its random seed.
-KINDS = (*CORRUPTIONS, *VIEWS)
+    return rotate(pixels, signs * angle)
 
 
 # Filters of batches of images: float32 (B, C, S, S) in and out.
@@ -284,37 +205,37 @@ def blur_line(pixels: torch.Tensor, length: float, angles: torch.Tensor) -> torc
 
 
 def _convolve(pixels: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """Filter each image by its own kernel (B, H, W), or all by one (1, H, W), of odd sides."""
+    """Filter each image by its own kernel (B, H, W), or all by one (1, H, W), of odd sides.
+
+    Borders are mirrored, so a kernel is less than twice as long as the image.
+    """
     batch, channels, side, _ = pixels.shape
     height, width = kernels.shape[1:]
-    padded = _mirror(_mirror(pixels, height // 2, 2), width // 2, 3)
+    margins = (width // 2, width // 2, height // 2, height // 2)
+    padded = functional.pad(pixels, margins, mode="reflect")
     kernels = kernels.expand(batch, -1, -1).repeat_interleave(channels, dim=0)[:, None]
     flat = padded.reshape(1, batch * channels, *padded.shape[2:])
     filtered = functional.conv2d(flat, kernels, groups=batch * channels)
     return filtered.reshape(batch, channels, side, side)
 
 
-def _mirror(pixels: torch.Tensor, width: int, axis: int) -> torch.Tensor:
-    """Extend an axis on both sides by its mirror image, again and again where it is short."""
-    side = pixels.shape[axis]
-    period = max(1, 2 * (side - 1))
-    places = torch.arange(-width, side + width).remainder(period)
-    return pixels.index_select(axis, torch.minimum(places, period - places))
+def _resize(pixels: torch.Tensor, side: int) -> torch.Tensor:
+    return functional.interpolate(
+        pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True
+    )
 
 
-def reduce_resolution(pixels: torch.Tensor, share: float, *, smooth: bool) -> torch.Tensor:
-    """Scale to a share of the side and back.
+def reduce_resolution(pixels: torch.Tensor, share: float) -> torch.Tensor:
+    """Scale to a share of the side and back, smoothly."""
+    side = pixels.shape[-1]
+    return _resize(_resize(pixels, max(1, round(side * share))), side)
 
-    smooth: blurred as by a screen that scales (bilinear, antialiased); else visible square blocks.
-    """
+
+def pixelate(pixels: torch.Tensor, share: float) -> torch.Tensor:
+    """Scale to a share of the side and back in visible square blocks."""
     side = pixels.shape[-1]
     small = max(1, round(side * share))
-    mode = "bilinear" if smooth else "area"
-    # "area" takes no such argument.
-    options = {"align_corners": False, "antialias": True} if smooth else {}
-    reduced = functional.interpolate(pixels, size=(small, small), mode=mode, **options)
-    if smooth:
-        return functional.interpolate(reduced, size=(side, side), mode=mode, **options)
+    reduced = functional.interpolate(pixels, size=(small, small), mode="area")
     return functional.interpolate(reduced, size=(side, side), mode="nearest-exact")
 
 
@@ -325,10 +246,8 @@ def rotate(pixels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """
     radians = torch.deg2rad(angles)
     cosine, sine, zero = torch.cos(radians), torch.sin(radians), torch.zeros_like(radians)
-    first = torch.stack([cosine, -sine, zero], dim=1)
-    second = torch.stack([sine, cosine, zero], dim=1)
-    size = list(pixels.shape)
-    grid = functional.affine_grid(torch.stack([first, second], dim=1), size, align_corners=False)
+    matrices = torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1).view(-1, 2, 3)
+    grid = functional.affine_grid(matrices, list(pixels.shape), align_corners=False)
     return functional.grid_sample(
         pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
@@ -336,10 +255,7 @@ def rotate(pixels: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 def crop_and_resize(pixels: torch.Tensor, top: int, left: int, side: int) -> torch.Tensor:
     """Crop a square and scale it to the size of the whole image (bilinear, antialiased)."""
-    part = pixels[..., top : top + side, left : left + side]
-    return functional.interpolate(
-        part, size=pixels.shape[-2:], mode="bilinear", align_corners=False, antialias=True
-    )
+    return _resize(pixels[..., top : top + side, left : left + side], pixels.shape[-1])
 
 
 def zoom(pixels: torch.Tensor, factor: float) -> torch.Tensor:
@@ -350,10 +266,37 @@ def zoom(pixels: torch.Tensor, factor: float) -> torch.Tensor:
         margin = (side - inner) // 2
         return crop_and_resize(pixels, margin, margin, inner)
     inner = max(1, round(side * factor))
-    small = functional.interpolate(
-        pixels, size=(inner, inner), mode="bilinear", align_corners=False, antialias=True
-    )
-    changed = torch.zeros_like(pixels)
     margin = (side - inner) // 2
-    changed[..., margin : margin + inner, margin : margin + inner] = small
-    return changed
+    rest = side - inner - margin
+    return functional.pad(_resize(pixels, inner), (margin, rest, margin, rest))
+
+
+# Each kind with the amounts of the five strengths.
+_CORRUPTIONS: dict[str, tuple[Change, tuple[Any, ...]]] = {
+    "gaussian_noise": (_add_gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
+    "shot_noise": (_add_shot_noise, (60, 25, 12, 5, 3)),
+    "gaussian_blur": (lambda x, sigma, _: blur_gaussian(x, sigma * _scale(x)), (2, 3, 4, 6, 8)),
+    "defocus_blur": (lambda x, radius, _: blur_disk(x, radius * _scale(x)), (3, 4, 6, 8, 10)),
+    "motion_blur": (_blur_motion, (10, 15, 22, 30, 40)),
+    "fog": (_add_fog, (0.7, 1.1, 1.6, 2.2, 3.0)),
+    "snow": (_add_snow, ((0.02, 0.1), (0.04, 0.2), (0.07, 0.3), (0.11, 0.4), (0.16, 0.5))),
+    "brightness": (_brighten, (0.1, 0.2, 0.3, 0.4, 0.5)),
+    "contrast": (_flatten_contrast, (0.4, 0.3, 0.2, 0.1, 0.05)),
+    "jpeg": (_compress_jpeg, (25, 18, 15, 10, 7)),
+    "pixelate": (lambda x, share, _: pixelate(x, share), (0.5, 0.4, 0.3, 0.2, 0.15)),
+}
+_VIEWS: dict[str, tuple[Change, tuple[Any, ...]]] = {
+    "rotation": (_rotate, (5, 10, 20, 30, 45)),
+    "zoom_in": (lambda x, factor, _: zoom(x, factor), (1.15, 1.3, 1.5, 1.8, 2.2)),
+    "zoom_out": (lambda x, factor, _: zoom(x, factor), (0.85, 0.7, 0.55, 0.4, 0.3)),
+    "resolution": (
+        lambda x, share, _: reduce_resolution(x, share),
+        (0.75, 0.5, 0.375, 0.25, 0.125),
+    ),
+}
+_CHANGES = {**_CORRUPTIONS, **_VIEWS}
+# Corrupted images, and the same object rotated, nearer, farther away or at a lower resolution.
+CORRUPTIONS = tuple(_CORRUPTIONS)
+VIEWS = tuple(_VIEWS)
+# The position of a kind is part of its random seed.
+KINDS = (*CORRUPTIONS, *VIEWS)

@@ -19,9 +19,8 @@ from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.tables import write_predictions
 from siglip_flowers.metrics.functions import confusion_matrix
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.plots.confusion import draw_confusion
-from siglip_flowers.plots.curves import plot_accuracy, plot_loss
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
+from siglip_flowers.plots.figures import draw_confusion, plot_curves
 from siglip_flowers.plots.theme import to_image
 from siglip_flowers.runtime.devices import describe_device
 from siglip_flowers.tracking import FinalResults, RunFacts, choose_trackers
@@ -214,8 +213,8 @@ def write_results(
     test = results["test"]
     title = f"{Path(facts['model']['model_id']).name} on {data.description}"
     write_history(output_dir / "history.csv", history)
-    plot_loss(history, output_dir / "loss_plot.png", title)
-    plot_accuracy(history, output_dir / "accuracy_plot.png", title)
+    plot_curves(history, output_dir / "loss_plot.png", title, "loss")
+    plot_curves(history, output_dir / "accuracy_plot.png", title, "accuracy")
     names = data.class_names
     examples = list_examples(test, data, facts["training"]["seed"])
     save_examples(examples, output_dir, title)

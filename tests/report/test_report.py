@@ -190,7 +190,7 @@ def hostile(labels):
         environment={ALERTS[0]: {"device": ALERTS[1]}},
         figures={
             "robustness": {"rows": [row]},
-            "augmented": [{**views, "seconds_per_image": 0.1, "cost": 2.0}],
+            "augmented": [{**views, "cost": 2}],
         },
     )
 

@@ -17,9 +17,9 @@ from siglip_flowers.robustness.corruptions import (
     blur_line,
     corrupt,
     crop_and_resize,
-    jpeg_quality,
-    reduce_resolution,
+    pixelate,
     rotate,
+    scale_quality,
     zoom,
 )
 from tests.small_flowers import read_images
@@ -46,18 +46,17 @@ def measure_distances(pixels: torch.Tensor, kind: str) -> list[float]:
     rows = range(len(pixels))
     return [
         float((corrupt(pixels, kind, strength, rows).double() - pixels.double()).abs().mean())
-        for strength in (0, *STRENGTHS)
+        for strength in STRENGTHS
     ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_strength_is_farther_from_photographs_than_the_one_before(kind, photographs):
     distances = measure_distances(photographs, kind)
-    assert distances[0] == 0
     assert all(low < high for low, high in itertools.pairwise(distances)), distances
     # Seen at once, and something is left.
-    assert distances[1] > 0.5
-    assert distances[5] < 100
+    assert distances[0] > 0.5
+    assert distances[-1] < 100
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,12 +126,6 @@ def test_a_horizontal_line_is_a_mean_along_rows_and_a_vertical_one_along_columns
         np.testing.assert_allclose(blurred[number].numpy(), expected, atol=0.01)
 
 
-def test_a_blur_wider_than_the_image_still_works():
-    flat = torch.full((1, 3, 8, 8), 0.25)
-    for blurred in (blur_gaussian(flat, 9.0), blur_disk(flat, 20.0)):
-        torch.testing.assert_close(blurred, flat)
-
-
 @pytest.mark.parametrize("angle", [-45.0, 5.0, 30.0])
 def test_a_rotation_is_that_of_pillow(angle):
     pixels = draw_images(64, 2)
@@ -146,27 +139,21 @@ def test_a_rotation_is_that_of_pillow(angle):
         assert np.abs(mine - expected)[inside].max() < 4
 
 
-@pytest.mark.parametrize("strength", STRENGTHS)
-def test_jpeg_is_pillow_itself(strength):
+def test_jpeg_is_pillow_with_the_quality_of_imagenet_c_scaled_by_the_side():
+    qualities = (25, 18, 15, 10, 7)
+    assert [scale_quality(quality, 224) for quality in qualities] == list(qualities)
+    assert [scale_quality(quality, 64) for quality in qualities] == [71, 60, 52, 35, 24]
+    assert min(scale_quality(7, side) for side in (8, 512, 4096)) >= 1
     pixels = draw_images(64, 2)
-    spoiled = corrupt(pixels, "jpeg", strength, [0, 1])
-    for image, mine in zip(pixels, spoiled, strict=True):
+    for image, mine in zip(pixels, corrupt(pixels, "jpeg", 2, [0, 1]), strict=True):
         buffer = io.BytesIO()
-        pil = Image.fromarray(image.permute(1, 2, 0).numpy())
-        pil.save(buffer, "JPEG", quality=jpeg_quality(strength, 64))
-        expected = np.asarray(Image.open(buffer))
-        np.testing.assert_array_equal(mine.permute(1, 2, 0).numpy(), expected)
-
-
-def test_the_qualities_of_jpeg_are_those_of_imagenet_c_at_its_own_size():
-    assert [jpeg_quality(strength, 224) for strength in STRENGTHS] == [25, 18, 15, 10, 7]
-    assert [jpeg_quality(strength, 64) for strength in STRENGTHS] == [71, 60, 52, 35, 24]
-    assert min(jpeg_quality(5, side) for side in (8, 512, 4096)) >= 1
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=60)
+        np.testing.assert_array_equal(mine.permute(1, 2, 0).numpy(), np.asarray(Image.open(buffer)))
 
 
 def test_pixelated_images_are_blocks_of_means():
     pixels = draw_images(64, 2).float()
-    blocks = reduce_resolution(pixels, 0.25, smooth=False)
+    blocks = pixelate(pixels, 0.25)
     expected = pixels.reshape(2, 3, 16, 4, 16, 4).mean(dim=(3, 5))
     torch.testing.assert_close(
         blocks, expected.repeat_interleave(4, 2).repeat_interleave(4, 3), atol=1e-3, rtol=0
@@ -196,16 +183,3 @@ def test_brightness_is_the_value_of_pillows_hsv():
     added = after[..., 2] - np.minimum(before[..., 2] + 51, 255)
     assert np.abs(added).max() <= 1
     assert np.abs(after[..., 1] - before[..., 1]).max() <= 4
-
-
-def test_wrong_requests_are_refused():
-    pixels = draw_images(16, 1)
-    with pytest.raises(ValueError, match="choose one of gaussian_noise"):
-        corrupt(pixels, "hail", 1, [0])
-    with pytest.raises(ValueError, match=r"is 6; it must lie in 0\.\.5"):
-        corrupt(pixels, "fog", 6, [0])
-    with pytest.raises(ValueError, match=r"uint8 of shape \(B, 3, S, S\)"):
-        corrupt(pixels.float(), "fog", 1, [0])
-    with pytest.raises(ValueError, match="as many row numbers"):
-        corrupt(pixels, "fog", 1, [0, 1])
-    assert corrupt(pixels[:0], "fog", 1, []).shape == (0, 3, 16, 16)
