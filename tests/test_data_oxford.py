@@ -117,8 +117,7 @@ def test_another_checksum_is_one_warning(flowers_dir, cache_root, caplog) -> Non
     with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
         oxford.load_oxford(str(flowers_dir), "", "swapped")
     [message] = caplog.messages
-    assert "102flowers.tgz (53db234241c10758405438e5f8767ed5)" in message
-    assert "imagelabels.mat" not in message
+    assert "102flowers.tgz has the MD5 sum 53db234241c10758405438e5f8767ed5" in message
 
 
 @pytest.fixture
@@ -139,41 +138,11 @@ def test_the_unpacked_folder_serves_as_well_and_silently(unpacked, images, caplo
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [
-        {"wrong": np.ones((1, 8189))},
-        {"labels": np.ones((1, 8188))},
-        {"labels": np.zeros((1, 8189), np.uint8)},
-        {"labels": np.full((1, 8189), 103)},
-        {"labels": np.full((1, 8189), 1.5)},
-        {"labels": np.array([["a" * 8189]])},
-    ],
-)
-def test_wrong_labels_are_refused(unpacked, variables) -> None:
-    scipy.io.savemat(unpacked / "imagelabels.mat", variables)
-    with pytest.raises(InputError, match="'labels' must be 8189 whole numbers from 1 to 102"):
-        check_data_arguments(DataArguments(data_dir=str(unpacked)))
-
-
-def test_overlapping_split_ids_are_refused(unpacked) -> None:
-    ids = scipy.io.loadmat(unpacked / "setid.mat")
-    ids["trnid"][0, 0] = ids["valid"][0, 0] = 5
-    scipy.io.savemat(
-        unpacked / "setid.mat", {name: ids[name] for name in ("trnid", "valid", "tstid")}
-    )
-    with pytest.raises(InputError, match="lists image 5 more than once"):
-        check_data_arguments(DataArguments(data_dir=str(unpacked)))
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>404</html>" * 20, None], ids=["empty", "html", "cut"]
-)
 @pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat"])
-def test_a_broken_mat_file_is_refused(unpacked, name, content) -> None:
+def test_another_mat_file_is_refused(unpacked, name) -> None:
     path = unpacked / name
-    path.write_bytes(path.read_bytes()[:300] if content is None else content)
-    with pytest.raises(InputError, match=f"{name} is not a readable .mat file"):
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=f"{name} is not the original file: its MD5 sum is"):
         check_data_arguments(DataArguments(data_dir=str(unpacked)))
 
 
@@ -230,19 +199,11 @@ def test_images_are_unpacked_and_nothing_else(tmp_path, two_images, prefix) -> N
     assert all(path.stat().st_size >= 5000 and not path.is_symlink() for path in unpacked)
 
 
-@pytest.mark.parametrize(
-    "damage, message",
-    [
-        (lambda content: content[: len(content) // 2], "is damaged"),
-        (lambda content: content[:-6] + b"x" + content[-5:], "is damaged"),
-        (lambda content: b"<html>not found</html>" * 9, "is damaged"),
-    ],
-    ids=["cut", "checksum", "html"],
-)
-def test_a_damaged_archive_leaves_nothing(tmp_path, two_images, damage, message) -> None:
+@pytest.mark.parametrize("content", [None, b"<html>not found</html>" * 9], ids=["cut", "html"])
+def test_a_damaged_archive_leaves_nothing(tmp_path, two_images, content) -> None:
     archive = write_archive(tmp_path / "a.tgz", size=200_000)
-    archive.write_bytes(damage(archive.read_bytes()))
-    with pytest.raises(RunError, match=message):
+    archive.write_bytes(archive.read_bytes()[:200_000] if content is None else content)
+    with pytest.raises(RunError, match="is damaged"):
         oxford._unpack(archive, tmp_path / "cache" / "jpg")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -250,7 +211,7 @@ def test_a_damaged_archive_leaves_nothing(tmp_path, two_images, damage, message)
 def test_an_incomplete_archive_names_a_missing_image(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(oxford, "IMAGE_NAMES", ("image_00001.jpg", "image_00009.jpg"))
     archive = write_archive(tmp_path / "a.tgz")
-    with pytest.raises(RunError, match=r"lacks 1 of 8189 images, image_00009\.jpg"):
+    with pytest.raises(RunError, match=r"lacks 1 of 2 images, image_00009\.jpg"):
         oxford._unpack(archive, tmp_path / "cache" / "jpg")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -386,13 +347,13 @@ def test_a_connection_that_never_gets_further_is_given_up(mirror, tmp_path) -> N
 def test_a_silent_server_is_given_up(mirror, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(oxford, "SILENCE_SECONDS", 0.2)
     mirror.silent = True
-    with pytest.raises(RunError, match=r"imagelabels.mat \(no answer for 0.2 seconds\)"):
+    with pytest.raises(RunError, match=r"imagelabels.mat \(timed out\)"):
         oxford.load_oxford(None, mirror.url, "swapped")
 
 
 @pytest.mark.parametrize(
     "url, reason",
-    [("http://127.0.0.1:9", "refused"), ("{}/nowhere", "HTTP 404"), ("http://[", r".+")],
+    [("http://127.0.0.1:9", "refused"), ("{}/nowhere", "HTTP Error 404"), ("http://[", r".+")],
 )
 def test_a_download_that_fails_says_why_and_names_the_offline_ways(mirror, url, reason) -> None:
     url = url.format(mirror.url)
