@@ -64,12 +64,15 @@ def _prepare_process() -> None:
     # Not at the top, since importing them takes a second, which --help does not need.
     with defer_signals():
         import datasets
+        import PIL.Image
         from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
         from transformers.utils import logging as transformers_logging
 
         from siglip_flowers.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
+    # Memory for pixels is bounded where images are read.
+    warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
     transformers_logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_error()
     # Hides the bars of reading and writing weights, but not those of downloads.

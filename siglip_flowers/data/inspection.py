@@ -29,7 +29,7 @@ from siglip_flowers.data.rows import (
 BATCH_ROWS = 64
 DIGEST_BYTES = 16
 # With fewer images there is no progress bar.
-SILENT_ROWS = 2000
+SILENT_ROWS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ SharedImage = tuple[str, str, str, str]
 class Finding:
     """Result of decoding one row: a digest of its RGB pixels and size, or why it failed."""
 
-    digest: bytes = b""
+    digest: bytes = bytes(DIGEST_BYTES)
     problem: str = ""
 
 
@@ -58,7 +58,7 @@ def examine_image(value: dict[str, Any] | None) -> Finding:
     return Finding(digest=digest.digest())
 
 
-def _examine_batches(dataset: Dataset, workers: int) -> Iterator[list[Finding]]:
+def _examine_rows(dataset: Dataset, workers: int) -> Iterator[Finding]:
     undecoded = select_undecoded(dataset)
 
     def examine_batch(start: int) -> list[Finding]:
@@ -66,7 +66,8 @@ def _examine_batches(dataset: Dataset, workers: int) -> Iterator[list[Finding]]:
 
     with ThreadPoolExecutor(workers) as pool:
         try:
-            yield from pool.map(examine_batch, range(0, len(undecoded), BATCH_ROWS))
+            for batch in pool.map(examine_batch, range(0, len(undecoded), BATCH_ROWS)):
+                yield from batch
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -74,88 +75,70 @@ def _examine_batches(dataset: Dataset, workers: int) -> Iterator[list[Finding]]:
 def examine_splits(
     splits: DatasetDict, workers: int, cache_dir: Path | None = None
 ) -> dict[str, list[Finding]]:
-    """Decode every row of every split, with a progress bar on a terminal if there are many.
+    """Decode every row of every split, with progress bars on a terminal if there are many.
 
-    With a cache directory, splits without problems are not decoded a second time.
+    With a cache directory, the images that were readable are not decoded a second time.
     """
-    total = sum(map(len, splits.values()))
-    silent = True if total < SILENT_ROWS else None  # None: silent without a terminal
-    with tqdm(total=total, desc="Checking images", unit="img", disable=silent) as bar:
-        return {
-            name: _examine_split(dataset, workers, cache_dir, bar)
-            for name, dataset in splits.items()
-        }
+    return {name: _examine_split(dataset, workers, cache_dir) for name, dataset in splits.items()}
 
 
-class _ProblemsFound(Exception):
-    """Some images cannot be read: their split is not remembered as checked."""
-
-
-def _examine_split(
-    dataset: Dataset, workers: int, cache_dir: Path | None, bar: tqdm
-) -> list[Finding]:
-    examined: list[Finding] = []
-
-    def examine() -> None:
-        for batch in _examine_batches(dataset, workers):
-            examined.extend(batch)
-            bar.update(len(batch))
-
+def _examine_split(dataset: Dataset, workers: int, cache_dir: Path | None) -> list[Finding]:
     def fill(digests: np.ndarray) -> None:
-        examine()
-        if any(finding.problem for finding in examined):
-            raise _ProblemsFound
-        digests[:] = [np.frombuffer(finding.digest, dtype=np.uint8) for finding in examined]
+        silent = True if len(dataset) < SILENT_ROWS else None  # None: silent without a terminal
+        examined = _examine_rows(dataset, workers)
+        bar = tqdm(examined, "Checking images", len(dataset), unit="img", disable=silent)
+        for row, finding in enumerate(bar):
+            digests[row] = np.frombuffer(finding.digest, dtype=np.uint8)
 
-    if cache_dir is None or not len(dataset):
-        examine()
-        return examined
-    entry = ArrayEntry(
-        kind="digests",
-        key={
-            "images": fingerprint_images(dataset),
-            "pillow": PIL.__version__,
-            "steps": DECODING_VERSION,
-        },
-        shape=(len(dataset), DIGEST_BYTES),
-        dtype="uint8",
-    )
-    try:
+    digests: np.ndarray | None = None
+    if cache_dir is not None and len(dataset):
+        entry = ArrayEntry(
+            kind="digests",
+            key={
+                "images": fingerprint_images(dataset),
+                "pillow": PIL.__version__,
+                "steps": DECODING_VERSION,
+            },
+            shape=(len(dataset), DIGEST_BYTES),
+            dtype="uint8",
+        )
         digests = open_array(cache_dir, entry, fill, quiet=True)
-    except _ProblemsFound:
-        return examined
     if digests is None:
-        examine()
-    if examined or digests is None:
-        return examined
-    bar.update(len(dataset))
-    return [Finding(digest=digest.tobytes()) for digest in digests]
-
-
-def _describe_unreadable(splits: DatasetDict, findings: dict[str, list[Finding]]) -> list[str]:
-    lines = []
-    for name, rows in findings.items():
-        bad = [row for row, finding in enumerate(rows) if finding.problem]
-        if bad:
-            ids, paths = image_ids(splits[name]), get_image_paths(splits[name])
-            lines += [f"{paths[row] or f'{name}/{ids[row]}'} ({rows[row].problem})" for row in bad]
-    return lines
+        digests = np.zeros((len(dataset), DIGEST_BYTES), dtype=np.uint8)
+        fill(digests)
+    findings = [Finding(digest=digest.tobytes()) for digest in digests]
+    # An unreadable image has no digest; decoding it once more tells what is wrong with it.
+    failed = [row for row, finding in enumerate(findings) if finding == Finding()]
+    for row, finding in zip(failed, _examine_rows(dataset.select(failed), workers), strict=True):
+        findings[row] = finding
+    return findings
 
 
 def _drop_unreadable(
-    splits: DatasetDict, findings: dict[str, list[Finding]]
-) -> tuple[DatasetDict, dict[str, list[Finding]], dict[str, list[str]]]:
-    """Return splits and findings without unreadable rows, and the dropped ids of each split."""
-    kept = DatasetDict()
-    skipped: dict[str, list[str]] = {}
-    for name, rows in findings.items():
-        good = [row for row, finding in enumerate(rows) if not finding.problem]
-        complete = len(good) == len(rows)
-        ids = [] if complete else image_ids(splits[name])
-        skipped[name] = [ids[row] for row, finding in enumerate(rows) if finding.problem]
-        kept[name] = splits[name] if complete else splits[name].select(good)
-    readable = {name: [row for row in rows if not row.problem] for name, rows in findings.items()}
-    return kept, readable, skipped
+    splits: DatasetDict, findings: dict[str, list[Finding]], skip: bool
+) -> tuple[DatasetDict, dict[str, list[str]]]:
+    """Return the splits without unreadable rows, and the dropped ids of each split."""
+    kept, skipped, problems = DatasetDict(), {}, []
+    for name, dataset in splits.items():
+        bad = [row for row, finding in enumerate(findings[name]) if finding.problem]
+        ids, paths = (image_ids(dataset), get_image_paths(dataset)) if bad else ([], [])
+        skipped[name] = [ids[row] for row in bad]
+        problems += [
+            f"{paths[row] or f'{name}/{ids[row]}'} ({findings[name][row].problem})" for row in bad
+        ]
+        good = np.setdiff1d(np.arange(len(dataset)), bad)
+        kept[name] = dataset.select(good) if bad else dataset
+    total = count(sum(map(len, splits.values())), "image")
+    if problems and not skip:
+        raise RunError(
+            f"{len(problems)} of {total} cannot be read: {abbreviate(problems)}. Replace them, or "
+            "drop them with --skip_corrupt_images."
+        )
+    if problems:
+        logger.warning(
+            "Dropped %d of %s that cannot be read: %s.", len(problems), total, abbreviate(problems)
+        )
+    return kept, skipped
 
 
 def find_shared_images(
@@ -164,7 +147,7 @@ def find_shared_images(
     """Return the pairs of images with the same size and pixels that are in two splits."""
     shared: list[SharedImage] = []
     by_digest = {
-        name: {finding.digest: row for row, finding in enumerate(rows) if finding.digest}
+        name: {finding.digest: row for row, finding in enumerate(rows) if not finding.problem}
         for name, rows in findings.items()
     }
     for first, second in combinations(splits, 2):
@@ -190,33 +173,19 @@ def inspect_images(
     """Check that every image decodes and that no image is in two splits.
 
     Args:
-        known_shared: pairs of ids that the published data set itself has in two splits.
-        cache_dir: where the results of earlier checks are kept.
+        known_shared: Pairs of ids that the published data set itself has in two splits.
+        cache_dir: Where the results of earlier checks are kept.
 
     Returns:
         The splits without unreadable rows, the ids dropped from each, and the accepted images
         that are in two splits.
 
     Raises:
-        RunError: unreadable images, unless ``skip_corrupt_images``.
-        InputError: shared images, unless known or ``allow_duplicates``.
+        RunError: Unreadable images, unless ``skip_corrupt_images``.
+        InputError: Shared images, unless known or ``allow_duplicates``.
     """
     findings = examine_splits(splits, workers, cache_dir)
-    total = count(sum(map(len, findings.values())), "image")
-    unreadable = _describe_unreadable(splits, findings)
-    if unreadable and not skip_corrupt_images:
-        raise RunError(
-            f"{len(unreadable)} of {total} cannot be read: {abbreviate(unreadable)}. Replace them, "
-            "or drop them with --skip_corrupt_images."
-        )
-    if unreadable:
-        logger.warning(
-            "Dropped %d of %s that cannot be read: %s.",
-            len(unreadable),
-            total,
-            abbreviate(unreadable),
-        )
-    splits, findings, skipped = _drop_unreadable(splits, findings)
+    kept, skipped = _drop_unreadable(splits, findings, skip_corrupt_images)
     shared = find_shared_images(splits, findings)
     unknown = [pair for pair in shared if frozenset((pair[1], pair[3])) not in known_shared]
     listing = abbreviate([f"{a}/{i} = {b}/{j}" for a, i, b, j in unknown or shared])
@@ -227,10 +196,6 @@ def inspect_images(
             "--allow_duplicates."
         )
     if shared:
-        logger.warning(
-            "%s in two splits%s: %s.",
-            count(len(shared), "image"),
-            "" if unknown else ", as in the published data set",
-            listing,
-        )
-    return splits, skipped, shared
+        known = "" if unknown else ", as in the published data set"
+        logger.warning("%s in two splits%s: %s.", count(len(shared), "image"), known, listing)
+    return kept, skipped, shared

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
-from siglip_flowers.data.names import abbreviate
+from siglip_flowers.base.text import abbreviate
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.weights import (

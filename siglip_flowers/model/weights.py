@@ -18,7 +18,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.data.names import abbreviate
+from siglip_flowers.base.text import abbreviate
 from siglip_flowers.model.towers import TextModel, name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
