@@ -95,7 +95,6 @@ def run_command(
     parse: Callable[[], Any] | None = None,
     check: Callable[[], Any] | None = None,
     resumes: bool = False,
-    goes_on: bool = False,
 ) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C)
     or 143 (SIGTERM, SIGUSR1).
@@ -106,9 +105,7 @@ def run_command(
         parse: Reads and checks the command line before anything slow is imported.
         check: As ``parse``, for work that takes no argument.
         resumes: Whether a command that was stopped resumes when it is run again.
-        goes_on: The same.
     """
-    resumes = resumes or goes_on
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -23,7 +23,7 @@ COMMANDS = {
     ),
     "probe": ("siglip_flowers.probe.command", "fit linear heads on the features of an encoder"),
     "search": ("siglip_flowers.search.command", "search for options that train well"),
-    "experiment": ("siglip_flowers.experiment.__main__", "compare options over several seeds"),
+    "experiment": ("siglip_flowers.experiment.command", "compare options over several seeds"),
     "export": ("siglip_flowers.export.command", "write a model in a format for deployment"),
     "publish": ("siglip_flowers.publish.command", "push a finished run to the Hugging Face Hub"),
     "demo": ("siglip_flowers.demo.command", "try a classifier on a page in the browser"),

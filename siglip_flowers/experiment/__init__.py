@@ -1,1 +1,1 @@
-"""Arms times regimes times seeds, tuned alike, and what their differences show."""
+"""Compare options of train.py over arms, regimes and seeds, with statistics."""

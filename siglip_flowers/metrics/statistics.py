@@ -200,45 +200,22 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
-def is_shown(
-    difference: PairedDifference,
-    corrected_p: float | None = None,
-    significance: float = 0.05,
-    over_seeds: Interval | None = None,
-) -> bool:
-    """Return whether a difference may be claimed.
-
-    The bootstrap's interval has to exclude 0, p (corrected, where given) to be below the
-    significance, and ``over_seeds``, where given, to exclude 0 on the same side: with few seeds the
-    bootstrap claims too easily. One seed never passes that third test.
-    """
-    p = difference.p_value if corrected_p is None else corrected_p
-    if difference.low <= 0 <= difference.high or p >= significance:
-        return False
-    if over_seeds is None:
-        return True
-    return over_seeds.low > 0 if difference.low > 0 else over_seeds.high < 0
-
-
 def conclude(
     difference: PairedDifference,
     name_a: str,
     name_b: str,
     measure: str,
-    setting: str = "",
     corrected_p: float | None = None,
     significance: float = 0.05,
-    over_seeds: Interval | None = None,
 ) -> str:
     """Return one sentence on what a paired difference shows, in percentage points.
 
-    measure: "test accuracy"; setting: where it was measured ("at 16 per class"); corrected_p: the
-    p-value after :func:`holm`, which then decides and is printed instead of the single one;
-    over_seeds: ``mean_interval(seed_differences)``. A difference is claimed only if
-    :func:`is_shown` allows it.
+    measure: "test accuracy"; corrected_p: the p-value after :func:`holm`, which then decides and
+    is printed instead of the single one. A difference is claimed only if the interval excludes 0
+    and p is below the significance.
     """
     p = difference.p_value if corrected_p is None else corrected_p
-    shown = is_shown(difference, corrected_p, significance, over_seeds)
+    shown = not difference.low <= 0 <= difference.high and p < significance
     sign = -1 if shown and difference.high < 0 else 1
     ends = sorted((sign * difference.low, sign * difference.high))
     size, low, high = _format_points((sign * difference.difference, *ends))
@@ -248,12 +225,9 @@ def conclude(
         f"{difference.confidence * 100:g} % interval {low} to {high}",
         f"{'' if corrected_p is None else 'Holm-corrected '}p {equals}{shown_p}",
     ]
-    if over_seeds is not None and over_seeds.n > 1:
-        ends = sorted((sign * over_seeds.low, sign * over_seeds.high))
-        notes.insert(1, "over seeds {} to {}".format(*_format_points(ends)))
     if difference.seeds == 1:
         notes.append("one seed, so the spread between seeds is not counted")
-    tail = f"({', '.join(notes)}) on {measure}{' ' + setting if setting else ''}."
+    tail = f"({', '.join(notes)}) on {measure}."
     if not shown:
         return f"no difference shown: {name_a} minus {name_b} is {size} points {tail}"
     return f"{name_a} {'beats' if sign > 0 else 'falls short of'} {name_b} by {size} points {tail}"

@@ -1,9 +1,10 @@
 """Options of ``siglip-flowers probe``: which features, and which heads are fitted on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.checks import check_choice, check_positive
+from siglip_flowers.config.fields import option
 
 POOLINGS = ("map", "mean")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -13,52 +14,35 @@ CLASS_WEIGHTS = ("none", "balanced")
 class ProbeArguments:
     """A grid of logistic regressions on the features of a frozen encoder."""
 
-    model_name_or_path: str = field(
-        default="google/siglip2-base-patch16-224",
-        metadata={"help": "A SigLIP or SigLIP 2 checkpoint: a directory or a Hub id."},
+    model_name_or_path: str = option(
+        "google/siglip2-base-patch16-224",
+        "A SigLIP or SigLIP 2 checkpoint: a directory or a Hub id.",
+        path=True,
     )
-    output_dir: str = field(
-        default="results/linear_probe",
-        metadata={"help": "Where the model, its metrics and the grid are written."},
+    output_dir: str = option(
+        "results/linear_probe", "Where the model, its metrics and the grid are written.", path=True
     )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace what an earlier run left in --output_dir."}
+    overwrite_output_dir: bool = option(False, "Replace what an earlier run left in --output_dir.")
+    image_size: int | None = option(None, "Image side in pixels; default: the checkpoint's own.")
+    max_num_patches: int | None = option(None, "Most patches per image, for NaFlex checkpoints.")
+    poolings: list[str] = option(
+        list(POOLINGS), "Poolings to try: map (the attention pooling) and mean."
     )
-    image_size: int | None = field(
-        default=None, metadata={"help": "Image side in pixels; default: the checkpoint's own."}
+    penalties: list[float] = option(
+        [], "L2 penalties to try with each of them; default: two per decade from 1 to 3e-5."
     )
-    max_num_patches: int | None = field(
-        default=None, metadata={"help": "Most patches per image, for NaFlex checkpoints."}
+    class_weights: list[str] = option(
+        list(CLASS_WEIGHTS),
+        "Class weights to try: none, and balanced (by inverse frequency).",
     )
-    poolings: list[str] = field(
-        default_factory=lambda: list(POOLINGS),
-        metadata={"help": "Poolings to try: map (the attention pooling) and mean."},
+    neighbors: int = option(20, "Training images that vote in the k-NN accuracy.")
+    per_device_eval_batch_size: int = option(128, "Images per device and batch.")
+    dataloader_num_workers: int | None = option(
+        None, "Processes that decode images; default: 0 on CPU."
     )
-    penalties: list[float] = field(
-        default_factory=list,
-        metadata={
-            "help": "L2 penalties to try with each of them; default: two per decade from 1 to 3e-5."
-        },
-    )
-    class_weights: list[str] = field(
-        default_factory=lambda: list(CLASS_WEIGHTS),
-        metadata={"help": "Class weights to try: none, and balanced (by inverse frequency)."},
-    )
-    neighbors: int = field(
-        default=20, metadata={"help": "Training images that vote in the k-NN accuracy."}
-    )
-    per_device_eval_batch_size: int = field(
-        default=128, metadata={"help": "Images per device and batch."}
-    )
-    dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that decode images; default: 0 on CPU."}
-    )
-    bf16: bool | None = field(
-        default=None,
-        metadata={"help": "Encode in bfloat16; default: if the device is built for it."},
-    )
-    report_to: list[str] | None = field(
-        default=None, metadata={"help": "Trackers: aim, wandb, tensorboard, trackio, or none."}
+    bf16: bool | None = option(None, "Encode in bfloat16; default: if the device is built for it.")
+    report_to: list[str] | None = option(
+        None, "Trackers: aim, wandb, tensorboard, trackio, or none."
     )
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ import sys
 from importlib.util import find_spec
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -14,29 +14,36 @@ from siglip_flowers.config import (
 )
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.runtime.preemption import defer_signals
-from siglip_flowers.search.options import DEFAULTS, SearchArguments
+from siglip_flowers.search.options import DEFAULTS, RULES, SearchArguments
 
-PROG = "siglip-flowers search"
 DESCRIPTION = (
     "Try options of train.py, each trial a training run scored on the validation split, and write "
     "the best ones to a configuration for train.py."
+)
+EXAMPLES = (
+    "siglip-flowers search --config configs/search.yaml",
+    "siglip-flowers search --config configs/nano_64px.yaml --search_space '{pooling: [map, mean]}'",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the missing trials and print the best one; return the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, lambda: _search(given), check=lambda: _check(given), goes_on=True)
+    prog = name_program("search")
+    return run_command(prog, _search, parse=lambda: _parse(given, prog), resumes=True)
 
 
-def _check(argv: list[str]) -> None:
-    kinds = (DataArguments, AugmentationArguments, ModelArguments, TrainingOptions)
+def _parse(argv: list[str], prog: str) -> list[str]:
+    """Check a command line and return it; reading it in full imports torch."""
+    kinds = (SearchArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingOptions)
     parse_arguments(
-        (*kinds, SearchArguments),
+        kinds,
         argv,
-        prog=PROG,
+        prog=prog,
         description=DESCRIPTION,
         defaults=DEFAULTS,
+        rules=RULES,
+        examples=EXAMPLES,
     )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
@@ -46,6 +53,7 @@ def _check(argv: list[str]) -> None:
         raise InputError(
             "The search needs the package optuna, which is not installed; run 'pip install optuna'."
         )
+    return argv
 
 
 def _search(argv: list[str]) -> None:

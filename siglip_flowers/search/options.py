@@ -1,8 +1,9 @@
 """The options of a search."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from siglip_flowers.config.checks import check_choice, check_positive, check_range
+from siglip_flowers.config.checks import check_choice, check_not_negative, check_positive
+from siglip_flowers.config.fields import option
 from siglip_flowers.config.rules import Rule
 
 # Not the directory of train.py: the two do not share one.
@@ -33,36 +34,26 @@ RULES = (
 class SearchArguments:
     """What is tried, how often, and on how many devices."""
 
-    search_space: str | None = field(
-        default=None,
-        metadata={
-            "help": "Options to try, as a mapping in the YAML file: {low: 1e-5, high: 1e-3, log: "
-            "true}, {low: 0, high: 8, step: 2}, or a list of values. Any option of model, "
-            "augmentation and training."
-        },
+    search_space: str | None = option(
+        None,
+        "Options to try, as a mapping in the YAML file: {low: 1e-5, high: 1e-3, log: true}, {low: "
+        "0, high: 8, step: 2}, or a list of values. Any option of model, augmentation and "
+        "training.",
     )
-    n_trials: int = field(
-        default=20, metadata={"help": "Trials in total, including earlier calls and pruned trials."}
+    n_trials: int = option(20, "Trials in total, including earlier calls and pruned trials.")
+    pruner: str = option(
+        "median",
+        "median: stop a trial that is worse than the median of the others at the same evaluation; "
+        "or none.",
     )
-    pruner: str = field(
-        default="median",
-        metadata={
-            "help": "median: stop a trial that is worse than the median of the others at the same "
-            "evaluation; or none."
-        },
+    pruning_startup_trials: int = option(
+        5, "median: finished trials before any trial may be pruned."
     )
-    pruning_startup_trials: int = field(
-        default=5, metadata={"help": "median: finished trials before any trial may be pruned."}
-    )
-    pruning_warmup: int = field(
-        default=1, metadata={"help": "Evaluations of a trial before it may be pruned."}
-    )
-    workers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parallel trials, each in its own process with one of the visible GPUs (or a "
-            "share of the cores); default: one per GPU, else 1."
-        },
+    pruning_warmup: int = option(1, "Evaluations of a trial before it may be pruned.")
+    workers: int | None = option(
+        None,
+        "Parallel trials, each in its own process with one of the visible GPUs (or a share of the "
+        "cores); default: one per GPU, else 1.",
     )
 
     def __post_init__(self) -> None:
@@ -70,4 +61,4 @@ class SearchArguments:
             check_positive(name, getattr(self, name))
         check_choice("pruner", self.pruner, PRUNERS)
         for name in ("pruning_startup_trials", "pruning_warmup"):
-            check_range(name, getattr(self, name), 0, 1_000_000)
+            check_not_negative(name, getattr(self, name))
