@@ -13,8 +13,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 from benchmarks.harness import REPOSITORY
 from siglip_flowers.config import DataArguments, check_choice, check_positive
 from siglip_flowers.data import load_data
-from siglip_flowers.data.sources.drawing import draw_flower
-from siglip_flowers.data.sources.species import SPECIES_COUNT
+from siglip_flowers.data.sources.procedural import SPECIES_COUNT, draw_flower
 
 SHARED = REPOSITORY.parent / "shared"
 FULL_SIZES = ((667, 500), (500, 667))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.checks import check_choice, check_positive
+from siglip_flowers.config.checks import check_choice, check_not_negative, check_positive
 from siglip_flowers.config.fields import option
 
 DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
@@ -101,6 +101,8 @@ class DataArguments:
         check_choice("split_protocol", self.split_protocol, SPLIT_PROTOCOLS)
         for name in ("shots", "max_train_samples", "max_eval_samples", "image_workers"):
             check_positive(name, getattr(self, name))
+        for name in ("split_seed", "shots_seed", "procedural_seed"):
+            check_not_negative(name, getattr(self, name))
         if not 0.0 < self.validation_fraction < 0.5:
             raise InputError(
                 f"--validation_fraction is {self.validation_fraction}; it must be between 0 and "

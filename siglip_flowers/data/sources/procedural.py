@@ -4,24 +4,88 @@ A species is a fixed combination of traits; no two images of it are alike.
 """
 
 import io
+from functools import cache
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from siglip_flowers.base.errors import InputError
-from siglip_flowers.data.sources.drawing import draw_flower
-from siglip_flowers.data.sources.species import (
-    SPECIES_COUNT,
-    SPECIES_NAMES,
-    describe_species,
-    make_generator,
+from siglip_flowers.data.sources.drawing import PATTERNS, SHAPES, Species, draw_scene
+
+SPECIES_COUNT = 102
+# Changing these, or the order of random draws, changes every image and figure.
+_FLORA_SEED = 20240102
+# How many values each trait has, and how much a differing value sets two species apart.
+_TRAIT_SIZES = Species(10, 10, len(SHAPES), 7, 3, len(PATTERNS), 3, 4, 6, 4, 2, 6)
+_TRAIT_WEIGHTS = Species(4, 2, 4, 2, 1, 3, 1, 2, 3, 1, 1, 0)
+_PLAIN_SHARE = 0.5  # of the candidates are made solitary, and as many lipless
+
+# The words of names, by petal color, shape and pattern.
+_COLOR_WORDS = (
+    ("scarlet", "ruby", "cinnabar"),
+    ("amber", "copper", "tawny"),
+    ("golden", "saffron", "honey"),
+    ("blush", "coral", "rosy"),
+    ("fuchsia", "magenta", "damask"),
+    ("violet", "amethyst", "plum"),
+    ("azure", "cobalt", "sapphire"),
+    ("snowy", "pearl", "ivory"),
+    ("lilac", "hazy", "misty"),
+    ("garnet", "dusky", "claret"),
 )
+_SHAPE_STEMS = ("moon", "star", "ribbon", "ladle", "heart", "frill", "crown", "spark", "feather")
+_PATTERN_ENDINGS = ("wort", "bloom", "eye", "hem", "blade", "wheel", "freckle")
 
-__all__ = ["SPECIES_NAMES", "describe_species", "draw_flower", "load_procedural"]
 
-MINIMUM_IMAGES_PER_CLASS = 5
+def _make_generator(*key: int) -> np.random.Generator:
+    """Return the same stream of numbers for the same key, on every machine."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+@cache
+def describe_species() -> tuple[Species, ...]:
+    """The 102 species: colors and shapes evenly shared, the other traits as far apart as found.
+
+    Each new species is the one of 64 random candidates whose nearest relative is farthest.
+    """
+    rng = _make_generator(_FLORA_SEED)
+    sizes, weights = np.array(_TRAIT_SIZES), np.array(_TRAIT_WEIGHTS)
+    colors, shapes = _TRAIT_SIZES.color, _TRAIT_SIZES.shape
+    chosen = np.empty((0, len(sizes)), dtype=np.int64)
+    for number in range(SPECIES_COUNT):
+        candidates = np.floor(rng.random((64, len(sizes))) * sizes).astype(np.int64)
+        color, accent, shape, arrangement, lip = (candidates[:, k] for k in (0, 1, 2, 6, 10))
+        color[:] = number % colors
+        accent[:] = (color + 1 + accent % (colors - 1)) % colors  # never the petal's own
+        shape[:] = (number + number // colors) % shapes
+        arrangement[rng.random(64) < _PLAIN_SHARE] = 0
+        lip[rng.random(64) < _PLAIN_SHARE] = 0
+        apart = ((candidates[:, None] != chosen[None]) * weights).sum(axis=2)
+        nearest = apart.min(axis=1, initial=weights.sum())
+        chosen = np.vstack([chosen, candidates[nearest.argmax()]])
+    return tuple(Species(*row) for row in chosen.tolist())
+
+
+def _name_species() -> tuple[str, ...]:
+    names: list[str] = []
+    for species in describe_species():
+        tail = _SHAPE_STEMS[species.shape] + _PATTERN_ENDINGS[species.pattern]
+        words = _COLOR_WORDS[species.color]
+        names.append(next(f"{w} {tail}" for w in words if f"{w} {tail}" not in names))
+    return tuple(names)
+
+
+SPECIES_NAMES: tuple[str, ...] = _name_species()
+
+
+def draw_flower(species: int, index: int, size: int = 64, seed: int = 0) -> NDArray[np.uint8]:
+    """Draw image ``index`` of a species (0..101), (size, size, 3) uint8, the same everywhere.
+
+    Another size, of at least 16, shows the same scene with other grain.
+    """
+    rng = _make_generator(seed, species, index)
+    return draw_scene(describe_species()[species], size, rng)
 
 
 def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -32,7 +96,7 @@ def _encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 def _draw_split(indices: range, image_size: int, seed: int, split_number: int) -> Dataset:
     rows = [(species, index) for species in range(SPECIES_COUNT) for index in indices]
-    order = make_generator(seed, SPECIES_COUNT, split_number).random(len(rows)).argsort()
+    order = _make_generator(seed, SPECIES_COUNT, split_number).random(len(rows)).argsort()
     shuffled = [rows[place] for place in order]
     images = [
         {
@@ -47,17 +111,10 @@ def _draw_split(indices: range, image_size: int, seed: int, split_number: int) -
 
 
 def load_procedural(images_per_class: int, image_size: int, seed: int) -> DatasetDict:
-    """Draws the data set: train, validation and test, 3:1:1 in every class, each shuffled.
+    """Draw the data set: train, validation and test, 3:1:1 in every class, each shuffled.
 
     Columns ``image`` (PNG, ``image_size`` square, RGB) and ``label`` (0..101, SPECIES_NAMES).
-
-    Raises InputError for fewer than 5 images per class, a side below 16 or a negative seed.
     """
-    if images_per_class < MINIMUM_IMAGES_PER_CLASS:
-        raise InputError(
-            f"{images_per_class} procedural images per class are too few; ask for at least "
-            f"{MINIMUM_IMAGES_PER_CLASS}, so that every split has an image of every class."
-        )
     held_out = round(images_per_class / 5)
     test_start = images_per_class - held_out
     validation_start = test_start - held_out
