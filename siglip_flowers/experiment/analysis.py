@@ -9,10 +9,15 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.experiment.measures import loss_rise, steadiness
 from siglip_flowers.experiment.options import ExperimentArguments
-from siglip_flowers.experiment.plan import PREDICTIONS_FILE, Run, choose_learning_rate, list_runs
-from siglip_flowers.experiment.verdict import Finding, assess_accuracy, assess_steadiness
+from siglip_flowers.experiment.runs import PREDICTIONS_FILE, Run, choose_learning_rate, list_runs
+from siglip_flowers.experiment.statistics import (
+    Finding,
+    assess_accuracy,
+    assess_steadiness,
+    loss_rise,
+    steadiness,
+)
 from siglip_flowers.metrics.statistics import Interval, mean_interval, paired_bootstrap
 
 

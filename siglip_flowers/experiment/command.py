@@ -51,9 +51,8 @@ def _run(options: ExperimentArguments, command: str) -> None:
         from filelock import FileLock, Timeout
 
         from siglip_flowers.experiment.analysis import analyze
-        from siglip_flowers.experiment.plan import check_runs, claim_directory
         from siglip_flowers.experiment.report import write_report
-        from siglip_flowers.experiment.runner import execute_runs
+        from siglip_flowers.experiment.runs import check_runs, claim_directory, execute_runs
 
     check_runs(options)
     options.directory.mkdir(parents=True, exist_ok=True)

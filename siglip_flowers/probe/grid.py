@@ -1,6 +1,5 @@
 """Fit a head per pooling and penalty on cached features, and keep the best on validation."""
 
-import csv
 import dataclasses
 import itertools
 import logging
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from siglip_flowers.base.files import atomic_path
+from siglip_flowers.base.files import write_text
 from siglip_flowers.base.run_dir import PROBE_GRID_FILE
+from siglip_flowers.base.text import format_csv
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -116,7 +116,8 @@ def fit_grid(
     chosen = next(row for row in rows if row["chosen"])
     neighbors = _measure_neighbors(arguments, features, labels, chosen["pooling"])
     if PartialState().is_main_process:
-        write_grid(Path(probe.output_dir) / PROBE_GRID_FILE, rows)
+        cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+        write_text(Path(probe.output_dir) / PROBE_GRID_FILE, format_csv(cells))
         _report(chosen, neighbors, len(rows))
         if len(penalties) > 1 and best.penalty in (penalties[0], penalties[-1]):
             logger.warning(
@@ -154,15 +155,6 @@ def _measure_neighbors(
         )
         accuracies[f"{split}_accuracy"] = float(np.mean(votes.argmax(axis=1) == labels[split]))
     return {"neighbors": count, "pooling": pooling, **accuracies}
-
-
-def write_grid(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a row per head as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _report(chosen: dict[str, Any], neighbors: dict[str, Any], count: int) -> None:

@@ -26,13 +26,16 @@ from siglip_flowers.runtime.devices import count_workers, share_machine
 from siglip_flowers.runtime.preemption import stop_on_signals
 from siglip_flowers.runtime.processes import prepare_worker
 from siglip_flowers.search.options import DEFAULTS, RULES, SearchArguments
-from siglip_flowers.search.space import (
+from siglip_flowers.search.trials import (
+    REASON,
     SearchSpace,
     change_options,
+    check_trial,
     find_start,
+    name_metric,
     read_space,
+    run_trial,
 )
-from siglip_flowers.search.trials import REASON, check_trial, name_metric, run_trial
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.compute import set_cpu_threads
 from siglip_flowers.training.output import UNCOMPARED, check_same_settings

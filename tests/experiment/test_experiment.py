@@ -15,13 +15,18 @@ import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.experiment import plots, runner
+from siglip_flowers.experiment import report, runs
 from siglip_flowers.experiment.analysis import analyze, measure_run
 from siglip_flowers.experiment.command import main
 from siglip_flowers.experiment.options import ExperimentArguments
-from siglip_flowers.experiment.plan import Run, check_runs, claim_directory, make_options
 from siglip_flowers.experiment.report import write_report
-from siglip_flowers.experiment.runner import execute_runs
+from siglip_flowers.experiment.runs import (
+    Run,
+    check_runs,
+    claim_directory,
+    execute_runs,
+    make_options,
+)
 from siglip_flowers.metrics.statistics import mean_interval
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder
@@ -203,7 +208,7 @@ class FakeRuns:
 @pytest.fixture
 def fake_runs(monkeypatch):
     fake = FakeRuns()
-    monkeypatch.setattr(runner, "execute_run", fake)
+    monkeypatch.setattr(runs, "execute_run", fake)
     return fake
 
 
@@ -344,7 +349,7 @@ class TestReport:
     def test_figures_show_the_seeds(self, filled, monkeypatch):
         drawn = {}
         monkeypatch.setattr(
-            plots, "save_figure", lambda figure, path: drawn.update({path.stem: figure})
+            report, "save_figure", lambda figure, path: drawn.update({path.stem: figure})
         )
         write_report(filled, *analyze(filled), command="")
         axes = drawn["loss_baseline"].axes[0]

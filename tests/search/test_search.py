@@ -21,8 +21,8 @@ from optuna.trial import TrialState
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.search import command as search_command
 from siglip_flowers.search.options import RULES
-from siglip_flowers.search.space import find_start
 from siglip_flowers.search.study import FileStorage, read_search
+from siglip_flowers.search.trials import find_start
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 
@@ -119,7 +119,7 @@ def test_a_search_that_is_stopped_and_killed_resumes_its_trials(small, tmp_path)
     argv = make_argv(small, tmp_path / "out", "--n_trials", "3")
     # Each in a trial after the first, which counts.
     for number, trial in ((signal.SIGTERM, "trial-1"), (signal.SIGKILL, "trial-3")):
-        process = start_script("-m", "siglip_flowers.search", *argv)
+        process = start_script("-m", "siglip_flowers", "search", *argv)
         wait_for((tmp_path / "out" / "trials" / trial).is_dir, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=240)
@@ -140,7 +140,7 @@ def test_a_search_that_is_stopped_and_killed_resumes_its_trials(small, tmp_path)
 @pytest.mark.slow
 def test_two_workers_share_the_trials_of_one_study(small, tmp_path):
     argv = make_argv(small, tmp_path / "out", "--workers", "2", "--n_trials", "3")
-    process = start_script("-m", "siglip_flowers.search", *argv)
+    process = start_script("-m", "siglip_flowers", "search", *argv)
     printed, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     assert printed.count("] trial ") == 3
@@ -184,8 +184,11 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
         ({"learning_rate": {"low": 1e-3, "high": 1e-4}}, "low <= high"),
         ({"learning_rate": {"low": 0, "high": 1, "log": True}}, "low > 0"),
         ({"learning_rate": {"low": -1, "high": 1}}, "has -1.0: --learning_rate is -1.0"),
-        ({"learning_rate": {"low": "a", "high": 1}}, "could not convert string to float: 'a'"),
-        ({"lora_r": {"low": 1.5, "high": 8}}, "1.5 is not a whole number"),
+        (
+            {"learning_rate": {"low": "a", "high": 1}},
+            "has an invalid float value: 'a'",
+        ),
+        ({"lora_r": {"low": 1.5, "high": 8}}, "lora_r has an invalid int value: '1.5'"),
         ({"pooling": {"low": 0, "high": 1}}, "or no range"),
         ({"pooling": ["mean", "max"]}, "has 'max': --pooling is 'max'; choose one of map, mean"),
         ({"pooling": ["mean"]}, "two values or more"),
