@@ -46,7 +46,9 @@ def choose_examples(
     true = np.asarray(labels)
     is_right = np.asarray(probabilities).argmax(axis=1) == true
     order = np.random.default_rng(seed).permutation(len(true))
-    right, wrong = (_put_new_classes_first(order[is_right[order] == kind], true) for kind in (1, 0))
+    right, wrong = (
+        spread_classes(order[is_right[order] == kind], true).tolist() for kind in (1, 0)
+    )
     spare_right = max(0, count_right - len(right))
     spare_wrong = max(0, count_wrong - len(wrong))
     pairs = zip_longest(right[: count_right + spare_wrong], wrong[: count_wrong + spare_right])
@@ -77,14 +79,18 @@ def save_examples(
     save_figure(_draw_panels(examples, title), output_dir / "examples.png", _SHEET_DPI)
 
 
-def _put_new_classes_first(rows: np.ndarray, labels: np.ndarray) -> list[int]:
+def spread_classes(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reorder rows: classes that did not come yet before a second row of the same class.
+
+    rows: (M,) numbers; labels: (N,), of all rows. Their order is kept otherwise.
+    """
     times_seen: Counter[int] = Counter()
     repeats = []
     for label in labels[rows].tolist():
         repeats.append(times_seen[label])
         times_seen[label] += 1
-    # A stable sort keeps the random order among equals.
-    return [int(row) for row in rows[np.argsort(repeats, kind="stable")]]
+    # A stable sort keeps the order among equals.
+    return rows[np.argsort(repeats, kind="stable")]
 
 
 def _draw_panels(examples: Sequence[Example], title: str) -> Figure:

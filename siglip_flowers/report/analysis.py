@@ -4,16 +4,18 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.sparse.linalg import svds
 from scipy.spatial.distance import squareform
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import HEADLINE, list_metrics
+from siglip_flowers.evaluation.tables import HEADLINE, TOP_K, list_metrics
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,
@@ -30,32 +32,35 @@ from siglip_flowers.metrics.functions import (
     IntArray,
     are_in_top_k,
     confusion_matrix,
-    precision_recall_f1,
     sigmoid_losses,
     softmax_losses,
 )
+from siglip_flowers.metrics.neighbors import normalize_rows
 from siglip_flowers.metrics.statistics import wilson_interval
+from siglip_flowers.plots.examples import spread_classes
 from siglip_flowers.report.contents import (
     Calibration,
     ClassGroup,
     ClassRow,
     ConfusedPair,
     Estimate,
+    FeatureMap,
     LabelSuspect,
     Report,
     Selective,
 )
-from siglip_flowers.report.duplicates import SplitRows, find_duplicates
-from siglip_flowers.report.features import map_features, measure_neighbors
-from siglip_flowers.report.images import encode_thumbnail
+from siglip_flowers.report.images import SplitRows, encode_thumbnail, find_duplicates
 
 GALLERY = SUSPECTS = 24
 PAIRS, IMAGES_PER_PAIR = 15, 4
-TOP_K = 5
 RISK = 0.05
 # Training images of a class: fewer than the first are rare, more than the second are frequent.
 # Source: Liu et al. 2019, "Large-scale long-tailed recognition in an open world".
 RARE, FREQUENT = 20, 100
+# More would be a cloud on the page, and minutes of work.
+MAP_IMAGES = 1020
+_COMPONENTS = 50
+_PERPLEXITY = 30.0
 
 
 def analyze(
@@ -73,28 +78,23 @@ def analyze(
     """
     result = evaluation.result
     assert result is not None
-    labels, logits, classes = result.labels, result.logits, len(evaluation.model.class_names)
+    labels, classes = result.labels, len(evaluation.model.class_names)
     activation = evaluation.model.config.activation
-    # The slowest part releases the interpreter, so the others run meanwhile.
-    background = ThreadPoolExecutor(1)
-    placing = background.submit(map_features, result.features, labels)
-    background.shutdown(wait=False)
-    predicted = logits.argmax(axis=1)
-    probabilities = to_probabilities(logits, activation)
+    predicted = result.logits.argmax(axis=1)
+    probabilities = to_probabilities(result.logits, activation)
     confidence = probabilities.max(axis=1)
     correct = predicted == labels
     headline = _measure_headline(result, classes, activation)
-    calibrated = None if temperature is None else _calibrate(result, activation, temperature)
     confusion = confusion_matrix(labels, predicted, classes)
-    pairs = find_pairs(labels, predicted, confidence, classes)
+    pairs = find_pairs(confusion, labels, predicted, confidence)
     wrong, right = np.flatnonzero(~correct), np.flatnonzero(correct)
     mistakes = wrong[np.argsort(-confidence[wrong], kind="stable")][:GALLERY].tolist()
     hits = right[np.argsort(confidence[right], kind="stable")][:GALLERY].tolist()
     suspects = find_label_suspects(labels, probabilities)
     duplicates = find_duplicates(result.split, splits)
     trained = np.bincount(splits["train"].labels, minlength=classes)
-    per_class = score_classes(labels, predicted, trained)
-    feature_map = placing.result()
+    per_class = score_classes(result, confusion, trained)
+    feature_map = map_features(result.features, labels)
     shown = {
         *mistakes,
         *hits,
@@ -110,7 +110,7 @@ def analyze(
         confidence=confidence,
         headline=headline,
         calibration=_calibrate(result, activation, 1.0),
-        calibrated=calibrated,
+        calibrated=None if temperature is None else _calibrate(result, activation, temperature),
         confusion=confusion,
         class_order=order_classes(confusion),
         per_class=per_class,
@@ -121,7 +121,6 @@ def analyze(
         label_suspects=suspects,
         near_duplicates=duplicates,
         selective=_select(confidence, correct),
-        knn_accuracy=measure_neighbors(result.features, labels, classes),
         feature_map=feature_map,
         thumbnails=dict(zip(sorted(shown), map(encode_thumbnail, images), strict=True)),
     )
@@ -148,49 +147,44 @@ def order_classes(counts: IntArray) -> np.ndarray:
 
 
 def find_pairs(
-    labels: IntArray, predicted: IntArray, confidence: np.ndarray, num_classes: int
+    confusion: IntArray, labels: IntArray, predicted: IntArray, confidence: np.ndarray
 ) -> list[ConfusedPair]:
     """Return the class pairs with the most confused images, the most confused pair first.
 
     Equal counts are ordered by the share of the true class. Each pair has its most confident
     images.
     """
-    counts = confusion_matrix(labels, predicted, num_classes)
-    support = counts.sum(axis=1)
-    np.fill_diagonal(counts, 0)
-    found = [
-        (int(count), float(count / support[label]), int(label), int(other))
-        for (label, other), count in zip(np.argwhere(counts), counts[counts > 0], strict=True)
-    ]
-    found.sort(key=lambda pair: (-pair[0], -pair[1], pair[2], pair[3]))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    found = [pair for pair in np.argwhere(confusion).tolist() if pair[0] != pair[1]]
+    found.sort(key=lambda pair: (-confusion[*pair], -shares[*pair]))
     pairs = []
-    for count, share, label, other in found[:PAIRS]:
+    for label, other in found[:PAIRS]:
         rows = np.flatnonzero((labels == label) & (predicted == other))
         surest = rows[np.argsort(-confidence[rows], kind="stable")][:IMAGES_PER_PAIR]
-        pairs.append(ConfusedPair(label, other, count, share, surest.tolist()))
+        counted = int(confusion[label, other]), float(shares[label, other])
+        pairs.append(ConfusedPair(label, other, *counted, surest.tolist()))
     return pairs
 
 
-def score_classes(labels: IntArray, predicted: IntArray, trained: IntArray) -> list[ClassRow]:
+def score_classes(result: SplitResult, confusion: IntArray, trained: IntArray) -> list[ClassRow]:
     """Return one row per class, in label order; a class without images has recall 0 in [0, 1].
 
     trained: (C,) number of training images.
     """
-    scores = precision_recall_f1(labels, predicted, len(trained), average=None)
-    named = np.bincount(predicted, minlength=len(trained))
-    hits = np.bincount(labels[labels == predicted], minlength=len(trained))
     rows = []
-    for label, support in enumerate(scores.support.tolist()):
-        ends = wilson_interval(int(hits[label]), support) if support else (0.0, 1.0)
+    for row in result.per_class:
+        label, support = row["label"], row["support"]
+        hits = int(confusion[label, label])
+        ends = wilson_interval(hits, support) if support else (0.0, 1.0)
         rows.append(
             ClassRow(
                 label=label,
                 support=support,
                 trained=int(trained[label]),
-                predicted=int(named[label]),
-                precision=float(scores.precision[label]),
-                recall=Estimate(float(scores.recall[label]), *ends),
-                f1=float(scores.f1[label]),
+                predicted=int(confusion[:, label].sum()),
+                precision=row["precision"],
+                recall=Estimate(row["recall"], *ends),
+                f1=row["f1"],
             )
         )
     return rows
@@ -246,6 +240,43 @@ def find_label_suspects(labels: IntArray, probabilities: np.ndarray) -> list[Lab
         LabelSuspect(int(row), int(probabilities[row].argmax()), float(quality[row]))
         for row in rows[:SUSPECTS]
     ]
+
+
+def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> FeatureMap:
+    """Place images on a plane so that images with similar features are close.
+
+    At most ``MAP_IMAGES`` images are drawn, as many of each class if there are enough. The
+    features are scaled to length 1 and reduced to 50 principal components first.
+
+    features: (N, D) float32; labels: (N,).
+
+    Source: van der Maaten and Hinton 2008, "Visualizing data using t-SNE".
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rows = np.sort(spread_classes(order, labels)[:MAP_IMAGES])
+    values = normalize_rows(features)[rows].astype(np.float64)
+    values -= values.mean(axis=0)
+    components = min(_COMPONENTS, *(side - 1 for side in values.shape))
+    if components < 2:
+        places = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
+        return FeatureMap(rows, _scale(places), "in order")
+    left, sizes, _ = svds(values, k=components, rng=seed)
+    reduced = (left * sizes)[:, ::-1]
+    # Its threads would wait for each other longer than they work.
+    with threadpool_limits(1):
+        places = TSNE(
+            perplexity=min(_PERPLEXITY, (len(rows) - 1) / 3),
+            init=reduced[:, :2] / max(reduced[:, 0].std(), 1e-12) * 1e-4,
+            random_state=seed,
+            # Half of the default: the map hardly changes after that.
+            max_iter=500,
+        ).fit_transform(reduced)
+    return FeatureMap(rows, _scale(places), "t-SNE")
+
+
+def _scale(places: np.ndarray) -> np.ndarray:
+    low, high = places.min(axis=0), places.max(axis=0)
+    return ((places - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
 def _measure_losses(logits: Any, labels: IntArray, activation: str) -> FloatArray:

@@ -1,18 +1,18 @@
-"""The contents of a report as plain data.
+"""The contents of a report as plain data, and how its numbers and names are written.
 
 Rows are numbers of images in the evaluated split, which has N images of C classes.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
+from siglip_flowers.evaluation.tables import HEADLINE
 from siglip_flowers.metrics.calibration import ReliabilityBin
-
-# The source of the unknown images in --unknown_dir.
-GIVEN = "images in --unknown_dir"
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,6 @@ class Report:
     label_suspects: list[LabelSuspect]
     near_duplicates: list[NearDuplicate]
     selective: Selective
-    knn_accuracy: Estimate
     feature_map: FeatureMap
     thumbnails: dict[int, bytes]
     unknowns: list[UnknownRow] = field(default_factory=list)
@@ -182,3 +181,46 @@ class Report:
     def names(self) -> list[str]:
         """The C class names."""
         return list(self.evaluation.model.class_names)
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """Return a share as text."""
+    return f"{100 * value:.{digits}f} %" if math.isfinite(value) else "none"
+
+
+def format_metric(name: str, value: float) -> str:
+    """Return a metric as text: in percent, except for a loss."""
+    return f"{value:.4f}" if name == "loss" else percent(value)
+
+
+def format_interval(name: str, estimate: Estimate) -> str:
+    """Return the two ends of an interval as text."""
+    if name == "loss":
+        return f"{estimate.low:.4f} to {estimate.high:.4f}"
+    return f"{100 * estimate.low:.2f} to {percent(estimate.high)}"
+
+
+def name_metric(name: str) -> str:
+    """Return the title of a metric."""
+    title = HEADLINE.get(name, name.replace("_", " "))
+    return title[0].upper() + title[1:]
+
+
+def clean_names(report: Report) -> tuple[list[str], list[str]]:
+    """Return class names and image ids without characters that a terminal or page obeys."""
+    return (
+        [escape_unprintable(name) for name in report.names],
+        [escape_unprintable(name) for name in report.result.ids],
+    )
+
+
+def describe_rows(report: Report) -> list[str]:
+    """Return a caption for every image of the split."""
+    names, ids = clean_names(report)
+    rows = zip(ids, report.result.labels, report.predicted, report.confidence, strict=True)
+    return [
+        f"{image}: {names[label]}"
+        + ("" if label == predicted else f", predicted {names[predicted]}")
+        + f" ({percent(float(confidence), 1)})"
+        for image, label, predicted, confidence in rows
+    ]

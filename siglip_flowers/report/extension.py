@@ -16,21 +16,32 @@ from siglip_flowers.config import EvaluationArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.data.pixels.decoding import list_image_extensions
+from siglip_flowers.data.sources.ood_images import draw_ood_images
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.extension import Evaluation, EvaluationExtension
-from siglip_flowers.evaluation.fitting import classify_images
+from siglip_flowers.evaluation.fitting import (
+    IMAGES_PER_KIND,
+    REPORT_SEED,
+    classify_folder,
+    classify_images,
+)
 from siglip_flowers.evaluation.predict import extract_features
 from siglip_flowers.inference.finding import check_paths, find_images
-from siglip_flowers.inference.sidecars import load_ood_detector, load_temperature
+from siglip_flowers.inference.sidecars import (
+    CLASS_MEAN,
+    OodDetector,
+    load_ood_detector,
+    load_temperature,
+)
+from siglip_flowers.metrics.ood import LOGIT_SCORES, measure_separation, score_neighbors
 from siglip_flowers.report.analysis import analyze
-from siglip_flowers.report.contents import Report
-from siglip_flowers.report.duplicates import SplitRows
-from siglip_flowers.report.features import measure_unknowns
-from siglip_flowers.report.files import check_report_dir, write_report
-from siglip_flowers.report.images import SplitImages, draw_attention
+from siglip_flowers.report.contents import Report, UnknownRow
+from siglip_flowers.report.images import SplitImages, SplitRows, draw_attention
 from siglip_flowers.report.options import ReportArguments
-from siglip_flowers.report.summary import summarize_report
+from siglip_flowers.report.output import check_report_dir, summarize_report, write_report
 
+# The sources of unknown images.
+DRAWN, GIVEN = "drawings", "images in --unknown_dir"
 # Neighbors are looked for among these; more would cost another pass over the training split.
 TRAIN_IMAGES = 510
 # Without them the report has no suspected label errors and no near-duplicates.
@@ -136,13 +147,51 @@ def build_report(evaluation: Evaluation, unknown_dir: str | None = None) -> Repo
     fitted = not evaluation.options.zero_shot
     temperature = load_temperature(evaluation.name) if fitted else None
     report = analyze(evaluation, compared, temperature)
-    detector = load_ood_detector(evaluation.name) if fitted else None
     return dataclasses.replace(
         report,
-        unknowns=measure_unknowns(evaluation, train_features, detector, unknown_dir),
+        unknowns=measure_unknowns(evaluation, train_features, unknown_dir),
         attention=draw_attention(evaluation, compared[own].images, report),
         trained_on=fitted and own == "train",
     )
+
+
+def measure_unknowns(
+    evaluation: Evaluation, train_features: np.ndarray | None, folder: str | None
+) -> list[UnknownRow]:
+    """Return AUROC and FPR95 of every score against drawn images, and against those of a folder.
+
+    Args:
+        evaluation: With the result of the pass.
+        train_features: Of training images (M, D), for the score by neighbors; None without it.
+        folder: Images that show none of the classes; None without it.
+    """
+    model, processor, result = evaluation.model, evaluation.processor, evaluation.result
+    assert result is not None
+    dtype, activation = evaluation.options.dtype, model.config.activation
+    drawn = draw_ood_images(IMAGES_PER_KIND, REPORT_SEED).values()
+    images = [image for kind in drawn for image in kind]
+    sources = {DRAWN: classify_images(model, processor, images, dtype)}
+    if folder is not None:
+        sources[GIVEN] = classify_folder(model, processor, folder, dtype)
+    detectors = [OodDetector(score, 0.0) for score in LOGIT_SCORES]
+    fitted = None if evaluation.options.zero_shot else load_ood_detector(evaluation.name)
+    if fitted is not None and fitted.class_means is not None:
+        detectors.append(OodDetector(CLASS_MEAN, 0.0, class_means=fitted.class_means))
+
+    def score(features: np.ndarray, logits: np.ndarray) -> dict[str, np.ndarray]:
+        found = {each.score: each.score_images(features, logits, activation) for each in detectors}
+        if train_features is not None:
+            found["neighbors"] = score_neighbors(train_features, features)
+        return found
+
+    known = score(result.features, result.logits)
+    rows = []
+    for source, outputs in sources.items():
+        for name, unknown in score(*outputs).items():
+            figures = measure_separation(known[name], unknown)
+            values = figures["auroc"], figures["false_positive_rate"]
+            rows.append(UnknownRow(source, name, len(unknown), *values))
+    return rows
 
 
 def make_evaluation_extension(options: ReportArguments) -> EvaluationExtension:

@@ -1,6 +1,6 @@
 """The figures of a report: each is drawn once, for the page and as PNG for papers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import matplotlib
 import numpy as np
@@ -17,15 +17,9 @@ from siglip_flowers.plots.theme import (
     TRAIN_COLOR,
     VALIDATION_COLOR,
     make_figure,
-    shorten,
     style_axes,
 )
-from siglip_flowers.report.contents import Report
-from siglip_flowers.report.summary import describe_rows, percent
-
-_NAME_LETTERS = 34
-# Points of the risk curve that tell their values.
-_POINTS = 60
+from siglip_flowers.report.contents import Report, describe_rows, percent
 
 
 @dataclass(frozen=True)
@@ -39,8 +33,8 @@ class Drawing:
     """
 
     figure: Figure
-    labels: dict[str, list[str]]
-    rows: dict[str, list[int]]
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    rows: dict[str, list[int]] = field(default_factory=dict)
 
 
 def draw_figures(report: Report) -> dict[str, Drawing]:
@@ -49,7 +43,6 @@ def draw_figures(report: Report) -> dict[str, Drawing]:
         "reliability": draw_reliability(report),
         "risk_coverage": draw_risk_coverage(report),
         "confusion": draw_confusion(report),
-        "per_class": draw_class_recall(report),
         "feature_map": draw_feature_map(report),
     }
 
@@ -66,7 +59,7 @@ def draw_reliability(report: Report) -> Drawing:
         labels[f"reliability-{number}"] = _draw_bins(axes, calibration.bins, number)
         ece = percent(calibration.ece_equal_width)
         axes.set_title(f"{title}: ECE {ece}", loc="left", fontsize=10, color=TEXT_COLOR)
-    return Drawing(figure, labels, {})
+    return Drawing(figure, labels)
 
 
 def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]:
@@ -81,16 +74,9 @@ def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]
     )
     bars.set_gid(f"reliability-{number}")
     axes.add_collection(bars)
-    confidences = [row.confidence for row in bins]
-    axes.plot(
-        confidences,
-        confidences,
-        "_",
-        color=VALIDATION_COLOR,
-        markersize=12,
-        markeredgewidth=2,
-        label="mean confidence",
-    )
+    means = [row.confidence for row in bins]
+    marks = {"markersize": 12, "markeredgewidth": 2, "color": VALIDATION_COLOR}
+    axes.plot(means, means, "_", label="mean confidence", **marks)
     axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=TEXT_COLOR)
@@ -107,22 +93,13 @@ def draw_risk_coverage(report: Report) -> Drawing:
     axes = figure.add_subplot()
     style_axes(axes)
     selective = report.selective
-    coverage, risk = 100 * selective.coverage, 100 * selective.risk
-    axes.plot(coverage, risk, color=TRAIN_COLOR, linewidth=2)
-    rows = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), _POINTS)).round().astype(int))
-    points = axes.scatter(coverage[rows], risk[rows], s=9, color=TRAIN_COLOR)
-    points.set_gid("risk")
+    axes.plot(100 * selective.coverage, 100 * selective.risk, color=TRAIN_COLOR, linewidth=2)
     axes.axhline(5, color=MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="coverage: images kept, %", ylabel="risk: errors among them, %", xlim=(0, 101))
     axes.set_ylim(bottom=0)
     title = f"AURC {selective.aurc:.4f} (lowest possible {selective.best_aurc:.4f})"
     axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOR)
-    labels = [
-        f"{percent(selective.coverage[row], 1)} of the images kept: "
-        f"{percent(selective.risk[row])} of them wrong"
-        for row in rows
-    ]
-    return Drawing(figure, {"risk": labels}, {})
+    return Drawing(figure)
 
 
 def draw_confusion(report: Report) -> Drawing:
@@ -137,34 +114,7 @@ def draw_confusion(report: Report) -> Drawing:
         f"{count(int(support[row]), 'image')} ({percent(counts[row, column] / support[row], 1)})"
         for row, column in np.argwhere(counts).tolist()
     ]
-    return Drawing(figure, {"confusion": labels}, {})
-
-
-def draw_class_recall(report: Report) -> Drawing:
-    """Draw the recall of each class with its 95 % interval, the lowest at the top."""
-    rows = sorted(
-        (row for row in report.per_class if row.support),
-        key=lambda row: (-row.recall.value, -row.recall.high, row.label),
-    )
-    figure = make_figure(6.5, max(2.0, 0.15 * len(rows) + 1))
-    axes = figure.add_subplot()
-    style_axes(axes, "x")
-    places = np.arange(len(rows))
-    low, high, value = (
-        [100 * getattr(row.recall, name) for row in rows] for name in ("low", "high", "value")
-    )
-    axes.hlines(places, low, high, color=MUTED_COLOR, linewidth=1.4)
-    axes.scatter(value, places, s=14, color=TRAIN_COLOR, zorder=3).set_gid("recall")
-    names = [f"{shorten(report.names[row.label], _NAME_LETTERS)} ({row.support})" for row in rows]
-    axes.set_yticks(places, names, fontsize=7 if len(rows) > 30 else 9, parse_math=False)
-    axes.set(xlabel="recall, %, with 95 % interval", xlim=(-2, 102), ylim=(-0.7, len(rows) - 0.3))
-    labels = [
-        f"{report.names[row.label]}: recall {percent(row.recall.value, 1)} "
-        f"({percent(row.recall.low, 1)} to {percent(row.recall.high, 1)}), "
-        f"{count(row.support, 'image')}"
-        for row in rows
-    ]
-    return Drawing(figure, {"recall": labels}, {})
+    return Drawing(figure, {"confusion": labels})
 
 
 def draw_feature_map(report: Report) -> Drawing:

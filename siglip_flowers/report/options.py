@@ -12,7 +12,7 @@ class ReportArguments:
     report: bool = field(
         default=False,
         metadata={
-            "help": "Write a report (report.html, metrics.json, CSV and PNG) to report_SPLIT in "
+            "help": "Write a report (report.html, metrics.json, PNG) to report_SPLIT in "
             "--output_dir, or else in the run's directory, and print a summary."
         },
     )
