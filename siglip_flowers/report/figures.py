@@ -75,8 +75,8 @@ def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]
     bars.set_gid(f"reliability-{number}")
     axes.add_collection(bars)
     means = [row.confidence for row in bins]
-    marks = {"markersize": 12, "markeredgewidth": 2, "color": VALIDATION_COLOR}
-    axes.plot(means, means, "_", label="mean confidence", **marks)
+    axes.plot(means, means, "_", color=VALIDATION_COLOR, label="mean confidence")
+    axes.lines[-1].set(markersize=12, markeredgewidth=2)
     axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=TEXT_COLOR)
