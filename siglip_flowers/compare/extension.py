@@ -1,27 +1,43 @@
 """Compare or rank finished runs, which ``eval.py`` does instead of an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.run_dir import CONFIG_FILE
+from siglip_flowers.base.text import align_columns, escape_unprintable, format_markdown_table
 from siglip_flowers.commands.models import SOURCE_OPTIONS, read_data_defaults
-from siglip_flowers.compare.comparison import compare_runs
-from siglip_flowers.compare.leaderboard import format_leaderboard, rank_runs, write_leaderboard
-from siglip_flowers.compare.options import CompareArguments
-from siglip_flowers.compare.output import (
-    SHEET_IMAGES,
-    check_comparison_dir,
-    format_comparison,
-    write_comparison,
-    write_sheet,
+from siglip_flowers.compare.comparison import (
+    RunComparison,
+    RunDifference,
+    compare_runs,
+    read_metrics,
+    read_runs,
 )
-from siglip_flowers.compare.runs import read_runs
+from siglip_flowers.compare.leaderboard import Tabulate, format_leaderboard, rank_runs
+from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
 from siglip_flowers.data import image_ids, load_data, read_images
 from siglip_flowers.evaluation.extension import EvaluationExtension
+from siglip_flowers.metrics.statistics import format_p
+from siglip_flowers.plots.theme import make_figure, save_figure, shorten
+
+JSON_FILE = "comparison.json"
+SHEET_IMAGES = 24
+LISTED_CLASSES = 10
+_SHEET_COLUMNS = 6
+_NAME_LETTERS = 26
+_NOTE = (
+    "Intervals are 95 %: a studentized bootstrap for accuracies, a paired bootstrap over images "
+    "for differences. McNemar's test is exact if fewer than 25 images are right in one run only; "
+    "Holm's correction is over the runs, and over the classes of each run."
+)
 
 
 class CompareExtension(EvaluationExtension):
@@ -43,9 +59,11 @@ class CompareExtension(EvaluationExtension):
             _compare(self.options.compare, options.split, data_arguments, output_dir)
         else:
             rows, left_out = rank_runs(Path(str(self.options.leaderboard)))
-            print(format_leaderboard(rows, left_out))
+            print(format_leaderboard(rows, left_out, "", _align))
             if output_dir is not None:
-                write_leaderboard(rows, left_out, output_dir)
+                text = format_leaderboard(rows, left_out, "## ", format_markdown_table)
+                file = output_dir / "leaderboard.md"
+                write_text(file, f"# Runs by test accuracy\n\n{text}\n")
         return True
 
 
@@ -56,16 +74,27 @@ def make_evaluation_extension(options: CompareArguments) -> EvaluationExtension:
 
 def _compare(names: list[str], split: str, given: DataArguments, output_dir: Path | None) -> None:
     runs = read_runs(names, split)
-    if output_dir is not None:
-        check_comparison_dir(output_dir, [str(run.path) for run in runs])
+    paths = [str(run.path) for run in runs]
+    file = None if output_dir is None else output_dir / JSON_FILE
+    if file is not None and file.exists() and read_metrics(file).get("paths") != paths:
+        raise InputError(
+            f"{output_dir} holds a comparison of other runs. Choose another directory."
+        )
     comparison = compare_runs(runs)
-    print(format_comparison(comparison))
+    print(format_comparison(comparison, "", _align))
     if output_dir is not None:
-        write_comparison(comparison, output_dir)
+        write_json(output_dir / JSON_FILE, asdict(comparison))
+        text = format_comparison(comparison, "## ", format_markdown_table)
+        write_text(output_dir / "comparison.md", f"# Comparison of runs\n\n{text}\n\n{_NOTE}\n")
         wanted = [image.id for image in comparison.images[:SHEET_IMAGES]]
         directories = [run.path.parent for run in runs]
         found = _read_images(directories, given, comparison.split or split, wanted)
-        write_sheet(comparison, found, output_dir / "comparison_images.png")
+        if found:
+            _draw_sheet(comparison, found, output_dir / "comparison_images.png")
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    return [align_columns(rows)]
 
 
 def _read_images(
@@ -87,3 +116,75 @@ def _read_images(
     found = [name for name in wanted if name in place]
     images = read_images(rows, [place[name] for name in found])
     return dict(zip(found, images, strict=True))
+
+
+def format_comparison(comparison: RunComparison, heading: str, tabulate: Tabulate) -> str:
+    """Return the comparison as text: to print, or for a Markdown file.
+
+    Args:
+        comparison: Of two or more runs.
+        heading: What a heading starts with.
+        tabulate: Returns the lines of a table.
+    """
+    split = f" of the {comparison.split} split" if comparison.split else ""
+    protocol = f", {comparison.protocol} protocol" if comparison.protocol else ""
+    lines = [f"{comparison.n} images{split}{protocol}", "", *tabulate(_list_runs(comparison))]
+    for difference in comparison.differences:
+        title = f"{heading}{difference.name} minus {comparison.runs[0]}"
+        lines += ["", title, "", difference.conclusion, ""]
+        classes = _list_classes(comparison, difference)
+        if len(classes) > 1:
+            lines += ["Classes with the largest differences:", "", *tabulate(classes)]
+    right = sum(any(each.correct) for each in comparison.images)
+    lines += ["", f"The runs disagree on {len(comparison.images)} images, "]
+    lines[-1] += f"{right} of them right in some run."
+    return escape_unprintable("\n".join(lines), keep="\n")
+
+
+def _list_runs(comparison: RunComparison) -> list[list[str]]:
+    columns = ["run", "accuracy", "95 %", "minus the first", "95 %"]
+    rows = [[*columns, "only it right", "only first right", "McNemar p", "Holm p"]]
+    for name, (value, low, high) in zip(comparison.runs, comparison.accuracies, strict=True):
+        rows.append([name, f"{100 * value:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"])
+    rows[1] += [""] * 6
+    for row, difference in zip(rows[2:], comparison.differences, strict=True):
+        accuracy, test = difference.accuracy, difference.mcnemar
+        row += [
+            f"{100 * accuracy.difference:+.2f}",
+            f"{100 * accuracy.low:+.2f} to {100 * accuracy.high:+.2f}",
+            *(str(test.b), str(test.c)),
+            *(format_p(test.p_value), format_p(difference.corrected_p)),
+        ]
+    return rows
+
+
+def _list_classes(comparison: RunComparison, difference: RunDifference) -> list[list[str]]:
+    """Return the classes with the largest differences, under a heading."""
+    rows = [["class", "images", comparison.runs[0], difference.name, "difference", "Holm p"]]
+    for each in difference.per_class[:LISTED_CLASSES]:
+        if each.difference:
+            accuracies = f"{100 * each.first_accuracy:.1f} %", f"{100 * each.accuracy:.1f} %"
+            values = f"{100 * each.difference:+.1f}", format_p(each.corrected_p)
+            rows.append([each.name, str(each.support), *accuracies, *values])
+    return rows
+
+
+def _draw_sheet(comparison: RunComparison, found: Mapping[str, Image.Image], path: Path) -> None:
+    """Draw images on which the runs disagree, with the answer of each run, into a PNG file."""
+    shown = [each for each in comparison.images if each.id in found]
+    columns, letters = min(len(shown), _SHEET_COLUMNS), "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    rows, lines = -(-len(shown) // columns), len(comparison.runs) + 1
+    runs = [f"{letter}: {name}" for letter, name in zip(letters, comparison.runs, strict=False)]
+    figure = make_figure(2.4 * columns, (2.2 + 0.16 * lines) * rows + 0.5, "; ".join(runs))
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for axes, each in zip(figure.axes, shown, strict=False):
+        axes.imshow(np.asarray(found[each.id]), interpolation="nearest")
+        texts = [shorten(each.true, _NAME_LETTERS)]
+        for letter, name, confidence, correct in zip(
+            letters, each.predicted, each.confidence, each.correct, strict=False
+        ):
+            mark = "\N{CHECK MARK}" if correct else "\N{BALLOT X}"
+            texts.append(f"{mark} {letter}: {shorten(name, 20)} {100 * confidence:.0f} %")
+        axes.set_title("\n".join(texts), fontsize=7, loc="left", parse_math=False)
+    save_figure(figure, path)

@@ -1,20 +1,21 @@
 """Rank all finished runs below a directory, for each test set and split protocol."""
 
+import dataclasses
 import datetime
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_text
 from siglip_flowers.base.run_dir import METRICS_FILE, REPORT_DIRS
-from siglip_flowers.base.text import align_columns, escape_unprintable, format_markdown_table
-from siglip_flowers.compare.runs import read_metrics
+from siglip_flowers.base.text import escape_unprintable
+from siglip_flowers.compare.comparison import read_metrics
 from siglip_flowers.metrics.statistics import wilson_interval
 
 # Runs are at most this many folders below the directory.
 DEPTH = 3
+Tabulate = Callable[[list[list[str]]], list[str]]
 COLUMNS = [
     *("rank", "run", "test accuracy", "95 %", "F1 (macro)"),
     *("model", "parameters", "shots", "seed", "finished"),
@@ -75,7 +76,7 @@ def rank_runs(directory: Path) -> tuple[list[LeaderboardRow], list[str]]:
         group = list(rows)
         for row in group:
             rank = 1 + sum(other.accuracy > row.accuracy for other in group)
-            ranked.append(LeaderboardRow(**{**vars(row), "rank": rank}))
+            ranked.append(dataclasses.replace(row, rank=rank))
     return ranked, left_out
 
 
@@ -103,23 +104,17 @@ def _read_row(file: Path, directory: Path) -> LeaderboardRow:
     )
 
 
-def format_leaderboard(rows: list[LeaderboardRow], left_out: list[str]) -> str:
-    """Return a table for each test set."""
-    return _format(rows, left_out, "", lambda table: [align_columns(table)])
-
-
-def write_leaderboard(rows: list[LeaderboardRow], left_out: list[str], directory: Path) -> None:
-    """Write ``leaderboard.md``."""
-    text = _format(rows, left_out, "## ", format_markdown_table)
-    write_text(directory / "leaderboard.md", f"# Runs by test accuracy\n\n{text}\n")
-
-
-def _format(
-    rows: list[LeaderboardRow],
-    left_out: list[str],
-    heading: str,
-    tabulate: Callable[[list[list[str]]], Iterable[str]],
+def format_leaderboard(
+    rows: list[LeaderboardRow], left_out: list[str], heading: str, tabulate: Tabulate
 ) -> str:
+    """Return a table for each test set as text: to print, or for a Markdown file.
+
+    Args:
+        rows: Ranked.
+        left_out: Metrics files without test figures.
+        heading: What a heading starts with.
+        tabulate: Returns the lines of a table.
+    """
     lines: list[str] = []
     for (_, data, n), group in itertools.groupby(rows, key=lambda row: row.group):
         table = tabulate([COLUMNS, *map(_list_cells, group)])

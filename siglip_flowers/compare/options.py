@@ -1,8 +1,6 @@
 """The options of ``eval.py`` that read finished runs instead of evaluating a model."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.rules import Rule
@@ -41,14 +39,8 @@ class CompareArguments:
         return bool(self.compare) or self.leaderboard is not None
 
 
-def _is_used_with(name: str) -> Callable[[Any], bool]:
-    """Return a condition: finished runs are read, and an option is set that needs a model."""
-    return lambda options: (
-        bool(options.compare or options.leaderboard) and bool(getattr(options, name, None))
-    )
-
-
 EXTENDS = {"eval": CompareArguments}
+_OF_A_MODEL = ("model", "zero_shot", "report", "robustness")
 RULES = (
     Rule(
         "runs are compared or ranked",
@@ -56,19 +48,14 @@ RULES = (
         "--compare and --leaderboard cannot be combined. Give one of them.",
         ("--compare", "a", "b", "--leaderboard", "results"),
     ),
-    *(
-        Rule(
-            f"runs are compared or ranked without --{name}",
-            _is_used_with(name),
-            f"--compare and --leaderboard read finished runs, so --{name} has no use. Leave it "
-            "out.",
-            ("--compare", "a", "b", *words),
-        )
-        for name, words in (
-            ("model", ("--model", "c")),
-            ("zero_shot", ("--zero_shot", "--model_name_or_path", "checkpoint")),
-            ("report", ("--report",)),
-            ("robustness", ("--robustness",)),
-        )
+    Rule(
+        "finished runs are read without a model",
+        lambda options: (
+            bool(options.compare or options.leaderboard)
+            and any(getattr(options, name, None) for name in _OF_A_MODEL)
+        ),
+        "--compare and --leaderboard read finished runs, so --model, --zero_shot, --report and "
+        "--robustness have no use. Leave them out.",
+        ("--compare", "a", "b", "--model", "c"),
     ),
 )
