@@ -129,16 +129,3 @@ def test_intervals_of_macro_figures_cover_the_truth():
             low, high = bootstrap_headline(labels, predicted, 30, resamples=300)["precision_macro"]
             covered += low <= truth <= high
     assert covered >= 85
-
-
-def test_what_cannot_be_drawn_is_an_error():
-    with pytest.raises(ValueError, match="at least one image"):
-        bootstrap_headline(np.array([], dtype=int), np.array([], dtype=int), 3)
-    with pytest.raises(ValueError, match="resamples"):
-        bootstrap_headline([0], [0], 1, resamples=0)
-    with pytest.raises(ValueError, match="confidence"):
-        bootstrap_headline([0], [0], 1, confidence=1)
-    with pytest.raises(ValueError, match="finite"):
-        bootstrap_headline([0], [0], 1, losses=[np.nan])
-    with pytest.raises(ValueError, match="one value per image"):
-        bootstrap_headline([0], [0], 1, hits=[True, False])

@@ -1,4 +1,4 @@
-"""Calibration, against scikit-learn and torchmetrics and on cases with known answers."""
+"""Calibration and selective prediction, against other libraries and cases with known answers."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,18 @@ from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
 
-from siglip_flowers.base.errors import RunError
 from siglip_flowers.metrics.calibration import (
+    area_under_risk_coverage,
+    best_area_under_risk_coverage,
     brier_score,
+    coverage_at_risk,
     expected_calibration_error,
     fit_temperature,
     reliability_bins,
+    risk_coverage,
     to_probabilities,
 )
-from siglip_flowers.metrics.functions import sigmoid_loss, softmax_nll
+from siglip_flowers.metrics.classification import sigmoid_losses, softmax_losses
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predicti
     assert temperature > 1.5
     grid = np.exp(np.linspace(-3, 3, 4001))
     losses = [log_loss(labels, softmax(logits / value, axis=1)) for value in grid[::20]]
-    assert softmax_nll(logits / temperature, labels) <= min(losses) + 1e-9
+    assert softmax_losses(logits / temperature, labels).mean() <= min(losses) + 1e-9
     before, after = (to_probabilities(logits, "softmax", value) for value in (1.0, temperature))
     assert (before.argmax(1) == after.argmax(1)).all()
     right = before.argmax(1) == labels
@@ -85,9 +88,9 @@ def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predicti
 def test_the_temperature_of_sigmoids_minimizes_the_pairwise_loss(predictions):
     logits, labels = predictions
     temperature = fit_temperature(logits - 3, labels, "sigmoid")
-    best = sigmoid_loss((logits - 3) / temperature, labels)
+    best = sigmoid_losses((logits - 3) / temperature, labels).mean()
     for factor in (0.5, 0.98, 1.02, 2):
-        assert best < sigmoid_loss((logits - 3) / (temperature * factor), labels)
+        assert best < sigmoid_losses((logits - 3) / (temperature * factor), labels).mean()
 
 
 def test_known_answers():
@@ -103,16 +106,42 @@ def test_known_answers():
     assert brier_score([[1.0], [1.0]], [0, 0]) == 0
 
 
-def test_what_cannot_be_measured_is_an_error():
-    with pytest.raises(ValueError, match="confidence"):
-        expected_calibration_error([], [])
-    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        expected_calibration_error([np.nan], [True])
-    with pytest.raises(ValueError, match="boolean"):
-        expected_calibration_error([0.5], [1])
-    with pytest.raises(ValueError, match="bins"):
-        reliability_bins([0.5], [True], 0)
-    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
-        brier_score([[np.nan, 0.1]], [0])
-    with pytest.raises(RunError, match="not finite"):
-        fit_temperature([[np.nan, 1.0]], [0], "softmax")
+def test_the_curve_is_that_of_a_loop_over_thresholds():
+    generator = np.random.default_rng(0)
+    confidence = generator.permutation(200) / 200
+    right = generator.random(200) < confidence
+    coverage, risk = risk_coverage(confidence, right)
+    for threshold in np.unique(confidence):
+        kept = confidence >= threshold
+        place = kept.sum() - 1
+        assert coverage[place] == pytest.approx(kept.mean())
+        assert risk[place] == pytest.approx(1 - right[kept].mean())
+    assert area_under_risk_coverage(confidence, right) == pytest.approx(risk.mean())
+    allowed = [t for t in np.unique(confidence) if (~right[confidence >= t]).mean() <= 0.2]
+    assert coverage_at_risk(confidence, right, 0.2) == pytest.approx(
+        (confidence >= min(allowed)).mean()
+    )
+
+
+def test_ties_do_not_depend_on_the_order_of_the_images():
+    right = np.array([True, False, True, False])
+    confidence = np.array([0.9, 0.5, 0.5, 0.5])
+    expected = risk_coverage(confidence, right)[1]
+    for order in ([3, 2, 1, 0], [0, 2, 1, 3]):
+        assert risk_coverage(confidence[order], right[order])[1] == pytest.approx(expected)
+    assert expected.tolist() == pytest.approx([0, 1 / 3, 4 / 9, 1 / 2])
+    assert coverage_at_risk(confidence, right, 0.4) == 0.25
+
+
+def test_known_answers_of_selective_prediction():
+    confidence = np.linspace(1, 0, 10)
+    assert area_under_risk_coverage(confidence, np.ones(10, dtype=bool)) == 0
+    assert area_under_risk_coverage(confidence, np.zeros(10, dtype=bool)) == 1
+    assert coverage_at_risk(confidence, np.zeros(10, dtype=bool), 0.5) == 0
+    # The accuracy is all that a constant confidence tells.
+    right = np.arange(10) < 7
+    assert area_under_risk_coverage(np.ones(10), right) == pytest.approx(0.3)
+    best = best_area_under_risk_coverage(right)
+    assert best < 0.3
+    assert best == area_under_risk_coverage(confidence, right)
+    assert best == pytest.approx(sum(max(0, kept - 7) / kept for kept in range(1, 11)) / 10)

@@ -49,12 +49,10 @@ def test_logit_scores_are_the_published_formulas(activation):
         np.testing.assert_allclose(score_logits(LOGITS, score, activation), values, rtol=1e-5)
 
 
-def test_huge_logits_give_finite_scores_and_unknown_names_are_refused():
+def test_huge_logits_give_finite_scores():
     for score in ("max_probability", "energy"):
         for activation in ("softmax", "sigmoid"):
             assert np.isfinite(score_logits(1e4 * LOGITS, score, activation)).all()
-    with pytest.raises(ValueError, match="choose one of max_probability"):
-        score_logits(LOGITS, "margin")
 
 
 def test_neighbor_scores_are_scikit_learns_distances():
@@ -245,7 +243,7 @@ def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir,
     crops = [temple.crop((x, y, x + 150, y + 150)) for x in range(0, 480, 80) for y in (0, 90, 200)]
     model = load_classifier(str(nano_dir), ("a", "b"), pooling="mean").eval()
     processor = load_image_processor(str(nano_dir))
-    flowers, _ = classify_images(model, processor, read_images(flowers_dir, 400))
+    flowers, _ = classify_images(model, processor, read_images(flowers_dir, 100))
     temples, _ = classify_images(model, processor, crops)
     known = score_neighbors(flowers[::2], flowers[1::2])
     assert area_under_roc(known, score_neighbors(flowers[::2], temples)) > 0.95

@@ -35,7 +35,7 @@ _SHEET_COLUMNS = 6
 _NAME_LETTERS = 26
 _NOTE = (
     "Intervals are 95 %: a studentized bootstrap for accuracies, a paired bootstrap over images "
-    "for differences. McNemar's test is exact if fewer than 25 images are right in one run only; "
+    "for differences. McNemar's test is the exact one; "
     "Holm's correction is over the runs, and over the classes of each run."
 )
 

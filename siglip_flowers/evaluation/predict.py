@@ -22,8 +22,7 @@ from siglip_flowers.data.pixels.tensors import (
 )
 from siglip_flowers.data.rows import image_ids
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.metrics.functions import per_class_rows
-from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.runtime.prefetch import map_ahead
@@ -63,7 +62,7 @@ class SplitResult:
         features: (N, D) float32: pooled, as the head gets them, before any normalization.
         logits: (N, C) float32.
         probabilities: (N, C) float32, by the model's activation.
-        metrics: Headline figures; see :func:`~siglip_flowers.metrics.modules.compute_metrics`.
+        metrics: Headline figures; see :func:`compute_metrics`.
         per_class: Precision, recall, F1 and support, one row per class.
     """
 

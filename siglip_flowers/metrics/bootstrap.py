@@ -1,18 +1,17 @@
 """Intervals of an evaluation's headline metrics: the studentized bootstrap, stratified by class."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from siglip_flowers.metrics.functions import FloatArray, IntArray, confusion_matrix
+from siglip_flowers.metrics.classification import FloatArray, IntArray, confusion_matrix
 from siglip_flowers.metrics.statistics import wilson_interval
 
 RESAMPLES = 10_000
 # Resamples that are drawn and scored together: their counts stay in the processor's cache.
 _RESAMPLES_AT_A_TIME = 1_000
-# Bounds memory: drawn indices held at a time.
+# Bounds memory: images of one class that are drawn at a time.
 _DRAWS_AT_A_TIME = 8_000_000
 
 
@@ -42,42 +41,34 @@ def bootstrap_headline(
     weighted figures have none and are left out.
 
     Args:
-        labels: True classes (N,), integers.
+        labels: True classes (N,), integers; N >= 1.
         predictions: Predicted classes (N,), integers.
         num_classes: C.
         hits: (N,) bool: the true class is among the five most probable. Adds ``top5_accuracy``.
-        losses: (N,) float: the loss of each image. Adds ``loss``.
+        losses: (N,) float, finite: the loss of each image. Adds ``loss``.
         resamples: Number of resamples.
         confidence: Nominal coverage.
         seed: Of the drawing.
 
-    Raises:
-        ValueError: Arrays of other shapes or types, no image, no resample, or a confidence
-            outside 0..1.
-
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", section 12.5; Davison
     and Hinkley 1997, "Bootstrap methods and their application", sections 3.2 and 5.2.
     """
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     true, predicted = np.asarray(labels), np.asarray(predictions)
-    confusion_matrix(true, predicted, num_classes)
-    if true.size == 0:
-        raise ValueError("An interval requires at least one image.")
-    columns: dict[str, FloatArray] = {}
-    if hits is not None:
-        columns["top5_accuracy"] = _check_values("hits", hits, true).astype(np.float64)
-    if losses is not None:
-        columns["loss"] = _check_values("losses", losses, true).astype(np.float64)
+    confusion_matrix(true, predicted, num_classes)  # checks them
+    columns = {
+        name: np.asarray(values, dtype=np.float64)
+        for name, values in (("top5_accuracy", hits), ("loss", losses))
+        if values is not None
+    }
+    assert all(column.shape == true.shape for column in columns.values())
     problem = _Problem(true, predicted, num_classes, columns)
     estimates, errors = problem.score(problem.observe())
     generator = np.random.default_rng(seed)
+    largest = max(stratum.rows.size for stratum in problem.strata)
+    step = max(1, min(_RESAMPLES_AT_A_TIME, _DRAWS_AT_A_TIME // largest))
     parts = []
-    for start in range(0, resamples, _RESAMPLES_AT_A_TIME):
-        count = min(_RESAMPLES_AT_A_TIME, resamples - start)
-        parts.append(problem.score(problem.draw(count, generator)))
+    for start in range(0, resamples, step):
+        parts.append(problem.score(problem.draw(min(step, resamples - start), generator)))
     intervals = {}
     for name, estimate in estimates.items():
         drawn = np.concatenate([values[name] for values, _ in parts])
@@ -108,15 +99,6 @@ def _studentize(
     return value - high * error, value - low * error
 
 
-def _check_values(what: str, values: ArrayLike, true: NDArray[np.int64]) -> NDArray:
-    array = np.asarray(values)
-    if array.shape != true.shape:
-        raise ValueError(f"{what} must have one value per image, {true.shape}, not {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{what} must be finite.")
-    return array
-
-
 @dataclass(frozen=True)
 class _Stratum:
     """Images that are drawn among themselves.
@@ -124,7 +106,7 @@ class _Stratum:
     Attributes:
         rows: Their numbers (n,).
         classes: Their true classes: one, or n different ones of a single image each.
-        columns: The M classes that they are predicted as.
+        columns: The M classes that they are predicted as, and their true classes.
     """
 
     rows: IntArray
@@ -165,15 +147,10 @@ class _Problem:
         self.support = np.bincount(true, minlength=num_classes)
         single = np.flatnonzero(self.support[true] == 1)
         groups = [np.flatnonzero(true == label) for label in np.flatnonzero(self.support > 1)]
+        pairs = [(rows, true[rows[:1]]) for rows in groups]
+        pairs += [(single, true[single])] if single.size else []
         self.strata = [
-            _Stratum(
-                rows,
-                true[rows] if rows is single else true[rows[:1]],
-                np.union1d(predicted[rows], true[rows])
-                if rows is single
-                else np.unique(predicted[rows]),
-            )
-            for rows in [*groups, *([single] if single.size else [])]
+            _Stratum(rows, classes, np.union1d(predicted[rows], classes)) for rows, classes in pairs
         ]
 
     def observe(self) -> list[_Sample]:
@@ -182,58 +159,36 @@ class _Problem:
 
     def draw(self, count: int, generator: np.random.Generator) -> list[_Sample]:
         """Return the counts of this many resamples."""
-        return [self._draw(stratum, count, generator) for stratum in self.strata]
-
-    def _draw(self, stratum: _Stratum, count: int, generator: np.random.Generator) -> _Sample:
-        size = stratum.rows.size
-        parts = []
-        for rows in _split_rows(count, size):
-            shape = (rows.stop - rows.start, size)
-            parts.append(self._count(stratum, _draw_rows(size, shape, generator)))
-        if len(parts) == 1:
-            return parts[0]
-        return _Sample(
-            np.concatenate([part.hits for part in parts], axis=1),
-            np.concatenate([part.named for part in parts], axis=1),
-            {
-                name: (
-                    np.concatenate([part.sums[name][0] for part in parts]),
-                    np.concatenate([part.sums[name][1] for part in parts]),
-                )
-                for name in self.values
-            },
-        )
+        samples = []
+        for stratum in self.strata:
+            size = stratum.rows.size
+            # Random numbers of two bytes are drawn faster, and are enough for most classes.
+            kind = np.uint16 if size <= 2**16 else np.int32
+            drawn = generator.integers(size, size=(count, size), dtype=kind)
+            samples.append(self._count(stratum, drawn))
+        return samples
 
     def _count(self, stratum: _Stratum, drawn: NDArray) -> _Sample:
         """Count what was drawn: (R, n) positions in the stratum."""
-        resamples = len(drawn)
+        resamples, width = len(drawn), stratum.columns.size
         given = self.predicted[stratum.rows]
-        cells = np.searchsorted(stratum.columns, given)
-        width = stratum.columns.size
-        if stratum.classes.size == 1:
-            places = cells.astype(np.int32)[drawn]
-        else:
+        own = np.searchsorted(stratum.columns, stratum.classes)
+        places = np.searchsorted(stratum.columns, given).astype(np.int32)[drawn]
+        if stratum.classes.size > 1:
             # Each class keeps its place; its answer is right, or wrong, as the drawn one is.
-            own = np.searchsorted(stratum.columns, stratum.classes)
-            right = (given == stratum.classes)[drawn]
-            places = np.where(right, own, cells[drawn])
+            places = np.where((given == stratum.classes)[drawn], own, places)
         offsets = np.arange(0, resamples * width, width, dtype=np.int32)[:, None]
-        named = np.bincount((places + offsets).ravel(), minlength=resamples * width)
-        table = np.ascontiguousarray(named.reshape(resamples, width).T, dtype=np.float32)
-        if stratum.classes.size == 1:
-            place = np.flatnonzero(stratum.columns == stratum.classes[0])
-            hits = table[place] if place.size else np.zeros((1, resamples), dtype=np.float32)
-        else:
-            hits = (places == own).T.astype(np.float32)
+        counts = np.bincount((places + offsets).ravel(), minlength=resamples * width)
+        named = np.ascontiguousarray(counts.reshape(resamples, width).T, dtype=np.float32)
+        hits = named[own] if own.size == 1 else (places == own).T.astype(np.float32)
         sums = {}
         for name, column in self.values.items():
-            own_values = column[stratum.rows]
-            first = own_values[drawn].sum(axis=1)
+            values = column[stratum.rows]
+            first = values[drawn].sum(axis=1)
             # A share is a mean of zeros and ones, which are their own squares.
-            squares = own_values**2
-            same = np.array_equal(squares, own_values)
-            sums[name] = (first, first if same else squares[drawn].sum(axis=1))
-        return _Sample(hits, table, sums)
+            share = name == "top5_accuracy"
+            sums[name] = (first, first if share else (values**2)[drawn].sum(axis=1))
+        return _Sample(hits, named, sums)
 
     def score(self, samples: list[_Sample]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Return every figure (R,) of resamples, and its standard error by the delta method.
@@ -256,13 +211,12 @@ class _Problem:
         equal = (at_stake / at_stake.sum(axis=0)).astype(np.float32)
         by_size = np.broadcast_to(support / np.float32(self.total), shape)
         values, errors = {}, {}
-        zero = None
         for suffix, weights in (("macro", equal), ("weighted", by_size)):
             per_named = weights / np.maximum(named, 1)
             per_both = weights / np.maximum(support + named, 1)
             for name, scores, gain, loss in (
                 (f"precision_{suffix}", precision, per_named, per_named * precision),
-                (f"recall_{suffix}", recall, weights / np.maximum(support, 1), zero),
+                (f"recall_{suffix}", recall, weights / np.maximum(support, 1), None),
                 (f"f1_{suffix}", f1, 2 * per_both, per_both * f1),
             ):
                 values[name] = (weights * scores).sum(axis=0, dtype=np.float64)
@@ -305,16 +259,3 @@ def _stratum_variance(first: NDArray, second: NDArray, size: int) -> NDArray:
     # Rounding may leave a little where all values are equal.
     floor = 1e-6 * second
     return np.where(spread > floor, spread, 0.0) * size / max(size - 1, 1)
-
-
-def _draw_rows(size: int, shape: tuple[int, int], generator: np.random.Generator) -> NDArray:
-    # Random numbers of two bytes are drawn faster, and are enough for most classes.
-    if size <= 2**16:
-        return generator.integers(size, size=shape, dtype=np.uint16)
-    return generator.integers(size, size=shape, dtype=np.int32)
-
-
-def _split_rows(resamples: int, width: int) -> Iterator[slice]:
-    step = max(1, _DRAWS_AT_A_TIME // width)
-    for start in range(0, resamples, step):
-        yield slice(start, min(resamples, start + step))

@@ -5,11 +5,11 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 
-from siglip_flowers.metrics.functions import FloatArray, sigmoid_loss, softmax_nll
+from siglip_flowers.metrics.classification import FloatArray, sigmoid_losses, softmax_losses
 
 BINS = 15
 Binning = Literal["equal_width", "equal_mass"]
@@ -38,17 +38,12 @@ def reliability_bins(
     Images of equal confidence are indistinguishable, so each of them counts with the accuracy of
     them all: the bins do not depend on the order of ties.
 
-    confidences: (N,) in [0, 1]; correct: (N,) bool.
-
-    Raises:
-        ValueError: Other shapes or values, no image, or fewer than one bin.
+    confidences: (N,) in [0, 1]; correct: (N,) bool; N >= 1.
     """
-    confidence, correct_answers = _check_pairs(confidences, correct)
-    right: FloatArray = correct_answers.astype(np.float64)
-    if not ((confidence >= 0) & (confidence <= 1)).all():
-        raise ValueError("confidences must lie in [0, 1]")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
+    confidence = np.asarray(confidences, dtype=np.float64)
+    right: FloatArray = np.asarray(correct, dtype=np.float64)
+    assert confidence.shape == right.shape
+    assert ((confidence >= 0) & (confidence <= 1)).all()
     if binning == "equal_width":
         edges = np.linspace(0, 1, bins + 1)
         places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
@@ -80,7 +75,7 @@ def expected_calibration_error(
 ) -> float:
     """Mean gap between confidence and accuracy over the bins, weighted by images; in [0, 1].
 
-    Arguments and errors are those of :func:`reliability_bins`.
+    Arguments are those of :func:`reliability_bins`.
 
     Source: Naeini et al. 2015; equal mass: Nixon et al. 2019, "Measuring calibration in deep
     learning".
@@ -96,20 +91,9 @@ def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
     probabilities: (N, C) float in [0, 1]; labels: (N,) integers in [0, C). Sigmoid
     probabilities, which need not sum to 1, may exceed 2 in sum.
 
-    Raises:
-        ValueError: Other shapes or values, or no image.
-
     Source: Brier 1950.
     """
-    values = np.asarray(probabilities, dtype=np.float64)
-    true = np.asarray(labels)
-    if values.ndim != 2 or true.shape != values.shape[:1] or true.size == 0:
-        raise ValueError(
-            f"expected probabilities (images, classes) and one label per image, got "
-            f"{values.shape} and {true.shape}"
-        )
-    if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError("probabilities must lie in [0, 1]")
+    values, true = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     own = values[np.arange(len(true)), true]
     # |p - e|^2 = |p|^2 - 2 p_true + 1, without building the indicators.
     return float(np.mean((values**2).sum(axis=1) - 2 * own + 1))
@@ -130,15 +114,14 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     logits: (N, C); labels: (N,) integers. The result lies in ``TEMPERATURES``.
 
     Raises:
-        ValueError: Other shapes or types.
         RunError: Logits that are not finite.
 
     Source: Guo et al. 2017, "On calibration of modern neural networks", section 4.2.
     """
     values = np.asarray(logits, dtype=np.float64)
-    loss = softmax_nll if activation == "softmax" else sigmoid_loss
+    losses = softmax_losses if activation == "softmax" else sigmoid_losses
     found = minimize_scalar(
-        lambda log_temperature: loss(values / np.exp(log_temperature), labels),
+        lambda log_temperature: losses(values / np.exp(log_temperature), labels).mean(),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
         options={"xatol": 1e-6},
@@ -146,25 +129,11 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     return float(np.exp(found.x))
 
 
-def _average_ties(confidence: FloatArray, right: NDArray) -> FloatArray:
+def _average_ties(confidence: FloatArray, right: FloatArray) -> FloatArray:
     """Return the accuracy of all images that have the confidence of each image: (N,)."""
     _, group, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
     accuracy: FloatArray = (np.bincount(group, weights=right) / sizes)[group]
     return accuracy
-
-
-def _check_pairs(
-    confidences: ArrayLike, correct: ArrayLike
-) -> tuple[FloatArray, NDArray[np.bool_]]:
-    confidence, right = np.asarray(confidences, dtype=np.float64), np.asarray(correct)
-    if confidence.ndim != 1 or confidence.shape != right.shape or confidence.size == 0:
-        raise ValueError(
-            f"expected a confidence and a truth value for each image, got shapes "
-            f"{confidence.shape} and {right.shape}"
-        )
-    if right.dtype != np.bool_:
-        raise ValueError(f"correct must be boolean, got {right.dtype}")
-    return confidence, right
 
 
 def risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
@@ -173,16 +142,12 @@ def risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> tuple[FloatArra
     Coverage is the share of images kept, risk the share of errors among them. Images of equal
     confidence count with the mean of their group: the curve does not depend on the order of ties.
 
-    confidences: (N,) finite; correct: (N,) bool.
-
-    Raises:
-        ValueError: Other shapes, types or values, or no image.
+    confidences: (N,) finite; correct: (N,) bool; N >= 1.
 
     Source: El-Yaniv and Wiener 2010, "On the foundations of noise-free selective classification".
     """
-    confidence, right = _check_pairs(confidences, correct)
-    if not np.isfinite(confidence).all():
-        raise ValueError("confidences must be finite")
+    confidence = np.asarray(confidences, dtype=np.float64)
+    right = np.asarray(correct, dtype=np.float64)
     wrong = 1 - _average_ties(confidence, right)[np.argsort(-confidence, kind="stable")]
     kept = np.arange(1, confidence.size + 1)
     return kept / confidence.size, np.cumsum(wrong) / kept
@@ -191,7 +156,7 @@ def risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> tuple[FloatArra
 def area_under_risk_coverage(confidences: ArrayLike, correct: ArrayLike) -> float:
     """Mean risk over all coverages (AURC), in [0, 1]; 0 if nothing is wrong.
 
-    Arguments and errors are those of :func:`risk_coverage`.
+    Arguments are those of :func:`risk_coverage`.
 
     Source: Geifman, Uziel and El-Yaniv 2019, "Bias-reduced uncertainty estimation for deep neural
     classifiers".

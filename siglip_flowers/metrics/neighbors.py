@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import numpy as np
+import scipy.special
 import torch
-from torch.nn import functional
 
 NEIGHBORS = 20
 TEMPERATURE = 0.07
 _BLOCK_ROWS = 256
+# Far below the difference of two sums of votes, far above their rounding errors.
+TIE = 1e-9
 
 
 class Neighbors(NamedTuple):
@@ -23,7 +25,9 @@ class Neighbors(NamedTuple):
 
 def normalize_rows(features: np.ndarray) -> np.ndarray:
     """Return the rows of (N, D) scaled to length 1, in the same dtype."""
-    return functional.normalize(torch.from_numpy(np.asarray(features)), dim=1).numpy()
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    scaled: np.ndarray = features / np.maximum(lengths, 1e-12)
+    return scaled
 
 
 def find_neighbors(
@@ -56,12 +60,8 @@ def find_neighbors(
 
 
 def count_votes(neighbors: Neighbors, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return how many of the neighbors belong to each class: (M, C) float64.
-
-    Less than 1 is added so that of two equal counts the class of the nearest neighbor is higher.
-    """
-    weights = 1 + 0.5 ** np.arange(1, neighbors.rows.shape[1] + 1)
-    return _add_votes(neighbors, labels, num_classes, np.tile(weights, (len(neighbors.rows), 1)))
+    """Return how many of the neighbors belong to each class, but for ties: (M, C) float64."""
+    return _add_votes(neighbors, labels, num_classes, np.ones_like(neighbors.cosines))
 
 
 def vote_neighbors(
@@ -88,21 +88,23 @@ def vote_neighbors(
         device: Where to compute.
 
     Returns:
-        Shares of the vote (M, C) float32.
+        Shares of the vote, but for ties: (M, C) float64.
 
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance
     discrimination", section 3.4, with the constants of Caron et al. 2021 (DINO).
     """
     found = find_neighbors(features, queries, neighbors, device)
     # A softmax keeps the ratios of the votes and cannot overflow.
-    votes = torch.from_numpy(found.cosines / temperature).softmax(dim=1).numpy()
+    votes = scipy.special.softmax(found.cosines.astype(np.float64) / temperature, axis=1)
     return _add_votes(found, labels, num_classes, votes)
 
 
 def _add_votes(
     neighbors: Neighbors, labels: np.ndarray, num_classes: int, votes: np.ndarray
 ) -> np.ndarray:
-    total = np.zeros((len(neighbors.rows), num_classes), dtype=votes.dtype)
+    """Add up votes (M, K) by class; of equal sums that of the nearest neighbor becomes higher."""
+    ranks = 0.5 ** np.arange(1, votes.shape[1] + 1)
+    total = np.zeros((len(neighbors.rows), num_classes))
     queries = np.arange(len(total))[:, None]
-    np.add.at(total, (queries, np.asarray(labels)[neighbors.rows]), votes)
+    np.add.at(total, (queries, np.asarray(labels)[neighbors.rows]), votes + TIE * ranks)
     return total

@@ -23,17 +23,12 @@ def score_logits(logits: np.ndarray, score: str, activation: str = "softmax") ->
             sigmoid.
         activation: The model's, ``softmax`` or ``sigmoid``.
 
-    Raises:
-        ValueError: Another score.
-
     Source: Hendrycks and Gimpel 2017, "A baseline for detecting misclassified and
     out-of-distribution examples"; Hendrycks et al. 2022, "Scaling out-of-distribution detection
     for real-world settings" (maximum logit); Liu et al. 2020, "Energy-based out-of-distribution
     detection", equation 4; Wang et al. 2021, "Can multi-label classification networks know what
     they don't know?", equation 5.
     """
-    if score not in LOGIT_SCORES:
-        raise ValueError(f"score is {score!r}; choose one of {', '.join(LOGIT_SCORES)}.")
     logits = np.asarray(logits, dtype=np.float64)
     highest = logits.max(axis=1)
     if score == "max_logit":

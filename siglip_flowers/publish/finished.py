@@ -17,7 +17,7 @@ from siglip_flowers.base.hub_names import is_hub_id
 from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, is_finished
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.config.parsing import read_yaml
-from siglip_flowers.metrics.functions import accuracy, precision_recall_f1
+from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
 
 PREDICTIONS_FILE = "predictions_test.parquet"
 COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")

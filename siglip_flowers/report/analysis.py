@@ -27,7 +27,7 @@ from siglip_flowers.metrics.calibration import (
     risk_coverage,
     to_probabilities,
 )
-from siglip_flowers.metrics.functions import (
+from siglip_flowers.metrics.classification import (
     FloatArray,
     IntArray,
     are_in_top_k,

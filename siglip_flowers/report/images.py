@@ -24,7 +24,7 @@ from siglip_flowers.data.rows import read_images
 from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
-from siglip_flowers.metrics.functions import IntArray
+from siglip_flowers.metrics.classification import IntArray
 from siglip_flowers.metrics.neighbors import find_neighbors, normalize_rows
 from siglip_flowers.report.contents import Attention, NearDuplicate, Report
 

@@ -43,7 +43,7 @@ from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.splits import draw_rows
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
-from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, check_peft
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive

@@ -17,7 +17,7 @@ from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.tables import write_predictions
-from siglip_flowers.metrics.functions import confusion_matrix
+from siglip_flowers.metrics.classification import confusion_matrix
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
 from siglip_flowers.plots.figures import draw_confusion, plot_curves

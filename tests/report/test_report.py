@@ -25,8 +25,7 @@ from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.tables import format_metrics
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.sidecars import load_temperature
-from siglip_flowers.metrics.functions import per_class_rows
-from siglip_flowers.metrics.modules import compute_metrics
+from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.report import analysis
 from siglip_flowers.report.analysis import analyze, find_label_suspects, order_classes
 from siglip_flowers.report.contents import Attention, UnknownRow
