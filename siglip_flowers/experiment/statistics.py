@@ -154,7 +154,7 @@ def describe_finding(finding: Finding, what: str, factor: float, unit: str) -> s
         f"{factor * value:+.{decimals}f}"
         for value in (finding.difference, finding.low, finding.high)
     )
-    p = format_p(finding.p_value, SIGNIFICANCE)
+    p = format_p(finding.p_value)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
     return f"{what}: {size} {unit} (95 % interval {low} to {high}, {p}): {finding.verdict}."
 
