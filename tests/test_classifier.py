@@ -18,14 +18,13 @@ from transformers import (
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.model.classifier import CosineHead
+from siglip_flowers.model.classifier import CosineHead, to_native
 from siglip_flowers.model.heads import set_calibration
 from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
     load_saved_classifier,
 )
-from siglip_flowers.model.native import to_native
 from siglip_flowers.model.towers import freeze
 from tests.small_flowers import draw_pixel_values, read_images
 

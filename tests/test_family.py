@@ -31,13 +31,13 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import (
     load_classifier,
     load_image_processor,
     load_saved_classifier,
     set_attention,
 )
-from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_text_tower
 from siglip_flowers.model.towers import locate_parameters
 from tests.small_flowers import read_images

@@ -13,9 +13,8 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.evaluation.features import digest_weights, list_poolings, load_features
 from siglip_flowers.evaluation.predict import PassOptions, extract_features
-from siglip_flowers.model.heads import set_probe_head
+from siglip_flowers.model.heads import fit_and_validate, fit_logistic_heads, set_probe_head
 from siglip_flowers.model.loading import load_classifier, load_image_processor
-from siglip_flowers.model.logistic import fit_and_validate, fit_logistic_heads
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_classifier,
@@ -26,7 +27,6 @@ from siglip_flowers.model.loading import (
     set_attention,
     vision_config_of,
 )
-from siglip_flowers.model.native import to_native
 from siglip_flowers.model.towers import freeze
 from siglip_flowers.model.weights import interpolate_position_embedding
 from tests.small_flowers import draw_pixel_values

@@ -45,6 +45,7 @@ from siglip_flowers.data.pixels.tensors import (
 )
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.engine import InferenceEngine
+from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import (
@@ -52,7 +53,6 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
 )
-from siglip_flowers.model.native import to_native
 from siglip_flowers.model.text_head import load_tokenizer, tokenize_prompts, zero_shot_head
 from siglip_flowers.model.towers import freeze
 from tests.small_flowers import read_images

@@ -61,11 +61,12 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
         from accelerate import PartialState
 
         from siglip_flowers.evaluation.run import (
+            format_metrics,
+            list_metrics,
             prepare_evaluation,
             run_evaluation,
             write_evaluation,
         )
-        from siglip_flowers.evaluation.tables import format_metrics, list_metrics
         from siglip_flowers.training.compute import set_cpu_threads
 
     options, data_arguments, *asked = parsed

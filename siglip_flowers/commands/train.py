@@ -59,7 +59,7 @@ def _train(parsed: tuple[Any, ...]) -> None:
         from accelerate import PartialState
 
         from siglip_flowers.config.training import SiglipTrainingArguments
-        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.evaluation.run import format_metrics
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 

@@ -24,7 +24,7 @@ from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
 from siglip_flowers.data import image_ids, load_data, read_images
-from siglip_flowers.evaluation.extension import EvaluationExtension
+from siglip_flowers.evaluation.run import EvaluationExtension
 from siglip_flowers.metrics.statistics import format_p
 from siglip_flowers.plots.theme import make_figure, save_figure, shorten
 

@@ -1,26 +1,113 @@
-"""Evaluate a saved classifier on a split: load it and the data, run it, write what was measured."""
+"""Evaluate a saved classifier on a split: load it and the data, run it, write what was measured.
+
+What a feature adds to an evaluation is an :class:`EvaluationExtension`.
+"""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
-from siglip_flowers.base.files import write_json
+from siglip_flowers.base.files import atomic_path, write_json
 from siglip_flowers.base.prompts import load_templates
+from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.data import check_data_arguments, load_data
+from siglip_flowers.data import ClassificationData, check_data_arguments, load_data
 from siglip_flowers.data.names import follow_model_classes
-from siglip_flowers.evaluation.extension import Evaluation, EvaluationExtension
-from siglip_flowers.evaluation.predict import evaluate_split
-from siglip_flowers.evaluation.tables import write_predictions
+from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
+from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.text_head import check_text_tower
 from siglip_flowers.runtime.devices import describe_device, resolve_dtype
+
+# Macro averages are the headline; accuracy and macro recall differ if class sizes do.
+HEADLINE = {
+    "accuracy": "accuracy",
+    "top5_accuracy": "top-5 accuracy",
+    "precision_macro": "precision (macro)",
+    "recall_macro": "recall (macro)",
+    "f1_macro": "F1 (macro)",
+    "precision_weighted": "precision (weighted)",
+    "recall_weighted": "recall (weighted)",
+    "f1_weighted": "F1 (weighted)",
+}
+TOP_K = 5
+
+
+@dataclass
+class Evaluation:
+    """One evaluation: what is evaluated, and after the pass over the split its result.
+
+    Attributes:
+        options: What was asked for.
+        data_arguments: Where the images come from.
+        command: The command line, for reports.
+        name: The model's directory or Hub id.
+        title: One line that names model and data.
+        model: The classifier.
+        processor: Its image processor.
+        data: All splits.
+        rows: The split that is evaluated, with the model's class numbers.
+        environment: Versions and hardware.
+        result: Predictions and metrics; None before the pass.
+        figures: What extensions measured, by the key of the metrics file that it is written to.
+    """
+
+    options: EvaluationArguments
+    data_arguments: DataArguments
+    command: str
+    name: str
+    title: str
+    model: SiglipClassifier
+    processor: Any
+    data: ClassificationData
+    rows: datasets.Dataset
+    environment: dict[str, Any] = field(default_factory=dict)
+    result: SplitResult | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pass_options(self) -> PassOptions:
+        """How a pass over the split runs."""
+        options = self.options
+        return PassOptions(
+            options.per_device_eval_batch_size,
+            options.dataloader_num_workers,
+            options.dtype,
+            options.compile,
+            self.data_arguments,
+        )
+
+
+class EvaluationExtension:
+    """What a feature does in an evaluation; each step does nothing unless it is overridden.
+
+    A feature's ``extension.py`` has ``make_evaluation_extension(options)``, where ``options`` is an
+    instance of its ``EXTENDS["eval"]``. It is imported only if ``options.is_asked``.
+    """
+
+    def run_instead(self, options: EvaluationArguments, data_arguments: DataArguments) -> bool:
+        """Do something else than evaluate and return True."""
+        return False
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Raise InputError for what cannot work, before the pass over the split."""
+
+    def measure(self, evaluation: Evaluation) -> None:
+        """Measure more after the pass; called by every process of a launch."""
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Print and write what was measured; called by the main process."""
 
 
 def prepare_evaluation(
@@ -118,3 +205,51 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
         "environment": evaluation.environment,
     }
     write_json(directory / f"metrics_{options.split}.json", values)
+
+
+def list_metrics(result: SplitResult) -> dict[str, float]:
+    """Return the number of images and the metrics to show.
+
+    Top-5 accuracy is left out if there are fewer than six classes, where it is always 1.
+    """
+    metrics = {"n": len(result.labels), **result.metrics}
+    if result.logits.shape[1] <= TOP_K:
+        metrics.pop("top5_accuracy", None)
+    return metrics
+
+
+def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
+    """Return a table with one column per split: n, shares in percent, then the losses."""
+    lines = [["", *splits], ["n", *(str(int(values["n"])) for values in splits.values())]]
+    for key, name in HEADLINE.items():
+        if all(key in values for values in splits.values()):
+            lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
+    lines.append(["loss", *(f"{values['loss']:.4f}" for values in splits.values())])
+    return align_columns(lines)
+
+
+def write_predictions(
+    path: Path, result: SplitResult, class_names: Sequence[str], description: str
+) -> None:
+    """Write image id, true label and the five most probable classes with their probabilities.
+
+    ``description`` names the data and the split protocol in the file's metadata.
+
+    Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
+    ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.
+    """
+    top = np.argsort(-result.logits, axis=1, kind="stable")[:, :TOP_K]
+    table = pyarrow.table(
+        {
+            "image_id": result.ids,
+            "label": result.labels,
+            "label_name": [class_names[label] for label in result.labels],
+            "correct": top[:, 0] == result.labels,
+            "top_labels": top.tolist(),
+            "top_names": [[class_names[label] for label in row] for row in top],
+            "top_probabilities": np.take_along_axis(result.probabilities, top, 1).tolist(),
+        }
+    )
+    table = table.replace_schema_metadata({"data": description, "split": result.split})
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(table, temporary)

@@ -27,8 +27,7 @@ from siglip_flowers.export.formats import (
     write_onnx,
 )
 from siglip_flowers.export.options import FACTS_FILE
-from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.native import to_native
+from siglip_flowers.model.classifier import SiglipClassifier, to_native
 from siglip_flowers.model.towers import is_naflex
 from siglip_flowers.model.weights import quiet_transformers
 

@@ -1,4 +1,8 @@
-"""The classifier: SigLIP vision tower, pooling, head; and its configuration."""
+"""The classifier: SigLIP vision tower, pooling, head; and its configuration.
+
+A classifier that averages patch tokens can also be a plain class of transformers, for use without
+this package.
+"""
 
 import copy
 import math
@@ -6,15 +10,26 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    SiglipConfig,
+    SiglipForImageClassification,
+    SiglipVisionConfig,
+)
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
 from siglip_flowers.model.towers import (
     VISION_CONFIGS,
     VisionConfig,
     VisionModel,
     get_vision_class,
+    is_naflex,
     run_vision_tower,
 )
 
@@ -25,6 +40,9 @@ PROBLEM_TYPES = {
     "softmax": "single_label_classification",
     "sigmoid": "multi_label_classification",
 }
+NativeModel = SiglipForImageClassification | Siglip2ForImageClassification
+# The names of the classes in a config.json.
+NATIVE_ARCHITECTURES = {"SiglipForImageClassification", "Siglip2ForImageClassification"}
 
 
 class SiglipClassifierConfig(PreTrainedConfig):
@@ -232,3 +250,67 @@ class SiglipClassifier(PreTrainedModel):
         folded.classifier.weight.copy_(head.logit_scale.exp() * embeddings)
         folded.classifier.bias.copy_(head.logit_bias.expand(embeddings.shape[0]))
         return folded.train(self.training)
+
+
+def explain_not_native(model: SiglipClassifier) -> str | None:
+    """Return why a classifier cannot be a plain SiglipForImageClassification, or None.
+
+    The plain class applies a linear head to the average of the patch tokens.
+    """
+    config = model.config
+    if config.pooling != "mean":
+        return (
+            f"it pools by {config.pooling!r}, the attention head of the checkpoint, while the "
+            "plain class averages the patch tokens; train with --pooling mean"
+        )
+    if config.normalize_features or config.head != "linear":
+        return (
+            "its head takes normalized features, while that of the plain class takes them as they "
+            "are; train with --objective cross_entropy and --head_init random or "
+            "probe"
+        )
+    return None
+
+
+def describe_native(config: Any) -> SiglipClassifierConfig:
+    """Return the configuration of the classifier with the weights of a plain model."""
+    sigmoid = config.problem_type == PROBLEM_TYPES["sigmoid"]
+    return SiglipClassifierConfig(
+        vision_config=config.vision_config,
+        pooling="mean",
+        activation="sigmoid" if sigmoid else "softmax",
+        id2label=config.id2label,
+        label2id=config.label2id,
+    )
+
+
+@torch.no_grad()
+def to_native(model: SiglipClassifier) -> NativeModel:
+    """Return a plain ``SiglipForImageClassification`` with the same logits.
+
+    A NaFlex classifier becomes a ``Siglip2ForImageClassification``.
+
+    Raises:
+        InputError: The model cannot be one; see :func:`explain_not_native`.
+    """
+    reason = explain_not_native(model)
+    if reason is not None:
+        raise InputError(f"The model cannot be a plain SiglipForImageClassification: {reason}.")
+    folded = model.fold()
+    naflex = is_naflex(folded.config.vision_config)
+    config_class = Siglip2Config if naflex else SiglipConfig
+    vision_config = folded.config.vision_config.to_dict()
+    # It may be a path of this machine.
+    vision_config.pop("_name_or_path", None)
+    config: Any = config_class(
+        vision_config=vision_config,
+        # There is no text tower; its default token ids exceed its default vocabulary.
+        text_config={"bos_token_id": 0, "eos_token_id": 1},
+        id2label=folded.config.id2label,
+        label2id=folded.config.label2id,
+        problem_type=folded.config.problem_type,
+    )
+    native_class = Siglip2ForImageClassification if naflex else SiglipForImageClassification
+    native: Any = native_class(config)
+    native.load_state_dict(folded.state_dict())
+    return native.eval()

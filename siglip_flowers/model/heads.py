@@ -1,20 +1,159 @@
-"""Ways to initialize a classifier's head: from the text tower, or by a fit on frozen features."""
+"""Ways to initialize a classifier's head: from the text tower, or by a fit on frozen features.
+
+The fit is multinomial logistic regression on the features of a frozen encoder.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import scipy.optimize
+import scipy.special
 import torch
 from torch import nn
+from torch.nn import functional
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import load_classifier
-from siglip_flowers.model.logistic import (
-    HeadFit,
-    LabeledFeatures,
-    LinearHead,
-    choose_fit,
-    fit_and_validate,
-)
 from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
+
+# Features (N, D) float32 and labels (N,) int64.
+LabeledFeatures = tuple[np.ndarray, np.ndarray]
+# Weight (C, D) and bias (C,), float32.
+LinearHead = tuple[np.ndarray, np.ndarray]
+# L2 penalties to choose from, strongest first: two per decade.
+PENALTIES = tuple(float(value) for value in np.logspace(0, -4.5, 10))
+# Principal axes are scaled by their variance to the power of -WHITENING / 2. Halfway between the
+# features as they are (0) and white ones (1): on the 6149 swapped training images of Flowers102,
+# validation accuracy of siglip-nano is 69.9 % against 68.4 % and 67.4 %, in half the iterations.
+WHITENING = 0.5
+# Added to all variances, as a fraction of their mean: axes without variance stay small.
+SHRINKAGE = 0.01
+MAX_ITERATIONS = 200
+# A fit ends when a step lowers the loss by less than this fraction of it.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class HeadFit:
+    """A fitted head and how well it does on the validation split.
+
+    Attributes:
+        head: Weight and bias, for features as they are.
+        penalty: What it was fitted with.
+        validation_accuracy: In [0, 1].
+        validation_nll: Mean negative log-likelihood.
+    """
+
+    head: LinearHead
+    penalty: float
+    validation_accuracy: float
+    validation_nll: float
+
+
+def fit_and_validate(
+    train: LabeledFeatures,
+    validation: LabeledFeatures,
+    num_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    balanced: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[HeadFit]:
+    """Fit a head per penalty and evaluate each; see :func:`fit_logistic_heads`."""
+    heads = fit_logistic_heads(*train, num_classes, penalties, balanced=balanced, device=device)
+    features, labels = validation
+    fits = []
+    for penalty, head in zip(penalties, heads, strict=True):
+        logits = features @ head[0].T + head[1]
+        accuracy = float(np.mean(logits.argmax(axis=1) == labels))
+        log_sums = scipy.special.logsumexp(logits, axis=1)
+        nll = float(np.mean(log_sums - logits[np.arange(len(labels)), labels]))
+        fits.append(HeadFit(head, penalty, accuracy, nll))
+    return fits
+
+
+def choose_fit(fits: Sequence[HeadFit]) -> HeadFit:
+    """Return the fit with the highest validation accuracy; of equals, the most likely labels."""
+    return max(fits, key=lambda fit: (fit.validation_accuracy, -fit.validation_nll))
+
+
+def fit_logistic_heads(
+    features: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    *,
+    balanced: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[LinearHead]:
+    """Fit a softmax classifier by L-BFGS for each penalty, each starting from the one before.
+
+    The objective is the mean negative log-likelihood plus ``penalty / 2`` times the squared norm
+    of the weight on centered, half-whitened features of mean variance 1; the bias is not
+    penalized. That transformation is folded into the returned heads, which take features as they
+    are.
+
+    Args:
+        features: (N, D) float32.
+        labels: (N,) int64.
+        num_classes: C.
+        penalties: From the strongest to the weakest, so that each fit starts near its optimum.
+        balanced: Weight classes by inverse frequency.
+        device: Where to compute.
+
+    Returns:
+        A head per penalty.
+    """
+    mean, transform = whiten_halfway(features)
+    targets = torch.from_numpy(labels).to(device)
+    inputs = torch.from_numpy(((features - mean) @ transform).astype(np.float32)).to(device)
+    class_weights = None
+    if balanced:
+        counts = torch.bincount(targets, minlength=num_classes).clamp(min=1)
+        class_weights = 1.0 / counts.float()
+    width = features.shape[1]
+    parameters = np.zeros(num_classes * (width + 1))
+    heads = []
+    for penalty in penalties:
+
+        def measure(flat: np.ndarray, penalty: float = penalty) -> tuple[float, np.ndarray]:
+            table = torch.from_numpy(flat.astype(np.float32)).to(device).view(num_classes, -1)
+            table.requires_grad_()
+            logits = functional.linear(inputs, table[:, :width], table[:, width])
+            loss = functional.cross_entropy(logits, targets, class_weights)
+            loss = loss + 0.5 * penalty * table[:, :width].square().sum()
+            loss.backward()
+            assert table.grad is not None
+            return loss.item(), table.grad.cpu().numpy().astype(np.float64).ravel()
+
+        found = scipy.optimize.minimize(
+            measure,
+            parameters,
+            jac=True,
+            method="L-BFGS-B",
+            options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE},
+        )
+        parameters = found.x
+        table = parameters.reshape(num_classes, -1)
+        weight = table[:, :width] @ transform.T
+        bias = table[:, width] - weight @ mean
+        heads.append((weight.astype(np.float32), bias.astype(np.float32)))
+    return heads
+
+
+def whiten_halfway(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean (D,) and matrix (D, D), both float64, that transform (N, D) features.
+
+    ``(features - mean) @ matrix`` lies along the principal axes, whose variances are closer to
+    each other than they were and have the mean 1.
+    """
+    values = features.astype(np.float64)
+    mean = values.mean(axis=0)
+    variances, axes = np.linalg.eigh(np.cov(values.T, bias=True))
+    variances = np.maximum(variances, 0.0)
+    scales = (variances + SHRINKAGE * variances.mean()) ** (-WHITENING / 2)
+    return mean, axes * (scales / np.sqrt(np.mean(scales**2 * variances)))
 
 
 @torch.no_grad()
@@ -82,7 +221,7 @@ def set_probe_head(
     """Fit the linear head on frozen features, with the penalty that validation favors.
 
     Multinomial logistic regression, as the first stage of LP-FT; see
-    :func:`~siglip_flowers.model.logistic.fit_logistic_heads`.
+    :func:`fit_logistic_heads`.
 
     Args:
         model: A classifier with a linear head on unnormalized features.

@@ -19,8 +19,12 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
-from siglip_flowers.model.native import NATIVE_ARCHITECTURES, describe_native
+from siglip_flowers.model.classifier import (
+    NATIVE_ARCHITECTURES,
+    SiglipClassifier,
+    SiglipClassifierConfig,
+    describe_native,
+)
 from siglip_flowers.model.towers import (
     VISION_CONFIGS,
     VISION_TYPES,

@@ -39,7 +39,7 @@ def _probe(parsed: tuple[ProbeArguments, DataArguments]) -> None:
     with defer_signals():
         from accelerate import PartialState
 
-        from siglip_flowers.evaluation.tables import format_metrics
+        from siglip_flowers.evaluation.run import format_metrics
         from siglip_flowers.probe.grid import fit_grid, make_run
         from siglip_flowers.training.run import run_training
 

@@ -25,8 +25,7 @@ from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.features import FittedHead, load_split_features
 from siglip_flowers.metrics.neighbors import vote_neighbors
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.heads import set_head
-from siglip_flowers.model.logistic import PENALTIES, HeadFit, choose_fit, fit_and_validate
+from siglip_flowers.model.heads import PENALTIES, HeadFit, choose_fit, fit_and_validate, set_head
 from siglip_flowers.probe.options import ProbeArguments
 from siglip_flowers.training.build import RunArguments, build_model
 

@@ -15,8 +15,8 @@ from siglip_flowers.base.run_dir import METRICS_FILE, RUN_FILES
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE
+from siglip_flowers.model.classifier import explain_not_native, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.model.native import explain_not_native, to_native
 from siglip_flowers.model.weights import quiet_transformers
 from siglip_flowers.publish.card import CardFacts, build_card
 from siglip_flowers.publish.check import check_published, load_test_split

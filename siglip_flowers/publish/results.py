@@ -11,7 +11,7 @@ from siglip_flowers.config import (
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.evaluation.tables import HEADLINE
+from siglip_flowers.evaluation.run import HEADLINE
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.publish.finished import FinishedRun, Predictions
 

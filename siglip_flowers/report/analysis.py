@@ -13,9 +13,8 @@ from scipy.spatial.distance import squareform
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import HEADLINE, TOP_K, list_metrics
+from siglip_flowers.evaluation.run import HEADLINE, TOP_K, Evaluation, list_metrics
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,

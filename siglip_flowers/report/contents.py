@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import HEADLINE
+from siglip_flowers.evaluation.run import HEADLINE, Evaluation
 from siglip_flowers.metrics.calibration import ReliabilityBin
 
 

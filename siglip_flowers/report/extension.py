@@ -18,7 +18,6 @@ from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.data.pixels.decoding import list_image_extensions
 from siglip_flowers.data.sources.ood_images import draw_ood_images
 from siglip_flowers.data.splits import get_labels
-from siglip_flowers.evaluation.extension import Evaluation, EvaluationExtension
 from siglip_flowers.evaluation.fitting import (
     IMAGES_PER_KIND,
     REPORT_SEED,
@@ -26,6 +25,7 @@ from siglip_flowers.evaluation.fitting import (
     classify_images,
 )
 from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
 from siglip_flowers.inference.finding import check_paths, find_images
 from siglip_flowers.inference.sidecars import (
     CLASS_MEAN,

@@ -21,7 +21,7 @@ from siglip_flowers.data.pixels.tensors import (
     resize_image,
 )
 from siglip_flowers.data.rows import read_images
-from siglip_flowers.evaluation.extension import Evaluation
+from siglip_flowers.evaluation.run import Evaluation
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
 from siglip_flowers.metrics.classification import IntArray

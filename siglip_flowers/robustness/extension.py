@@ -14,8 +14,8 @@ from siglip_flowers.base.files import write_text
 from siglip_flowers.base.text import align_columns, format_csv
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
-from siglip_flowers.evaluation.extension import Evaluation, EvaluationExtension
 from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
+from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
 from siglip_flowers.metrics.statistics import paired_bootstrap, wilson_interval
 from siglip_flowers.plots.theme import (
     MUTED_COLOR,

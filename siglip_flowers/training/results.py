@@ -16,7 +16,7 @@ from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import write_predictions
+from siglip_flowers.evaluation.run import write_predictions
 from siglip_flowers.metrics.classification import confusion_matrix
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples

@@ -25,7 +25,7 @@ from siglip_flowers.evaluation.fitting import (
     measure_ood_detector,
 )
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-from siglip_flowers.evaluation.tables import list_metrics
+from siglip_flowers.evaluation.run import list_metrics
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip

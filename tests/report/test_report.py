@@ -20,9 +20,8 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.evaluation import predict
-from siglip_flowers.evaluation.extension import Evaluation
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.tables import format_metrics
+from siglip_flowers.evaluation.run import Evaluation, format_metrics
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.sidecars import load_temperature
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
