@@ -173,19 +173,10 @@ def score_classes(result: SplitResult, confusion: IntArray, trained: IntArray) -
     rows = []
     for row in result.per_class:
         label, support = row["label"], row["support"]
-        hits = int(confusion[label, label])
-        ends = wilson_interval(hits, support) if support else (0.0, 1.0)
-        rows.append(
-            ClassRow(
-                label=label,
-                support=support,
-                trained=int(trained[label]),
-                predicted=int(confusion[:, label].sum()),
-                precision=row["precision"],
-                recall=Estimate(row["recall"], *ends),
-                f1=row["f1"],
-            )
-        )
+        low, high = wilson_interval(int(confusion[label, label]), support) if support else (0, 1)
+        recall = {"value": row["recall"], "low": low, "high": high}
+        counts = {"trained": int(trained[label]), "predicted": int(confusion[:, label].sum())}
+        rows.append({**row, **counts, "recall": recall})
     return rows
 
 
@@ -197,11 +188,11 @@ def group_classes(rows: list[ClassRow]) -> list[ClassGroup]:
         (f"medium ({RARE} to {FREQUENT})", RARE, FREQUENT),
         (f"frequent (more than {FREQUENT})", FREQUENT + 1, np.inf),
     ):
-        found = [row for row in rows if row.support and low <= row.trained <= high]
+        found = [row for row in rows if row["support"] and low <= row["trained"] <= high]
         if found:
-            support = sum(row.support for row in found)
-            recall = float(np.mean([row.recall.value for row in found]))
-            f1 = float(np.mean([row.f1 for row in found]))
+            support = sum(row["support"] for row in found)
+            recall = float(np.mean([row["recall"]["value"] for row in found]))
+            f1 = float(np.mean([row["f1"] for row in found]))
             groups.append(ClassGroup(name, len(found), support, recall, f1))
     return groups if len(groups) > 1 else []
 

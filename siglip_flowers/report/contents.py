@@ -5,6 +5,7 @@ Rows are numbers of images in the evaluated split, which has N images of C class
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,13 @@ from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import HEADLINE, Evaluation
 from siglip_flowers.metrics.calibration import ReliabilityBin
+
+# {"label", "name", "support", "trained", "predicted", "precision", "recall": {"value", "low",
+# "high"}, "f1"}: one class; support, trained and predicted count images.
+ClassRow = dict[str, Any]
+# {"source", "score", "n", "auroc", "fpr95"}: how well a score separates the split's images from n
+# unknown ones.
+UnknownRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -33,22 +41,6 @@ class Calibration:
     brier: float
     loss: float
     bins: list[ReliabilityBin]
-
-
-@dataclass(frozen=True)
-class ClassRow:
-    """One class: its images in this split and in training, scores, and the interval of its recall.
-
-    ``trained`` is the number of training images.
-    """
-
-    label: int
-    support: int
-    trained: int
-    predicted: int
-    precision: float
-    recall: Estimate
-    f1: float
 
 
 @dataclass(frozen=True)
@@ -113,32 +105,12 @@ class Selective:
 
 
 @dataclass(frozen=True)
-class UnknownRow:
-    """How well one score separates the split's images from one source of unknown images."""
-
-    source: str
-    score: str
-    n: int
-    auroc: float
-    fpr95: float
-
-
-@dataclass(frozen=True)
 class FeatureMap:
     """Images on a plane: rows (M,) and their places (M, 2) in [0, 1]."""
 
     rows: np.ndarray
     places: np.ndarray
     method: str
-
-
-@dataclass(frozen=True)
-class Attention:
-    """JPEG bytes of an image and of the same image with what the model attends to."""
-
-    row: int
-    image: bytes
-    overlay: bytes
 
 
 @dataclass(frozen=True)
@@ -167,7 +139,6 @@ class Report:
     feature_map: FeatureMap
     thumbnails: dict[int, bytes]
     unknowns: list[UnknownRow] = field(default_factory=list)
-    attention: list[Attention] = field(default_factory=list)
     trained_on: bool = False
 
     @property

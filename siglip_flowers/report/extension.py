@@ -36,7 +36,7 @@ from siglip_flowers.inference.sidecars import (
 from siglip_flowers.metrics.ood import LOGIT_SCORES, measure_separation, score_neighbors
 from siglip_flowers.report.analysis import analyze
 from siglip_flowers.report.contents import Report, UnknownRow
-from siglip_flowers.report.images import SplitImages, SplitRows, draw_attention
+from siglip_flowers.report.images import SplitImages, SplitRows
 from siglip_flowers.report.options import ReportArguments
 from siglip_flowers.report.output import check_report_dir, summarize_report, write_report
 
@@ -150,7 +150,6 @@ def build_report(evaluation: Evaluation, unknown_dir: str | None = None) -> Repo
     return dataclasses.replace(
         report,
         unknowns=measure_unknowns(evaluation, train_features, unknown_dir),
-        attention=draw_attention(evaluation, compared[own].images, report),
         trained_on=fitted and own == "train",
     )
 
@@ -179,18 +178,18 @@ def measure_unknowns(
         detectors.append(OodDetector(CLASS_MEAN, 0.0, class_means=fitted.class_means))
 
     def score(features: np.ndarray, logits: np.ndarray) -> dict[str, np.ndarray]:
-        found = {each.score: each.score_images(features, logits, activation) for each in detectors}
+        scores = {each.score: each.score_images(features, logits, activation) for each in detectors}
         if train_features is not None:
-            found["neighbors"] = score_neighbors(train_features, features)
-        return found
+            scores["neighbors"] = score_neighbors(train_features, features)
+        return scores
 
     known = score(result.features, result.logits)
     rows = []
     for source, outputs in sources.items():
         for name, unknown in score(*outputs).items():
-            figures = measure_separation(known[name], unknown)
-            values = figures["auroc"], figures["false_positive_rate"]
-            rows.append(UnknownRow(source, name, len(unknown), *values))
+            found = measure_separation(known[name], unknown)
+            values = {"auroc": found["auroc"], "fpr95": found["false_positive_rate"]}
+            rows.append({"source": source, "score": name, "n": len(unknown), **values})
     return rows
 
 

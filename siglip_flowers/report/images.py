@@ -1,4 +1,4 @@
-"""The images of a split: to show, with what the model attends to, and those that look alike."""
+"""The images of a split: to show, and those that look alike."""
 
 import importlib.util
 import io
@@ -8,28 +8,21 @@ from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
-from accelerate import PartialState
-from PIL import Image, ImageOps
+from PIL import Image
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import (
-    PixelNormalizer,
     collate_pixels,
     get_image_size,
     open_pixels,
-    resize_image,
 )
 from siglip_flowers.data.rows import read_images
-from siglip_flowers.evaluation.run import Evaluation
-from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.inference.saliency import compute_saliency, draw_overlay
 from siglip_flowers.metrics.classification import IntArray
 from siglip_flowers.metrics.neighbors import find_neighbors, normalize_rows
-from siglip_flowers.report.contents import Attention, NearDuplicate, Report
+from siglip_flowers.report.contents import NearDuplicate
 
-THUMBNAIL, ATTENTION_SIDE = 72, 176
-ATTENTION_IMAGES = 12
+THUMBNAIL = 72
 _QUALITY = 80
 _BLOCK_ROWS = 256
 # Of the 64 bits of two unrelated images half differ, give or take 4.
@@ -86,33 +79,13 @@ class SplitImages:
             yield from self.read(range(start, min(len(self.rows), start + _BLOCK_ROWS)))
 
 
-def encode_thumbnail(image: Image.Image, side: int = THUMBNAIL) -> bytes:
+def encode_thumbnail(image: Image.Image) -> bytes:
     """Return an image as JPEG that fits into a square and is not enlarged."""
     small = image.convert("RGB")
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
-
-
-def draw_attention(evaluation: Evaluation, images: SplitImages, report: Report) -> list[Attention]:
-    """Draw where the model looks on confident mistakes, uncertain hits and certain hits."""
-    share = ATTENTION_IMAGES // 3
-    right = np.flatnonzero(report.result.labels == report.predicted)
-    certain = right[np.argsort(-report.confidence[right], kind="stable")][:share].tolist()
-    chosen = [*report.mistakes[:share], *report.uncertain_hits[:share], *certain]
-    rows = list(dict.fromkeys(chosen))
-    processor, device = evaluation.processor, PartialState().device
-    engine = InferenceEngine(evaluation.model, processor, device=device)
-    normalizer, size = PixelNormalizer(processor), get_image_size(processor)
-    drawn = []
-    for row, image in zip(rows, images.read(rows), strict=True):
-        pixels = resize_image(image, size, processor.resample)[None]
-        (saliency,) = compute_saliency(engine.model, normalizer.prepare(pixels.to(device)))
-        shown = ImageOps.contain(image, (ATTENTION_SIDE, ATTENTION_SIDE))
-        overlay = encode_thumbnail(draw_overlay(shown, saliency), ATTENTION_SIDE)
-        drawn.append(Attention(row, encode_thumbnail(shown, ATTENTION_SIDE), overlay))
-    return drawn
 
 
 @dataclass(frozen=True)

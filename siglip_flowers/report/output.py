@@ -69,8 +69,6 @@ _COLORS = {
 _VARIABLES = {color.lower(): f"var(--{name})" for color, name in _COLORS.items()}
 # Inches; wider figures scroll on small screens instead of shrinking.
 _NARROW = 6.0
-# Confused pairs in the printed summary.
-_PAIRS = 5
 
 
 def check_report_dir(directory: Path, title: str) -> None:
@@ -132,7 +130,7 @@ def list_numbers(report: Report) -> dict[str, Any]:
         "class_names": names,
         "class_order": report.class_order.tolist(),
         "confusion": report.confusion.tolist(),
-        "per_class": [{"name": names[row.label], **asdict(row)} for row in report.per_class],
+        "per_class": report.per_class,
         "class_groups": [asdict(group) for group in report.groups],
         "confused_pairs": [
             {
@@ -166,7 +164,7 @@ def list_numbers(report: Report) -> dict[str, Any]:
             }
             for pair in report.near_duplicates
         ],
-        "unknowns": [asdict(row) for row in report.unknowns],
+        "unknowns": report.unknowns,
         **evaluation.figures,
         "environment": evaluation.environment,
         "command": evaluation.command,
@@ -248,28 +246,22 @@ def _flatten(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 
 
 def summarize_report(report: Report) -> str:
-    """Return the main results as tables of plain text; names contain nothing a terminal obeys."""
-    names, _ = clean_names(report)
-    metrics = [("metric", "value", "95 % interval")]
+    """Return the metrics with intervals, and what the report found, as plain text."""
+    rows = [("metric", "value", "95 % interval")]
     for name, estimate in report.headline.items():
         values = format_metric(name, estimate.value), format_interval(name, estimate)
-        metrics.append((name_metric(name), *values))
-    calibration = [("calibration at temperature", "ECE", "Brier score", "loss")]
-    for each in (report.calibration, report.calibrated):
-        if each is not None:
-            scores = percent(each.ece_equal_width), f"{each.brier:.4f}", f"{each.loss:.4f}"
-            calibration.append((f"{each.temperature:.3f}", *scores))
-    pairs = [("most confused: true class", "predicted", "images", "of the class")]
-    for pair in report.confused_pairs[:_PAIRS]:
-        counts = str(pair.count), percent(pair.share, 1)
-        pairs.append((names[pair.label], names[pair.predicted], *counts))
-    tables = [align_columns(table) for table in (metrics, calibration, pairs) if len(table) > 1]
-    kept = percent(report.selective.coverage_at_5_percent_risk, 1)
+        rows.append((name_metric(name), *values))
     lines = [
+        f"Calibration error: {percent(each.ece_equal_width)} at temperature {each.temperature:.3g}."
+        for each in (report.calibration, report.calibrated)
+        if each is not None
+    ]
+    kept = percent(report.selective.coverage_at_5_percent_risk, 1)
+    lines += [
         f"{kept} of the images can be kept at 5 % errors.",
         f"{count(len(report.label_suspects), 'suspected label error')} and "
         f"{count(len(report.near_duplicates), 'near-duplicate')} are shown in the report.",
     ]
     if report.trained_on and report.label_suspects:
         lines.append(TRAINED_ON)
-    return "\n\n".join([*tables, "\n".join(lines)])
+    return "\n".join([align_columns(rows), "", *lines])

@@ -10,8 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_text
-from siglip_flowers.base.text import align_columns, format_csv
+from siglip_flowers.base.text import align_columns
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
@@ -36,7 +35,6 @@ from siglip_flowers.robustness.options import RobustnessArguments
 from siglip_flowers.runtime.prefetch import map_ahead
 
 CLEAN, PLAIN = "clean", "plain"
-COLUMNS = ("kind", "strength", "accuracy", "low", "high")
 # Side of a crop, as a share of the image's.
 CROP = 0.875
 
@@ -71,14 +69,12 @@ class RobustnessExtension(EvaluationExtension):
             evaluation.figures["augmented"] = measure_augmented(evaluation, self.options.tta)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Print the tables, and write the table and plot of robustness to --output_dir."""
+        """Print the tables, and draw robustness into --output_dir."""
         figures, output_dir = evaluation.figures, evaluation.options.output_dir
         if "robustness" in figures:
             rows = figures["robustness"]["rows"]
             print(f"\n{format_robustness(rows)}")
             if output_dir is not None:
-                table = [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
-                write_text(Path(output_dir) / "robustness.csv", format_csv(table))
                 save_figure(_draw(rows, evaluation.title), Path(output_dir) / "robustness.png")
         if "augmented" in figures:
             print(f"\n{format_augmented(figures['augmented'])}")

@@ -27,7 +27,6 @@ from siglip_flowers.inference.sidecars import load_temperature
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.report import analysis
 from siglip_flowers.report.analysis import analyze, find_label_suspects, order_classes
-from siglip_flowers.report.contents import Attention, UnknownRow
 from siglip_flowers.report.figures import draw_figures
 from siglip_flowers.report.images import (
     SplitRows,
@@ -164,13 +163,12 @@ def hostile(labels):
         ids=[f"{ALERTS[row % len(ALERTS)]}{row}" for row in range(len(labels))],
         trained=np.repeat([0, 1, 2], [5, 50, 500]),
     )
-    jpeg = next(iter(report.thumbnails.values()))
+    unknown = {"source": ALERTS[1], "score": ALERTS[0]}
     row = {"kind": ALERTS[0], "strength": 1, "accuracy": 0.5, "low": 0.4, "high": 0.6}
     views = {"name": ALERTS[1], "accuracy": 0.5, "low": 0.4, "high": 0.6, "gain": 0.01}
     report = dataclasses.replace(
         report,
-        unknowns=[UnknownRow(ALERTS[1], ALERTS[0], 5, 0.9, 0.1)],
-        attention=[Attention(0, jpeg, jpeg)],
+        unknowns=[{**unknown, "n": 5, "auroc": 0.9, "fpr95": 0.1}],
         trained_on=True,
     )
     return change(
@@ -211,11 +209,9 @@ def test_numbers_agree_with_scikit_learn(report, labels):
     )
     assert (report.confusion == sklearn_metrics.confusion_matrix(labels, predicted)).all()
     scores = sklearn_metrics.precision_recall_fscore_support(labels, predicted)
-    found = [
-        [getattr(row, name) for row in report.per_class] for name in ("precision", "f1", "support")
-    ]
+    found = [[row[name] for row in report.per_class] for name in ("precision", "f1", "support")]
     assert found[0] == pytest.approx(scores[0])
-    assert [row.recall.value for row in report.per_class] == pytest.approx(scores[1])
+    assert [row["recall"]["value"] for row in report.per_class] == pytest.approx(scores[1])
     assert found[1] == pytest.approx(scores[2])
     assert found[2] == scores[3].tolist()
     worst, wrong = report.mistakes[0], predicted != labels
@@ -438,7 +434,7 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     arguments = ["--model", str(small_run), "--split", "test", "--report", "true"]
     assert eval_command.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert "calibration at temperature" in shown
+    assert "Calibration error" in shown
     assert "Computed in float32 on " in shown
     # The table of the training run, to the last digit; of three classes the top 5 say nothing.
     trained = json.loads((small_run / "metrics.json").read_text())["splits"]["test"]
