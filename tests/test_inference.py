@@ -303,6 +303,20 @@ def test_bfloat16_is_close_to_float32(nano_model, photograph_paths):
     assert np.mean(same) >= 0.95
 
 
+def test_float32_products_are_computed_in_float32_during_the_pass_alone(small):
+    def read_precisions():
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+    before, seen = read_precisions(), []
+    hook = small.engine.model.classifier.register_forward_hook(
+        lambda *_: seen.append(read_precisions())
+    )
+    small(color(10))
+    hook.remove()
+    assert seen == [("ieee", "ieee")]
+    assert read_precisions() == before
+
+
 def test_a_model_is_not_changed_by_inference_in_another_format(small_model):
     model = load_saved_classifier(str(small_model))
     processor = load_image_processor(str(small_model))

@@ -1,15 +1,16 @@
 """Classify images: ``siglip-flowers predict``."""
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
-from siglip_flowers.base.text import count, escape_unprintable
+from siglip_flowers.base.text import count, escape_unprintable, format_csv
 from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.parsing import parse_arguments
@@ -21,7 +22,6 @@ from siglip_flowers.inference.finding import (
     find_images,
     insert_list,
 )
-from siglip_flowers.inference.output import choose_formatter
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
@@ -35,6 +35,13 @@ EXAMPLES = (
 )
 # Fewer images are classified before anyone could read a progress bar.
 SILENT_IMAGES = 200
+CSV_COLUMNS = ("image", "rank", "label", "score", "known")
+UNKNOWN = "not one of the known classes; nearest:"
+MAX_NAME_WIDTH = 60
+
+# Takes the name of an image, its results, and whether it shows a known class (None without a
+# threshold), and returns the text to print.
+Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -147,3 +154,66 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         # The reader of the results, such as head, has enough. What is left in the buffer must not
         # raise the error again when Python exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
+    """Return the heading of a format ("" for none) and the function that formats one image.
+
+    Args:
+        kind: ``table``, ``json`` or ``csv``.
+        names: Names of images, as far as they are known, for the width of the table's column.
+    """
+    if kind == "json":
+        return "", format_json_line
+    if kind == "csv":
+        return format_csv([CSV_COLUMNS]), format_csv_lines
+    width = max([len("image"), *(len(escape_unprintable(name)) for name in names)])
+    width = min(width, MAX_NAME_WIDTH)
+    heading = f"{'image':<{width}}    score  class\n"
+    return heading, lambda name, results, known: format_table_lines(name, results, known, width)
+
+
+def format_table_lines(
+    name: str, results: list[dict[str, Any]], known: bool | None, width: int
+) -> str:
+    """Return one line per class, the first with the image's name.
+
+    For an image of no known class the first line says so.
+    """
+    lines = []
+    shown = escape_unprintable(name)
+    if known is False:
+        lines.append(f"{shown:<{width}}           {UNKNOWN}\n")
+        shown = ""
+    for result in results:
+        score = f"{100 * result['score']:5.1f} %"
+        lines.append(f"{shown:<{width}}  {score}  {escape_unprintable(result['label'])}\n")
+        shown = ""
+    return "".join(lines)
+
+
+def format_json_line(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
+    """Return one line in ASCII.
+
+    It is ``{"image": ..., "known": true|false|null, "predictions": [{"label", "score"}, ...]}``.
+    """
+    return json.dumps({"image": name, "known": known, "predictions": results}) + "\n"
+
+
+def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
+    """Return one line per class; commas, quotes and line ends are quoted as in RFC 4180.
+
+    ``known`` is ``true``, ``false``, or empty without a threshold.
+    """
+    return format_csv(
+        [
+            (
+                name,
+                rank,
+                result["label"],
+                float(result["score"]),
+                "" if known is None else str(known).lower(),
+            )
+            for rank, result in enumerate(results, 1)
+        ]
+    )

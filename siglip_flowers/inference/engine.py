@@ -3,7 +3,8 @@
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,21 @@ COMPILERS = {
     "cpu": ("C++", ("c++", "g++", "clang++"), "CXX"),
     "cuda": ("C", ("gcc", "clang"), "CC"),
 }
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products in float32 inside the block; by default convolutions use TF32."""
+    backends: Any = torch.backends
+    parts = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 class InferenceEngine:
@@ -130,7 +146,8 @@ class InferenceEngine:
             )
 
         size = self._largest_batch or max(len(pixels), self._compiled_size)
-        outputs, fitted = run_in_parts(run, pixels, size, refuse)
+        with full_float32():
+            outputs, fitted = run_in_parts(run, pixels, size, refuse)
         if fitted < size:
             self._largest_batch = fitted
         return outputs

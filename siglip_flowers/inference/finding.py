@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from siglip_flowers.base.errors import InputError
 
@@ -108,6 +108,17 @@ def is_url(source: object) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
+class _HttpRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only; any other one is an HTTPError."""
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
+    ) -> Any:
+        if not is_url(newurl):
+            return None
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def fetch_image(
     url: str, *, max_bytes: int = MAX_BYTES, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> bytes:
@@ -121,9 +132,10 @@ def fetch_image(
         raise ValueError("not an http or https URL")
     deadline = time.monotonic() + timeout_seconds
     request = urllib.request.Request(url, headers={"User-Agent": "siglip-flowers"})
+    opener = urllib.request.build_opener(_HttpRedirects)
     content = bytearray()
     try:
-        with _build_opener().open(request, timeout=timeout_seconds) as response:
+        with opener.open(request, timeout=timeout_seconds) as response:
             # The socket's timeout limits silence; a server that drips bytes needs the deadline.
             while chunk := response.read1(CHUNK_BYTES):
                 content += chunk
@@ -138,19 +150,3 @@ def fetch_image(
     except urllib.error.URLError as error:
         raise OSError(f"cannot be reached ({error.reason})") from error
     return bytes(content)
-
-
-def _build_opener() -> urllib.request.OpenerDirector:
-    """Return an opener for http and https only, also after a redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.UnknownHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
