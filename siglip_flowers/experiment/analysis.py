@@ -1,5 +1,6 @@
 """What the finished runs show: figures of every arm and regime, and differences to the baseline."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +13,21 @@ from siglip_flowers.base.errors import RunError
 from siglip_flowers.experiment.options import ExperimentArguments
 from siglip_flowers.experiment.runs import PREDICTIONS_FILE, Run, choose_learning_rate, list_runs
 from siglip_flowers.experiment.statistics import (
+    CLAIMED_GAIN,
     Finding,
     assess_accuracy,
     assess_steadiness,
     loss_rise,
+    simulate_power,
     steadiness,
 )
-from siglip_flowers.metrics.statistics import Interval, mean_interval, paired_bootstrap
+from siglip_flowers.metrics.statistics import (
+    Interval,
+    crossed_bootstrap,
+    holm,
+    mean_interval,
+    paired_bootstrap,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,10 @@ class Cell:
         """Return a measure of each run."""
         return [run.values[measure] for run in self.runs]
 
+    def stack_correct(self) -> NDArray[np.bool_]:
+        """Return whether each run is right on each test image: (S, N)."""
+        return np.stack([run.correct for run in self.runs])
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -67,7 +80,24 @@ Cells = dict[str, dict[str, Cell]]
 Comparisons = dict[str, dict[str, Comparison]]
 
 
-def analyze(options: ExperimentArguments) -> tuple[Cells, Comparisons]:
+@dataclass(frozen=True)
+class Analysis:
+    """What an experiment found.
+
+    Attributes:
+        cells: Figures by regime and arm.
+        comparisons: Differences to the baseline by regime and arm.
+        contrasts: Contrasts of arms in the claim's regime: one family of tests, corrected (Holm).
+        power: How often the rule would show the claimed gain at the spread of these runs.
+    """
+
+    cells: Cells
+    comparisons: Comparisons
+    contrasts: dict[str, Finding]
+    power: float
+
+
+def analyze(options: ExperimentArguments) -> Analysis:
     """Read every finished run of the experiment and compare the arms.
 
     Raises:
@@ -93,7 +123,9 @@ def analyze(options: ExperimentArguments) -> tuple[Cells, Comparisons]:
         }
         for regime, row in cells.items()
     }
-    return cells, comparisons
+    row = cells[options.claim_regime]
+    claim = row[options.siglip_arm], row[options.baseline]
+    return Analysis(cells, comparisons, assess_contrasts(options, row), estimate_power(*claim))
 
 
 def read_run(options: ExperimentArguments, run: Run) -> RunFigures:
@@ -157,8 +189,7 @@ def compare(arm: str, regime: str, cell: Cell, baseline: Cell) -> Comparison:
             f"The arm {arm!r} and the baseline were tested on different images in the regime "
             f"{regime!r}. Repeat the experiment in another --output_dir."
         )
-    one, other = (np.stack([run.correct for run in each.runs]) for each in (cell, baseline))
-    difference = paired_bootstrap(one, other)
+    difference = paired_bootstrap(cell.stack_correct(), baseline.stack_correct())
     return Comparison(
         accuracy=assess_accuracy(difference),
         seed_differences=difference.seed_differences,
@@ -166,6 +197,32 @@ def compare(arm: str, regime: str, cell: Cell, baseline: Cell) -> Comparison:
             cell.list_values("steadiness"), baseline.list_values("steadiness")
         ),
     )
+
+
+def assess_contrasts(options: ExperimentArguments, row: dict[str, Cell]) -> dict[str, Finding]:
+    """Test weighted sums of the arms' accuracies as one family."""
+    differences = [
+        crossed_bootstrap(
+            np.sum([weight * row[arm].stack_correct() for arm, weight in weights.items()], axis=0)
+        )
+        for weights in options.contrasts.values()
+    ]
+    corrected = holm([difference.p_value for difference in differences]).tolist()
+    # No size is claimed for them, so that they are shown, the opposite, or not shown.
+    return {
+        name: assess_accuracy(dataclasses.replace(difference, p_value=p), claimed=-np.inf)
+        for name, difference, p in zip(options.contrasts, differences, corrected, strict=True)
+    }
+
+
+def estimate_power(siglip: Cell, baseline: Cell) -> float:
+    """Simulate the power for the claimed gain at the spread of the runs; one seed shows nothing."""
+    arms = [cell.over_seeds["test_accuracy"] for cell in (siglip, baseline)]
+    if arms[1].n == 1:
+        return 0.0
+    spread = float(np.mean([arm.std**2 for arm in arms])) ** 0.5
+    images = len(baseline.runs[0].image_ids)
+    return simulate_power(CLAIMED_GAIN, spread, arms[1].mean, arms[1].n, images)
 
 
 def summarize(values: list[float]) -> Interval:

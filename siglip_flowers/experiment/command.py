@@ -33,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(argv: list[str], prog: str) -> ExperimentArguments:
-    kinds = (ExperimentArguments,)
-    options: ExperimentArguments
-    (options,) = parse_arguments(kinds, argv, prog=prog, description=DESCRIPTION, examples=EXAMPLES)
+    options: ExperimentArguments = parse_arguments(
+        (ExperimentArguments,), argv, prog=prog, description=DESCRIPTION, examples=EXAMPLES
+    )[0]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "The experiment starts its own processes (--workers); use python, not accelerate "
@@ -60,7 +60,7 @@ def _run(options: ExperimentArguments, command: str) -> None:
         with FileLock(options.directory / ".lock", timeout=0):
             claim_directory(options)
             execute_runs(options)
-            sentences = write_report(options, *analyze(options), command)
+            sentences = write_report(options, analyze(options), command)
     except Timeout as error:
         raise InputError(
             f"Another command is running the experiment in {options.directory}."

@@ -44,6 +44,9 @@ class ExperimentArguments:
     baseline: str = option("", "The arm that the others are compared to.")
     siglip_arm: str = option("", "The arm that the claim is about.")
     claim_regime: str = option("", "The regime in which the claim is tested and curves are drawn.")
+    contrasts: dict[str, Any] = option(
+        {}, "Names of contrasts, such as loss, head and interaction, each with a weight per arm."
+    )
     tuning_regime: str = option("", "The regime in which learning rates are chosen.")
     learning_rates: list[float] = option(
         [], "Rates that each arm tries in --tuning_regime, with the first seed."
@@ -79,6 +82,9 @@ class ExperimentArguments:
             check_choice(name, getattr(self, name), tuple(self.arms))
         for name in ("claim_regime", "tuning_regime"):
             check_choice(name, getattr(self, name), tuple(self.regimes))
+        for name, weights in self.contrasts.items():
+            if not isinstance(weights, dict) or not weights.keys() <= self.arms.keys():
+                raise InputError(f"--contrasts has {name}: {weights}; give a weight per arm.")
         if self.siglip_arm == self.baseline:
             raise InputError(f"--siglip_arm and --baseline are both {self.baseline!r}.")
         for name in ("learning_rates", "seeds"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.text import count, format_markdown_table
-from siglip_flowers.experiment.analysis import Cell, Cells, Comparisons
+from siglip_flowers.experiment.analysis import Analysis, Cells, Comparisons
 from siglip_flowers.experiment.options import ExperimentArguments
 from siglip_flowers.experiment.runs import list_runs, list_trials
 from siglip_flowers.experiment.statistics import (
@@ -62,15 +62,21 @@ each evaluation after the first step.
 """
 
 
-def write_report(
-    options: ExperimentArguments, cells: Cells, comparisons: Comparisons, command: str
-) -> list[str]:
+def write_report(options: ExperimentArguments, analysis: Analysis, command: str) -> list[str]:
     """Write every file of the report and return the sentences of the conclusion."""
-    conclusion = draw_conclusion(options, comparisons)
-    facts = _describe(options, cells, command)
+    cells = analysis.cells
+    conclusion = draw_conclusion(options, analysis)
+    rate = cells[options.claim_regime][options.baseline].learning_rate
+    metrics = list_runs(options, options.baseline, rate)[0].read_metrics(options)
+    facts = {
+        "command": command,
+        "data": metrics["data"]["description"],
+        "precision": metrics["training"]["precision"],
+        "environment": metrics["environment"],
+    }
     write_text(
         options.directory / "table.md",
-        format_markdown(options, cells, comparisons, conclusion, facts),
+        format_markdown(options, analysis, conclusion, facts),
     )
     results = {
         "name": options.name,
@@ -82,28 +88,39 @@ def write_report(
         },
         "conclusion": conclusion,
         "arms": {
-            regime: {arm: _describe_cell(cell) for arm, cell in row.items()}
+            regime: {
+                arm: {
+                    "learning_rate": cell.learning_rate,
+                    "over_seeds": cell.over_seeds,
+                    "runs": [{"seed": run.seed, **run.values} for run in cell.runs],
+                }
+                for arm, cell in row.items()
+            }
             for regime, row in cells.items()
         },
-        "comparisons": comparisons,
+        "comparisons": analysis.comparisons,
+        "contrasts": analysis.contrasts,
+        "power": analysis.power,
     }
     # A number that is not finite becomes null.
     text = json.dumps(results, default=dataclasses.asdict)
     plain = json.loads(text, parse_constant=lambda name: None)
     write_json(options.directory / "results.json", plain)
-    _draw(options, cells, comparisons)
+    _draw(options, cells, analysis.comparisons)
     return conclusion
 
 
-def draw_conclusion(options: ExperimentArguments, comparisons: Comparisons) -> list[str]:
-    """Return a sentence for each half of the claim, one on the whole, and the rule."""
-    claim = comparisons[options.claim_regime][options.siglip_arm]
+def draw_conclusion(options: ExperimentArguments, analysis: Analysis) -> list[str]:
+    """Return a sentence for each half of the claim, on the whole, on the power, and the rule."""
+    claim = analysis.comparisons[options.claim_regime][options.siglip_arm]
     where = describe_regime(options, options.claim_regime)
     arms = f"{options.siglip_arm} minus {options.baseline}, {where}"
     return [
         describe_finding(claim.accuracy, f"Test accuracy of {arms}", 100, "points"),
         describe_finding(claim.steadiness, f"Steadiness of {arms}", 1, "nats"),
         describe_claim(claim.accuracy, claim.steadiness),
+        f"A true +{100 * CLAIMED_GAIN:.1f} points would be shown in {analysis.power:.0%} of "
+        f"experiments with the spread of these runs ({len(options.seeds)} seeds).",
         RULE,
     ]
 
@@ -118,36 +135,13 @@ def describe_regime(options: ExperimentArguments, regime: str) -> str:
     return "on the whole training split"
 
 
-def _describe(options: ExperimentArguments, cells: Cells, command: str) -> dict[str, Any]:
-    rate = cells[options.claim_regime][options.baseline].learning_rate
-    metrics = list_runs(options, options.baseline, rate)[0].read_metrics(options)
-    return {
-        "command": command,
-        "data": metrics["data"]["description"],
-        "precision": metrics["training"]["precision"],
-        "environment": metrics["environment"],
-    }
-
-
-def _describe_cell(cell: Cell) -> dict[str, Any]:
-    return {
-        "learning_rate": cell.learning_rate,
-        "over_seeds": cell.over_seeds,
-        "runs": [{"seed": run.seed, **run.values} for run in cell.runs],
-    }
-
-
 def format_markdown(
-    options: ExperimentArguments,
-    cells: Cells,
-    comparisons: Comparisons,
-    conclusion: list[str],
-    facts: dict[str, Any],
+    options: ExperimentArguments, analysis: Analysis, conclusion: list[str], facts: dict[str, Any]
 ) -> str:
-    """Return the conclusion and then a table per regime, as Markdown."""
+    """Return the conclusion, a table per regime, and the contrasts, as Markdown."""
     lines = [f"# {options.name}", "", *(f"- {sentence}" for sentence in conclusion)]
     headings = [heading for _, heading, _, _ in COLUMNS]
-    for regime, row in cells.items():
+    for regime, row in analysis.cells.items():
         table = [["arm", "learning rate", *headings, "minus baseline, points", "95 % interval"]]
         for arm, cell in row.items():
             line = [arm, f"{cell.learning_rate:g}"]
@@ -158,14 +152,17 @@ def format_markdown(
             if arm == options.baseline:
                 line += ["", ""]
             else:
-                found = comparisons[regime][arm].accuracy
-                line += [
-                    f"{100 * found.difference:+.1f}",
-                    f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-                ]
+                found = analysis.comparisons[regime][arm].accuracy
+                line.append(f"{100 * found.difference:+.1f}")
+                line.append(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}")
             table.append(line)
         where = describe_regime(options, regime)
         lines += ["", f"## {where[0].upper()}{where[1:]}", "", *format_markdown_table(table)]
+    if analysis.contrasts:
+        lines += ["", "## Contrasts", ""]
+    for name, found in analysis.contrasts.items():
+        weights = ", ".join(f"{weight:+g} {arm}" for arm, weight in options.contrasts[name].items())
+        lines.append(f"- {describe_finding(found, f'{name} ({weights})', 100, 'points')}")
     environment = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     lines += [
@@ -247,7 +244,10 @@ def plot_loss_band(
 
 def share_limits(histories: Sequence[NDArray[Any]]) -> tuple[float, float]:
     """Return a loss axis that holds every finite loss, with a small margin."""
-    losses = [history[name] for history in histories for name in ("train_nll", "validation_nll")]
+    # Not every arm has an evaluation before the first step.
+    losses = np.concatenate(
+        [history[name] for history in histories for name in ("train_nll", "validation_nll")]
+    )
     low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
     margin = 0.05 * (high - low) or 0.5
     return max(0.0, low - margin), high + margin

@@ -35,7 +35,8 @@ SETTINGS_FILE = "experiment.yaml"
 HISTORY_FILE, PREDICTIONS_FILE, LOG_FILE = "history.csv", "predictions_test.parquet", "log.txt"
 KEPT = (METRICS_FILE, CONFIG_FILE, HISTORY_FILE, PREDICTIONS_FILE)
 # May differ when an experiment is resumed; of these, only additions.
-FREE, GROWING = ("workers", "output_dir"), ("arms", "regimes", "seeds")
+FREE = ("workers", "output_dir", "contrasts", "steady_part")
+GROWING = ("arms", "regimes", "seeds")
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,13 @@ def claim_directory(options: ExperimentArguments) -> None:
     before = read_yaml(path) if path.is_file() else now
     for key in now.keys() - set(FREE):
         old, new = before.get(key), now[key]
-        if key in GROWING and isinstance(old, dict):
-            same = all(new.get(name) == value for name, value in old.items())
-        else:
-            same = old == (new[: len(old)] if key in GROWING and isinstance(old, list) else new)
-        if not same:
+        parts = [list(value.items()) if isinstance(value, dict) else value for value in (old, new)]
+        if key in GROWING:
+            parts[1] = parts[1][: len(parts[0])]
+        if parts[0] != parts[1]:
             raise InputError(
-                f"The experiment in {options.directory} has --{key} {old}, not {new}; choose "
-                "another --output_dir, or restore it (arms, regimes and seeds may be added)."
+                f"The experiment in {options.directory} has --{key} {old}, not {new}. Choose another "
+                "--output_dir, or only add arms, regimes and seeds at the end."
             )
     write_text(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 

@@ -5,14 +5,26 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from siglip_flowers.metrics.statistics import PairedDifference, format_p, mean_interval
+from siglip_flowers.metrics.calibration import fit_temperature
+from siglip_flowers.metrics.classification import softmax_losses
+from siglip_flowers.metrics.statistics import (
+    PairedDifference,
+    format_p,
+    mean_interval,
+    paired_bootstrap,
+)
 
 MINIMUM_POINTS = 4
 # The claim: test accuracy rises by this much, and the validation loss falls more steadily.
 CLAIMED_GAIN = 0.015
 SIGNIFICANCE = 0.05
+REPETITIONS = 200
+# Variances of the images' difficulty in the simulation, relative to the noise of a single run: what
+# both arms share, and what each has of its own. Runs of one arm agree on most images.
+SHARED_DIFFICULTY, OWN_DIFFICULTY = 3.5, 0.5
 SHOWN, LESS, OPPOSITE = "shown", "less than claimed", "the opposite shown"
 RULED_OUT, NO_DIFFERENCE = "claim ruled out", "no difference shown"
 NOT_MEASURABLE = "not measurable"
@@ -20,7 +32,8 @@ RULE = (
     "A difference in accuracy is shown if p of the paired bootstrap over seeds and test images is "
     "below 0.05 and its 95 % interval and the paired t interval over seeds, of which the outer "
     "ends are given, exclude 0: with few seeds the bootstrap alone is too easily convinced. A "
-    "difference in steadiness is shown if p of the exact sign-flip test over seeds is below 0.05."
+    "difference in steadiness is shown if p of the exact sign-flip test over seeds is below 0.05. "
+    "The smallest possible p are 2e-4 for accuracy, and 2/2^seeds for steadiness."
 )
 
 
@@ -66,6 +79,23 @@ def steadiness(losses: Sequence[float] | NDArray[np.float64]) -> float:
     # Fitted on 0..1, so that rounding is relative to the curve and not to its distance from 0.
     scaled = (values - values.min()) / span
     return span * float(np.sqrt(np.mean((scaled - fit_valley(scaled)) ** 2)))
+
+
+def cross_fitted_nll(logits: NDArray, labels: NDArray[np.int64], seed: int = 0) -> float:
+    """Compute the mean softmax NLL at a temperature fitted on the other half of the images.
+
+    Takes the scale of the logits out of a comparison of losses. Images are split in two halves at
+    random; each is scored with the temperature that was fitted on the other.
+
+    logits: (N, C); labels: (N,), of two images or more.
+    """
+    halves = np.random.default_rng(seed).permutation(len(labels)) % 2
+    losses = np.empty(len(labels))
+    for half in (0, 1):
+        fitted, scored = halves != half, halves == half
+        temperature = fit_temperature(logits[fitted], labels[fitted], "softmax")
+        losses[scored] = softmax_losses(logits[scored] / temperature, labels[scored])
+    return float(losses.mean())
 
 
 def fit_valley(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,6 +173,54 @@ def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
     total = abs(float(np.sum(differences)))
     # Sums in another order differ in their last digits.
     return float(np.mean(np.abs(sums) >= total - 1e-9 * np.sum(np.abs(differences))))
+
+
+def simulate_power(
+    gain: float,
+    spread: float,
+    accuracy: float,
+    seeds: int,
+    images: int,
+    repetitions: int | None = None,
+    resamples: int = 499,
+) -> float:
+    """Return the share of simulated experiments in which the rule shows a gain in accuracy.
+
+    An image has a difficulty, most of which both arms share, and a run an accuracy of its own,
+    normal around its arm's. A run is right on an image if its level and fresh noise exceed the
+    difficulty.
+
+    Args:
+        gain: The true gain, a fraction.
+        spread: Standard deviation of the measured accuracy between runs of one arm.
+        accuracy: The baseline's accuracy.
+        seeds: Runs of each arm.
+        images: Test images.
+        repetitions: Simulated experiments; default: ``REPETITIONS``.
+        resamples: Of the bootstrap.
+    """
+    generator = np.random.default_rng(0)
+    scale = (1 + SHARED_DIFFICULTY + OWN_DIFFICULTY) ** 0.5
+
+    def draw(variance: float, *shape: int) -> NDArray[np.float64]:
+        return generator.normal(0.0, variance**0.5, shape)
+
+    # What is measured includes the noise of single images.
+    difficulty = draw(scale**2 - 1, 10_000)
+    right = stats.norm.cdf(scale * stats.norm.ppf(accuracy) - difficulty)
+    noise = float(np.mean(right * (1 - right))) / images
+    found, repetitions = 0, repetitions or REPETITIONS
+    for _ in range(repetitions):
+        shared = draw(SHARED_DIFFICULTY, images)
+        arms = []
+        for mean in (accuracy + gain, accuracy):
+            accuracies = mean + draw(max(0.0, spread**2 - noise), seeds, 1)
+            level = scale * stats.norm.ppf(np.clip(accuracies, 1e-6, 1 - 1e-6))
+            difficulty = shared + draw(OWN_DIFFICULTY, images)
+            arms.append(level + draw(1.0, seeds, images) > difficulty)
+        finding = assess_accuracy(paired_bootstrap(*arms, resamples=resamples), claimed=-np.inf)
+        found += finding.verdict == SHOWN
+    return found / repetitions
 
 
 def describe_finding(finding: Finding, what: str, factor: float, unit: str) -> str:

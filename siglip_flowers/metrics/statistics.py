@@ -91,8 +91,17 @@ def paired_bootstrap(
     assert right_a.shape == right_b.shape
     assert right_a.dtype == right_b.dtype == np.bool_
     delta = right_a.astype(np.int8) - right_b.astype(np.int8)  # (S, N) in -1, 0, 1
-    seeds, images = delta.shape
+    return crossed_bootstrap(delta, resamples, confidence, seed)
 
+
+def crossed_bootstrap(
+    delta: NDArray, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+) -> PairedDifference:
+    """Bootstrap the mean of a contrast of runs over seeds and images, as the paired bootstrap.
+
+    delta: (S, N) numbers, such as half the sum of two arms' correctness minus that of two others.
+    """
+    seeds, images = delta.shape
     # Images with the same column of differences are interchangeable, so drawing N images is
     # drawing how many come from each distinct column: a multinomial over at most 3^S columns.
     columns, counts = np.unique(delta, axis=1, return_counts=True)  # (S, K), (K,)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.experiment import report, runs
+from siglip_flowers.experiment import report, runs, statistics
 from siglip_flowers.experiment.analysis import analyze, measure_run
 from siglip_flowers.experiment.command import main
 from siglip_flowers.experiment.options import ExperimentArguments
@@ -119,6 +119,7 @@ def write_run(
         ({"learning_rates": ["high"]}, "learning_rates has an invalid"),
         ({"learning_rates": [0]}, "--learning_rates is 0.0; it must be greater than 0"),
         ({"steady_part": [0.8, 0.1]}, "--steady_part is [0.8, 0.1]"),
+        ({"contrasts": {"loss": {"other": 1}}}, "give a weight per arm"),
         ({"name": "a/b"}, "--name is 'a/b'"),
     ],
 )
@@ -230,7 +231,7 @@ class TestRunner:
         fake_runs.best = {"ce": None, "sig": None}
         settings = make_settings(tmp_path)
         execute_runs(settings)
-        cells, _ = analyze(settings)
+        cells = analyze(settings).cells
         assert {cell.learning_rate for row in cells.values() for cell in row.values()} == {1e-4}
 
     def test_a_stopped_experiment_resumes_and_an_added_seed_costs_its_runs_only(
@@ -267,8 +268,9 @@ class TestRunner:
 
 
 @pytest.fixture
-def filled(tmp_path):
+def filled(tmp_path, monkeypatch):
     """Settings with finished runs: as many images are right as the accuracy says."""
+    monkeypatch.setattr(statistics, "REPETITIONS", 10)
     settings = make_settings(tmp_path)
     accuracy = {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]}
     for arm, values in accuracy.items():
@@ -286,17 +288,33 @@ def filled(tmp_path):
 
 class TestAnalysis:
     def test_known_figures(self, filled):
-        cells, comparisons = analyze(filled)
-        cell = cells["full"]["sig"]
+        found = analyze(filled)
+        cell = found.cells["full"]["sig"]
         assert cell.over_seeds["test_accuracy"] == mean_interval([0.60, 0.63, 0.63])
         assert cell.over_seeds["gap"].mean == pytest.approx(0.2)
         assert cell.over_seeds["loss_rise"].mean == pytest.approx(0.1)
-        comparison = comparisons["full"]["sig"]
+        comparison = found.comparisons["full"]["sig"]
         assert comparison.seed_differences == pytest.approx([0.10, 0.11, 0.09])
         assert comparison.accuracy.verdict == "shown"
         # Three seeds are too few for the sign-flip test.
         assert comparison.steadiness.difference < 0
         assert comparison.steadiness.p_value == pytest.approx(0.25)
+
+    def test_contrasts_are_one_family(self, filled):
+        filled.contrasts = {"loss": {"sig": 1, "ce": -1}, "half": {"sig": 0.5, "ce": -0.5}}
+        found = analyze(filled)
+        single = found.comparisons["full"]["sig"].accuracy
+        loss, half = found.contrasts.values()
+        assert (loss.difference, loss.low, loss.high) == pytest.approx(
+            (single.difference, single.low, single.high)
+        )
+        assert half.difference == pytest.approx(single.difference / 2)
+        # Holm's correction of two.
+        assert loss.p_value == pytest.approx(2 * single.p_value)
+        write_report(filled, found, command="")
+        assert (
+            "- half (+0.5 sig, -0.5 ce): +5.0 points" in (filled.directory / "table.md").read_text()
+        )
 
     def test_other_test_images_are_refused(self, filled):
         path = Run("full", "sig", 1e-4, 4).directory(filled) / "predictions_test.parquet"
@@ -322,7 +340,7 @@ class TestAnalysis:
 
 class TestReport:
     def test_every_file_is_written(self, filled):
-        sentences = write_report(filled, *analyze(filled), command="the command")
+        sentences = write_report(filled, analyze(filled), command="the command")
         out = filled.directory
         assert {path.name for path in out.glob("*.png")} == {
             f"{name}.png" for name in ("loss_siglip", "loss_baseline", "accuracy", "effect")
@@ -341,7 +359,7 @@ class TestReport:
 
     def test_one_seed_has_no_interval(self, filled):
         filled.seeds = [3]
-        sentences = write_report(filled, *analyze(filled), command="")
+        sentences = write_report(filled, analyze(filled), command="")
         assert sentences[0].endswith(": no difference shown.")
         results = json.loads((filled.directory / "results.json").read_text())
         assert results["comparisons"]["1"]["sig"]["accuracy"]["low"] is None
@@ -351,7 +369,7 @@ class TestReport:
         monkeypatch.setattr(
             report, "save_figure", lambda figure, path: drawn.update({path.stem: figure})
         )
-        write_report(filled, *analyze(filled), command="")
+        write_report(filled, analyze(filled), command="")
         axes = drawn["loss_baseline"].axes[0]
         lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
         assert lines["validation"] == pytest.approx([0.01, 2.0, 1.0, 1.5, 0.8, 0.9])

@@ -5,16 +5,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import log_softmax
 from sklearn.isotonic import IsotonicRegression
 
 from siglip_flowers.experiment.statistics import (
     assess_accuracy,
     assess_steadiness,
+    cross_fitted_nll,
     describe_claim,
     describe_finding,
     fit_valley,
     loss_rise,
     sign_flip_p,
+    simulate_power,
     steadiness,
 )
 from siglip_flowers.metrics.statistics import PairedDifference
@@ -155,3 +158,27 @@ def test_sentences_have_the_figures_and_the_verdict():
     assert "is shown: accuracy, shown; steadiness, shown." in describe_claim(gain, steadier)
     unknown = assess_steadiness([np.nan] * 8, [0.3] * 8)
     assert "is not shown: accuracy, shown; steadiness, not measur" in describe_claim(gain, unknown)
+
+
+def test_the_cross_fitted_loss_does_not_know_the_scale_of_the_logits():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 5, 400)
+    logits = generator.normal(size=(400, 5)) + 2 * np.eye(5)[labels]
+    found = cross_fitted_nll(logits, labels)
+    assert cross_fitted_nll(30 * logits, labels) == pytest.approx(found, rel=1e-4)
+    # The best temperature for all images, from a grid, is a little better than that of halves.
+    rows = np.arange(400)
+    grid = np.exp(np.linspace(-2, 2, 400))
+    losses = [-np.mean(log_softmax(logits * weight, axis=1)[rows, labels]) for weight in grid]
+    assert min(losses) <= found < min(losses) + 0.01
+    assert found < -np.mean(log_softmax(30 * logits, axis=1)[rows, labels])
+
+
+def test_power_is_that_of_a_t_test_where_the_spread_of_runs_dominates():
+    gain, spread, seeds = 0.08, 0.05, 8
+    found = simulate_power(gain, spread, 0.5, seeds, 500, repetitions=150, resamples=199)
+    shift = gain / (spread * (2 / seeds) ** 0.5)
+    critical = stats.t.ppf(0.975, seeds - 1)
+    exact = stats.nct.sf(critical, seeds - 1, shift)
+    assert found == pytest.approx(exact, abs=0.12)
+    assert simulate_power(0.0, spread, 0.5, seeds, 300, repetitions=100, resamples=199) <= 0.06
