@@ -170,13 +170,15 @@ def claim_directory(options: ExperimentArguments) -> None:
     before = read_yaml(path) if path.is_file() else now
     for key in now.keys() - set(FREE):
         old, new = before.get(key), now[key]
-        parts = [list(value.items()) if isinstance(value, dict) else value for value in (old, new)]
+        parts: list[Any] = [
+            list(value.items()) if isinstance(value, dict) else value for value in (old, new)
+        ]
         if key in GROWING:
             parts[1] = parts[1][: len(parts[0])]
         if parts[0] != parts[1]:
             raise InputError(
-                f"The experiment in {options.directory} has --{key} {old}, not {new}. Choose another "
-                "--output_dir, or only add arms, regimes and seeds at the end."
+                f"The experiment in {options.directory} has --{key} {old}, not {new}. Choose "
+                "another --output_dir, or only add arms, regimes and seeds at the end."
             )
     write_text(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
 

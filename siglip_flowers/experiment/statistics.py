@@ -218,7 +218,7 @@ def simulate_power(
             level = scale * stats.norm.ppf(np.clip(accuracies, 1e-6, 1 - 1e-6))
             difficulty = shared + draw(OWN_DIFFICULTY, images)
             arms.append(level + draw(1.0, seeds, images) > difficulty)
-        finding = assess_accuracy(paired_bootstrap(*arms, resamples=resamples), claimed=-np.inf)
+        finding = assess_accuracy(paired_bootstrap(arms[0], arms[1], resamples), claimed=-np.inf)
         found += finding.verdict == SHOWN
     return found / repetitions
 
