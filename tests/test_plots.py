@@ -204,27 +204,6 @@ def test_names_of_examples_are_literal_and_fit(tmp_path, drawn, name):
     assert all(not text.get_parse_math() for text in drawn[0].axes[0].texts)
 
 
-@pytest.mark.parametrize(
-    ("mode", "size"), [("L", (1, 1)), ("P", (300, 20)), ("CMYK", (30, 200)), ("I;16", (9, 9))]
-)
-def test_any_mode_and_shape_can_be_drawn(tmp_path, mode, size):
-    save_examples([(Image.new(mode, size), "a", "b", 0.1)], tmp_path, "t")
-    with Image.open(tmp_path / "example1.png") as image:
-        assert image.size[0] == 440
-
-
-def test_images_are_drawn_upright_in_their_colors_on_white(tmp_path):
-    image = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    image.paste((255, 0, 0, 255), (0, 0, 64, 16))
-    image.paste((0, 0, 255, 255), (0, 48, 64, 64))
-    save_examples([(image, "a", "a", 0.1)], tmp_path, "t")
-    with Image.open(tmp_path / "example1.png") as drawn:
-        column = np.asarray(drawn.convert("RGB"))[:, 220].tolist()
-    places = [column.index(color) for color in ([255, 0, 0], [0, 0, 255])]
-    assert places == sorted(places)
-    assert column[sum(places) // 2] == [255, 255, 255]
-
-
 def make_predictions(right, wrong, classes=4):
     labels = np.arange(right + wrong) % classes
     predictions = np.where(np.arange(right + wrong) < right, labels, (labels + 1) % classes)

@@ -60,21 +60,16 @@ def test_each_strength_is_farther_from_photographs_than_the_one_before(kind, pho
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_spoiled_alike_in_every_batch(kind):
+def test_a_row_is_changed_alike_in_every_batch_and_otherwise_in_another_row(kind):
     pixels = draw_images(32)
     before = pixels.clone()
     whole = corrupt(pixels, kind, 3, [5, 6, 7, 8])
     assert torch.equal(pixels, before)
     parts = [corrupt(pixels[i : i + 1], kind, 3, [5 + i]) for i in (3, 1)]
     assert torch.equal(torch.cat(parts), whole[[3, 1]])
-
-
-@pytest.mark.parametrize("kind", ["gaussian_noise", "shot_noise", "motion_blur", "fog", "snow"])
-def test_another_row_or_seed_is_spoiled_otherwise(kind):
-    pixels = draw_images(32, 1)
-    first = corrupt(pixels, kind, 3, [0])
-    assert not torch.equal(first, corrupt(pixels, kind, 3, [1]))
-    assert not torch.equal(first, corrupt(pixels, kind, 3, [0], seed=1))
+    if kind in ("gaussian_noise", "shot_noise", "motion_blur", "fog", "snow"):
+        for row, seed in ((6, 0), (5, 1)):
+            assert not torch.equal(whole[:1], corrupt(pixels[:1], kind, 3, [row], seed=seed))
 
 
 def test_gaussian_noise_has_its_deviation_by_the_side_of_the_image():
