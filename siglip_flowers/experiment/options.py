@@ -91,10 +91,9 @@ class ExperimentArguments:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} is {values}; give at least one value, each once.")
-        for rate in (*self.learning_rates, self.head_learning_rate_factor):
-            check_positive("learning_rates", rate)
-        for seed in self.seeds:
-            check_not_negative("seeds", seed)
+        check_positive("learning_rates", min(self.learning_rates))
+        check_positive("head_learning_rate_factor", self.head_learning_rate_factor)
+        check_not_negative("seeds", min(self.seeds))
         if len(self.steady_part) != 2 or not 0 <= self.steady_part[0] < self.steady_part[1] <= 1:
             raise InputError(f"--steady_part is {self.steady_part}; give two shares from 0 to 1.")
         check_not_negative("workers", self.workers)

@@ -48,14 +48,11 @@ DEFINITIONS = """\
 Mean ± standard deviation over seeds, of the weights that a run kept. Differences are the arm minus
 the baseline, paired by seed and test image; all but the claim are exploratory.
 
-- **Macro**: the mean of the classes' accuracies.
-- **Gap**, points: macro accuracy on training images (unaugmented) minus macro accuracy on the
-  validation split.
-- **Loss rise**, nats: the last validation loss minus the lowest of the run; 0 if it never turns
-  up.
+- **Macro**: the mean of the classes' accuracies. **Gap**, points: macro accuracy on unaugmented
+  training images minus macro accuracy on the validation split.
+- **Loss rise**, nats: the last validation loss minus the lowest of the run.
 - **Steadiness**, nats, smaller is steadier: root mean square distance of the validation-loss
-  curve from its trend, the nearest curve that first falls and then rises; 0 for a curve without a
-  wobble.
+  curve from the nearest curve that first falls and then rises.
 
 The validation loss is the softmax negative log-likelihood whatever the arm was trained with, at
 each evaluation after the first step.

@@ -20,12 +20,11 @@ from optuna.trial import TrialState
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
 from siglip_flowers.config.parsing import dump_configuration, parse_arguments
-from siglip_flowers.config.rules import check_rules, merge_options
 from siglip_flowers.data import load_data
 from siglip_flowers.runtime.devices import count_workers, share_machine
 from siglip_flowers.runtime.preemption import stop_on_signals
 from siglip_flowers.runtime.processes import prepare_worker
-from siglip_flowers.search.options import DEFAULTS, RULES, SearchArguments
+from siglip_flowers.search.options import DEFAULTS, SearchArguments
 from siglip_flowers.search.trials import (
     REASON,
     SearchSpace,
@@ -43,7 +42,6 @@ from siglip_flowers.training.output import UNCOMPARED, check_same_settings
 STUDY_NAME, STUDY_FILE = "search", "study.db"
 SEARCH_FILE, TRIALS_DIR = "search.yaml", "trials"
 BEST_FILE, TABLE_FILE = "best.yaml", "trials.csv"
-FILES = (STUDY_FILE, SEARCH_FILE, TRIALS_DIR, BEST_FILE, TABLE_FILE)
 # The first is held by the command, the second while a process takes or ends a trial.
 LOCK_FILE, TRIAL_LOCK_FILE = ".search.lock", ".trial.lock"
 LOCK_SECONDS = 120
@@ -87,7 +85,6 @@ def read_search(argv: list[str]) -> Search:
     """
     kinds = (*get_type_hints(RunArguments).values(), SearchArguments)
     *parts, options = parse_arguments(kinds, argv, prog="search", description="", defaults=DEFAULTS)
-    check_rules(RULES, merge_options(*parts, options))
     run = RunArguments(*parts)
     return Search(run, options, read_space(options.search_space, run))
 
@@ -138,11 +135,9 @@ def _claim_directory(search: Search) -> None:
     directory, settings = search.directory, search.dump()
     path = directory / SEARCH_FILE
     if search.run.training.overwrite_output_dir:
-        for name in FILES:
-            if (directory / name).is_dir():
-                shutil.rmtree(directory / name)
-            else:
-                (directory / name).unlink(missing_ok=True)
+        shutil.rmtree(directory / TRIALS_DIR, ignore_errors=True)
+        for name in (STUDY_FILE, SEARCH_FILE, BEST_FILE, TABLE_FILE):
+            (directory / name).unlink(missing_ok=True)
     check_same_settings(path, settings, kind="unfinished search", free=FREE)
     write_text(path, settings)
 

@@ -1,6 +1,7 @@
 """Experiments: options, the tuning protocol, resuming, crashes, analysis and report."""
 
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.experiment import report, runs, statistics
 from siglip_flowers.experiment.analysis import analyze, measure_run
 from siglip_flowers.experiment.command import main
-from siglip_flowers.experiment.options import ExperimentArguments
+from siglip_flowers.experiment.options import ExperimentArguments, check_arms
 from siglip_flowers.experiment.report import write_report
 from siglip_flowers.experiment.runs import (
     Run,
@@ -104,18 +105,13 @@ def write_run(
         ({"learning_rate": [1]}, "Unknown key 'learning_rate'"),
         ({"baseline": "softmax"}, "--baseline is 'softmax'; choose one of ce, sig"),
         ({"siglip_arm": "ce"}, "--siglip_arm and --baseline are both 'ce'"),
-        ({"tuning_regime": 16}, "--tuning_regime is '16'; choose one of 1, full"),
         ({"arms": {"ce": {"objektive": "x"}, "sig": {}}}, "did you mean objective?"),
         ({"base": {"seed": 1}}, "--base sets 'seed', which seeds decides"),
-        ({"regimes": {"1": {"learning_rate": 1}}}, "which learning_rates decides"),
         ({"arms": ["ce", "sig"]}, "arms has several values"),
-        ({"arms": {"ce": "x", "sig": {}}}, "give a mapping of train.py's options"),
         ({"arms": {"a b": {}, "A-B": {}}}, "differ in letters and digits"),
         ({"regimes": {"1": {"shots": "one"}, "full": {}}}, "regime '1': shots has an invalid int"),
         ({"arms": {"ce": {}, "sig": {**SIG, "label_smoothing_factor": 0.1}}}, "The arm 'sig' in"),
         ({"seeds": [1, 1]}, "--seeds is [1, 1]; give at least one value, each once"),
-        ({"seeds": []}, "--seeds is []; give at least one value"),
-        ({"seeds": [-1]}, "--seeds is -1; it must be at least 0"),
         ({"learning_rates": ["high"]}, "learning_rates has an invalid"),
         ({"learning_rates": [0]}, "--learning_rates is 0.0; it must be greater than 0"),
         ({"steady_part": [0.8, 0.1]}, "--steady_part is [0.8, 0.1]"),
@@ -144,16 +140,13 @@ def test_what_only_weights_and_data_show_names_arm_and_regime(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "refused"),
     [
-        ({"workers": 3}, None),
         ({"seeds": [3, 4, 5, 6]}, None),
         ({"arms": {"ce": {}, "sig": SIG, "new": {}}}, None),
         ({"regimes": {"1": {"shots": 1}, "full": {}, "4": {"shots": 4}}}, None),
         ({"learning_rates": [1e-4]}, "learning_rates"),
         ({"base": {"weight_decay": 0.1}}, "base"),
         ({"seeds": [4, 3, 5]}, "seeds"),
-        ({"seeds": [3, 4]}, "seeds"),
         ({"arms": {"ce": {"ema": 0.9}, "sig": SIG}}, "arms"),
-        ({"tuning_regime": "full"}, "tuning_regime"),
     ],
 )
 def test_additions_resume_and_changes_are_refused(tmp_path, changes, refused):
@@ -218,21 +211,10 @@ class TestRunner:
         execute_runs(make_settings(tmp_path))
         trials = {f"1/{arm}/lr{rate}_seed3" for arm in ("ce", "sig") for rate in (0.0001, 0.001)}
         assert set(fake_runs.asked[:4]) == trials
-        rest = {
-            f"{regime}/{arm}/lr{rate}_seed{seed}"
-            for arm, rate in (("ce", 0.0001), ("sig", 0.001))
-            for regime in ("1", "full")
-            for seed in (3, 4, 5)
-        }
+        chosen = itertools.product(("1", "full"), ("ce/lr0.0001", "sig/lr0.001"), (3, 4, 5))
+        rest = {f"{regime}/{arm}_seed{seed}" for regime, arm, seed in chosen}
         assert set(fake_runs.asked) == trials | rest
         assert len(fake_runs.asked) == len(trials | rest) == 14
-
-    def test_of_equal_rates_the_lowest_is_taken(self, tmp_path, fake_runs):
-        fake_runs.best = {"ce": None, "sig": None}
-        settings = make_settings(tmp_path)
-        execute_runs(settings)
-        cells = analyze(settings).cells
-        assert {cell.learning_rate for row in cells.values() for cell in row.values()} == {1e-4}
 
     def test_a_stopped_experiment_resumes_and_an_added_seed_costs_its_runs_only(
         self, tmp_path, fake_runs, capsys
@@ -257,10 +239,7 @@ class TestRunner:
     def test_a_failed_run_does_not_stop_the_others(self, tmp_path, fake_runs):
         settings = make_settings(tmp_path)
         fake_runs.failing = "full/sig/lr0.001_seed4"
-        with pytest.raises(
-            RunError,
-            match=r"1 of 14 runs are missing, first: sig \| full .* seed 4 failed: it went",
-        ):
+        with pytest.raises(RunError, match=r"1 of 14 .* sig \| full .* seed 4 failed: it went"):
             execute_runs(settings)
         assert len(fake_runs.asked) == 14
         with pytest.raises(RunError, match="seed 4 cannot be read"):
@@ -273,16 +252,14 @@ def filled(tmp_path, monkeypatch):
     monkeypatch.setattr(statistics, "REPETITIONS", 10)
     settings = make_settings(tmp_path)
     accuracy = {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]}
-    for arm, values in accuracy.items():
-        for regime in settings.regimes:
-            for seed, value in zip(settings.seeds, values, strict=True):
-                for rate in settings.learning_rates:
-                    write_run(
-                        Run(regime, arm, rate, seed).directory(settings),
-                        validation_accuracy=0.7,
-                        correct=np.arange(IMAGES) < round(value * IMAGES),
-                        losses=(2.0, 1.0, 1.0 + 0.5 * (arm == "ce"), 0.8, 0.9),
-                    )
+    for arm, regime, rate in itertools.product(accuracy, settings.regimes, settings.learning_rates):
+        for seed, value in zip(settings.seeds, accuracy[arm], strict=True):
+            write_run(
+                Run(regime, arm, rate, seed).directory(settings),
+                validation_accuracy=0.7,
+                correct=np.arange(IMAGES) < round(value * IMAGES),
+                losses=(2.0, 1.0, 1.0 + 0.5 * (arm == "ce"), 0.8, 0.9),
+            )
     return settings
 
 
@@ -323,9 +300,8 @@ class TestAnalysis:
             analyze(filled)
 
     def test_the_curve_begins_after_the_first_step_and_steadiness_where_asked(self):
-        splits = {
-            name: {"accuracy": 0.5, "recall_macro": 0.5} for name in ("train", "validation", "test")
-        }
+        half = {"accuracy": 0.5, "recall_macro": 0.5}
+        splits = {"train": half, "validation": half, "test": half}
         rows = [(0, 0.1), (1, 3.0), (2, 2.0), (4, 2.5), (5, 1.0), (10, 1.0)]
         history = np.array(
             [(step, step, loss) for step, loss in rows],
@@ -384,11 +360,10 @@ class TestReport:
 
 
 def test_the_shipped_experiment_is_accepted():
-    from siglip_flowers.experiment.command import _parse
-
     path = REPOSITORY / "configs" / "experiment_siglip_vs_baseline.yaml"
-    settings = _parse(["--config", str(path)], "experiment")
-    assert len(settings.arms) == 5
+    options = ExperimentArguments(**yaml.safe_load(path.read_text()))
+    check_arms(options)
+    assert len(options.arms) == 5
 
 
 def write_real(directory: Path, **changes: Any) -> Path:
