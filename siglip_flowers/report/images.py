@@ -4,7 +4,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -109,14 +109,6 @@ class SplitRows:
     features: np.ndarray
 
 
-class _Pair(NamedTuple):
-    row: int
-    split: str
-    place: int
-    distance: int
-    cosine: float
-
-
 def find_duplicates(name: str, splits: Mapping[str, SplitRows]) -> list[NearDuplicate]:
     """Look for the images of the split ``name`` in all splits.
 
@@ -126,35 +118,31 @@ def find_duplicates(name: str, splits: Mapping[str, SplitRows]) -> list[NearDupl
     if importlib.util.find_spec("imagehash") is None:
         return []
     hashes = {split: hash_images(rows.images) for split, rows in splits.items()}
-    found: dict[str, list[_Pair]] = {BY_HASH: [], BY_FEATURES: []}
+    own, found = splits[name], []
     for split, other in splits.items():
-        own, within = splits[name], split == name
+        within = split == name
         close = find_close(hashes[name], hashes[split], within=within)[:CANDIDATES]
         by_hash = _compare_features(own, other, [(row, place) for _, row, place in close])
-        by_features = {
-            pair: cosine
-            for pair, cosine in find_alike(own, other, within=within).items()
-            if pair not in by_hash
-        }
-        for kind, pairs in ((BY_HASH, by_hash), (BY_FEATURES, by_features)):
-            for (row, place), cosine in pairs.items():
-                distance = int(np.bitwise_count(hashes[name][row] ^ hashes[split][place]))
-                found[kind].append(_Pair(row, split, place, distance, cosine))
-    found[BY_HASH].sort(key=lambda pair: (pair.distance, -pair.cosine, pair.row))
-    found[BY_FEATURES].sort(key=lambda pair: (-pair.cosine, pair.row))
+        alike = {**find_alike(own, other, within=within), **by_hash}
+        for (row, place), cosine in alike.items():
+            distance = int(np.bitwise_count(hashes[name][row] ^ hashes[split][place]))
+            kind = BY_HASH if (row, place) in by_hash else BY_FEATURES
+            found.append((kind, distance, cosine, row, split, place))
+    found.sort(key=lambda pair: (pair[1] if pair[0] == BY_HASH else 0, -pair[2], pair[3]))
+    hashed = [pair for pair in found if pair[0] == BY_HASH][:SHOWN]
+    others = [pair for pair in found if pair[0] == BY_FEATURES][:SHOWN]
     return [
         NearDuplicate(
-            row=pair.row,
-            other_split=pair.split,
-            other_id=splits[pair.split].ids[pair.place],
-            other_label=int(splits[pair.split].labels[pair.place]),
-            hash_distance=pair.distance,
-            cosine=pair.cosine,
+            row=row,
+            other_split=split,
+            other_id=splits[split].ids[place],
+            other_label=int(splits[split].labels[place]),
+            hash_distance=distance,
+            cosine=cosine,
             found_by=kind,
-            other_image=encode_thumbnail(splits[pair.split].images.read([pair.place])[0]),
+            other_image=encode_thumbnail(splits[split].images.read([place])[0]),
         )
-        for kind, pairs in found.items()
-        for pair in pairs[:SHOWN]
+        for kind, distance, cosine, row, split, place in (*hashed, *others)
     ]
 
 

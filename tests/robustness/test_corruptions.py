@@ -72,22 +72,19 @@ def test_a_row_is_changed_alike_in_every_batch_and_otherwise_in_another_row(kind
             assert not torch.equal(whole[:1], corrupt(pixels[:1], kind, 3, [row], seed=seed))
 
 
-def test_gaussian_noise_has_its_deviation_by_the_side_of_the_image():
+def test_noise_has_its_deviation_by_the_side_of_the_image_and_photons_their_variance():
     for side, deviation in ((64, 0.12 * 64 / 224), (224, 0.12)):
         gray = torch.full((2, 3, side, side), 128, dtype=torch.uint8)
         noise = corrupt(gray, "gaussian_noise", 2, [0, 1]).double() - 128
         assert float(noise.std()) == pytest.approx(255 * deviation, rel=0.02)
-
-
-def test_shot_noise_has_the_variance_of_photons():
-    gray = torch.full((2, 3, 224, 224), 102, dtype=torch.uint8)
-    spoiled = corrupt(gray, "shot_noise", 2, [0, 1]).double() / 255
-    assert float(spoiled.mean()) == pytest.approx(0.4, abs=0.005)
     # Bright counts are cut off at white, which is rare here.
-    assert float(spoiled.var()) == pytest.approx(0.4 / 25, rel=0.03)
+    gray = torch.full((2, 3, 224, 224), 102, dtype=torch.uint8)
+    changed = corrupt(gray, "shot_noise", 2, [0, 1]).double() / 255
+    assert float(changed.mean()) == pytest.approx(0.4, abs=0.005)
+    assert float(changed.var()) == pytest.approx(0.4 / 25, rel=0.03)
 
 
-@pytest.mark.parametrize("sigma", [0.4, 1.3, 3.0])
+@pytest.mark.parametrize("sigma", [0.4, 3.0])
 def test_the_gaussian_is_that_of_scipy(sigma):
     pixels = draw_images(32).float()
     expected = scipy.ndimage.gaussian_filter(
@@ -96,8 +93,8 @@ def test_the_gaussian_is_that_of_scipy(sigma):
     np.testing.assert_allclose(blur_gaussian(pixels, sigma).numpy(), expected, atol=1e-2)
 
 
-@pytest.mark.parametrize("radius", [1.5, 4.0])
-def test_the_disk_is_that_of_scipy(radius):
+def test_the_disk_is_that_of_scipy():
+    radius = 4.0
     pixels = draw_images(32, 2).float()
     reach = int(np.ceil(radius))
     # The area of each pixel inside the circle, by a much finer grid.
@@ -121,7 +118,7 @@ def test_a_horizontal_line_is_a_mean_along_rows_and_a_vertical_one_along_columns
         np.testing.assert_allclose(blurred[number].numpy(), expected, atol=0.01)
 
 
-@pytest.mark.parametrize("angle", [-45.0, 5.0, 30.0])
+@pytest.mark.parametrize("angle", [-45.0, 30.0])
 def test_a_rotation_is_that_of_pillow(angle):
     pixels = draw_images(64, 2)
     turned = rotate(pixels.float(), torch.tensor([angle, angle])).permute(0, 2, 3, 1).numpy()
