@@ -9,7 +9,6 @@ from packaging.version import Version
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
-    AutoModelForImageClassification,
     SiglipForImageClassification,
     SiglipModel,
     SiglipVisionModel,
@@ -188,11 +187,6 @@ def test_folded_cosine_head_gives_equal_logits(build, pixel_values, pooling):
     assert model.train().fold().training
 
 
-def test_linear_head_is_its_own_fold(build):
-    model = build()
-    assert model.fold() is model
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
@@ -221,11 +215,6 @@ def test_saving_restores_weights_and_configuration_bit_for_bit(build, tmp_path, 
     pixels = draw_pixel_values(2, options.get("image_size", 16))
     assert torch.equal(reloaded(pixels).logits, model(pixels).logits)
     assert not reloaded.training
-
-
-def test_auto_class_loads_a_saved_classifier(build, tmp_path):
-    build().save_pretrained(tmp_path)
-    assert isinstance(AutoModelForImageClassification.from_pretrained(tmp_path), SiglipClassifier)
 
 
 @torch.no_grad()

@@ -192,18 +192,6 @@ def test_other_image_size_interpolates_as_transformers_does(tiny_dir, siglip):
     torch.testing.assert_close(folded(pixels).logits, expected, **CLOSE)
 
 
-def test_checkpoint_without_text_tower_is_refused(tiny_dir, tmp_path):
-    SiglipModel.from_pretrained(tiny_dir).vision_model.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="has no text tower"):
-        load_contrastive(str(tmp_path), NAMES, TEMPLATES)
-
-
-def test_checkpoint_without_tokenizer_is_told(tiny_dir, tmp_path):
-    SiglipModel.from_pretrained(tiny_dir).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="tokenizer of .* cannot be loaded"):
-        load_contrastive(str(tmp_path), NAMES, TEMPLATES)
-
-
 def test_template_without_a_slot_is_refused_before_the_weights_are_read(tiny_dir, tmp_path):
     with pytest.raises(InputError, match="template"):
         load_contrastive(str(tmp_path / "nowhere"), NAMES, ["no slot"])

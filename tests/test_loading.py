@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
-    SiglipConfig,
-    SiglipForImageClassification,
     SiglipModel,
     SiglipVisionModel,
     ViTConfig,
@@ -25,7 +23,6 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     load_saved_classifier,
     set_attention,
-    vision_config_of,
 )
 from siglip_flowers.model.towers import freeze
 from siglip_flowers.model.weights import interpolate_position_embedding
@@ -86,13 +83,6 @@ def test_every_kind_of_checkpoint_gives_its_own_features(
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.class_names == NAMES
     assert model.classifier.weight.shape == (3, 32)
-
-
-def test_native_classifier_gives_its_tower(tiny_dir, tower, pixel_values, tmp_path):
-    """SiglipForImageClassification carries the attention pooling that it never uses."""
-    SiglipForImageClassification.from_pretrained(tiny_dir).save_pretrained(tmp_path)
-    for pooling in ("mean", "map"):
-        check_features(load_classifier(str(tmp_path), NAMES, pooling=pooling), tower, pixel_values)
 
 
 def test_native_classifier_without_pooling_head_serves_mean_but_not_map(
@@ -358,10 +348,3 @@ def test_freezing_what_is_not_there_is_refused(tiny_dir, trainable, message):
     with pytest.raises(InputError, match=message):
         freeze(encoder, trainable)
     assert all(p.requires_grad for p in encoder.parameters())
-
-
-def test_vision_configuration_is_found_in_every_kind_of_configuration(tiny_dir):
-    both = load_checkpoint_config(str(tiny_dir))
-    assert isinstance(both, SiglipConfig)
-    assert vision_config_of(both) is both.vision_config
-    assert vision_config_of(both.vision_config) is both.vision_config

@@ -134,6 +134,7 @@ class TestPairedBootstrap:
         assert (result.difference, result.low, result.high) == (1, 1, 1)
         assert result.p_value == pytest.approx(2 / 1000)
 
+    @pytest.mark.slow
     def test_false_claims_are_rare_when_there_is_no_difference(self):
         rng = np.random.default_rng(0)
         claims = 0
@@ -145,6 +146,7 @@ class TestPairedBootstrap:
             claims += not result.low <= 0 <= result.high
         assert claims / 300 <= 0.06
 
+    @pytest.mark.slow
     def test_one_seed_has_the_stated_error_rate(self):
         rng = np.random.default_rng(0)
         claims = 0

@@ -19,8 +19,8 @@ from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierCo
 from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.text_head import (
+    average_prompts,
     check_text_tower,
-    encode_tokens,
     load_tokenizer,
     tokenize_classes,
 )
@@ -104,11 +104,8 @@ class ContrastiveSiglip(PreTrainedModel):
     def embed_classes(self) -> Tensor:
         """Return the class embeddings (C, D): unit means of the prompts' unit embeddings."""
         assert self._prompt_ids is not None
-        classes, templates, length = self._prompt_ids.shape
-        flat = self._prompt_ids.reshape(-1, length)
         with torch.autocast(device_type=self.logit_scale.device.type, enabled=False):
-            texts = functional.normalize(encode_tokens(self.text_model, flat, 256).float(), dim=-1)
-            return functional.normalize(texts.reshape(classes, templates, -1).mean(1), dim=-1)
+            return average_prompts(self.text_model, self._prompt_ids, 256)
 
     @torch.no_grad()
     def fold(self) -> SiglipClassifier:

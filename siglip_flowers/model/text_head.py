@@ -133,8 +133,7 @@ def zero_shot_head(
     def encode() -> ZeroShotHead:
         tower = load_text_tower(checkpoint)
         tower.model.to(state.device)
-        with torch.no_grad():
-            weight = class_embeddings(tower.model, tower.tokenizer, class_names, templates)
+        weight = class_embeddings(tower.model, tower.tokenizer, class_names, templates)
         return ZeroShotHead(weight.cpu(), tower.logit_scale, tower.logit_bias)
 
     return _compute_once(encode)
@@ -162,27 +161,26 @@ def class_embeddings(
     tokenizer: PreTrainedTokenizerBase,
     class_names: Sequence[str],
     templates: Sequence[str],
-    batch_size: int = 64,
 ) -> Tensor:
-    """Average each class's normalized prompt embeddings and normalize again; returns (C, D).
+    """Return the unit embedding of each class: the average over its prompts (C, D).
 
-    Gradients flow unless the caller disables them. Raises InputError as ``tokenize_classes``.
-    Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembling in embedding space.
+    Raises InputError as ``tokenize_classes``.
     """
     length = text_model.config.max_position_embeddings
     ids = tokenize_classes(tokenizer, class_names, templates, length)
-    features = F.normalize(encode_tokens(text_model, ids.flatten(0, 1), batch_size), dim=-1)
-    by_class = features.reshape(len(class_names), len(templates), -1)  # (C, T, D)
-    return F.normalize(by_class.mean(dim=1), dim=-1)
+    return average_prompts(text_model, ids)
 
 
-def encode_tokens(text_model: TextModel, ids: Tensor, batch_size: int = 64) -> Tensor:
-    """Encode tokens (N, L) on the device of the tower; returns (N, D), not normalized.
+@torch.no_grad()
+def average_prompts(text_model: TextModel, ids: Tensor, batch_size: int = 64) -> Tensor:
+    """Average the unit embeddings of the prompts (C, T, L) of each class; unit rows (C, D) float32.
 
-    Gradients flow unless the caller disables them.
+    Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembling in embedding space.
     """
-    parts = ids.to(text_model.device).split(batch_size)
-    return torch.cat([text_model(input_ids=part).pooler_output for part in parts])
+    parts = ids.flatten(0, 1).to(text_model.device).split(batch_size)
+    texts = torch.cat([text_model(input_ids=part).pooler_output.float() for part in parts])
+    by_class = F.normalize(texts, dim=-1).unflatten(0, ids.shape[:2])  # (C, T, D)
+    return F.normalize(by_class.mean(dim=1), dim=-1)
 
 
 def tokenize_classes(
