@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,10 @@ def analyze(
     assert result is not None
     labels, classes = result.labels, len(evaluation.model.class_names)
     activation = evaluation.model.config.activation
+    # The slowest part releases the interpreter, so the others run meanwhile.
+    background = ThreadPoolExecutor(1)
+    placing = background.submit(map_features, result.features, labels)
+    background.shutdown(wait=False)
     predicted = result.logits.argmax(axis=1)
     probabilities = to_probabilities(result.logits, activation)
     confidence = probabilities.max(axis=1)
@@ -93,7 +98,7 @@ def analyze(
     duplicates = find_duplicates(result.split, splits)
     trained = np.bincount(splits["train"].labels, minlength=classes)
     per_class = score_classes(result, confusion, trained)
-    feature_map = map_features(result.features, labels)
+    feature_map = placing.result()
     shown = {
         *mistakes,
         *hits,
