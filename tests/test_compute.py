@@ -13,12 +13,9 @@ from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.pixels.tensors import PixelBatch, _copy_stream, _open_stream
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.training.compute import (
-    TooLittleMemoryError,
-    set_cpu_threads,
-    shrink_batch,
-)
-from siglip_flowers.training.progress import Throughput
+from siglip_flowers.runtime.devices import set_cpu_threads
+from siglip_flowers.training.attempts import TooLittleMemoryError, shrink_batch
+from siglip_flowers.training.callbacks import Throughput
 from siglip_flowers.training.trainer import SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
@@ -154,7 +151,7 @@ def test_a_process_that_holds_a_share_of_the_weights_cannot_evaluate_a_batch_in_
     trainer.model.eval()
     trainer.is_fsdp_enabled = True
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", 2)
-    with pytest.raises(RunError, match="16 images .*of 2 processes; .*eval_batch_size 8"):
+    with pytest.raises(RunError, match="16 images at once; use --per_device_eval_batch_size 8"):
         trainer.prediction_step(trainer.model, batch, False)
 
 
@@ -175,7 +172,7 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
 ):
     given = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
-    monkeypatch.setattr("siglip_flowers.training.compute.count_cores", lambda: 6)
+    monkeypatch.setattr("siglip_flowers.runtime.devices.count_cores", lambda: 6)
     for name, value in (
         ("ACCELERATE_MIXED_PRECISION", "no" if launched else None),
         ("OMP_NUM_THREADS", omp),

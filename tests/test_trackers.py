@@ -18,16 +18,14 @@ from siglip_flowers import tracking
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import SiglipTrainingArguments
-from siglip_flowers.tracking import (
-    Tracker,
-    Trackers,
-    build_trackers,
-    check_trackers,
-    choose_trackers,
+from siglip_flowers.tracking import build_trackers, check_trackers, choose_trackers
+from siglip_flowers.tracking.kinds import (
+    WANDB_FINISH_SECONDS,
+    AimTracker,
+    WandbTracker,
+    choose_wandb_mode,
 )
-from siglip_flowers.tracking import wandb as wb
-from siglip_flowers.tracking.aim import AimTracker
-from siglip_flowers.tracking.trackers import RunFacts, name_values
+from siglip_flowers.tracking.trackers import RunFacts, Tracker, Trackers, name_values
 from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_options
 
 SECRET = "hf_" + "q7" * 17
@@ -407,22 +405,22 @@ def nobody(monkeypatch, tmp_path):
 
 def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_path):
     login = tmp_path / ".netrc"
-    assert wb.choose_mode() == "offline"
+    assert choose_wandb_mode() == "offline"
     for text in ("machine elsewhere.org login a password b\n", "garbage {{{\n"):
         login.write_text(text)
-        assert wb.choose_mode() == "offline"
+        assert choose_wandb_mode() == "offline"
     login.write_text(f"machine api.wandb.ai\n  login user\n  password {'0' * 40}\n")
-    assert wb.choose_mode() == "online"
+    assert choose_wandb_mode() == "online"
     # As 'wandb login --host' leaves them.
     settings = tmp_path / ".config" / "wandb" / "settings"
     settings.parent.mkdir(parents=True, exist_ok=True)
     settings.write_text("[default]\nbase_url = http://wandb.example.org:8080\n")
     nobody.teardown()
-    assert wb.choose_mode() == "offline"
+    assert choose_wandb_mode() == "offline"
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert wb.choose_mode() == "online"
+    assert choose_wandb_mode() == "online"
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert wb.choose_mode() == "disabled"
+    assert choose_wandb_mode() == "disabled"
 
 
 def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, caplog, capsys):
@@ -443,7 +441,7 @@ def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, capl
     reader.start()
     # If it asked, this would answer: continue offline.
     os.write(master, b"3\n")
-    tracker = wb.WandbTracker(log_model=False)
+    tracker = WandbTracker(log_model=False)
     with (
         open(slave) as keyboard,
         open(slave, "w", closefd=False) as screen,
@@ -459,7 +457,7 @@ def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, capl
     os.close(master)
     assert b"Enter your choice" not in shown
     assert settings.mode == "offline"
-    assert settings.finish_timeout == wb.FINISH_SECONDS
+    assert settings.finish_timeout == WANDB_FINISH_SECONDS
     # One warning, and one line that is printed.
     said = [row.message for row in caplog.records if row.name.startswith("siglip_flowers")]
     assert len(said) == 1

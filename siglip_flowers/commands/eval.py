@@ -67,7 +67,7 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
             run_evaluation,
             write_evaluation,
         )
-        from siglip_flowers.training.compute import set_cpu_threads
+        from siglip_flowers.runtime.devices import set_cpu_threads
 
     options, data_arguments, *asked = parsed
     extensions = load_extensions("eval", asked)

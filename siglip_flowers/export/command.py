@@ -44,7 +44,7 @@ def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
         from siglip_flowers.export.export import MODEL_FILES, export_model
         from siglip_flowers.export.formats import check_onnx_packages
         from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-        from siglip_flowers.training.compute import set_cpu_threads
+        from siglip_flowers.runtime.devices import set_cpu_threads
 
     options, data_arguments = parsed
     format = str(options.format)

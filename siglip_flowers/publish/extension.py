@@ -3,8 +3,7 @@
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.publish.hub import check_hub_access
 from siglip_flowers.publish.options import PublishArguments, PushArguments
-from siglip_flowers.training.build import RunArguments
-from siglip_flowers.training.extension import TrainingExtension
+from siglip_flowers.training.build import RunArguments, TrainingExtension
 
 
 class PushExtension(TrainingExtension):

@@ -111,19 +111,27 @@ def share_machine(index: int, workers: int) -> Iterator[None]:
 
     Libraries read both while they load, so they must be set before the process starts.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = str(max(1, (cores or 1) // workers))
-    values = {
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or threads,
-        "CUDA_VISIBLE_DEVICES": choose_device(index),
-    }
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update({key: value for key, value in values.items() if value is not None})
+    before, device = dict(os.environ), choose_device(index)
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def set_cpu_threads(cpu_threads: int | None) -> None:
+    """Compute with this many threads, or with this process's share of the cores.
+
+    ``accelerate launch`` sets ``OMP_NUM_THREADS`` to 1 unless told otherwise, which leaves all
+    cores but one idle; a number that the user set is kept.
+    """
+    if cpu_threads is None:
+        launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+        if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+            return
+        cpu_threads = max(1, count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(cpu_threads)

@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 # What a shell reports for a process that SIGTERM ended; used for SIGUSR1 as well.
 EXIT_PREEMPTED = 143
@@ -98,10 +100,21 @@ def _raise_if_requested() -> None:
         raise Preempted()
 
 
-def outlive_signals(worker: int) -> None:
-    """Let a data loading process work a little longer when all processes receive the signal.
+def shield_workers(loader: Any) -> Any:
+    """Let the data loading processes of a ``DataLoader`` work a little longer after a signal.
 
-    Its parent needs the data to finish its step. For ``worker_init_fn`` of a ``DataLoader``.
+    They receive it together with their parent, which needs their data to finish its step.
     """
+    initialize = loader.worker_init_fn
+    # A loader whose workers persist comes here at every evaluation.
+    shielded = isinstance(initialize, partial) and initialize.func is _outlive_signals
+    if loader.num_workers and not shielded:
+        loader.worker_init_fn = partial(_outlive_signals, initialize)
+    return loader
+
+
+def _outlive_signals(initialize: Callable[[int], None] | None, worker: int) -> None:
+    if initialize is not None:
+        initialize(worker)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: signal.alarm(LOADER_GRACE_SECONDS))

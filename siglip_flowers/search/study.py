@@ -21,7 +21,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
 from siglip_flowers.config.parsing import dump_configuration, parse_arguments
 from siglip_flowers.data import load_data
-from siglip_flowers.runtime.devices import count_workers, share_machine
+from siglip_flowers.runtime.devices import count_workers, set_cpu_threads, share_machine
 from siglip_flowers.runtime.preemption import stop_on_signals
 from siglip_flowers.runtime.processes import prepare_worker
 from siglip_flowers.search.options import DEFAULTS, SearchArguments
@@ -36,7 +36,6 @@ from siglip_flowers.search.trials import (
     run_trial,
 )
 from siglip_flowers.training.build import RunArguments
-from siglip_flowers.training.compute import set_cpu_threads
 from siglip_flowers.training.output import UNCOMPARED, check_same_settings
 
 STUDY_NAME, STUDY_FILE = "search", "study.db"

@@ -20,6 +20,7 @@ from siglip_flowers.config.rules import merge_options
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.anomalies import BadStepError
+from siglip_flowers.training.attempts import TooLittleMemoryError, train_to_the_end
 from siglip_flowers.training.build import (
     RunArguments,
     build_model,
@@ -27,9 +28,7 @@ from siglip_flowers.training.build import (
     fits_on_features,
 )
 from siglip_flowers.training.checkpoints import clear_leftovers
-from siglip_flowers.training.compute import TooLittleMemoryError
 from siglip_flowers.training.output import find_checkpoint
-from siglip_flowers.training.run import train_to_the_end
 from siglip_flowers.training.trainer import SiglipTrainer
 
 Distribution: TypeAlias = CategoricalDistribution | FloatDistribution | IntDistribution

@@ -9,20 +9,13 @@ from accelerate import PartialState
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import SiglipTrainingArguments
-from siglip_flowers.tracking.aim import AimTracker
-from siglip_flowers.tracking.local import TensorBoardTracker, TrackioTracker
-from siglip_flowers.tracking.trackers import FinalResults, RunFacts, Tracker, Trackers
-from siglip_flowers.tracking.wandb import WandbTracker
-
-__all__ = [
-    "FinalResults",
-    "RunFacts",
-    "Tracker",
-    "Trackers",
-    "build_trackers",
-    "check_trackers",
-    "choose_trackers",
-]
+from siglip_flowers.tracking.kinds import (
+    AimTracker,
+    TensorBoardTracker,
+    TrackioTracker,
+    WandbTracker,
+)
+from siglip_flowers.tracking.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +34,13 @@ def choose_trackers(report_to: list[str] | None) -> list[str]:
     """Return the trackers to use: those requested, else Aim if it is installed."""
     if report_to is not None:
         return [name for name in report_to if name != "none"]
-    text = os.environ.get(DEFAULT_VARIABLE)
-    if text:
-        names = [name.strip() for name in text.split(",") if name.strip() not in ("", "none")]
-        unknown = [name for name in names if name not in KINDS]
-        if unknown:
+    if text := os.environ.get(DEFAULT_VARIABLE):
+        names = [name.strip() for name in text.split(",")]
+        if not {*names} <= {*KINDS, "none"}:
             raise InputError(
                 f"{DEFAULT_VARIABLE} is {text!r}; use names of {', '.join(KINDS)}, or none."
             )
-        return names
+        return [name for name in names if name != "none"]
     if importlib.util.find_spec("aim") is not None:
         return ["aim"]
     if PartialState().is_main_process:
@@ -82,7 +73,5 @@ def build_trackers(training: SiglipTrainingArguments) -> Trackers:
 
     Two processes would compete for Aim's lock, and log everything twice elsewhere.
     """
-    if not PartialState().is_main_process:
-        return Trackers({})
-    names = choose_trackers(training.report_to)
+    names = choose_trackers(training.report_to) if PartialState().is_main_process else []
     return Trackers({name: KINDS[name](training) for name in names})

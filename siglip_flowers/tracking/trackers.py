@@ -32,7 +32,7 @@ class RunFacts:
     """
 
     name: str
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     output_dir: Path
 
 
@@ -47,7 +47,7 @@ class FinalResults:
         model_dir: The directory of the saved model.
     """
 
-    metrics: Mapping[str, Mapping[str, float]]
+    metrics: dict[str, dict[str, float]]
     examples: Sequence[Example]
     confusion: Image.Image
     model_dir: Path
@@ -76,6 +76,9 @@ class Moment(NamedTuple):
 class Tracker:
     """One tracker's run. Any method may raise, and :class:`Trackers` continues without it."""
 
+    # The run as the tracker's library has it; None until it is opened.
+    _run: Any = None
+
     def open(self, run: RunFacts, run_id: str | None) -> str:
         """Start the run, or continue the one with this id; return its id."""
         raise NotImplementedError
@@ -88,7 +91,7 @@ class Tracker:
         """Log images, and what else is not among the figures of the test split."""
 
     def close(self, *, failed: bool) -> None:
-        """End the run and close its files."""
+        """End the run, if it was opened, and close its files."""
 
 
 class Trackers(TrainerCallback):
@@ -107,13 +110,10 @@ class Trackers(TrainerCallback):
 
     def open(self, run: RunFacts) -> None:
         """Start the trackers' runs, or continue those whose ids :meth:`load` found."""
-        # Those of trackers that fail today stay, so that the next checkpoint does not lose them.
-        known = dict(self._ids)
-
-        def start(name: str, tracker: Tracker) -> None:
-            self._ids[name] = tracker.open(run, known.get(name))
-
-        self._for_each(start)
+        # The id of a tracker that fails today stays, so that the next checkpoint does not lose it.
+        for name, tracker in list(self._active.items()):
+            with self._guard(name):
+                self._ids[name] = tracker.open(run, self._ids.get(name))
 
     def save(self, directory: Path) -> None:
         """Write the ids of the runs into a checkpoint."""
@@ -130,18 +130,18 @@ class Trackers(TrainerCallback):
         """Log the results of the saved weights, which are collected only if they are wanted."""
         if not self._active:
             return
-        results, moment = collect(), self._moment
+        results = collect()
         test = [Value(name, "test", value) for name, value in results.metrics["test"].items()]
-
-        def log(name: str, tracker: Tracker) -> None:
-            tracker.log(test, moment)
-            tracker.log_results(results, moment)
-
-        self._for_each(log)
+        for name, tracker in list(self._active.items()):
+            with self._guard(name):
+                tracker.log(test, self._moment)
+                tracker.log_results(results, self._moment)
 
     def close(self, *, failed: bool) -> None:
         """End the runs."""
-        self._for_each(lambda _, tracker: tracker.close(failed=failed))
+        for name, tracker in list(self._active.items()):
+            with self._guard(name):
+                tracker.close(failed=failed)
         self._active = {}
 
     def on_log(
@@ -153,24 +153,22 @@ class Trackers(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log one row of the Trainer's log."""
-        values, moment = name_values(logs or {}), Moment(state.global_step, state.epoch or 0.0)
-        self._moment = moment
-        if values:
-            self._for_each(lambda _, tracker: tracker.log(values, moment))
+        values = name_values(logs or {})
+        self._moment = Moment(state.global_step, state.epoch or 0.0)
+        for name, tracker in list(self._active.items()) if values else ():
+            with self._guard(name):
+                tracker.log(values, self._moment)
 
-    def _for_each(self, act: Callable[[str, Tracker], None]) -> None:
-        for name, tracker in list(self._active.items()):
-            try:
-                act(name, tracker)
-            except Exception as error:
-                # Whatever it is, it must not cost the training.
-                kind = type(error).__name__
-                logger.warning(
-                    "%s failed (%s: %s); the run continues without it.", name, kind, error
-                )
-                del self._active[name]
-                with contextlib.suppress(Exception):
-                    tracker.close(failed=True)
+    @contextlib.contextmanager
+    def _guard(self, name: str) -> Any:
+        try:
+            yield
+        except Exception as error:
+            # Whatever it is, it must not cost the training.
+            kind = type(error).__name__
+            logger.warning("%s failed (%s: %s); the run continues without it.", name, kind, error)
+            with contextlib.suppress(Exception):
+                self._active.pop(name).close(failed=True)
 
 
 def name_values(logs: Mapping[str, float]) -> list[Value]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
-from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
@@ -34,17 +34,17 @@ class BadStepError(RunError):
 
 @dataclass
 class _Step:
-    """A step's number, and for each micro-batch its rows and whether its loss is bad."""
+    """A step's number, for each micro-batch its rows and whether its loss is bad, and its norm."""
 
     number: int
     rows: list[list[int]] = field(default_factory=list)
     bad_losses: list[Tensor] = field(default_factory=list)
     bad_norm: Tensor | None = None
 
-    def list_marks(self, device: torch.device) -> list[Tensor]:
-        """Return all marks as booleans () on one device."""
-        marks = self.bad_losses if self.bad_norm is None else [*self.bad_losses, self.bad_norm]
-        return [mark.reshape(()).to(device) for mark in marks]
+    def is_bad(self) -> Tensor:
+        """Return () int32 on the device of the losses, without waiting for it."""
+        bad = torch.stack(self.bad_losses).any()
+        return (bad if self.bad_norm is None else bad | self.bad_norm.to(bad.device)).int()
 
 
 class AnomalyWatch(TrainerCallback):
@@ -74,10 +74,6 @@ class AnomalyWatch(TrainerCallback):
         self._overflows: list[Tensor] = []
         self._overflows_in_a_row = 0
 
-    @property
-    def _is_scaled(self) -> bool:
-        return getattr(self.accelerator, "scaler", None) is not None
-
     def see_loss(self, step: int, loss: Tensor, rows: Tensor) -> Tensor:
         """Mark the loss () of a micro-batch of rows (B,); return it, or the last finite one."""
         finite = torch.isfinite(loss)
@@ -92,22 +88,15 @@ class AnomalyWatch(TrainerCallback):
 
     def see_norm(self, norm: Tensor | float) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        if self._is_scaled:
-            self._overflows.append(~torch.isfinite(torch.as_tensor(norm)))
+        norm, limit = torch.as_tensor(norm), self.args.max_grad_norm_stop
+        if getattr(self.accelerator, "scaler", None) is not None:
+            self._overflows.append(~torch.isfinite(norm))
             return
-        limit = self.args.max_grad_norm_stop
         largest = torch.finfo(torch.float32).max if limit is None else limit
         # Not "above the largest", which is false for NaN.
-        self._steps[-1].bad_norm = ~(torch.as_tensor(norm) <= largest)
+        self._steps[-1].bad_norm = ~(norm <= largest)
 
-    def on_pre_optimizer_step(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Drop the gradients of a bad step if it is to be skipped: the optimizer then rests."""
         found = self._find() if self.args.on_nan == "skip" else None
         if found is None:
@@ -120,12 +109,9 @@ class AnomalyWatch(TrainerCallback):
             )
         self.skipped.append(step)
         logger.warning("%s; its update is skipped.", description)
-        assert model is not None
         model.zero_grad(set_to_none=True)
 
-    def on_step_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Check what was marked if the Trainer is about to wait for the device."""
         waits = control.should_log or control.should_evaluate or control.should_save
         if waits or len(self._steps) >= LONGEST_WATCH:
@@ -141,24 +127,20 @@ class AnomalyWatch(TrainerCallback):
         Raises:
             BadStepError: A bad step.
         """
-        self._check_overflows()
-        found = self._find()
-        if found is not None:
-            _, description = found
-            raise BadStepError(
-                f"{description}; the run stops there{self._name_checkpoint()}. Look at these "
-                "images, lower --learning_rate, or resume past them with --on_nan skip."
-            )
-
-    def _check_overflows(self) -> None:
-        marks, self._overflows = self._overflows, []
-        for overflows in torch.stack(marks).tolist() if marks else ():
+        for overflows in torch.stack(self._overflows).tolist() if self._overflows else ():
             self._overflows_in_a_row = self._overflows_in_a_row + 1 if overflows else 0
             if self._overflows_in_a_row >= MAX_OVERFLOWS:
                 raise BadStepError(
                     f"The gradients overflowed float16 in {MAX_OVERFLOWS} steps in a row"
                     f"{self._name_checkpoint()}. Lower --learning_rate, or use --bf16 false."
                 )
+        self._overflows = []
+        found = self._find()
+        if found is not None:
+            raise BadStepError(
+                f"{found[1]}; the run stops there{self._name_checkpoint()}. Look at these "
+                "images, lower --learning_rate, or resume past them with --on_nan skip."
+            )
 
     def save(self, directory: Path) -> None:
         """Keep the numbers of the skipped steps with a checkpoint."""
@@ -181,26 +163,20 @@ class AnomalyWatch(TrainerCallback):
         steps, self._steps = self._steps, []
         if not steps:
             return None
-        device = steps[0].bad_losses[0].device
-        marks = torch.stack([torch.stack(step.list_marks(device)).any() for step in steps])
-        # The number of the first bad step, or how many there are.
-        first = torch.cat([marks, marks.new_ones(1)]).long().argmax()
-        first_of_all = int(gather(first.reshape(1)).min())
-        if first_of_all == len(steps):
+        # Of all processes: (P, steps).
+        bad = gather(torch.stack([step.is_bad() for step in steps])[None]).any(dim=0).tolist()
+        if not any(bad):
             return None
-        step = steps[first_of_all]
-        losses = [bool(flag) for flag in step.bad_losses]
-        spoilt = [row for flag, rows in zip(losses, step.rows, strict=True) if flag for row in rows]
-        found = gather_object([(spoilt, [row for rows in step.rows for row in rows])])
-        by_loss = [row for rows, _ in found for row in rows]
-        rows = by_loss or [row for _, everything in found for row in everything]
-        what = "loss is not finite" if by_loss else self._describe_norm()
-        names = self.name_images(rows)
+        step = steps[bad.index(True)]
+        marked = zip(step.bad_losses, step.rows, strict=True)
+        found = gather_object([(bool(mark), row) for mark, rows in marked for row in rows])
+        by_loss = [row for is_bad, row in found if is_bad]
+        names = self.name_images(by_loss or [row for _, row in found])
         more = f" and {len(names) - SHOWN_IMAGES} more" if len(names) > SHOWN_IMAGES else ""
+        limit = self.args.max_grad_norm_stop
+        what = "loss is not finite"
+        if not by_loss:
+            too_large = f"exceeds --max_grad_norm_stop {limit:g}" if limit else "is not finite"
+            what = f"gradient norm {too_large}"
         listed = ", ".join(names[:SHOWN_IMAGES])
         return step.number, f"The {what} in step {step.number} (images {listed}{more})"
-
-    def _describe_norm(self) -> str:
-        if self.args.max_grad_norm_stop is None:
-            return "gradient norm is not finite"
-        return f"gradient norm exceeds --max_grad_norm_stop {self.args.max_grad_norm_stop:g}"

@@ -1,7 +1,8 @@
-"""Put a run together: check the arguments, build the model and the Trainer."""
+"""Build a run: check its arguments, build its model and its Trainer."""
 
 import copy
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ from siglip_flowers.model.text_head import check_text_tower, load_calibration, z
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
-from siglip_flowers.training.callbacks import EarlyStopping
+from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
 from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes, measure_free_bytes
 from siglip_flowers.training.objectives import (
     Objective,
@@ -69,7 +70,6 @@ from siglip_flowers.training.objectives import (
     build_sigmoid,
 )
 from siglip_flowers.training.output import check_output_dir
-from siglip_flowers.training.progress import Progress
 from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,23 @@ class RunArguments:
         return dump_configuration(self.data, self.augmentation, self.model, self.training)
 
 
+class TrainingExtension:
+    """What a feature does in a training run; each step does nothing unless it is overridden.
+
+    A feature's ``extension.py`` has ``make_training_extension(options)``, where ``options`` is an
+    instance of its ``EXTENDS["train"]``. It is imported only if ``options.is_asked``.
+    """
+
+    def check(self, arguments: RunArguments) -> None:
+        """Raise InputError or RunError for what cannot work; called by the main process.
+
+        This is before data or weights are read.
+        """
+
+    def finish(self, arguments: RunArguments) -> None:
+        """Do the feature's work on the finished run; called by the main process."""
+
+
 def check_arguments(arguments: RunArguments) -> None:
     """Check everything that can be checked before data, weights or training: see the errors."""
     training, options = arguments.training, arguments.options
@@ -108,26 +125,22 @@ def check_arguments(arguments: RunArguments) -> None:
         )
     check_trackers(training.report_to)
     check_data_arguments(arguments.data)
-    checkpoint = arguments.model.model_name_or_path
+    model, checkpoint = arguments.model, arguments.model.model_name_or_path
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
-    if arguments.model.image_size is not None:
-        check_image_size(arguments.model.image_size, vision_config)
-    check_max_num_patches(arguments.model.max_num_patches, vision_config)
+    if model.image_size is not None:
+        check_image_size(model.image_size, vision_config)
+    check_max_num_patches(model.max_num_patches, vision_config)
     if is_naflex(vision_config):
         check_patch_augmentation(arguments.augmentation)
-    check_trainable(arguments.model.trainable, vision_config.num_hidden_layers)
-    if arguments.model.lora_r is not None:
+    check_trainable(model.trainable, vision_config.num_hidden_layers)
+    if model.lora_r is not None:
         check_peft()
     if needs_text_tower(options):
         check_text_tower(checkpoint)
-        load_templates(arguments.model.prompt_templates)
-    released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not arguments.model.from_scratch
-    if (
-        released
-        and arguments.model.trainable != "head"
-        and arguments.model.lora_r is None
-        and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE
-    ):
+        load_templates(model.prompt_templates)
+    released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not model.from_scratch
+    tuned = model.trainable != "head" and model.lora_r is None
+    if released and tuned and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE:
         logger.warning(
             "--learning_rate %g is high for a released SigLIP encoder, which tends to lose its "
             "features above %g; 1e-5 to 3e-5 is usual.",
@@ -248,48 +261,49 @@ def build_trainer(
     processor: Any,
     trackers: Trackers | None = None,
 ) -> SiglipTrainer:
-    """Put data, model, objective and callbacks together."""
-    training = arguments.training
+    """Return the Trainer of a run, with its data, objective, callbacks and progress display."""
+    training, options = arguments.training, arguments.augmentation
     size, resample = get_image_size(processor), processor.resample
     augmenter, train_size = None, size
-    if arguments.augmentation.augment:
-        train_size = scale_size(size, arguments.augmentation.train_resize_scale)
-        augmenter = build_augmenter(
-            arguments.augmentation, size, len(model.class_names), training.seed
-        )
+    if options.augment:
+        train_size = scale_size(size, options.train_resize_scale)
+        augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
     activation = "softmax" if training.objective == "cross_entropy" else "sigmoid"
 
     def measure(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         return compute_metrics(logits, labels, activation)
 
+    evaluated = {
+        "train": draw_train_sample(arguments, data),
+        "validation": data.splits["validation"],
+    }
+    patience = training.early_stopping_patience
     trainer = SiglipTrainer(
         objective=build_objective(arguments, data, model),
         normalizer=PixelNormalizer(processor),
         augmenter=augmenter,
         ema=training.ema,
         model=model,
-        args=copy_for_trainer(training),
+        args=_copy_for_trainer(training),
         train_dataset=open_pixels(data.splits["train"], train_size, resample, arguments.data),
         eval_dataset={
             name: open_pixels(rows, size, resample, arguments.data)
-            for name, rows in (
-                ("train", draw_train_sample(arguments, data)),
-                ("validation", data.splits["validation"]),
-            )
+            for name, rows in evaluated.items()
         },
         data_collator=collate_pixels,
         compute_metrics=measure,
-        callbacks=build_callbacks(training),
+        callbacks=[] if patience is None else [EarlyStopping(patience)],
         trackers=trackers,
     )
     trainer.anomalies.name_images = lambda rows: image_ids(data.splits["train"].select(rows))
-    show_progress(trainer)
+    trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
+    bars = sys.stderr.isatty() and not training.disable_tqdm
+    trainer.add_callback(ProgressBar() if bars else ProgressLines())
     return trainer
 
 
-def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
-    """Return the arguments as the Trainer may see them."""
+def _copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
     # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
@@ -301,18 +315,6 @@ def copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgumen
         mode = "max" if training.greater_is_better else "min"
         copied.lr_scheduler_kwargs = {**(training.lr_scheduler_kwargs or {}), "mode": mode}
     return copied
-
-
-def build_callbacks(training: SiglipTrainingArguments) -> list[Any]:
-    """Return the callbacks that the arguments ask for, but trackers and the progress bar."""
-    patience = training.early_stopping_patience
-    return [] if patience is None else [EarlyStopping(patience)]
-
-
-def show_progress(trainer: SiglipTrainer) -> None:
-    """Replace the Trainer's own progress display."""
-    trainer.remove_callback(PrinterCallback if trainer.args.disable_tqdm else ProgressCallback)
-    trainer.add_callback(Progress(bars=not trainer.args.disable_tqdm))
 
 
 def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:

@@ -1,25 +1,31 @@
-"""Callbacks of a run: stop on a signal, check the first gradients, average the weights."""
+"""Callbacks of a run: stop on a signal, check gradients, average weights, show progress."""
 
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import write_json
 from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.runtime.preemption import Preempted, is_stop_requested
 from siglip_flowers.runtime.processes import StopAgreement
 
 SHOWN_PARAMETERS = 8
+CLOCK_FILE = "clock.json"
 
 
 class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and raises ``Preempted`` after the step at which all processes stop."""
 
-    def __init__(self) -> None:
-        self._agreement: StopAgreement | None = None
-        self._is_agreed = False
-        self._leaves = False
+    _agreement: StopAgreement
+    _is_agreed = False
+    _leaves = False
 
     def on_train_begin(self, args: Any, *_: Any, **kwargs: Any) -> None:
         """Open the group of processes that agree."""
@@ -29,7 +35,6 @@ class StopOnSignal(TrainerCallback):
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Ask whether to stop; called by every process after every step."""
-        assert self._agreement is not None
         if self._agreement.decide(is_stop_requested()):
             self._is_agreed = True
         # The last step of an epoch is complete only with the epoch's evaluation, which a resumed
@@ -38,9 +43,7 @@ class StopOnSignal(TrainerCallback):
         if self._is_agreed and not ends_epoch and not control.should_training_stop:
             self._leave(control)
 
-    def on_epoch_end(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Stop after the evaluation of the epoch."""
         if self._is_agreed:
             self._leave(control)
@@ -48,9 +51,7 @@ class StopOnSignal(TrainerCallback):
     def _leave(self, control: TrainerControl) -> None:
         self._leaves = control.should_save = control.should_log = True
 
-    def on_save(
-        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """End training now that the checkpoint is written."""
         if self._leaves:
             raise Preempted(
@@ -60,29 +61,19 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, *_: Any, **kwargs: Any) -> None:
         """Wait for the last question; its answer comes too late to matter."""
-        assert self._agreement is not None
         self._agreement.close()
 
 
 class GradientCheck(TrainerCallback):
     """Stops a run before its first step if a parameter that should train has no gradient."""
 
-    def __init__(self) -> None:
-        self._checked = False
+    _checked = False
 
-    def on_pre_optimizer_step(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Look at all gradients once; zeros are fine."""
         if self._checked:
             return
         self._checked = True
-        assert model is not None
         trained = [item for item in model.named_parameters() if item[1].requires_grad]
         idle = [name for name, parameter in trained if parameter.grad is None]
         if idle:
@@ -100,9 +91,8 @@ class UpdateAverage(TrainerCallback):
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
 
-    def on_step_end(self, *_: Any, model: nn.Module | None = None, **kwargs: Any) -> None:
+    def on_step_end(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Move the average towards the model."""
-        assert model is not None
         self.average.update(model)
 
 
@@ -114,13 +104,124 @@ class EarlyStopping(EarlyStoppingCallback):
     """
 
     def on_evaluate(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Count the evaluation if its split has the metric."""
         if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+class Throughput:
+    """Counts images and seconds of training; evaluation and saving are left out.
+
+    Seconds are those of the host. On a GPU, whose work the host only queues, they are right over
+    many steps, and the wait for data is what remains visible of it.
+    """
+
+    def __init__(self) -> None:
+        self._images = self._pauses = 0
+        self._waited = self._paused = 0.0
+        # Of the whole run, with evaluation and saving, up to the checkpoint that was resumed.
+        self._earlier_seconds = 0.0
+        self.start()
+
+    def start(self) -> None:
+        """Start counting."""
+        self._began = self._window_start = time.perf_counter()
+
+    def count(self, images: int) -> None:
+        """Count images that were trained on."""
+        self._images += images
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the time of the block as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out; a block within another counts as part of it."""
+        began = time.perf_counter()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+        if self._pauses == 0:
+            self._paused += time.perf_counter() - began
+
+    def close_window(self) -> dict[str, float]:
+        """Return ``images_per_second`` and ``data_wait``, a share, since the last call."""
+        now = time.perf_counter()
+        seconds = now - self._window_start - self._paused
+        images, waited = self._images, self._waited
+        self._images, self._waited, self._paused, self._window_start = 0, 0.0, 0.0, now
+        if seconds <= 0 or not images:
+            return {}
+        return {"images_per_second": images / seconds, "data_wait": min(1.0, waited / seconds)}
+
+    def total_seconds(self) -> float:
+        """Return the duration of the run's training, over all its interruptions."""
+        return self._earlier_seconds + time.perf_counter() - self._began
+
+    def save(self, directory: Path) -> None:
+        """Write the duration so far into a checkpoint."""
+        write_json(directory / CLOCK_FILE, {"seconds": self.total_seconds()})
+
+    def load(self, directory: Path) -> None:
+        """Continue from the duration of a checkpoint."""
+        path = directory / CLOCK_FILE
+        self._earlier_seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+
+
+def describe_log(logs: Mapping[str, Any]) -> dict[str, str]:
+    """Return the figures of a row of the log that a user watches, by name."""
+    if "loss" in logs:
+        shown = {"loss": f"{logs['loss']:.3f}"}
+        if "accuracy" in logs:
+            shown["accuracy"] = f"{logs['accuracy']:.1%}"
+        if "images_per_second" in logs:
+            shown["images/s"] = f"{logs['images_per_second']:.0f}"
+            shown["waiting for data"] = f"{logs['data_wait']:.0%}"
+        return shown
+    return {
+        f"{split} {name}": f"{logs[f'eval_{split}_{name}']:{form}}"
+        for split in ("train", "validation")
+        for name, form in (("accuracy", ".2%"), ("loss", ".3f"))
+        if f"eval_{split}_{name}" in logs
+    }
+
+
+def _format_row(state: TrainerState, shown: Mapping[str, str]) -> str:
+    figures = ", ".join(f"{name} {value}" for name, value in shown.items())
+    return f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.1f}: {figures}"
+
+
+class ProgressLines(TrainerCallback):
+    """Prints loss, accuracy and speed, and the figures of each evaluation, as lines."""
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Print a row of the log."""
+        shown = describe_log(logs or {})
+        if state.is_world_process_zero and shown:
+            print(_format_row(state, shown), flush=True)
+
+
+class ProgressBar(ProgressCallback):
+    """Shows the same beside the Trainer's progress bar, with a line for each evaluation."""
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        """Show a row of the log."""
+        shown = describe_log(logs or {})
+        if self.training_bar is None or not shown:
+            return
+        if "loss" in shown:
+            self.training_bar.set_postfix(shown, refresh=False)
+        else:
+            self.training_bar.write(_format_row(state, shown))

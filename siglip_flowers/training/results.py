@@ -23,29 +23,19 @@ from siglip_flowers.plots.examples import Example, choose_examples, save_example
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
 from siglip_flowers.plots.theme import to_image
 from siglip_flowers.runtime.devices import describe_device
-from siglip_flowers.tracking import FinalResults, RunFacts, choose_trackers
+from siglip_flowers.tracking import choose_trackers
+from siglip_flowers.tracking.trackers import FinalResults, RunFacts
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
 from siglip_flowers.training.trainer import SiglipTrainer
 
 EXAMPLES_RIGHT, EXAMPLES_WRONG = 6, 4
+_TRAIN = ("loss", "nll", "accuracy")
+_VALIDATION = (*_TRAIN, "top5_accuracy", "precision_macro", "recall_macro", "f1_macro")
 COLUMNS = (
-    "step",
-    "epoch",
-    "learning_rate",
-    "grad_norm",
-    "loss",
-    "accuracy",
-    "train_loss",
-    "train_nll",
-    "train_accuracy",
-    "validation_loss",
-    "validation_nll",
-    "validation_accuracy",
-    "validation_top5_accuracy",
-    "validation_precision_macro",
-    "validation_recall_macro",
-    "validation_f1_macro",
+    *("step", "epoch", "learning_rate", "grad_norm", "loss", "accuracy"),
+    *(f"train_{name}" for name in _TRAIN),
+    *(f"validation_{name}" for name in _VALIDATION),
 )
 
 
@@ -91,9 +81,7 @@ def write_history(path: Path, history: list[dict[str, float | None]]) -> None:
 
 
 def describe_run(
-    arguments: RunArguments,
-    data: ClassificationData,
-    model: SiglipClassifier,
+    arguments: RunArguments, data: ClassificationData, model: SiglipClassifier
 ) -> dict[str, Any]:
     """Return the facts that go beside a run's figures."""
     return {
@@ -121,8 +109,8 @@ def describe_run(
     }
 
 
-def describe_training(trainer: SiglipTrainer, outcome: dict[str, float]) -> dict[str, Any]:
-    """Return how long and how a model was trained, from what ``Trainer.train`` returned."""
+def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
+    """Return how a model was trained, in how many seconds."""
     state = trainer.state
     metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
     return {
@@ -133,7 +121,7 @@ def describe_training(trainer: SiglipTrainer, outcome: dict[str, float]) -> dict
         "best_metric": metric,
         "best_value": state.best_metric,
         "best_validation_accuracy": state.best_metric if metric == "validation_accuracy" else None,
-        "seconds": outcome["train_runtime"],
+        "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
         "precision": trainer.accelerator.mixed_precision,
     }
@@ -147,8 +135,8 @@ def describe_plan(
     counts = np.bincount(get_labels(data.splits["train"]), minlength=len(data.class_names))
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
-    parameters = [(value.numel(), value.requires_grad) for value in model.parameters()]
-    trained = sum(count for count, trains in parameters if trains)
+    trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
+    size = sum(value.numel() for value in model.parameters())
     processes = PartialState().num_processes
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     batch = training.train_batch_size * processes * training.gradient_accumulation_steps
@@ -159,8 +147,8 @@ def describe_plan(
         f"data: {data.description}; {sizes} images; {len(data.class_names)} classes, "
         f"{data.class_names[smallest]} ({counts[smallest]} training images) the smallest, "
         f"{data.class_names[largest]} ({counts[largest]}) the largest",
-        f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of "
-        f"{sum(count for count, _ in parameters) / 1e6:.2f} million parameters train",
+        f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of {size / 1e6:.2f} "
+        "million parameters train",
         f"device: {processes} x {describe_device(training.device)}, {precision}, {batch} images "
         "per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",

@@ -1,20 +1,19 @@
 """One training run from start to finish: data, model, Trainer, test figures, images."""
 
-import dataclasses
-import logging
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from safetensors.torch import load_file
 from transformers import set_seed
-from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.files import atomic_directory, write_json
-from siglip_flowers.base.run_dir import ADAPTER_DIR, MODEL_DIR
+from siglip_flowers.base.run_dir import ADAPTER_DIR, CHECKPOINT_DIR, MODEL_DIR
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.config.rules import has_measured_start
 from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data
@@ -29,22 +28,22 @@ from siglip_flowers.evaluation.run import list_metrics
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
+from siglip_flowers.model.ensemble import interpolate_weights
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.runtime.memory import is_out_of_memory
+from siglip_flowers.runtime.devices import set_cpu_threads
 from siglip_flowers.runtime.processes import check_world
 from siglip_flowers.tracking import Trackers, build_trackers
+from siglip_flowers.training.attempts import train_to_the_end
 from siglip_flowers.training.build import (
     RunArguments,
     build_model,
-    build_trainer,
     check_arguments,
     check_free_disk,
     draw_train_sample,
     fits_on_features,
     name_start,
 )
-from siglip_flowers.training.compute import set_cpu_threads, shrink_batch
-from siglip_flowers.training.output import claim_output_dir, find_checkpoint, hold_output_dir
+from siglip_flowers.training.output import claim_output_dir, hold_output_dir
 from siglip_flowers.training.results import (
     build_history,
     collect_results,
@@ -57,10 +56,10 @@ from siglip_flowers.training.results import (
     write_results,
 )
 from siglip_flowers.training.sharding import gather_model
-from siglip_flowers.training.start import ensemble_with_start, measure_start
 from siglip_flowers.training.trainer import SiglipTrainer
 
-logger = logging.getLogger(__name__)
+# Of a run whose model classifies before its first step: that model and its validation metrics.
+START_DIR, START_METRICS = "start", "metrics.json"
 
 
 @dataclass(frozen=True)
@@ -199,18 +198,25 @@ def _open(run: Run) -> str | None:
     return checkpoint
 
 
-def _describe_start(arguments: RunArguments, start: dict[str, float]) -> dict[str, Any]:
-    return {"kind": name_start(arguments), "split": "validation", **start}
-
-
 def _measure_start(
     run: Run, model: SiglipClassifier | ContrastiveSiglip
 ) -> dict[str, float] | None:
-    """Measure a model that classifies before its first step."""
+    """Measure and keep a model that classifies before its first step; a resumed run finds both."""
     if not has_measured_start(run.arguments.options):
         return None
-    validation = run.data.splits["validation"]
-    start = measure_start(fold_model(model), run.processor, validation, run.output_dir, run.passes)
+    directory, validation = (
+        run.output_dir / CHECKPOINT_DIR / START_DIR,
+        run.data.splits["validation"],
+    )
+    if not (directory / START_METRICS).is_file():
+        folded = fold_model(model)
+        result = evaluate_split(folded, run.processor, validation, "the start", run.passes)
+        if PartialState().is_main_process:
+            with atomic_directory(directory) as temporary:
+                folded.save_pretrained(temporary)
+                write_json(temporary / START_METRICS, result.metrics)
+    PartialState().wait_for_everyone()
+    start: dict[str, float] = json.loads((directory / START_METRICS).read_text(encoding="utf-8"))
     if PartialState().is_main_process:
         kind = name_start(run.arguments)
         print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
@@ -238,27 +244,23 @@ def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
 def _train(
     run: Run, model: SiglipClassifier | ContrastiveSiglip, checkpoint: str | None
 ) -> TrainedModel:
-    trainer, outcome = train_to_the_end(
+    trainer = train_to_the_end(
         run.arguments, run.data, model, run.processor, checkpoint, trackers=run.trackers
     )
+    seconds = trainer.throughput.total_seconds()
     trainer.finish()
     return TrainedModel(
         gather_model(trainer.accelerator.unwrap_model(trainer.model)),
         trainer.state.log_history,
-        describe_training(trainer, outcome.metrics),
+        describe_training(trainer, seconds),
         trainer=trainer,
     )
 
 
 def _save_model(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
     """Save the model as one ordinary classifier; return what the ensemble with the start was."""
-    training, ensemble = run.arguments.training, None
-    final = fold_model(trained.model)
-    if training.wise_ft is not None:
-        validation, alphas = run.data.splits["validation"], parse_wise_ft(training.wise_ft)
-        ensemble = ensemble_with_start(
-            final, run.processor, validation, run.output_dir, alphas, run.passes
-        )
+    final, wise_ft = fold_model(trained.model), run.arguments.training.wise_ft
+    ensemble = None if wise_ft is None else _mix_with_start(run, final, parse_wise_ft(wise_ft))
     if PartialState().is_main_process:
         if has_adapters(trained.model):
             with atomic_directory(run.output_dir / ADAPTER_DIR) as directory:
@@ -268,6 +270,33 @@ def _save_model(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
             run.processor.save_pretrained(directory)
     PartialState().wait_for_everyone()
     return ensemble
+
+
+def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> dict[str, Any]:
+    """Interpolate the model's weights with the start's, in place, at the best of the alphas.
+
+    Best is the highest accuracy on the validation split; among equals, the alpha nearest to the
+    tuned model.
+
+    Returns:
+        ``alpha`` and its ``validation_accuracy``, and under ``sweep`` both for each alpha.
+
+    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
+    """
+    start = load_file(run.output_dir / CHECKPOINT_DIR / START_DIR / "model.safetensors")
+    tuned = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    validation, rows = run.data.splits["validation"], []
+    for alpha in alphas:
+        model.load_state_dict(interpolate_weights(start, tuned, alpha))
+        result = evaluate_split(model, run.processor, validation, f"alpha {alpha:g}", run.passes)
+        rows.append({"alpha": alpha, "validation_accuracy": result.metrics["accuracy"]})
+    best = max(rows, key=lambda row: (row["validation_accuracy"], row["alpha"]))
+    model.load_state_dict(interpolate_weights(start, tuned, best["alpha"]))
+    return {**best, "sweep": rows}
+
+
+def _describe_start(arguments: RunArguments, start: dict[str, float]) -> dict[str, Any]:
+    return {"kind": name_start(arguments), "split": "validation", **start}
 
 
 def _measure_and_write(
@@ -313,48 +342,3 @@ def _measure_and_write(
     metrics = {name: list_metrics(result) for name, result in results.items()}
     notes = describe_choice(trained.training, ensemble)
     return RunResult(metrics, history, run.output_dir, data.description, notes)
-
-
-def train_to_the_end(
-    arguments: RunArguments,
-    data: ClassificationData,
-    model: SiglipClassifier | ContrastiveSiglip,
-    processor: Any,
-    checkpoint: str | None,
-    prepare: Callable[[SiglipTrainer], None] | None = None,
-    trackers: Trackers | None = None,
-) -> tuple[SiglipTrainer, TrainOutput]:
-    """Train, and if memory runs out train again with a smaller batch, as the arguments allow.
-
-    Args:
-        arguments: Of the run.
-        data: All splits.
-        model: As :func:`build_model` returns it.
-        processor: Its image processor.
-        checkpoint: Resume from this one.
-        prepare: Called with every Trainer before it trains.
-        trackers: Open trackers.
-    """
-    while True:
-        trainer = build_trainer(arguments, data, model, processor, trackers)
-        if prepare is not None:
-            prepare(trainer)
-        try:
-            return trainer, trainer.train(resume_from_checkpoint=checkpoint)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # The error is gone by here, and with it the frames that held the batch's memory.
-        del trainer
-        training = shrink_batch(arguments.training, PartialState().num_processes)
-        arguments = dataclasses.replace(arguments, training=training)
-        logger.warning(
-            "Memory ran out; continuing with --per_device_train_batch_size %d and "
-            "--gradient_accumulation_steps %d.",
-            training.per_device_train_batch_size,
-            training.gradient_accumulation_steps,
-        )
-        # From the beginning or the newest checkpoint: the step that failed left nothing behind.
-        set_seed(training.seed)
-        model = build_model(arguments, data, processor)
-        checkpoint = find_checkpoint(Path(str(training.output_dir)))

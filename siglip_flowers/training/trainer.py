@@ -3,7 +3,6 @@
 import logging
 import shutil
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,10 +21,15 @@ from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.runtime.failures import explain_write_failure
 from siglip_flowers.runtime.memory import run_in_parts
-from siglip_flowers.runtime.preemption import defer_signals
+from siglip_flowers.runtime.preemption import defer_signals, shield_workers
 from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.anomalies import AnomalyWatch
-from siglip_flowers.training.callbacks import GradientCheck, StopOnSignal, UpdateAverage
+from siglip_flowers.training.callbacks import (
+    GradientCheck,
+    StopOnSignal,
+    Throughput,
+    UpdateAverage,
+)
 from siglip_flowers.training.checkpoints import (
     CHECKPOINT_PREFIX,
     STAGING_DIR,
@@ -38,10 +42,8 @@ from siglip_flowers.training.checkpoints import (
     remove_checkpoint,
     rotate_checkpoints,
 )
-from siglip_flowers.training.compute import refuse_eval_parts, shield_workers
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
-from siglip_flowers.training.progress import Throughput, average_losses
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
     choose_wrapped_layers,
@@ -253,10 +255,6 @@ class SiglipTrainer(Trainer):
                 logs["accuracy"] = self.accelerator.gather(hits).mean().item()
                 self._running_hits.clear()
             logs.update(self.throughput.close_window())
-        if "train_runtime" in logs:
-            # The Trainer's own closing figures begin where the run was resumed.
-            logs["train_runtime"] = self.throughput.total_seconds()
-            logs["train_loss"] = average_losses(self.state.log_history, logs["train_loss"])
         super().log(logs, start_time)
 
     # ---- Evaluation
@@ -295,10 +293,20 @@ class SiglipTrainer(Trainer):
                 logits: torch.Tensor = model(**self.normalizer.prepare(part)).logits
             return logits
 
+        def refuse(size: int) -> RunError | None:
+            if size == 1:
+                return RunError("There is too little memory to evaluate a single image.")
+            # Processes that gather weights from each other must run equally many passes.
+            gathers = self.is_fsdp_enabled or self.is_deepspeed_enabled
+            if not gathers or self.accelerator.num_processes == 1:
+                return None
+            return RunError(
+                f"There is too little memory to evaluate {size} images at once; use "
+                f"--per_device_eval_batch_size {size // 2}."
+            )
+
         size = self._largest_eval_batch or len(pixels)
-        gathers = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        processes = self.accelerator.num_processes if gathers else 1
-        logits, fitted = run_in_parts(run, pixels, size, partial(refuse_eval_parts, processes))
+        logits, fitted = run_in_parts(run, pixels, size, refuse)
         if fitted < size:
             self._largest_eval_batch = fitted
             logger.warning("Memory ran out; evaluating %d images at once.", fitted)

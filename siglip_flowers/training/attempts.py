@@ -1,0 +1,113 @@
+"""Train to the end, with a smaller batch if memory runs out and the arguments allow it."""
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache
+from transformers import set_seed
+
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.config.training import SiglipTrainingArguments
+from siglip_flowers.data import ClassificationData
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.contrastive import ContrastiveSiglip
+from siglip_flowers.runtime.memory import is_out_of_memory
+from siglip_flowers.tracking import Trackers
+from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.output import find_checkpoint
+from siglip_flowers.training.trainer import SiglipTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class TooLittleMemoryError(RunError):
+    """The batch is too large for the memory, and may or can not be made smaller."""
+
+
+def train_to_the_end(
+    arguments: RunArguments,
+    data: ClassificationData,
+    model: SiglipClassifier | ContrastiveSiglip,
+    processor: Any,
+    checkpoint: str | None,
+    prepare: Callable[[SiglipTrainer], None] | None = None,
+    trackers: Trackers | None = None,
+) -> SiglipTrainer:
+    """Train, and if memory runs out train again with a smaller batch; return the Trainer.
+
+    Args:
+        arguments: Of the run.
+        data: All splits.
+        model: As :func:`~siglip_flowers.training.build.build_model` returns it.
+        processor: Its image processor.
+        checkpoint: Resume from this one.
+        prepare: Called with every Trainer before it trains.
+        trackers: Open trackers.
+
+    Raises:
+        TooLittleMemoryError: Memory ran out, and the batch may not be halved.
+    """
+    while True:
+        trainer = build_trainer(arguments, data, model, processor, trackers)
+        if prepare is not None:
+            prepare(trainer)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+            return trainer
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # The error is gone by here, and with it the frames that held the batch's memory.
+        del trainer
+        training = shrink_batch(arguments.training, PartialState().num_processes)
+        arguments = dataclasses.replace(arguments, training=training)
+        clear_device_cache(garbage_collection=True)
+        logger.warning(
+            "Memory ran out; continuing with --per_device_train_batch_size %d and "
+            "--gradient_accumulation_steps %d.",
+            training.per_device_train_batch_size,
+            training.gradient_accumulation_steps,
+        )
+        # From the beginning or the newest checkpoint: the step that failed left nothing behind.
+        set_seed(training.seed)
+        model = build_model(arguments, data, processor)
+        checkpoint = find_checkpoint(Path(str(training.output_dir)))
+
+
+def shrink_batch(
+    training: SiglipTrainingArguments, num_processes: int = 1
+) -> SiglipTrainingArguments:
+    """Halve the batch of a device and double the accumulation: the optimizer sees the same batch.
+
+    Raises:
+        TooLittleMemoryError: The batch cannot be halved, ``--auto_find_batch_size`` is off, or
+            there are several processes, of which the others wait for this one in a step.
+    """
+    size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
+    few = f"There is too little memory for --per_device_train_batch_size {size}"
+    if num_processes > 1 and size > 1:
+        # An optimizer's step of an odd batch cannot be kept: it becomes smaller by an image.
+        raise TooLittleMemoryError(
+            f"{few} in one of {num_processes} processes, which cannot halve it alone; use "
+            f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps "
+            f"{2 * accumulation}, or --gradient_checkpointing true."
+        )
+    if num_processes == 1 and not training.auto_find_batch_size:
+        raise TooLittleMemoryError(
+            f"{few}; add --auto_find_batch_size true, which halves it and doubles "
+            "--gradient_accumulation_steps until it fits, or --gradient_checkpointing true."
+        )
+    if size % 2:
+        raise TooLittleMemoryError(
+            f"{few}, which cannot be halved; add --gradient_checkpointing true, or choose a power "
+            "of two."
+        )
+    smaller = copy.copy(training)
+    smaller.per_device_train_batch_size = size // 2
+    smaller.gradient_accumulation_steps = 2 * accumulation
+    return smaller
