@@ -21,6 +21,7 @@ from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
 from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
+from siglip_flowers.metrics.neighbors import count_votes, find_neighbors, vote_neighbors
 from siglip_flowers.metrics.ood import (
     area_under_roc,
     average_classes,
@@ -62,6 +63,18 @@ def test_neighbor_scores_are_scikit_learns_distances():
     np.testing.assert_allclose(score_neighbors(known, asked, 5), -distances[:, 4], atol=1e-9)
     # More neighbors than there are images: the farthest.
     assert score_neighbors(known[:2], asked, 5).shape == (270,)
+
+
+def test_ties_of_votes_go_to_the_nearest_neighbor():
+    features = np.array([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]], dtype=np.float32)
+    labels = np.array([2, 1, 1, 2])
+    query = np.array([[1, 0.28]], dtype=np.float32)
+    assert count_votes(find_neighbors(features, query, 4), labels, 3).argmax() == 2
+    query = np.array([[1, 0.12]], dtype=np.float32)
+    assert count_votes(find_neighbors(features, query, 4), labels, 3).argmax() == 1
+    same = np.ones((4, 2), dtype=np.float32)
+    votes = vote_neighbors(same, labels, same[:1], 3)[0]
+    assert votes.argmax() == labels[find_neighbors(same, same[:1], 4).rows[0, 0]]
 
 
 def test_class_means_leave_out_classes_without_images():
