@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from siglip_flowers.base.files import write_json, write_text
@@ -226,7 +224,9 @@ def plot_loss_band(
         title: The title.
         limits: Of the loss axis, from :func:`share_limits`.
     """
-    figure, axes = _start(title, HEIGHT)
+    figure = make_figure(WIDTH, HEIGHT, title)
+    axes = figure.add_subplot()
+    style_axes(axes)
     axes.set(xlabel="epoch", ylabel="loss, nats", ylim=limits)
     epochs = histories[0]["epoch"]
     for split, color in (("train", TRAIN_COLOR), ("validation", VALIDATION_COLOR)):
@@ -266,24 +266,18 @@ def plot_intervals(
         label: What is measured, and its unit.
         marks: Values with a vertical line.
     """
-    figure, axes = _start(title, 1.2 + ROW_HEIGHT * len(rows))
+    figure = make_figure(WIDTH, 1.2 + ROW_HEIGHT * len(rows), title)
+    axes = figure.add_subplot()
+    style_axes(axes)
     axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), [wrap(name, LABEL_LETTERS, 2) for name in rows])
     for mark in marks:
         axes.axvline(mark, color=MUTED_COLOR, linestyle="--", linewidth=1)
     for number, (values, low, high) in enumerate(rows.values()):
-        mean = float(np.mean(values))
         if np.isfinite([low, high]).all():
             axes.plot([low, high], [number, number], color=TRAIN_COLOR, linewidth=2)
         axes.plot(values, [number] * len(values), "o", color=TRAIN_COLOR, fillstyle="none")
-        axes.plot([mean], [number], "D", color=VALIDATION_COLOR, zorder=3)
+        axes.plot([np.mean(values)], [number], "D", color=VALIDATION_COLOR, zorder=3)
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     save_figure(figure, path)
-
-
-def _start(title: str, height: float) -> tuple[Figure, Axes]:
-    figure = make_figure(WIDTH, height, title)
-    axes = figure.add_subplot()
-    style_axes(axes)
-    return figure, axes

@@ -64,8 +64,7 @@ class Run:
     def read_metrics(self, options: ExperimentArguments) -> dict[str, Any]:
         """Return the metrics of the finished run."""
         text = (self.directory(options) / METRICS_FILE).read_text(encoding="utf-8")
-        metrics: dict[str, Any] = json.loads(text)
-        return metrics
+        return dict(json.loads(text))
 
     def read_history(self, options: ExperimentArguments) -> NDArray[Any]:
         """Return the rows of the finished run's curve by column; nan is what was not measured."""
@@ -80,8 +79,8 @@ class Run:
 
 def list_trials(options: ExperimentArguments, arm: str) -> list[Run]:
     """Return the runs that decide an arm's learning rate."""
-    seed = options.seeds[0]
-    return [Run(options.tuning_regime, arm, rate, seed) for rate in sorted(options.learning_rates)]
+    rates, seed = sorted(options.learning_rates), options.seeds[0]
+    return [Run(options.tuning_regime, arm, rate, seed) for rate in rates]
 
 
 def choose_learning_rate(options: ExperimentArguments, arm: str) -> float | None:
