@@ -18,7 +18,7 @@ OFF = {
     "color_jitter": 0.0,
     "train_resize_scale": 1.0,
 }
-ALL = {"crop_min_scale": 0.3, "color_jitter": 0.4, "random_erasing": 0.5}
+ALL = {"crop_min_scale": 0.3, "color_jitter": 0.4}
 
 
 def make_augmenter(size=64, seed=0, num_labels=4, **options):
@@ -279,28 +279,6 @@ def test_color_jitter_keeps_the_range_and_changes_brightness_contrast_and_satura
     for factor in factors:
         assert scipy.stats.kstest(factor, uniform.cdf).pvalue > 1e-4
     assert abs(np.corrcoef(factors) - np.eye(3)).max() < 0.08
-
-
-@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
-def test_erasing_blanks_one_rectangle_with_its_probability(probability):
-    rows = torch.arange(1000)
-    white = torch.full((1000, 3, 64, 64), 255, dtype=torch.uint8)
-    options = {**OFF, "random_erasing": probability}
-    pixels, _ = make_augmenter(**options)(white, rows, rows, 0)
-    erased = (pixels == 127.5).all(1)
-    assert torch.equal(erased, (pixels < 254.9).any(1))
-    share = erased.any((1, 2)).float().mean().item()
-    assert abs(share - probability) <= 4 * np.sqrt(probability * (1 - probability) / 1000)
-    if probability == 0:
-        return
-    some = erased[erased.any((1, 2))]
-    areas = some.float().mean((1, 2))
-    assert areas.max() <= 1 / 3 + 0.02
-    assert 0.13 < areas.mean() < 0.2
-    # A rectangle is the product of its shadows, and these are unbroken.
-    in_x, in_y = some.any(1), some.any(2)
-    assert torch.equal(some, in_y[:, :, None] & in_x[:, None, :])
-    assert (in_x.int().diff(dim=1).abs().sum(1) <= 2).all()
 
 
 def test_mixup_mixes_pixels_and_targets_by_the_same_share(batch):

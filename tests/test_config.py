@@ -87,7 +87,6 @@ VALUES = [
     ("crop_min_scale", "0.3", "0", "between 0.01 and 1"),
     ("train_resize_scale", "1", "0.9", "between 1 and 4"),
     ("horizontal_flip", "0", "1.5", "between 0 and 1"),
-    ("random_erasing", "0.2", "1.1", "between 0 and 1"),
     ("color_jitter", "0", "1", "between 0 and 0.99"),
     ("mixup_alpha", "0.2", "-0.1", "between 0 and 100"),
     ("cutmix_alpha", "1", "nan", "use a finite number"),

@@ -460,12 +460,11 @@ def test_class_names_survive_a_run_and_are_printed_harmlessly(checkpoint, tmp_pa
 @pytest.mark.parametrize(
     "names, message",
     [
-        (["caf\u00e9", "cafe\u0301"], r"'cafe\\u0301' and 'caf\\xe9' look the same"),
-        (["a", " "], "has the name ' '"),
+        (["a", " "], "' ' is empty or not UTF-8 text"),
         (["a", "b\0"], "not UTF-8 text"),
     ],
 )
-def test_names_that_nobody_could_tell_apart_are_refused(tmp_path, names, message):
+def test_names_that_are_no_text_are_refused(tmp_path, names, message):
     data = save_named_data(tmp_path / "data", names, Value("string"))
     with pytest.raises(InputError, match=message):
         load_data(DataArguments(dataset_name=data))
@@ -479,7 +478,7 @@ def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
         load_data(DataArguments(data_dir=str(folder)))
     os.remove(file)
     os.rename(folder / "train" / "aster", os.fsencode(folder / "train") + b"/aster\xff")
-    with pytest.raises(InputError, match=r"'aster\\udcff' is not UTF-8"):
+    with pytest.raises(InputError, match=r"'aster\\udcff' is empty or not UTF-8"):
         load_data(DataArguments(data_dir=str(folder)))
 
 

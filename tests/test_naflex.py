@@ -412,7 +412,6 @@ def test_grids_shrink_to_what_fits():
 @pytest.mark.parametrize(
     "option",
     [
-        {"random_erasing": 0.2},
         {"mixup_alpha": 0.1},
         {"cutmix_alpha": 1.0},
     ],

@@ -57,7 +57,7 @@ def list_logged(trainer, key):
 
 RECIPES = {
     "cross_entropy": {
-        "augmentation": {**CROPS, "mixup_alpha": 0.2, "cutmix_alpha": 1.0, "random_erasing": 0.3},
+        "augmentation": {**CROPS, "mixup_alpha": 0.2, "cutmix_alpha": 1.0},
         "label_smoothing_factor": 0.1,
         "ema": 0.9,
     },

@@ -25,7 +25,6 @@ class AugmentationArguments:
     color_jitter: float = option(
         0.2, "Largest relative change of brightness, contrast and saturation.", common=True
     )
-    random_erasing: float = option(0.0, "Probability of blanking a random rectangle.")
     mixup_alpha: float = option(
         0.0, "Beta parameter of mixup (Zhang et al. 2018); 0 is off.", common=True
     )
@@ -34,8 +33,7 @@ class AugmentationArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("horizontal_flip", "random_erasing"):
-            check_range(name, getattr(self, name), 0.0, 1.0)
+        check_range("horizontal_flip", self.horizontal_flip, 0.0, 1.0)
         check_range("color_jitter", self.color_jitter, 0.0, 0.99)
         check_range("crop_min_scale", self.crop_min_scale, 0.01, 1.0)
         check_range("train_resize_scale", self.train_resize_scale, 1.0, 4.0)

@@ -24,17 +24,13 @@ from siglip_flowers.data.pixels.tensors import ImageSize
 
 # Random crops change the aspect ratio by up to this factor (Szegedy et al. 2015, section 6).
 CROP_ASPECT_RATIO = 4 / 3
-# Erased area as a share of the image (Zhong et al. 2020, section 3.1).
-ERASED_AREA = (0.02, 1 / 3)
-# Half gray is zero after SigLIP's normalization.
-FILL = 127.5
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 # Larger intermediate results leave the processor's cache, and from 32 MiB on the C library asks the
 # system for their pages anew every time.
 CPU_BYTES_AT_ONCE = 4 * 2**20
-NUMBERS_PER_IMAGE = 16
-# Augmentations that need images of one shape, each with the value that turns it off.
-SQUARE_ONLY = {"random_erasing": 0, "mixup_alpha": 0, "cutmix_alpha": 0}
+NUMBERS_PER_IMAGE = 8
+# Augmentations that need images of one shape.
+SQUARE_ONLY = ("mixup_alpha", "cutmix_alpha")
 
 
 def uniform_numbers(seed: int, step: int, rows: np.ndarray, count: int) -> np.ndarray:
@@ -75,7 +71,7 @@ def _count_images_at_once(pixels: torch.Tensor) -> int:
 
 
 class BatchAugmenter:
-    """Random resized crop, flip, color jitter, erasing, and mixup or CutMix, for whole batches.
+    """Random resized crop, flip, color jitter, and mixup or CutMix, for whole batches.
 
     The random choices are made on the host, in float64, and sent to the device as a few numbers
     per image, so the host never waits for the device.
@@ -133,8 +129,6 @@ class BatchAugmenter:
         # From here on the pixels are a private copy and may be modified in place.
         if self.arguments.color_jitter:
             pixels = self._jitter(pixels, u[:, 5:8])
-        if self.arguments.random_erasing:
-            self._erase(pixels, u[:, 8:13])
         return pixels
 
     def draw_boxes(self, u: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -210,22 +204,6 @@ class BatchAugmenter:
         offset = maps[1] @ flat.mean(2, keepdim=True)
         return torch.baddbmm(offset, maps[0], flat).clamp_(0, 255).view_as(pixels)
 
-    def _erase(self, pixels: torch.Tensor, u: np.ndarray) -> None:
-        side = pixels.shape[-1]
-        low, high = ERASED_AREA
-        area = low + (high - low) * u[:, 1]
-        ratio = np.exp(math.log(10 / 3) * (2 * u[:, 2] - 1))
-        # Images that are not chosen get an empty box.
-        chosen = u[:, 0] < self.arguments.random_erasing
-        width = np.minimum(np.sqrt(area * ratio), 1) * side * chosen
-        height = np.minimum(np.sqrt(area / ratio), 1) * side * chosen
-        left, top = u[:, 3] * (side - width), u[:, 4] * (side - height)
-        center = np.arange(side) + 0.5
-        in_x = (center >= left[:, None]) & (center < (left + width)[:, None])
-        in_y = (center >= top[:, None]) & (center < (top + height)[:, None])
-        inside = _send(np.stack([in_x, in_y]), pixels.device)
-        pixels.masked_fill_(inside[0, :, None, None, :] & inside[1, :, None, :, None], FILL)
-
     def _mix_images(
         self, pixels: torch.Tensor, labels: torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -258,12 +236,12 @@ class BatchAugmenter:
 
 def check_patch_augmentation(arguments: AugmentationArguments) -> None:
     """Raise InputError for an augmentation that needs images of one shape."""
-    for name, off in SQUARE_ONLY.items():
+    for name in SQUARE_ONLY:
         value = getattr(arguments, name)
-        if arguments.augment and value != off:
+        if arguments.augment and value:
             raise InputError(
                 f"--{name} {value} needs images of one shape, but a NaFlex checkpoint keeps each "
-                f"image's aspect ratio. Set it to {off}, or use a fixed-resolution checkpoint."
+                f"image's aspect ratio. Set it to 0, or use a fixed-resolution checkpoint."
             )
 
 

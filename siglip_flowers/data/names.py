@@ -11,9 +11,6 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.base.text import MAX_SHOWN, abbreviate
 
-# Longer runs of digits are compared as text; Python refuses to convert very long ones.
-MAX_DIGITS = 100
-
 logger = logging.getLogger(__name__)
 
 
@@ -28,20 +25,17 @@ def normalize_name(name: str) -> str:
 _POSITIONS = {normalize_name(name): position for position, name in enumerate(FLOWER_NAMES)}
 
 
-def _natural_key(name: str) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", name.casefold())
-    return [
-        (0, int(part), "") if part.isdecimal() and len(part) <= MAX_DIGITS else (1, 0, part)
-        for part in parts
-        if part
-    ]
+def _split_numbers(name: str) -> list[tuple[int, int, str]]:
+    # Python refuses to convert very long numbers, so they are compared in pieces.
+    parts = re.split(r"(\d{1,18})", name.casefold())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def _sort_names(names: Iterable[str]) -> list[str]:
     unique = set(names)
     if all(re.fullmatch(r"[+-]?\d{1,100}(\.\d{1,100})?", name) for name in unique):
         return sorted(unique, key=lambda name: (float(name), name))
-    return sorted(unique, key=lambda name: (_natural_key(name), name))
+    return sorted(unique, key=lambda name: (_split_numbers(name), name))
 
 
 def is_text(name: str) -> bool:
@@ -53,30 +47,15 @@ def is_text(name: str) -> bool:
     return "\0" not in name
 
 
-def _check_names(names: Sequence[str]) -> None:
-    seen: dict[str, str] = {}
-    for name in names:
-        if not name.strip():
-            raise InputError(f"A class has the name {name!r}. Rename it.")
-        if not is_text(name):
-            raise InputError(f"The class name {name[:MAX_SHOWN]!r} is not UTF-8 text. Rename it.")
-        # The same letters can be written with accents of their own or without.
-        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
-        if other != name:
-            raise InputError(
-                f"The classes {other[:MAX_SHOWN]!a} and {name[:MAX_SHOWN]!a} look the same (two "
-                "Unicode forms of one name). Rename one."
-            )
-
-
 def _warn_about_similar_names(names: Sequence[str]) -> None:
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(normalize_name(name) or name, name)
+        # The same letters can be written with accents of their own or without.
+        other = seen.setdefault(normalize_name(unicodedata.normalize("NFC", name)) or name, name)
         if other != name:
             logger.warning(
-                "The classes %r and %r differ in case or punctuation only and are two classes; "
-                "rename one if they should be one.",
+                "The classes %a and %a differ in case, punctuation or Unicode form only; rename "
+                "one if they should be one class.",
                 other[:MAX_SHOWN],
                 name[:MAX_SHOWN],
             )
@@ -92,10 +71,14 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
         The class names and, for each name that was given, its index into them.
 
     Raises:
-        InputError: a name that is empty, that is not UTF-8 text, or that looks like another one.
+        InputError: A name that is empty or not UTF-8 text.
     """
     given = _sort_names(names)
-    _check_names(given)
+    for name in given:
+        if not name.strip() or not is_text(name):
+            raise InputError(
+                f"The class name {name[:MAX_SHOWN]!r} is empty or not UTF-8 text. Rename it."
+            )
     positions = [_POSITIONS.get(normalize_name(name)) for name in given]
     known = [position for position in positions if position is not None]
     if len(known) < len(given):

@@ -124,40 +124,39 @@ def list_folder(data_dir: Path) -> FolderListing:
     Hidden files and folders are left out silently; links to class folders are followed.
 
     Raises:
-        InputError: no class folders, or two folders for one split.
+        InputError: No class folders, or two folders for one split.
     """
     left_out: list[str] = []
+    others: list[str] = []
+    listing = FolderListing([], {}, {}, left_out)
     try:
         classes = _find_splits(data_dir, left_out)
-        files = {
-            split: {name: list(_walk(path.absolute())) for name, path in folders.items()}
-            for split, folders in classes.items()
-        }
+        names, numbers = order_names(name for folders in classes.values() for name in folders)
+        listing.class_names.extend(names)
+        for split, folders in classes.items():
+            rows = []
+            for name, folder in folders.items():
+                for path in _walk(folder.absolute()):
+                    if not _is_image(path):
+                        others.append(path)
+                    elif is_text(path):
+                        rows.append((path, numbers[name]))
+                    else:
+                        raise InputError(
+                            f"The image {path!r} has a name that is not UTF-8. Rename it."
+                        )
+            if not rows:
+                raise InputError(
+                    f"--data_dir {data_dir} has no images in the class folders of the {split} "
+                    f"split ({abbreviate(list(folders))}). Add some, or remove the folder."
+                )
+            listing.paths[split] = [path for path, _ in rows]
+            listing.labels[split] = np.array([label for _, label in rows], dtype=np.int64)
     except OSError as error:
         raise InputError(
             f"--data_dir {data_dir} cannot be read ({error.filename}: {error.strerror}). Check "
             "the path and its permissions."
         ) from error
-    class_names, numbers = order_names(name for folders in classes.values() for name in folders)
-    listing = FolderListing(class_names, {}, {}, left_out)
-    others: list[str] = []
-    for split, folders in files.items():
-        rows = []
-        for name, paths in folders.items():
-            for path in paths:
-                if not _is_image(path):
-                    others.append(path)
-                elif not is_text(path):
-                    raise InputError(f"The image {path!r} has a name that is not UTF-8. Rename it.")
-                else:
-                    rows.append((path, numbers[name]))
-        if not rows:
-            raise InputError(
-                f"--data_dir {data_dir} has no images in the class folders of the {split} split "
-                f"({abbreviate(list(folders))}). Add some, or remove the folder."
-            )
-        listing.paths[split] = [path for path, _ in rows]
-        listing.labels[split] = np.array([label for _, label in rows], dtype=np.int64)
     if others:
         left_out.append(_describe_endings(others))
     return listing

@@ -1,7 +1,9 @@
 """Any data set of the Hugging Face Hub, or a local one, with an image and a label column."""
 
 import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -18,7 +20,12 @@ from siglip_flowers.data.splits import SPLIT_NAMES
 # The error base class of huggingface_hub's HTTP client, which has changed twice.
 CLIENT_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 # Other names that data sets give to a split, tried if the option has its default.
-SPLIT_ALIASES = {"validation": ("valid", "val", "dev"), "test": (), "train": ()}
+SPLIT_ALIASES = {"validation": ("valid", "val", "dev")}
+# Types of columns that are read besides Image and ClassLabel.
+COLUMN_TYPES = {
+    "image": r"(large_)?(string|binary)(_view)?",
+    "label": r"(large_)?string(_view)?|u?int\d+|bool",
+}
 # A split of this name is not used, and cut from the training split instead.
 NO_SPLIT = "none"
 
@@ -41,14 +48,8 @@ def check_hub_arguments(arguments: DataArguments) -> None:
     used = [name for name in chosen if name != NO_SPLIT]
     if len(set(used)) < len(used):
         raise InputError(
-            f"--train_split_name, --validation_split_name and --test_split_name are "
-            f"{', '.join(chosen)}, but must differ. {NO_SPLIT} cuts a split from the training "
-            "split."
-        )
-    if arguments.image_column_name == arguments.label_column_name:
-        raise InputError(
-            f"--image_column_name and --label_column_name are both "
-            f"{arguments.image_column_name!r}, but must differ."
+            f"The split names are {', '.join(chosen)}, but must differ. The name {NO_SPLIT} cuts a "
+            "split from the training split."
         )
 
 
@@ -56,10 +57,10 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
     """Load all splits of a data set, from disk if ``save_to_disk`` wrote it."""
     asked = f"data set {name!r}" + (f", configuration {config_name!r}" if config_name else "")
     try:
-        if (Path(name) / "dataset_dict.json").is_file():
-            loaded = datasets.load_from_disk(name)
-        else:
-            loaded = datasets.load_dataset(name, config_name)
+        saved = (Path(name) / "dataset_dict.json").is_file()
+        loaded = (
+            datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config_name)
+        )
     except DatasetNotFoundError as error:
         raise RunError(
             f"The {asked} is not on the Hugging Face Hub, or needs a login. Check the name, or "
@@ -71,70 +72,58 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
             f"The {asked} cannot be loaded ({reason}). Offline, pass --data_dir with local images, "
             "or use --data_source procedural."
         ) from error
-    if not isinstance(loaded, DatasetDict):
-        raise InputError(f"The {asked} has no named splits. Supply one with a training split.")
+    assert isinstance(loaded, DatasetDict), "named splits were not asked for one by one"
     return loaded
 
 
 def _choose_splits(loaded: DatasetDict, arguments: DataArguments) -> dict[str, Dataset]:
     """Map the data set's split names to train, validation and test; only train must exist."""
-    defaults = DataArguments()
     chosen: dict[str, Dataset] = {}
     for split in SPLIT_NAMES:
-        option = f"{split}_split_name"
-        name = getattr(arguments, option)
-        is_default = name == getattr(defaults, option)
-        candidates = [name, *(SPLIT_ALIASES[split] if is_default else ())]
+        name = getattr(arguments, f"{split}_split_name")
+        is_default = name == split
+        candidates = [name, *(SPLIT_ALIASES.get(split, ()) if is_default else ())]
         found = next((candidate for candidate in candidates if candidate in loaded), None)
         if found is not None:
             chosen[split] = loaded[found]
         elif split == "train" or not (is_default or name == NO_SPLIT):
             raise InputError(
                 f"The data set {arguments.dataset_name!r} has no split {name!r}, only "
-                f"{', '.join(loaded)}. Choose one with --{option}."
+                f"{', '.join(loaded)}. Choose one with --{split}_split_name."
             )
     return chosen
 
 
-def _holds_images(feature: object) -> bool:
-    if isinstance(feature, Value):
-        return feature.dtype.removeprefix("large_").removesuffix("_view") in ("string", "binary")
-    if isinstance(feature, dict):
-        return bool(feature) and feature.keys() <= {"bytes", "path"}
-    return isinstance(feature, Image)
-
-
-def _check_columns(dataset: Dataset, split: str, image: str, label: str) -> None:
-    missing = [name for name in (image, label) if name not in dataset.column_names]
-    if missing:
+def _find_column(dataset: Dataset, kind: str, name: str) -> Any:
+    """Return the feature of the column of images or labels."""
+    if name not in dataset.column_names:
         raise InputError(
-            f"The {split} split has no column {' and no column '.join(map(repr, missing))}, only "
-            f"{', '.join(dataset.column_names)}. Choose with --image_column_name and "
-            "--label_column_name."
+            f"The {dataset.split} split has no column {name!r}, only "
+            f"{', '.join(dataset.column_names)}. Choose one with --{kind}_column_name."
         )
-    if not _holds_images(dataset.features[image]):
+    feature = dataset.features[name]
+    usable = (
+        isinstance(feature, Image if kind == "image" else ClassLabel)
+        or (isinstance(feature, Value) and re.fullmatch(COLUMN_TYPES[kind], feature.dtype))
+        or (kind == "image" and isinstance(feature, dict) and feature.keys() <= {"bytes", "path"})
+    )
+    if not usable:
         raise InputError(
-            f"The column {image!r} of the {split} split holds {dataset.features[image]}, not "
-            "images. Choose another with --image_column_name."
+            f"The column {name!r} of the {dataset.split} split holds {feature}, not {kind}s. "
+            f"Choose another with --{kind}_column_name."
         )
+    return feature
 
 
-def _read_labels(dataset: Dataset, split: str, column: str) -> tuple[list[str], np.ndarray]:
+def _read_labels(dataset: Dataset, column: str) -> tuple[list[str], np.ndarray]:
     """Return the names of a label column, and for each row an index into them, or -1."""
-    feature = dataset.features[column]
+    feature = _find_column(dataset, "label", column)
     values = dataset.select_columns(column).with_format("arrow")[:][column].combine_chunks()
     if isinstance(feature, ClassLabel):
         names = list(feature.names)
-    elif isinstance(feature, Value) and feature.dtype.startswith(
-        ("int", "uint", "string", "large_string", "bool")
-    ):
+    else:
         encoded = values.dictionary_encode()
         values, names = encoded.indices, [str(name) for name in encoded.dictionary.to_pylist()]
-    else:
-        raise InputError(
-            f"The column {column!r} of the {split} split holds {feature}, not class names or "
-            "numbers. Choose another with --label_column_name."
-        )
     codes = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return names, np.where(codes < len(names), codes, -1)
 
@@ -145,8 +134,7 @@ def _label_splits(
     """Read the labels of all splits; a held-out split without any is left out."""
     labels = {}
     for split, dataset in chosen.items():
-        _check_columns(dataset, split, arguments.image_column_name, arguments.label_column_name)
-        names, codes = _read_labels(dataset, split, arguments.label_column_name)
+        names, codes = _read_labels(dataset, arguments.label_column_name)
         unlabeled = int(np.sum(codes < 0))
         if unlabeled == len(dataset) and split != "train":
             logger.warning(
@@ -197,6 +185,7 @@ def load_hub(arguments: DataArguments) -> dict[str, Dataset]:
     prepared: dict[str, Dataset] = {}
     for split, (names, codes) in labels.items():
         mapped = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)[codes]
+        _find_column(chosen[split], "image", arguments.image_column_name)
         images = chosen[split].select_columns(arguments.image_column_name)
         if arguments.image_column_name != "image":
             images = images.rename_column(arguments.image_column_name, "image")
