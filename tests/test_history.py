@@ -40,14 +40,12 @@ def test_entries_of_one_step_become_one_row():
     assert all(tuple(row) == COLUMNS for row in rows)
     last = rows[1]
     assert last["loss"] == 3.0
+    # Not that of the closing summary.
+    assert last["train_loss"] == 2.9
     assert last["train_accuracy"] == 0.4
     assert last["validation_loss"] == 3.2
     assert last["validation_f1_macro"] == 0.25
     assert rows[0]["validation_loss"] is None
-
-
-def test_the_closing_summary_is_not_taken_for_the_training_loss():
-    assert build_history(LOG)[1]["train_loss"] == 2.9
 
 
 def test_a_measured_start_is_row_0():
@@ -57,9 +55,7 @@ def test_a_measured_start_is_row_0():
     assert rows[0]["validation_loss"] == 4.6
     assert rows[0]["epoch"] == 0.0
     assert "other" not in rows[0]
-
-
-def test_a_zero_is_a_measurement():
+    # A zero is a measurement.
     rows = build_history([{"eval_validation_accuracy": 0.0, "epoch": 1.0, "step": 1}])
     assert rows[0]["validation_accuracy"] == 0.0
 

@@ -39,20 +39,18 @@ def name_groups(model):
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
-@pytest.mark.parametrize("trainable", ["all", "head", "last:2"])
+@pytest.mark.parametrize("trainable", ["all", "head", "last:1"])
 @pytest.mark.parametrize("pooling", ["map", "mean"])
-def test_every_trained_parameter_is_in_exactly_one_group(nano_dir, head, trainable, pooling):
-    model = load_classifier(str(nano_dir), ["a", "b"], head=head, pooling=pooling)
+def test_every_trained_parameter_is_in_exactly_one_group(tiny_dir, head, trainable, pooling):
+    model = load_classifier(str(tiny_dir), ["a", "b"], head=head, pooling=pooling)
     freeze(model.vision_model, trainable)
-    grouped = [id(p) for g in group(model) for p in g["params"]]
-    trained = [id(p) for p in model.parameters() if p.requires_grad]
-    assert len(grouped) == len(set(grouped))
-    assert set(grouped) == set(trained)
-    torch.optim.AdamW(group(model))  # refuses a parameter in two groups
+    check_partition(model, group(model))
+    if trainable == "head":
+        assert set(name_groups(model)) == {"head, decayed", "head, undecayed"}
 
 
-def test_only_matrices_are_decayed_and_only_the_head_has_the_heads_rate(nano_dir):
-    model = load_classifier(str(nano_dir), ["a", "b"])
+def test_only_matrices_are_decayed_and_only_the_head_has_the_heads_rate(tiny_dir):
+    model = load_classifier(str(tiny_dir), ["a", "b"])
     groups = name_groups(model)
     assert {name: entry[:2] for name, entry in groups.items()} == {
         "encoder, decayed": (1e-5, 0.05),
@@ -89,16 +87,10 @@ def test_only_matrices_are_decayed_and_only_the_head_has_the_heads_rate(nano_dir
     assert norms <= groups["encoder, undecayed"][2] | groups["head, undecayed"][2]
 
 
-def test_temperature_and_bias_of_the_cosine_head_are_not_decayed(nano_dir):
-    groups = name_groups(load_classifier(str(nano_dir), ["a", "b"], head="cosine"))
+def test_temperature_and_bias_of_the_cosine_head_are_not_decayed(tiny_dir):
+    groups = name_groups(load_classifier(str(tiny_dir), ["a", "b"], head="cosine"))
     assert groups["head, decayed"][2] == {"classifier.class_embeddings"}
     assert groups["head, undecayed"][2] == {"classifier.logit_scale", "classifier.logit_bias"}
-
-
-def test_a_frozen_encoder_leaves_only_the_heads_groups(nano_dir):
-    model = load_classifier(str(nano_dir), ["a", "b"])
-    freeze(model.vision_model, "head")
-    assert set(name_groups(model)) == {"head, decayed", "head, undecayed"}
 
 
 def place_by_hand(name, layers):
@@ -197,8 +189,8 @@ def test_adapters_decay_with_their_layers(nano_dir, use_dora):
             assert (group["weight_decay"] == 0.0) == (parameter.ndim == 1), name
 
 
-def test_no_decay_is_the_plain_grouping_in_other_words(nano_dir):
-    model = load_classifier(str(nano_dir), ["a", "b"])
+def test_no_decay_is_the_plain_grouping_in_other_words(tiny_dir):
+    model = load_classifier(str(tiny_dir), ["a", "b"])
     rates = [
         {
             id(parameter): (group["lr"], group["weight_decay"])
@@ -212,8 +204,8 @@ def test_no_decay_is_the_plain_grouping_in_other_words(nano_dir):
     assert rates[0] == rates[1]
 
 
-def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(nano_dir):
-    model = load_classifier(str(nano_dir), ["a", "b"])
+def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(tiny_dir):
+    model = load_classifier(str(tiny_dir), ["a", "b"])
     model.adapter = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"'adapter.weight' does not belong to a known part"):
         group_with_decay(model)
@@ -254,15 +246,6 @@ def test_warm_up_and_cosine_scale_the_rate_of_every_block(nano_dir, data, tmp_pa
     assert shares[0] == 0.0
     assert shares[2] == max(shares) == 1.0
     assert 0.0 < shares[5] < shares[3]
-
-
-def test_the_logged_rate_is_that_of_the_top_block(nano_dir, data, tmp_path):
-    trainer = start_trainer(
-        nano_dir, data, tmp_path, layer_decay=0.5, lr_scheduler_type="constant", max_steps=1
-    )
-    trainer.train()
-    (rate,) = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
-    assert rate == 1e-3
 
 
 def test_layer_decay_of_an_encoder_that_does_not_train_is_refused(tmp_path, capsys):

@@ -205,26 +205,28 @@ def test_wandb_keeps_an_offline_run_that_can_be_synced(environment, run_dir, met
     assert any(one.WhichOneof("record_type") == "exit" for one in records)
 
 
-@needs("tensorboard")
-def test_tensorboard_gives_back_the_curves(run_dir, metrics):
+def read_tensorboard(directory, tag):
+    """Return (step, value) of a tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run_dir / "tensorboard"))
+    events = EventAccumulator(str(directory))
     events.Reload()
-    rows = [row for row in read_history(run_dir) if row["validation_loss"]]
-    shown = {event.step: event.value for event in events.Scalars("validation/loss")}
-    assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
-    (test,) = events.Scalars("test/accuracy")
-    assert test.value == pytest.approx(metrics["test"]["accuracy"])
+    return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-@needs("trackio")
-def test_trackio_gives_back_the_curves(run_dir, metrics):
-    logged = read_trackio()
+@pytest.mark.parametrize(
+    "kind", [pytest.param(name, marks=needs(name)) for name in ("tensorboard", "trackio")]
+)
+def test_local_trackers_give_back_the_curves(run_dir, metrics, kind):
+    def read(tag):
+        if kind == "tensorboard":
+            return read_tensorboard(run_dir / "tensorboard", tag)
+        return [(step, row[tag]) for _, step, row in read_trackio() if tag in row]
+
     rows = [row for row in read_history(run_dir) if row["validation_loss"]]
-    shown = {step: row["validation/loss"] for _, step, row in logged if "validation/loss" in row}
-    assert shown == pytest.approx({int(r["step"]): float(r["validation_loss"]) for r in rows})
-    (test,) = [row["test/accuracy"] for _, _, row in logged if "test/accuracy" in row]
+    expected = {int(r["step"]): float(r["validation_loss"]) for r in rows}
+    assert dict(read("validation/loss")) == pytest.approx(expected)
+    ((_, test),) = read("test/accuracy")
     assert test == pytest.approx(metrics["test"]["accuracy"])
 
 

@@ -295,11 +295,15 @@ def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path)
     assert again == pytest.approx(max(history), abs=1e-12)
 
 
-def test_without_checkpoints_the_last_average_is_kept(start):
-    trainer = start(ema=0.5)
+@pytest.mark.filterwarnings("error::DeprecationWarning:siglip_flowers")
+@pytest.mark.filterwarnings("error::FutureWarning:siglip_flowers")
+def test_our_own_calls_use_nothing_that_is_deprecated(start):
+    trainer = start(gradient_checkpointing=True, ema=0.5, max_steps=1)
     trainer.train()
+    trainer.evaluate()
     last = {name: weight.clone() for name, weight in trainer.average.weights.items()}
     trainer.finish()
+    # Without checkpoints the last average is kept.
     assert are_equal(last, {name: p.detach() for name, p in trainer.model.named_parameters()})
 
 

@@ -33,23 +33,10 @@ from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoint
 LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
-    "overwrite_output_dir",
-    "local_rank",
-    "disable_tqdm",
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "image_workers",
-    "pixel_cache",
-    "cache_dir",
-    "cpu_threads",
-    "resume",
-    "on_nan",
-    "max_bad_steps",
-    "max_grad_norm_stop",
-    "ddp_timeout",
-    "report_to",
-    "aim_repo",
-    "wandb_log_model",
+    *("overwrite_output_dir", "resume", "local_rank", "ddp_timeout", "disable_tqdm"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "image_workers", "cpu_threads"),
+    *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps", "max_grad_norm_stop"),
+    *("report_to", "aim_repo", "wandb_log_model"),
 )
 
 
