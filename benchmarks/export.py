@@ -20,8 +20,8 @@ import torch
 from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
 from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
-from siglip_flowers.base.labels import FLOWER_NAMES
-from siglip_flowers.config.checks import check_positive
+from siglip_flowers.base.prompts import FLOWER_NAMES
+from siglip_flowers.config.fields import check_positive
 from siglip_flowers.export.export import draw_images, name_inputs, prepare_images
 from siglip_flowers.export.formats import (
     LogitsModel,

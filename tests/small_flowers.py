@@ -11,7 +11,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.data import ClassificationData
 
 

@@ -12,7 +12,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main
 from siglip_flowers.config import SiglipTrainingArguments, parse_trainable, parse_wise_ft
-from siglip_flowers.config.refused import REFUSED, REMOVED
+from siglip_flowers.config.saved import REFUSED, REMOVED
 from siglip_flowers.config.training_options import SCHEDULES, InheritedOptions, TrainingOptions
 
 # Defaults that differ from the parent's on purpose.

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data
 from siglip_flowers.data.names import normalize_name, order_names

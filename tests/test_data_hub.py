@@ -11,7 +11,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data, read_images
 from siglip_flowers.data.rows import get_labels

@@ -19,7 +19,7 @@ import scipy.io
 from datasets import DatasetDict
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data
 from siglip_flowers.data.rows import get_labels

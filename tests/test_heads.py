@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SiglipModel
 
-from siglip_flowers.base.labels import FLOWER_NAMES
-from siglip_flowers.base.prompts import canonicalize
+from siglip_flowers.base.prompts import FLOWER_NAMES, canonicalize
 from siglip_flowers.model.heads import (
     set_calibration,
     set_text_head,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from siglip_flowers.base.hub_names import is_hub_id
+from siglip_flowers.base.text import is_hub_id
 
 
 @pytest.mark.parametrize("name", ["garden/flowers", "a/b", "Org-1/x_y.z"])

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import SiglipVisionConfig, SiglipVisionModel, pipeline
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
+from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.labels import FLOWER_NAMES
-from siglip_flowers.config.precision import computes_bfloat16
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.data.pixels.decoding import read_image
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
 from siglip_flowers.evaluation.predict import PassOptions, extract_features, predict_logits

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import Trainer
 
+from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import ADAPTER_DIR, RUN_FILES, is_finished
-from siglip_flowers.base.version import __version__
+from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.version import __version__
 from siglip_flowers.commands.main import list_commands, list_extension_options
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
 from siglip_flowers.commands.train import parse_training

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as PILImage
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.data.sources.procedural import (
     SPECIES_NAMES,
     describe_species,

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.labels import FLOWER_NAMES
 from siglip_flowers.base.prompts import (
+    FLOWER_NAMES,
     build_prompts,
     canonicalize,
     clean_class_name,

@@ -1,4 +1,4 @@
-"""From class names to the texts that a SigLIP text tower reads."""
+"""The class names of Oxford Flowers102, and the texts that a SigLIP text tower reads."""
 
 import re
 import string
@@ -10,6 +10,12 @@ from siglip_flowers.base.errors import InputError
 
 SLOT = "{}"
 TEMPLATES_FILE = "prompt_templates.txt"
+# Class n of ``imagelabels.mat`` (1-based) is FLOWER_NAMES[n - 1].
+# Source: Nilsback and Zisserman, "Automated flower classification over a large number of classes",
+# ICVGIP 2008, category page of the dataset.
+FLOWER_NAMES = tuple(
+    files("siglip_flowers").joinpath("flower_names.txt").read_text(encoding="utf-8").splitlines()
+)
 
 _REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 # Underscore, ASCII hyphen and the Unicode hyphens and dashes.

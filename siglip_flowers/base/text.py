@@ -6,6 +6,7 @@ printable are written as escapes.
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,9 @@ from collections.abc import Iterable, Sequence
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 # Characters of a name in a message; a label of a data set can be as long as a book.
 MAX_SHOWN = 200
+# Of an organization or user, and of a model: the Hub's own rules.
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID = re.compile(f"{_NAME}/{_NAME}")
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:
@@ -88,3 +92,13 @@ def format_markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     # A bar in a name would end its cell.
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return [lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether a name has the form ``ORG/NAME`` of a model or data set on the Hub."""
+    return (
+        _HUB_ID.fullmatch(name) is not None
+        and "--" not in name
+        and ".." not in name
+        and not name.endswith(".git")
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import CONFIG_FILE, MODEL_DIR
+from siglip_flowers.base.files import CONFIG_FILE, MODEL_DIR
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.rules import DATA_RULES, Rule

@@ -13,8 +13,8 @@ from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import count, escape_unprintable, format_csv
 from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.models import find_model
+from siglip_flowers.config.evaluation import PredictionArguments
 from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.prediction import PredictionArguments
 from siglip_flowers.config.rules import PREDICT_RULES
 from siglip_flowers.inference.finding import (
     STANDARD_INPUT,

@@ -8,7 +8,7 @@ from siglip_flowers.base.text import count, escape_unprintable
 from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.models import parse_with_run_data
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.threshold import ThresholdArguments
+from siglip_flowers.config.evaluation import ThresholdArguments
 from siglip_flowers.inference.finding import check_paths
 from siglip_flowers.runtime.preemption import defer_signals
 

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import METRICS_FILE
+from siglip_flowers.base.files import METRICS_FILE
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.statistics import (
     McNemarResult,

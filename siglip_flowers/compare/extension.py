@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_json, write_text
-from siglip_flowers.base.run_dir import CONFIG_FILE
+from siglip_flowers.base.files import CONFIG_FILE, write_json, write_text
 from siglip_flowers.base.text import align_columns, escape_unprintable, format_markdown_table
 from siglip_flowers.commands.models import SOURCE_OPTIONS, read_data_defaults
 from siglip_flowers.compare.comparison import (

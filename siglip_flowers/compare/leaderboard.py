@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import METRICS_FILE, REPORT_DIRS
+from siglip_flowers.base.files import METRICS_FILE, REPORT_DIRS
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.compare.comparison import read_metrics
 from siglip_flowers.metrics.statistics import wilson_interval

@@ -8,10 +8,14 @@ combinations of them by ``rules.py``.
 
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.config.augmentation import AugmentationArguments
-from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.config.data import DATA_SOURCES, SPLIT_PROTOCOLS, DataArguments
+from siglip_flowers.config.data import (
+    DATA_SOURCES,
+    SPLIT_PROTOCOLS,
+    AugmentationArguments,
+    DataArguments,
+)
 from siglip_flowers.config.evaluation import EvaluationArguments
+from siglip_flowers.config.fields import check_choice, check_positive, check_range
 from siglip_flowers.config.model import HEAD_INITS, ModelArguments, parse_trainable
 from siglip_flowers.config.training_options import (
     OBJECTIVES,

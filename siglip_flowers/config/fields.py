@@ -1,8 +1,13 @@
-"""Fields of the dataclasses of options."""
+"""Fields of the dataclasses of options, and the checks that they share."""
 
 import dataclasses
 import difflib
 from typing import Any
+
+from siglip_flowers.base.errors import InputError
+
+# The number formats a model can be run in.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def option(default: Any, help: str, **metadata: Any) -> Any:
@@ -31,3 +36,34 @@ def suggest_nearest(name: str, known: set[str], prefix: str = "") -> str:
     """Return the end of an error about an unknown name: the known one nearest to it, or --help."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."
+
+
+def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless the option has one of the values, or none."""
+    if value is not None and value not in choices:
+        raise InputError(f"--{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise InputError unless low <= value <= high, or the option has no value."""
+    if value is not None and not low <= value <= high:
+        raise InputError(f"--{name} is {value}; it must be between {low:g} and {high:g}.")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Raise InputError unless the option is greater than 0, or has no value."""
+    if value is not None and not value > 0:
+        raise InputError(f"--{name} is {value}; it must be greater than 0.")
+
+
+def check_not_negative(name: str, value: float | None) -> None:
+    """Raise InputError if the option is less than 0."""
+    if value is not None and not value >= 0:
+        raise InputError(f"--{name} is {value}; it must be at least 0.")
+
+
+def check_interval(name: str, value: float | None) -> None:
+    """Raise InputError unless the option is a number of steps, or a share of them below 1."""
+    check_positive(name, value)
+    if value is not None and value > 1 and value != int(value):
+        raise InputError(f"--{name} is {value}; use a whole number of steps, or a share below 1.")

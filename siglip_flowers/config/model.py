@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.config.fields import option
+from siglip_flowers.config.fields import check_choice, check_positive, check_range, option
 
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
+from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.version import __version__
 from siglip_flowers.config.fields import list_options, suggest_nearest
-from siglip_flowers.config.refused import REFUSED, REMOVED
 
 logger = logging.getLogger(__name__)
 # What the reader raises for text that is not YAML, or for dates and numbers that do not exist.
@@ -28,6 +27,104 @@ YAML_ERRORS = (
 # processor of one machine to another.
 UNSAVED = ("overwrite_output_dir", "push_to_hub", "use_cpu")
 _VERSION = re.compile(r"# siglip_flowers (\S+)\n")
+
+
+# Options of transformers.TrainingArguments that contradict the package: what to use instead.
+REFUSED = {
+    "resume_from_checkpoint": "use --resume auto, which finds the newest checkpoint.",
+    "do_train": "train.py always trains; use eval.py to evaluate only.",
+    "do_eval": "use --eval_strategy no to skip evaluation during training.",
+    "do_predict": "predictions of the test split are always written; use eval.py for other splits.",
+    "label_names": "labels come from the data; use --label_column_name for a dataset of the Hub.",
+    "remove_unused_columns": "the input path needs every column.",
+    "save_only_model": "a run without its optimizer cannot be resumed.",
+    "save_safetensors": "weights are always saved as safetensors.",
+    "enable_jit_checkpoint": "a run that is asked to stop always saves a checkpoint.",
+    "restore_callback_states_from_checkpoint": "a resumed run always restores its state.",
+    "ignore_data_skip": "a resumed run always continues with the images that come next.",
+    "hub_token": "a token does not belong in a command; run hf auth login or set HF_TOKEN.",
+    "push_to_hub_token": "a token does not belong in a command; run hf auth login or set HF_TOKEN.",
+    "hub_strategy": "only the finished run is pushed, with --push_to_hub.",
+    "hub_always_push": "only the finished run is pushed, with --push_to_hub.",
+    "hub_revision": "only the finished run is pushed, with --push_to_hub.",
+    "greater_is_better": "whether higher is better follows from --metric_for_best_model.",
+    "include_for_metrics": "the metrics need predictions and labels only.",
+    "batch_eval_metrics": "metrics are computed over the whole split.",
+    "prediction_loss_only": "evaluation always computes all metrics.",
+    "eval_do_concat_batches": "metrics are computed over the whole split.",
+    "bf16_full_eval": "use eval.py --dtype bfloat16.",
+    "fp16_full_eval": "use eval.py --dtype float16.",
+    "gradient_checkpointing_kwargs": "use --gradient_checkpointing alone, which is not re-entrant.",
+    "activation_checkpointing": "use --gradient_checkpointing.",
+    "activation_checkpointing_kwargs": "use --gradient_checkpointing, which is not re-entrant.",
+    "ddp_find_unused_parameters": "every trained parameter has a gradient.",
+    "fsdp": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml.",
+    "fsdp_config": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml.",
+    "deepspeed": "use accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml.",
+    "accelerator_config": "use accelerate launch --config_file with one of configs/accelerate.",
+    "local_rank": "use accelerate launch or torchrun.",
+    "log_level": "warnings are always shown.",
+    "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
+    "group_by_length": "images have no length.",
+    "train_sampling_strategy": "images are always drawn at random.",
+    "length_column_name": "images have no length.",
+    "use_liger_kernel": "it has no kernels for SigLIP.",
+    "neftune_noise_alpha": "it is for language models.",
+    "debug": "use --on_nan, which names the images of a bad step.",
+}
+# What a file may say about an option that older versions saved and that is gone: the value that
+# changes nothing. The file's other values decide the run.
+REMOVED: dict[str, Any] = {
+    "feature_cache": True,
+    "probe_solver": "adamw",
+    "augmented_views": 8,
+    "gradual_unfreezing": None,
+    "drop_path": 0.0,
+    "auto_augment": "none",
+    "randaugment_num_ops": 2,
+    "randaugment_magnitude": 9,
+    "average_tokens_across_devices": True,
+    "batch_eval_metrics": False,
+    "bf16_full_eval": False,
+    "dataloader_in_order": True,
+    "ddp_find_unused_parameters": False,
+    "do_predict": False,
+    "do_train": False,
+    "do_eval": True,
+    "enable_jit_checkpoint": False,
+    "eval_do_concat_batches": True,
+    "eval_use_gather_object": False,
+    "fp16_full_eval": False,
+    "activation_checkpointing": False,
+    "greater_is_better": True,
+    "hub_always_push": False,
+    "hub_strategy": "every_save",
+    "ignore_data_skip": False,
+    "include_num_input_tokens_seen": "no",
+    "length_column_name": "length",
+    "local_rank": -1,
+    "log_level": "passive",
+    "log_level_replica": "warning",
+    "log_on_each_node": True,
+    "prediction_loss_only": False,
+    "push_to_hub": False,
+    "remove_unused_columns": False,
+    "restore_callback_states_from_checkpoint": False,
+    "save_on_each_node": False,
+    "save_only_model": False,
+    "skip_memory_metrics": True,
+    "train_sampling_strategy": "random",
+    "use_cache": False,
+    "use_liger_kernel": False,
+    "accelerator_config": {
+        "dispatch_batches": None,
+        "even_batches": True,
+        "gradient_accumulation_kwargs": None,
+        "non_blocking": False,
+        "split_batches": False,
+        "use_seedable_sampler": True,
+    },
+}
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from transformers import TrainingArguments
 
+from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import is_higher_better
-from siglip_flowers.config.precision import computes_bfloat16
 from siglip_flowers.config.training_options import TrainingOptions
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import TRAINING_METRICS
-from siglip_flowers.config.checks import (
+from siglip_flowers.config.fields import (
     check_choice,
     check_interval,
     check_not_negative,
     check_positive,
     check_range,
+    option,
 )
-from siglip_flowers.config.fields import option
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
 TRACKERS = ("aim", "wandb", "tensorboard", "trackio")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import datasets
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.base.text import MAX_SHOWN, abbreviate
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.run_dir import CONFIG_FILE
+from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import SOURCE_OPTIONS, find_model, parse_with_run_data

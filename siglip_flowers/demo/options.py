@@ -4,9 +4,7 @@ import socket
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.checks import check_choice, check_positive, check_range
-from siglip_flowers.config.fields import option
-from siglip_flowers.config.precision import DTYPES
+from siglip_flowers.config.fields import DTYPES, check_choice, check_positive, check_range, option
 
 
 @dataclass

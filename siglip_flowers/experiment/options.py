@@ -12,8 +12,7 @@ from siglip_flowers.config import (
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.config.checks import check_choice, check_not_negative, check_positive
-from siglip_flowers.config.fields import option
+from siglip_flowers.config.fields import check_choice, check_not_negative, check_positive, option
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.rules import TRAIN_RULES
 

@@ -21,8 +21,7 @@ import yaml
 from numpy.typing import NDArray
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import write_text
-from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, RUN_FILES
+from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, RUN_FILES, write_text
 from siglip_flowers.config.parsing import parse_arguments, read_yaml
 from siglip_flowers.experiment.options import ExperimentArguments, to_folder
 from siglip_flowers.runtime.devices import count_workers, share_machine

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.checks import check_choice, check_positive
-from siglip_flowers.config.fields import option
+from siglip_flowers.config.fields import check_choice, check_positive, option
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
 # What a directory with an export is recognized by.

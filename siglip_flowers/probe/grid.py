@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from siglip_flowers.base.files import write_text
-from siglip_flowers.base.run_dir import PROBE_GRID_FILE
+from siglip_flowers.base.files import PROBE_GRID_FILE, write_text
 from siglip_flowers.base.text import format_csv
 from siglip_flowers.config import (
     AugmentationArguments,

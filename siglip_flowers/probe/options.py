@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.checks import check_choice, check_positive
-from siglip_flowers.config.fields import option
+from siglip_flowers.config.fields import check_choice, check_positive, option
 
 POOLINGS = ("map", "mean")
 CLASS_WEIGHTS = ("none", "balanced")

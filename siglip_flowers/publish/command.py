@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.base.run_dir import CONFIG_FILE
+from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.commands.entry import name_program, run_command
 from siglip_flowers.commands.models import read_data_defaults
 from siglip_flowers.config import DataArguments

@@ -12,10 +12,14 @@ import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import digest_weight_files
-from siglip_flowers.base.hub_names import is_hub_id
-from siglip_flowers.base.run_dir import CONFIG_FILE, METRICS_FILE, MODEL_DIR, is_finished
-from siglip_flowers.base.text import shorten_description
+from siglip_flowers.base.files import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    MODEL_DIR,
+    digest_weight_files,
+    is_finished,
+)
+from siglip_flowers.base.text import is_hub_id, shorten_description
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
 

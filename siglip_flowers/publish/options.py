@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.hub_names import is_hub_id
-from siglip_flowers.config.checks import check_positive
-from siglip_flowers.config.fields import option
+from siglip_flowers.base.text import is_hub_id
+from siglip_flowers.config.fields import check_positive, option
 from siglip_flowers.config.rules import Rule
 
 

@@ -10,8 +10,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import atomic_directory, digest_weight_files, write_json, write_text
-from siglip_flowers.base.run_dir import METRICS_FILE, RUN_FILES
+from siglip_flowers.base.files import (
+    METRICS_FILE,
+    RUN_FILES,
+    atomic_directory,
+    digest_weight_files,
+    write_json,
+    write_text,
+)
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import PartialState
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import CONFIG_FILE, REPORT_DIRS
+from siglip_flowers.base.files import CONFIG_FILE, REPORT_DIRS
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config import EvaluationArguments
 from siglip_flowers.data import image_ids

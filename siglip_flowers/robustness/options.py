@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from siglip_flowers.config.checks import check_choice
+from siglip_flowers.config.fields import check_choice
 from siglip_flowers.config.rules import Rule
 
 TTA_KINDS = ("none", "flip", "multicrop")

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
+from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.precision import DTYPES, computes_bfloat16
+from siglip_flowers.config.fields import DTYPES
 
 # With more tokens, eager attention's score matrix no longer fits the processor's cache.
 # One core of an AMD EPYC (Zen 4), bfloat16, speed of eager relative to sdpa: 1.09 with 64 tokens,

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.checks import check_choice, check_not_negative, check_positive
-from siglip_flowers.config.fields import option
+from siglip_flowers.config.fields import check_choice, check_not_negative, check_positive, option
 from siglip_flowers.config.rules import Rule
 
 # Not the directory of train.py: the two do not share one.

@@ -12,7 +12,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.run_dir import CHECKPOINT_DIR
+from siglip_flowers.base.files import CHECKPOINT_DIR
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.parsing import convert

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_json, write_text
-from siglip_flowers.base.run_dir import (
+from siglip_flowers.base.files import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
     PROBE_GRID_FILE,
@@ -24,8 +24,9 @@ from siglip_flowers.base.run_dir import (
     RUN_FILES,
     TENSORBOARD_DIR,
     is_finished,
+    write_json,
+    write_text,
 )
-from siglip_flowers.base.version import __version__
 from siglip_flowers.config.saved import read_version, read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 

@@ -11,8 +11,13 @@ import yaml
 from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
-from siglip_flowers.base.files import atomic_path, digest_weight_files, write_json
-from siglip_flowers.base.run_dir import METRICS_FILE, MODEL_DIR
+from siglip_flowers.base.files import (
+    METRICS_FILE,
+    MODEL_DIR,
+    atomic_path,
+    digest_weight_files,
+    write_json,
+)
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult

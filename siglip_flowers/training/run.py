@@ -12,8 +12,13 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from transformers import set_seed
 
-from siglip_flowers.base.files import atomic_directory, write_json
-from siglip_flowers.base.run_dir import ADAPTER_DIR, CHECKPOINT_DIR, MODEL_DIR
+from siglip_flowers.base.files import (
+    ADAPTER_DIR,
+    CHECKPOINT_DIR,
+    MODEL_DIR,
+    atomic_directory,
+    write_json,
+)
 from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.config.rules import has_measured_start
 from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_directory
-from siglip_flowers.base.labels import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES
 
 ARCHIVE, LABELS, SPLIT_IDS = "102flowers.tgz", "imagelabels.mat", "setid.mat"
 MD5_SUMS = {
