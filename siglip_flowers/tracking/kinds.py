@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from siglip_flowers.base.run_dir import TENSORBOARD_DIR
+from siglip_flowers.base.files import TENSORBOARD_DIR
 from siglip_flowers.tracking.trackers import FinalResults, Moment, RunFacts, Tracker, Value
 
 logger = logging.getLogger(__name__)
