@@ -330,6 +330,13 @@ _LAUNCH_RULES = (
         (*_FSDP2, "--ema", "0.99"),
     ),
     Rule(
+        "muon_is_not_sharded",
+        lambda o: o.optim == "muon" and (uses_fsdp() or uses_deepspeed()),
+        "--optim muon needs whole matrices, which FSDP and DeepSpeed split; use another --optim or "
+        "plain accelerate launch.",
+        (*_FSDP2, "--optim", "muon"),
+    ),
+    Rule(
         "fsdp_without_sigmoid",
         lambda o: uses_fsdp() and o.objective == "sigmoid",
         "--objective sigmoid trains single numbers, which FSDP cannot shard; use another objective "

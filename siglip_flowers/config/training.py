@@ -76,13 +76,17 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         self.greater_is_better = is_higher_better(self.metric_for_best_model)
         # The parent does not know Aim, and takes None for a choice of its own.
         trackers, self.report_to = self.report_to, ["none"]
+        # Nor Muon, which the Trainer of this package builds itself.
+        optimizer = self.optim
+        if optimizer == "muon":
+            self.optim = "adamw_torch_fused"
         try:
             TrainingArguments.__post_init__(self)
         except (ValueError, ImportError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(" ".join(str(error).split())) from error
-        self.report_to = trackers
+        self.report_to, self.optim = trackers, optimizer
 
     @property
     def checkpoint_dir(self) -> str:

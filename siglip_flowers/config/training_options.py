@@ -27,6 +27,7 @@ STRATEGIES = ("no", "steps", "epoch")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw_torch_fused": (),
     "adamw_torch": (),
+    "muon": ("lr", "momentum", "adjust_lr_fn"),
     "adafactor": (),
     "sgd": ("momentum", "dampening", "nesterov"),
     "adagrad": ("lr_decay", "eps"),

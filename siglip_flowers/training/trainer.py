@@ -42,6 +42,7 @@ from siglip_flowers.training.checkpoints import (
     remove_checkpoint,
     rotate_checkpoints,
 )
+from siglip_flowers.training.muon import build_muon
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.sharding import (
@@ -191,8 +192,11 @@ class SiglipTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
                 layer_decay=self.args.layer_decay,
             )
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            self.optimizer = optimizer_class(groups, **options)
+            if self.args.optim == "muon":
+                self.optimizer = build_muon(trained, groups, self.args)
+            else:
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+                self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

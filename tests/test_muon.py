@@ -1,0 +1,152 @@
+"""Muon beside AdamW: the same steps as torch's two optimizers, under one schedule, resumable."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainerCallback
+
+from siglip_flowers.config import ModelArguments
+from siglip_flowers.model.adapters import add_adapters
+from siglip_flowers.model.loading import load_classifier
+from siglip_flowers.training.muon import MuonWithAdamW, split_for_muon
+from siglip_flowers.training.optimizer import build_parameter_groups
+from tests.small_flowers import build_flowers
+from tests.small_runs import make_checkpoint
+from tests.small_trainers import copy_weights, list_changed, start_trainer
+
+MUON = {"momentum": 0.9, "adjust_lr_fn": "original"}
+ADAMW = {"betas": (0.9, 0.98), "eps": 1e-7}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+def split(model, layer_decay=None):
+    rates = {"learning_rate": 1e-3, "head_learning_rate": 3e-3, "weight_decay": 0.1}
+    groups = build_parameter_groups(model, **rates, layer_decay=layer_decay)
+    return split_for_muon(model, groups, learning_rate=0.02, base_rate=1e-3)
+
+
+def build(model):
+    optimizer = MuonWithAdamW(split(model), muon=MUON, adamw=ADAMW)
+    return optimizer, LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+
+def take_steps(model, optimizer, schedule, steps):
+    for step in steps:
+        torch.manual_seed(step)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+        schedule.step()
+
+
+def name_by_kind(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {True: set(), False: set()}
+    for group in groups:
+        found[group["muon"]] |= {names[id(parameter)] for parameter in group["params"]}
+    return found[True], found[False]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_muon_has_the_matrices_of_the_encoder_layers_only(tiny, lora):
+    model = load_classifier(str(tiny), ["a", "b"])
+    if lora:
+        pytest.importorskip("peft")
+        add_adapters(model, ModelArguments(model_name_or_path=str(tiny), lora_r=2))
+    matrices, others = name_by_kind(model, split(model))
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert matrices | others == trained
+    assert not matrices & others
+    layer = {f"self_attn.{part}_proj" for part in "qkv"} | {"self_attn.out_proj"}
+    expected = {
+        f"vision_model.encoder.layers.{number}.{part}.weight"
+        for number in range(2)
+        for part in layer | {"mlp.fc1", "mlp.fc2"}
+    }
+    assert matrices == (set() if lora else expected)
+
+
+def test_layer_decay_scales_the_rate_of_muon_too(tiny):
+    model = load_classifier(str(tiny), ["a", "b"])
+    rates = {g["name"]: g["lr"] for g in split(model, layer_decay=0.5) if g["muon"]}
+    assert rates == pytest.approx(
+        {"vision 1, decayed, Muon": 0.01, "vision 2, decayed, Muon": 0.005}
+    )
+
+
+def test_steps_are_those_of_torchs_two_optimizers_and_resume(tiny):
+    torch.manual_seed(0)
+    model = load_classifier(str(tiny), ["a", "b"])
+    reference, resumed = copy.deepcopy(model), copy.deepcopy(model)
+    optimizer, schedule = build(model)
+    take_steps(model, optimizer, schedule, range(5))
+
+    groups = split(reference)
+    pairs = []
+    for kind, make in ((True, torch.optim.Muon), (False, torch.optim.AdamW)):
+        chosen = [dict(group) for group in groups if group["muon"] == kind]
+        other = make(chosen, **(MUON if kind else ADAMW))
+        pairs.append((other, LambdaLR(other, lambda step: 1 / (1 + step))))
+    for step in range(5):
+        torch.manual_seed(step)
+        for parameter in reference.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        for other, rates in pairs:
+            other.step()
+            rates.step()
+    for name, value in model.state_dict().items():
+        assert value.equal(reference.state_dict()[name]), name
+
+    first, rates = build(resumed)
+    take_steps(resumed, first, rates, range(2))
+    second, later = build(resumed)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    later.load_state_dict(rates.state_dict())
+    take_steps(resumed, second, later, range(2, 5))
+    for name, value in model.state_dict().items():
+        assert value.equal(resumed.state_dict()[name]), name
+    assert [g["lr"] for g in second.param_groups] == [g["lr"] for g in optimizer.param_groups]
+
+
+class RecordRates(TrainerCallback):
+    def __init__(self):
+        self.rates = []
+
+    def on_step_begin(self, *args, optimizer, **kwargs):
+        self.rates.append({group["name"]: group["lr"] for group in optimizer.param_groups})
+
+
+def test_a_resumed_run_has_every_rate_and_ends_with_the_same_weights(flowers_dir, tiny, tmp_path):
+    data = build_flowers(flowers_dir, train=8)
+    options = {
+        "optim": "muon",
+        "optim_args": "lr=0.01,adjust_lr_fn=original",
+        "lr_scheduler_type": "linear",
+        "head_learning_rate": 3e-3,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 2,
+    }
+    whole = start_trainer(tiny, data, tmp_path / "whole", **options)
+    whole.train()
+    again = start_trainer(tiny, data, tmp_path / "again", **options)
+    again.add_callback(seen := RecordRates())
+    (checkpoint,) = (tmp_path / "whole").rglob("checkpoint-2")
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert not list_changed(copy_weights(whole), copy_weights(again))
+    # Half of each rate after half of the steps.
+    assert seen.rates[0] == pytest.approx(
+        {
+            "encoder, decayed, Muon": 0.005,
+            "encoder, decayed": 5e-4,
+            "encoder, undecayed": 5e-4,
+            "head, decayed": 1.5e-3,
+            "head, undecayed": 1.5e-3,
+        }
+    )
