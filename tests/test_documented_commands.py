@@ -59,12 +59,11 @@ RUN = {
     "siglip-flowers predict images/ --no_threshold": "",
     "siglip-flowers threshold --model results/my-run --accepted 0.99 "
     "--ood_dir images_of_other_things/": "",
-    "python -m siglip_flowers.export --model results/my-run --format safetensors_native "
+    "siglip-flowers export --model results/my-run --format safetensors_native "
     "--output exported/native": "",
-    "python -m siglip_flowers.export --model results/my-run --format exported_program "
+    "siglip-flowers export --model results/my-run --format exported_program "
     "--output exported/program": "",
-    "python -m siglip_flowers.export --model results/my-run --format onnx "
-    "--output exported/onnx": "",
+    "siglip-flowers export --model results/my-run --format onnx --output exported/onnx": "",
 }
 # Python blocks that are compiled only, by a word of theirs and the reason.
 COMPILED = {

@@ -20,6 +20,8 @@ from siglip_flowers.metrics.neighbors import find_neighbors
 # JPEG files are decoded at a fraction of their size if this many pixels per side remain, which is
 # more than any encoder takes.
 DRAFT_PIXELS = 2048
+# Larger images are refused before they are decoded.
+MAX_PIXELS = 80_000_000
 OVERLAY_PIXELS = 448
 THUMBNAIL_PIXELS = 160
 
@@ -41,16 +43,12 @@ class TrainingImages:
     def find(self, query: np.ndarray, count: int) -> list[tuple[Image.Image, str, float]]:
         """Return thumbnail, class name and cosine of the images nearest to features (D,)."""
         found = find_neighbors(self.features, query[None], count)
-        pairs = zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True)
-        return [
-            (self._draw_thumbnail(row), self.names[self.labels[row]], cosine)
-            for row, cosine in pairs
-        ]
-
-    def _draw_thumbnail(self, row: int) -> Image.Image:
-        with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
-            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            return image
+        nearest = []
+        for row, cosine in zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True):
+            with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
+                image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            nearest.append((image, self.names[self.labels[row]], cosine))
+        return nearest
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ class Explainer:
     Args:
         classifier: The classifier.
         processor: Its image processor.
-        options: How many classes and neighbors to show, and the largest image to accept.
+        options: How many classes and neighbors to show.
         images: The training images to compare with, if any.
     """
 
@@ -105,10 +103,9 @@ class Explainer:
 
     def explain(self, content: bytes) -> Answer:
         """Return what an image file shows, or why it cannot be read."""
-        limit = round(self.options.max_megapixels * 1e6)
         with self._busy:
             try:
-                with read_image(content, draft=DRAFT_PIXELS, max_pixels=limit) as image:
+                with read_image(content, draft=DRAFT_PIXELS, max_pixels=MAX_PIXELS) as image:
                     return self._explain(image)
             except ImageError as error:
                 return Answer(problem=str(error))

@@ -29,8 +29,6 @@ class DemoArguments:
         "Nearest training images to show; 0 shows none and requires no data. The data "
         "are those of the model's training, unless data options name others.",
     )
-    max_megapixels: float = option(80.0, "Larger images are refused before they are decoded.")
-    max_megabytes: int = option(64, "Larger files are refused during the upload.")
     dtype: str = option(
         "auto",
         "dtype of the encoder: auto (bfloat16 if the device computes it natively, else "
@@ -41,21 +39,13 @@ class DemoArguments:
         check_range("port", self.port, 1, 65535)
         check_positive("top_k", self.top_k)
         check_range("neighbors", self.neighbors, 0, 1000)
-        # Pillow itself refuses 179.
-        check_range("max_megapixels", self.max_megapixels, 0.01, 170)
-        check_positive("max_megabytes", self.max_megabytes)
         check_choice("dtype", self.dtype, DTYPES)
 
     def check_address(self) -> None:
         """Raise InputError unless the page can be served on host and port."""
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            with socket.socket(family, kind, protocol) as probe:
-                # As the server does: an address that a server has just left is free.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+            socket.create_server((self.host, self.port), family=family).close()
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(

@@ -1,6 +1,8 @@
 """The page: a Gradio app around an explainer, served to browsers without any other host."""
 
+import base64
 import html
+import io
 import json
 import os
 import tempfile
@@ -12,14 +14,17 @@ from typing import Any
 from PIL import Image
 
 from siglip_flowers.base.text import count
-from siglip_flowers.demo.answer import Explainer
-from siglip_flowers.demo.markup import EMPTY, STYLE, render_answer
+from siglip_flowers.demo.answer import Answer, Explainer
 from siglip_flowers.demo.options import DemoArguments
 
 TITLE = "Image classifier"
+EMPTY = '<p class="sf-hint">The answer appears here.</p>'
+HOW_SALIENCY = {"map": "attention of the pooling head", "mean": "attention rollout"}
 NAMED_CLASSES = 3
 # Seconds after which an uploaded image is deleted.
 KEEP_UPLOADS = 600
+# Larger files are refused during the upload.
+MAX_UPLOAD_BYTES = 64 * 2**20
 # Browsers load nothing from another host, whatever the page of a library asks for.
 POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
@@ -90,23 +95,18 @@ def serve_page(
             _, url, _ = page.launch(
                 server_name=options.host,
                 server_port=options.port,
-                share=False,
-                inbrowser=False,
                 quiet=True,
-                show_error=False,
                 prevent_thread_lock=True,
                 ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
                 footer_links=[],
-                max_file_size=options.max_megabytes * 2**20,
+                max_file_size=MAX_UPLOAD_BYTES,
                 app_kwargs={"middleware": [Middleware(_PolicyHeader)]},
                 theme=gradio.themes.Default(
                     primary_hue="pink",
                     font=["system-ui", "sans-serif"],
                     font_mono=["ui-monospace", "monospace"],
                 ),
-                css=STYLE,
+                css_paths=Path(__file__).with_name("page.css"),
             )
             print(f"The page is at {url} (Ctrl-C ends it).", flush=True)
             threading.Event().wait()
@@ -170,3 +170,65 @@ def _write_examples(examples: Sequence[tuple[str, Image.Image]], folder: Path) -
         # Pixels only: metadata may say where and when an image was taken.
         image.save(path)
     return [str(path) for path in paths]
+
+
+def render_answer(answer: Answer, pooling: str) -> str:
+    """Return the HTML of an answer; names are escaped."""
+    if answer.problem:
+        return (
+            '<div class="sf-answer" role="alert"><p class="sf-problem">This file cannot be read as '
+            f"an image: {html.escape(answer.problem)}.</p></div>"
+        )
+    best = answer.results[0]
+    summary = f"{best['label']}, {_format_share(best['score'])}"
+    if answer.known is False:
+        summary = f"Not one of the known classes; nearest: {best['label']}"
+    overlay = ""
+    if answer.overlay is not None:
+        overlay = "<h3>Where the model looks</h3>" + _render_image(
+            answer.overlay,
+            "The image, brighter where the model looks",
+            f"Brighter patches weigh more ({HOW_SALIENCY[pooling]}).",
+            "sf-overlay",
+        )
+    nearest = '<p class="sf-hint">Not available: the page was started without data.</p>'
+    if answer.neighbors:
+        figures = "".join(
+            _render_image(thumbnail, f"Training image: {name}", f"{name}, {cosine:.2f}")
+            for thumbnail, name, cosine in answer.neighbors
+        )
+        nearest = (
+            f'<div class="sf-nearest">{figures}</div>'
+            '<p class="sf-hint">With the cosine similarity of their features.</p>'
+        )
+    return (
+        f'<div class="sf-answer" role="status"><h2>{html.escape(summary)}</h2>'
+        f'<div class="sf-columns"><div><h3>Likeliest classes</h3>{_render_classes(answer)}</div>'
+        f"<div>{overlay}</div></div><h3>Nearest training images</h3>{nearest}</div>"
+    )
+
+
+def _format_share(score: float) -> str:
+    # With a space that does not break the line.
+    return f"{100 * score:.1f}\u00a0%"
+
+
+def _render_classes(answer: Answer) -> str:
+    items = [
+        f'<li><span class="sf-name">{html.escape(result["label"])}</span>'
+        f'<span class="sf-share">{_format_share(result["score"])}</span>'
+        f'<span class="sf-bar" aria-hidden="true"><span style="width:{100 * result["score"]:.1f}%">'
+        "</span></span></li>"
+        for result in answer.results
+    ]
+    return f'<ol class="sf-classes">{"".join(items)}</ol>'
+
+
+def _render_image(image: Image.Image, description: str, caption: str, kind: str = "") -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=85)
+    content = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return (
+        f'<figure class="{kind}"><img src="data:image/jpeg;base64,{content}" '
+        f'alt="{html.escape(description)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+    )

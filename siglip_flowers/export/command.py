@@ -1,12 +1,12 @@
-"""Export a classifier: ``siglip-flowers export`` and ``python -m siglip_flowers.export``."""
+"""Export a classifier: ``siglip-flowers export``."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from siglip_flowers.base.files import atomic_directory
 from siglip_flowers.base.text import count
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.export.options import ExportArguments
@@ -15,26 +15,25 @@ from siglip_flowers.runtime.preemption import defer_signals
 if TYPE_CHECKING:
     from siglip_flowers.export.export import Int8Options
 
+PROG = "siglip-flowers export"
 DESCRIPTION = "Write a trained classifier in a format that runs without this package."
 EXAMPLES = (
-    "siglip-flowers export --model results/my-run --format onnx --output exported/onnx",
-    "siglip-flowers export --format onnx --int8 dynamic --output exported/int8",
+    f"{PROG} --model results/my-run --format onnx --output exported/onnx",
+    f"{PROG} --format onnx --int8 dynamic --output exported/int8",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, export, check, and print where the files are."""
     given = sys.argv[1:] if argv is None else argv
-    prog = name_program("export")
-    return run_command(prog, _export, parse=lambda: _parse(given, prog))
+    return run_command(PROG, _export, parse=lambda: _parse(given))
 
 
-def _parse(argv: list[str], prog: str) -> tuple[ExportArguments, DataArguments]:
+def _parse(argv: list[str]) -> tuple[ExportArguments, DataArguments]:
     kinds = (ExportArguments, DataArguments)
     options, data_arguments = parse_with_run_data(
-        kinds, argv, prog=prog, description=DESCRIPTION, examples=EXAMPLES
+        kinds, argv, prog=PROG, description=DESCRIPTION, examples=EXAMPLES
     )
-    options.check_output()
     return options, data_arguments
 
 
@@ -47,7 +46,7 @@ def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
         from siglip_flowers.runtime.devices import set_cpu_threads
 
     options, data_arguments = parsed
-    format = str(options.format)
+    format, output = str(options.format), Path(str(options.output))
     if format == "onnx":
         check_onnx_packages()
     set_cpu_threads(None)
@@ -56,7 +55,6 @@ def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
     int8 = None
     if options.int8 is not None:
         int8 = _load_images(options, data_arguments, model.class_names)
-    output = Path(str(options.output))
     with atomic_directory(output) as directory:
         facts = export_model(model, processor, format, directory, int8)
     print(
@@ -64,13 +62,12 @@ def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
         f"{facts['largest_difference']:.1e} on {count(facts['checked_images'], 'image')}"
     )
     if int8 is not None:
-        figures = facts["int8"]["test"]
+        figures, sizes = facts["int8"]["test"], facts["int8"]
         print(
-            f"{output / facts['int8']['file']} ({options.int8}): accuracy on "
+            f"{output / sizes['file']} ({options.int8}): accuracy on "
             f"{count(figures['n'], 'test image')} {figures['accuracy_int8']:.2%}, in float32 "
             f"{figures['accuracy']:.2%}; same prediction for {figures['agreement']:.1%}; "
-            f"{facts['int8']['bytes'] / 1e6:.1f} MB instead of "
-            f"{facts['int8']['bytes_float32'] / 1e6:.1f} MB"
+            f"{sizes['bytes'] / 1e6:.1f} MB instead of {sizes['bytes_float32'] / 1e6:.1f} MB"
         )
 
 
@@ -85,13 +82,10 @@ def _load_images(
 
     check_data_arguments(data_arguments)
     data = load_data(data_arguments)
-    chosen: dict[str, Any] = {
-        split: draw_rows(
-            follow_model_classes(data.splits[split], class_names, str(options.model)),
-            number,
-            data_arguments.split_seed,
-            split,
-        )
-        for split, number in (("train", options.calibration_images), ("test", options.test_images))
-    }
-    return Int8Options(str(options.int8), chosen["train"], chosen["test"])
+    train, test = (
+        follow_model_classes(data.splits[split], class_names, str(options.model))
+        for split in ("train", "test")
+    )
+    seed = data_arguments.split_seed
+    train = draw_rows(train, options.calibration_images, seed, "train")
+    return Int8Options(str(options.int8), train, test)

@@ -26,7 +26,6 @@ from siglip_flowers.export.formats import (
     write_int8,
     write_onnx,
 )
-from siglip_flowers.export.options import FACTS_FILE
 from siglip_flowers.model.classifier import SiglipClassifier, to_native
 from siglip_flowers.model.towers import is_naflex
 from siglip_flowers.model.weights import quiet_transformers
@@ -36,7 +35,7 @@ MODEL_FILES = {
     "exported_program": "model.pt2",
     "safetensors_native": "model.safetensors",
 }
-INT8_FILE = "model_int8.onnx"
+FACTS_FILE, INT8_FILE = "export.json", "model_int8.onnx"
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 2, 5, 8)
 # Width and height; NaFlex keeps the aspect ratio.
@@ -86,7 +85,9 @@ def export_model(
     names = name_inputs(model)
     inputs = prepare_images(draw_images(CHECKED_BATCHES[-1]), processor, names)
     path = directory / MODEL_FILES[format]
-    packages = ("siglip_flowers", "torch", "transformers")
+    packages = ["siglip_flowers", "torch", "transformers"]
+    if format == "onnx":
+        packages += ONNX_PACKAGES
     facts: dict[str, Any] = {
         "format": format,
         "inputs": {
@@ -97,10 +98,7 @@ def export_model(
         "activation": model.config.activation,
         "preprocessing": describe_preprocessing(processor),
         "class_names": model.class_names,
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in (*packages, *(ONNX_PACKAGES if format == "onnx" else ()))
-        },
+        "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     runner: Any
     if format == "safetensors_native":
@@ -149,15 +147,13 @@ def describe_preprocessing(processor: Any) -> dict[str, Any]:
         "order": "resize, times rescale_factor, minus mean, divided by std",
     }
     if isinstance(size, PatchBudget):
-        return {
-            **facts,
+        return facts | {
             "patch_size": size.patch_size,
             "max_num_patches": size.max_num_patches,
             "resize": "keep the aspect ratio; whole patches, at most max_num_patches",
             "layout": "patches, each in the order row, column, color; zeros after the last one",
         }
-    return {
-        **facts,
+    return facts | {
         "size": {"height": size, "width": size},
         "resize": "squash to the size, no crop",
         "layout": "NCHW",
@@ -215,19 +211,25 @@ def _quantize(
     # Small batches: the calibrator keeps all activations in memory.
     calibration = _read_inputs(options.train, processor, names, batch_size=8)
     write_int8(path, quantized, options.kind, calibration if static else ())
-    figures = compare_accuracy(
-        exact,
-        OnnxClassifier(quantized),
-        _read_inputs(options.test, processor, names, batch_size=32),
-        np.asarray(options.test["label"]),
-    )
+    runner = OnnxClassifier(quantized)
+    pairs = [
+        (exact(*batch).argmax(1), runner(*batch).argmax(1))
+        for batch in _read_inputs(options.test, processor, names, batch_size=32)
+    ]
+    first, second = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
+    labels = np.asarray(options.test["label"])
     return {
         "kind": options.kind,
         "file": INT8_FILE,
         "calibration_images": len(options.train) if static else 0,
         "bytes": quantized.stat().st_size,
         "bytes_float32": path.stat().st_size,
-        "test": figures,
+        "test": {
+            "n": len(labels),
+            "accuracy": float(np.mean(first == labels)),
+            "accuracy_int8": float(np.mean(second == labels)),
+            "agreement": float(np.mean(first == second)),
+        },
     }
 
 
@@ -237,21 +239,3 @@ def _read_inputs(
     for start in range(0, len(rows), batch_size):
         images = rows[start : start + batch_size]["image"]
         yield prepare_images(images, processor, names)
-
-
-def compare_accuracy(
-    exact: Runner,
-    quantized: Runner,
-    batches: Iterable[tuple[torch.Tensor, ...]],
-    labels: np.ndarray,
-) -> dict[str, float]:
-    """Return both accuracies, what the second loses, and how often the two agree."""
-    pairs = [(exact(*batch).argmax(1), quantized(*batch).argmax(1)) for batch in batches]
-    first, second = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
-    return {
-        "n": len(labels),
-        "accuracy": float(np.mean(first == labels)),
-        "accuracy_int8": float(np.mean(second == labels)),
-        "accuracy_loss": float(np.mean(first == labels) - np.mean(second == labels)),
-        "agreement": float(np.mean(first == second)),
-    }

@@ -7,8 +7,6 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import check_choice, check_positive, option
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
-# What a directory with an export is recognized by.
-FACTS_FILE = "export.json"
 
 
 @dataclass
@@ -27,7 +25,7 @@ class ExportArguments:
         "torch.export.load) or safetensors_native (a plain SiglipForImageClassification, for "
         "transformers without this package).",
     )
-    output: str | None = option(None, "The directory to write.", path=True)
+    output: str | None = option(None, "The new directory to write.", path=True)
     int8: str | None = option(
         None,
         "onnx: also write model_int8.onnx and print its accuracy on the test split. "
@@ -35,8 +33,6 @@ class ExportArguments:
         "scales, calibrated on training images.",
     )
     calibration_images: int = option(128, "--int8 static: training images that set the scales.")
-    test_images: int | None = option(None, "--int8: test images to measure; default: all.")
-    overwrite_output: bool = option(False, "Replace an earlier export in --output.")
 
     def __post_init__(self) -> None:
         if self.format is None:
@@ -46,18 +42,7 @@ class ExportArguments:
         check_choice("format", self.format, FORMATS)
         check_choice("int8", self.int8, ("dynamic", "static"))
         check_positive("calibration_images", self.calibration_images)
-        check_positive("test_images", self.test_images)
         if self.int8 is not None and self.format != "onnx":
             raise InputError(f"--int8 requires --format onnx, not {self.format}.")
-
-    def check_output(self) -> None:
-        """Raise InputError unless the directory is free, or holds an export to be replaced."""
-        output = Path(str(self.output))
-        if (output / FACTS_FILE).is_file():
-            if not self.overwrite_output:
-                raise InputError(
-                    f"--output {output} holds an export already; name another directory or add "
-                    "--overwrite_output."
-                )
-        elif output.exists() and not (output.is_dir() and not any(output.iterdir())):
-            raise InputError(f"--output {output} is not an export; name another directory.")
+        if Path(self.output).exists():
+            raise InputError(f"--output {self.output} exists; name a new directory.")

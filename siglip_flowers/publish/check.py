@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from PIL import Image
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids, load_data, read_images
+from siglip_flowers.data.rows import select_undecoded
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.publish.finished import FinishedRun
 
-REPLAY = Path(__file__).with_name("replay.py")
 # Another device, dtype or version of torch changes a probability by less than this.
 TOLERANCE = 0.005
 TOP_K = 5
@@ -34,6 +34,32 @@ if image.mode.startswith("I"):  # 16 bits per pixel
     image = Image.fromarray((np.asarray(image) >> 8).astype("uint8"))
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert("RGB")
+"""
+
+
+# Classifies files as a machine without this package would, loaded by the card's lines and by the
+# pipeline itself; reads and writes JSON.
+REPLAY = """\
+import json, sys
+from transformers import pipeline
+
+request = json.load(sys.stdin)
+classifier = pipeline(
+    "image-classification", model=request["model"], trust_remote_code=request["trust_remote_code"]
+)
+
+def load(path):
+    names = {}
+    exec(request["load_image"].replace('"image.jpg"', repr(path)), names)
+    return names["image"]
+
+def classify(images):
+    answers = classifier(images, top_k=request["top_k"])
+    return [{row["label"]: row["score"] for row in answer} for answer in answers]
+
+paths = request["images"]
+answers = {"loaded": classify([load(path) for path in paths]), "pipeline": classify(paths)}
+json.dump(answers, sys.stdout)
 """
 
 
@@ -92,30 +118,27 @@ def check_published(
             "measured on; use the data options of the training."
         )
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(samples, len(rows))).astype(int)).tolist()
-    undecoded = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    with tempfile.TemporaryDirectory(prefix="siglip_flowers_") as place:
-        paths = []
+    undecoded = select_undecoded(rows)
+    ours = SiglipImageClassifier.from_pretrained(directory, dtype="float32", threshold=None)
+    # Kind of file, path, and what the answer must be.
+    cases: list[tuple[str, Path, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory(prefix="siglip_flowers_") as name:
+        place = Path(name)
         for row in chosen:
             value = undecoded[row]["image"]
-            paths.append(Path(place) / f"{row}{Path(value['path'] or '').suffix}")
+            path = place / f"{row}{Path(value['path'] or '').suffix}"
             content = value["bytes"]
-            paths[-1].write_bytes(Path(value["path"]).read_bytes() if content is None else content)
-        odd = write_odd_files(read_images(rows, chosen[:1])[0], Path(place))
-        answers = _replay(directory, [*paths, *odd.values()], native=native, place=Path(place))
-        ours = SiglipImageClassifier.from_pretrained(directory, dtype="float32", threshold=None)
-        expected = [recorded.top[row] for row in chosen]
-        expected += [
-            {result["label"]: result["score"] for result in prediction.results}
-            for prediction in ours.stream(list(odd.values()), TOP_K)
-        ]
-    kinds = ["test images"] * len(chosen) + list(odd)
-    titles = [f"image {recorded.ids[row]}" for row in chosen] + [
-        f"a file with {kind}" for kind in odd
-    ]
+            path.write_bytes(Path(value["path"]).read_bytes() if content is None else content)
+            cases.append(("test images", path, recorded.top[row]))
+        for kind, path in write_odd_files(read_images(rows, chosen[:1])[0], place).items():
+            (found,) = ours.stream([path], TOP_K)
+            cases.append((kind, path, {each["label"]: each["score"] for each in found.results}))
+        answers = _replay(directory, [str(path) for _, path, _ in cases], native, place)
     differences: dict[str, float] = {}
-    for number, (kind, title) in enumerate(zip(kinds, titles, strict=True)):
-        compare_answers(title, expected[number], answers["loaded"][number])
-        difference = measure_difference(expected[number], answers["pipeline"][number])
+    for number, (kind, path, expected) in enumerate(cases):
+        title = f"image {recorded.ids[int(path.stem)]}" if number < len(chosen) else kind
+        compare_answers(title, expected, answers["loaded"][number])
+        difference = measure_difference(expected, answers["pipeline"][number])
         if difference > TOLERANCE:
             differences[kind] = max(difference, differences.get(kind, 0.0))
     return Checked(len(chosen), differences)
@@ -142,11 +165,12 @@ def write_odd_files(image: Image.Image, directory: Path) -> dict[str, Path]:
 
 
 def _replay(
-    directory: Path, paths: Sequence[Path], *, native: bool, place: Path
+    directory: Path, paths: list[str], native: bool, place: Path
 ) -> dict[str, list[dict[str, float]]]:
+    """Classify files in another process; return the answers of ``REPLAY``."""
     request = {
         "model": str(directory.resolve()),
-        "images": [str(path) for path in paths],
+        "images": paths,
         "top_k": TOP_K,
         "trust_remote_code": not native,
         "load_image": LOAD_IMAGE,
@@ -156,8 +180,7 @@ def _replay(
     }
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(place / "modules")}
     done = subprocess.run(
-        # -P: this folder's modules must not be importable.
-        [sys.executable, "-P", str(REPLAY)],
+        [sys.executable, "-P", "-c", REPLAY],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -1,49 +1,47 @@
-"""Publish a finished run to the Hub: ``python -m siglip_flowers.publish results/my-run``."""
+"""Publish a finished run to the Hub: ``siglip-flowers publish results/my-run``."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import CONFIG_FILE
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import run_command
 from siglip_flowers.commands.models import read_data_defaults
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.publish.options import PublishArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
+PROG = "siglip-flowers publish"
 DESCRIPTION = "Publish a finished run to the Hugging Face Hub: model, card, metrics and plots."
 EXAMPLES = (
-    "siglip-flowers publish results/my-run --hub_model_id my-team/siglip-flowers",
-    "siglip-flowers publish results/my-run --output_dir to-be-published",
+    f"{PROG} results/my-run --hub_model_id my-team/siglip-flowers",
+    f"{PROG} results/my-run --output_dir to-be-published",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, check the files, and push them."""
     given = sys.argv[1:] if argv is None else argv
-    prog = name_program("publish")
-    return run_command(prog, _publish, parse=lambda: _parse(given, prog), resumes=True)
+    return run_command(PROG, _publish, parse=lambda: _parse(given), resumes=True)
 
 
-def _parse(argv: list[str], prog: str) -> tuple[PublishArguments, DataArguments]:
+def _parse(argv: list[str]) -> tuple[PublishArguments, DataArguments]:
     kinds = (PublishArguments, DataArguments)
-    about: dict[str, Any] = {"prog": prog, "description": DESCRIPTION}
-    options, given = parse_arguments(kinds, argv, examples=EXAMPLES, **about)
+    about: dict[str, Any] = {"prog": PROG, "description": DESCRIPTION, "examples": EXAMPLES}
+    options, given = parse_arguments(kinds, argv, **about)
     # The data are those of the run unless the command line names others.
     defaults = read_data_defaults(Path(options.run) / CONFIG_FILE, given)
-    return parse_arguments(kinds, argv, defaults=defaults, **about)
+    return parse_arguments(kinds, argv, defaults=defaults, rules=DATA_RULES, **about)
 
 
 def _publish(parsed: tuple[PublishArguments, DataArguments]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.publish.finished import check_finished
-        from siglip_flowers.publish.hub import check_hub_access
-        from siglip_flowers.publish.publish import publish_run
+        from siglip_flowers.publish.publish import check_hub_access, publish_run
 
     options, data_arguments = parsed
-    check_finished(Path(str(options.run)))
     if options.hub_model_id is not None:
         check_hub_access(options.hub_model_id)
     publish_run(options, data_arguments, print)

@@ -1,8 +1,8 @@
 """What ``--push_to_hub`` adds to a training run."""
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.publish.hub import check_hub_access
 from siglip_flowers.publish.options import PublishArguments, PushArguments
+from siglip_flowers.publish.publish import check_hub_access, publish_run
 from siglip_flowers.training.build import RunArguments, TrainingExtension
 
 
@@ -24,9 +24,6 @@ class PushExtension(TrainingExtension):
         Raises:
             InputError, RunError: It was not published; the message has the command to retry with.
         """
-        # Only a finished run needs the check of its files and the card.
-        from siglip_flowers.publish.publish import publish_run
-
         run = str(arguments.training.output_dir)
         options = PublishArguments(
             run=run, hub_model_id=self.hub_model_id, hub_private_repo=self.private
@@ -36,7 +33,7 @@ class PushExtension(TrainingExtension):
         except (InputError, RunError) as error:
             raise RunError(
                 f"{str(error).rstrip('.')}. The run in {run} is complete; publish it with: "
-                f"python -m siglip_flowers.publish {run} --hub_model_id {self.hub_model_id}"
+                f"siglip-flowers publish {run} --hub_model_id {self.hub_model_id}"
             ) from error
 
 

@@ -1,5 +1,6 @@
 """A finished run: its figures, and the proof that they belong to its weights."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from siglip_flowers.base.files import (
 from siglip_flowers.base.text import is_hub_id, shorten_description
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
+from siglip_flowers.model.weights import first_line
 
 PREDICTIONS_FILE = "predictions_test.parquet"
 COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")
@@ -107,55 +109,46 @@ def read_finished_run(directory: Path) -> FinishedRun:
         metrics = json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
         recorded, test = metrics["weights"], metrics["splits"]["test"]
         table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
-    except KeyError as error:
+    except (LookupError, OSError, ValueError, pyarrow.ArrowException) as error:
         raise RunError(
-            f"{directory / METRICS_FILE} does not record {error}, which ties figures to weights; "
-            "train again to publish."
-        ) from error
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise RunError(
-            f"The results in {directory} cannot be read ({str(error).splitlines()[0]}); copy the "
-            "whole directory again."
+            f"The results in {directory} cannot be read ({type(error).__name__}: "
+            f"{first_line(error)}); copy the whole directory again."
         ) from error
     if digest_weight_files(directory / MODEL_DIR) != recorded:
         raise RunError(
             f"The weights in {directory / MODEL_DIR} are not those that {METRICS_FILE} measured "
             "(another SHA-256); restore the model of the run."
         )
-    predictions = _arrange(table)
+    rows = table.to_pandas()
+    labels = rows["label"].to_numpy(np.int64)
+    predictions = Predictions(
+        ids=rows["image_id"].tolist(),
+        labels=labels,
+        label_names=rows["label_name"].tolist(),
+        predicted=np.asarray([top[0] for top in rows["top_labels"]], dtype=np.int64),
+        hits=np.asarray([n in top for n, top in zip(labels, rows["top_labels"], strict=True)]),
+        top=[
+            dict(zip(names, shares.tolist(), strict=True))
+            for names, shares in zip(rows["top_names"], rows["top_probabilities"], strict=True)
+        ],
+    )
     _check_figures(directory, test, predictions)
     run = FinishedRun(directory, metrics, settings, predictions)
-    public = {run.base_model, run.dataset_id}
-    metrics["model"] = {**metrics["model"], "model_id": run.base_model}
-    cleaned: dict[str, Any] = hide_paths(metrics, list_private_paths(settings, public))
-    return FinishedRun(directory, cleaned, settings, predictions)
-
-
-def _arrange(table: pyarrow.Table) -> Predictions:
-    frame = table.to_pandas()
-    labels = frame["label"].to_numpy(np.int64)
-    pairs = zip(frame["top_names"], frame["top_probabilities"].map(list), strict=True)
-    return Predictions(
-        ids=frame["image_id"].tolist(),
-        labels=labels,
-        label_names=frame["label_name"].tolist(),
-        predicted=np.asarray([row[0] for row in frame["top_labels"]], dtype=np.int64),
-        hits=np.asarray([n in row for n, row in zip(labels, frame["top_labels"], strict=True)]),
-        top=[dict(zip(names, shares, strict=True)) for names, shares in pairs],
-    )
+    private = list_private_paths(settings, {run.base_model, run.dataset_id})
+    model = {**metrics["model"], "model_id": run.base_model}
+    return dataclasses.replace(run, metrics=hide_paths({**metrics, "model": model}, private))
 
 
 def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predictions) -> None:
     """Raise RunError unless the figures of the test split follow from the predictions."""
     labels, predicted = predictions.labels, predictions.predicted
-    found: dict[str, float] = {"n": len(labels)}
-    if len(labels):
-        macro = precision_recall_f1(labels, predicted, len(test["per_class"]), average="macro")
-        found |= {
-            "accuracy": accuracy(labels, predicted),
-            "top5_accuracy": float(np.mean(predictions.hits)),
-            **dict(zip(("precision_macro", "recall_macro", "f1_macro"), macro, strict=True)),
-        }
+    macro = precision_recall_f1(labels, predicted, len(test["per_class"]), average="macro")
+    found = {
+        "n": len(labels),
+        "accuracy": accuracy(labels, predicted),
+        "top5_accuracy": float(np.mean(predictions.hits)),
+        **dict(zip(("precision_macro", "recall_macro", "f1_macro"), macro, strict=True)),
+    }
     for name, value in found.items():
         if abs(test[name] - value) > 1e-9:
             raise RunError(
@@ -177,11 +170,7 @@ def list_private_paths(settings: Mapping[str, Any], public: set[str | None]) -> 
 
 def hide_paths(value: Any, private: list[str]) -> Any:
     """Return JSON values with each of the paths, within any text, cut to its last part."""
-    if isinstance(value, dict):
-        return {key: hide_paths(item, private) for key, item in value.items()}
-    if isinstance(value, list):
-        return [hide_paths(item, private) for item in value]
-    if isinstance(value, str):
-        for path in private:
-            value = value.replace(path, Path(path).name)
-    return value
+    text = json.dumps(value)
+    for path in private:
+        text = text.replace(json.dumps(path)[1:-1], json.dumps(Path(path).name)[1:-1])
+    return json.loads(text)

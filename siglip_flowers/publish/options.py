@@ -74,7 +74,6 @@ class PublishArguments:
         "--hub_model_id is given too.",
         path=True,
     )
-    commit_message: str = option("Publish the classifier", "Title of the commit on the Hub.")
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded."
     )
@@ -103,5 +102,3 @@ class PublishArguments:
             raise InputError(
                 f"--license is {self.license!r}; use the Hub's name of it, such as apache-2.0."
             )
-        if not self.commit_message.strip():
-            raise InputError("--commit_message is empty; give a title.")

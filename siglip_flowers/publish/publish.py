@@ -2,10 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,11 +27,10 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE
 from siglip_flowers.model.classifier import explain_not_native, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.model.weights import quiet_transformers
+from siglip_flowers.model.weights import first_line, quiet_transformers
 from siglip_flowers.publish.card import CardFacts, build_card
 from siglip_flowers.publish.check import check_published, load_test_split
 from siglip_flowers.publish.finished import FinishedRun, read_finished_run
-from siglip_flowers.publish.hub import push_directory
 from siglip_flowers.publish.options import PublishArguments
 
 MODELING_FILE = "modeling_siglip_classifier.py"
@@ -37,6 +40,17 @@ AUTO_MAP = {
 }
 # Plots of the training; examples are images of the data set and stay private.
 PLOTS = tuple(name for name in RUN_FILES if name.endswith("_plot.png"))
+LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
+REMEDIES = {
+    401: LOGIN,
+    403: "use a token with write access, or another name",
+    404: "check the name and the rights of the token",
+}
+RETRY = "try again later with the same command, which uploads only what is missing"
+# Weights and code that an earlier push of another model may have left.
+REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py"]
+# Base class of the errors of the HTTP library, which differs between versions of the client.
+HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
 def publish_run(
@@ -67,25 +81,18 @@ def publish_run(
         plots = write_figures(run, staged)
         facts = CardFacts(
             model_id=options.hub_model_id or Path(str(options.output_dir)).name,
-            license=options.license,
-            language=options.language,
             native=native,
             plots=plots,
             weights=digest_weight_files(staged),
             pipeline_differences=checked.pipeline_differences,
         )
-        write_text(staged / "README.md", str(build_card(run, config, facts)))
+        write_text(staged / "README.md", str(build_card(run, config, options, facts)))
         if options.output_dir is not None:
             with atomic_directory(Path(options.output_dir)) as directory:
                 shutil.copytree(staged, directory, dirs_exist_ok=True)
             report(f"the files are in {options.output_dir}")
         if options.hub_model_id is not None:
-            address = push_directory(
-                staged,
-                options.hub_model_id,
-                private=options.hub_private_repo,
-                message=options.commit_message,
-            )
+            address = push_directory(staged, options.hub_model_id, options.hub_private_repo)
             report(f"published: {address}")
 
 
@@ -142,3 +149,64 @@ def write_figures(run: FinishedRun, directory: Path) -> list[str]:
     metrics["model"] = {key: value for key, value in metrics["model"].items() if key != "local"}
     write_json(directory / METRICS_FILE, metrics)
     return plots
+
+
+def check_hub_access(hub_model_id: str) -> None:
+    """Raise RunError unless the Hub can be reached and accepts the token."""
+    if constants.HF_HUB_OFFLINE:
+        raise RunError(f"{hub_model_id} cannot be pushed while HF_HUB_OFFLINE is set; unset it.")
+    if get_token() is None:
+        raise RunError(f"{hub_model_id} cannot be pushed without a token; {LOGIN}.")
+    with _explained_errors(hub_model_id):
+        HfApi().whoami()
+
+
+def push_directory(directory: Path, hub_model_id: str, private: bool | None = None) -> str:
+    """Upload a directory in one commit and return its address.
+
+    Files that an interrupted push has uploaded already are not uploaded again.
+
+    Args:
+        directory: The files.
+        hub_model_id: ``ORG/NAME``; created if missing.
+        private: Whether a new repository is private; None uses the organization's setting.
+
+    Raises:
+        RunError: The Hub refused, failed or could not be reached.
+    """
+    api = HfApi()
+    with _explained_errors(hub_model_id):
+        api.create_repo(hub_model_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=hub_model_id,
+            folder_path=directory,
+            commit_message="Publish the classifier",
+            delete_patterns=REPLACED_FILES,
+        )
+    return f"{api.endpoint}/{hub_model_id}"
+
+
+@contextmanager
+def _explained_errors(hub_model_id: str) -> Iterator[None]:
+    """Turn an error of the Hub or of the network into one sentence."""
+    verbosity = hub_logging.get_verbosity()
+    # The client would log the addresses of uploads, which are signed.
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise RunError(f"{hub_model_id} could not be pushed: {_explain_failure(error)}.") from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def _explain_failure(error: BaseException) -> str:
+    # Uploads wrap the error of the request.
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, HfHubHTTPError):
+        status: int = error.response.status_code
+        told = " ".join((error.server_message or "").split()).rstrip(".") or first_line(error)
+        return f"the Hub answered {status} ({told}); {REMEDIES.get(status, RETRY)}"
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"{constants.ENDPOINT} could not be reached ({reason}); check the network and {RETRY}"

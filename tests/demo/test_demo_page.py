@@ -20,9 +20,8 @@ from PIL import Image
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.demo.answer import Answer, Explainer
 from siglip_flowers.demo.command import main
-from siglip_flowers.demo.markup import render_answer
 from siglip_flowers.demo.options import DemoArguments
-from siglip_flowers.demo.page import describe_classes
+from siglip_flowers.demo.page import describe_classes, render_answer
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
 from tests.small_runs import CLASSES, COLORS, draw_image, make_checkpoint, make_folder
