@@ -144,7 +144,8 @@ def _build_metadata(
 def _describe_result(run: FinishedRun, dataset_type: str, key: str) -> EvalResult:
     """Return a test metric by the Hub's id of it, with the arguments that tell ours apart."""
     name, _, average = key.partition("_")
-    metric_type, arguments = key, None
+    metric_type = key
+    arguments: dict[str, Any] | None = None
     if key == "top5_accuracy":
         metric_type, arguments = "accuracy", {"top_k": 5}
     elif average in ("macro", "weighted"):
