@@ -36,17 +36,10 @@ class Rule:
 
 def merge_options(*instances: Any) -> SimpleNamespace:
     """Return one object with the fields of all dataclass instances as attributes."""
-    values = {
-        field.name: getattr(instance, field.name, None)
-        for instance in instances
-        for field in dataclasses.fields(instance)
-    }
-    return SimpleNamespace(
-        **{
-            name: value.value if isinstance(value, enum.Enum) else value
-            for name, value in values.items()
-        }
-    )
+    pairs = ((field.name, one) for one in instances for field in dataclasses.fields(one))
+    values = {name: getattr(instance, name, None) for name, instance in pairs}
+    plain = {k: v.value if isinstance(v, enum.Enum) else v for k, v in values.items()}
+    return SimpleNamespace(**plain)
 
 
 def check_rules(rules: Iterable[Rule], options: Any) -> None:
@@ -332,8 +325,8 @@ _LAUNCH_RULES = (
     Rule(
         "muon_is_not_sharded",
         lambda o: o.optim == "muon" and (uses_fsdp() or uses_deepspeed()),
-        "--optim muon needs whole matrices, which FSDP and DeepSpeed split; use another --optim or "
-        "plain accelerate launch.",
+        "--optim muon requires whole matrices, which FSDP and DeepSpeed split; use another --optim "
+        "or " + _DDP,
         (*_FSDP2, "--optim", "muon"),
     ),
     Rule(
