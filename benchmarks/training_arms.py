@@ -26,7 +26,7 @@ from siglip_flowers.model.loading import (
     load_image_processor,
     vision_config_of,
 )
-from siglip_flowers.runtime.memory import keep_freed_memory
+from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
 from siglip_flowers.training.trainer import SiglipTrainer
 

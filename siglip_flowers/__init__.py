@@ -7,11 +7,12 @@ Auto classes of transformers, and with them to ``pipeline("image-classification"
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from siglip_flowers.base.version import __version__
+
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier
     from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
-__version__ = "0.2.0"
 __all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier", "__version__"]
 
 # Imported when they are first asked for: torch takes a second, which --help must not cost.

@@ -1,8 +1,11 @@
 """What a command sets for its whole process, and what a host process keeps."""
 
 import json
+import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -12,7 +15,7 @@ from tests.small_runs import CLASSES, draw_image, make_checkpoint
 
 FAULTS = """
 import resource, sys, torch
-from siglip_flowers.runtime.memory import keep_freed_memory
+from siglip_flowers.runtime.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def work():
@@ -86,3 +89,40 @@ def test_a_host_process_keeps_its_settings(tmp_path):
     draw_image(tmp_path / "image.png", "aster", 0)
     printed = run_script(HOST, str(tmp_path / "model"), str(tmp_path / "image.png"))
     assert json.loads(printed) == []
+
+
+PEAK = """
+import resource, sys
+from siglip_flowers.commands.predict import main
+code = main(sys.argv[1:])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+def write_large_png(path, side=13_300):
+    """Write an RGB image of 177 megapixels in one color without holding its pixels."""
+
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    packer = zlib.compressobj(1)
+    row = b"\0" + bytes((200, 40, 90)) * side
+    rows = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="maxrss has other units elsewhere")
+def test_ten_huge_images_are_predicted_in_bounded_memory(tmp_path):
+    write_large_png(tmp_path / "0.png")
+    for number in range(1, 10):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    model = REPOSITORY / "tests" / "saved_models" / "linear" / "model"
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "--model", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, megabytes = map(int, done.stdout.split()[-2:])
+    assert code == 0
+    assert megabytes < 1500

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config.parsing import is_first_process
+from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
 from siglip_flowers.runtime.preemption import (
     EXIT_PREEMPTED,
@@ -61,6 +62,8 @@ def check_cache_directories() -> None:
 
 
 def _prepare_process() -> None:
+    # Before a library starts threads, each of which would get memory of its own.
+    keep_freed_memory()
     # Not at the top, since importing them takes a second, which --help does not need.
     with defer_signals():
         import datasets
@@ -68,9 +71,6 @@ def _prepare_process() -> None:
         from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
         from transformers.utils import logging as transformers_logging
 
-        from siglip_flowers.runtime.memory import keep_freed_memory
-
-    keep_freed_memory()
     # Memory for pixels is bounded where images are read.
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
     transformers_logging.set_verbosity_warning()

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers import __version__
 from siglip_flowers.base.errors import EXIT_BAD_USAGE
+from siglip_flowers.base.version import __version__
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.rules import Rule
 

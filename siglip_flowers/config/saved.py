@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.version import __version__
 from siglip_flowers.config.fields import list_options, suggest_nearest
 
 logger = logging.getLogger(__name__)

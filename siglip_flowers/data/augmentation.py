@@ -165,6 +165,10 @@ class BatchAugmenter:
         axis = (2 * np.arange(self.size) + 1) / self.size - 1
         x = (width * mirror)[:, None] * axis + center_x[:, None]
         y = height[:, None] * axis + center_y[:, None]
+        # The border repeats beyond the outermost centers of pixels. grid_sample's own border mode
+        # does not exist on MPS below torch 2.13.
+        limit = 1 - 1 / pixels.shape[-1]
+        x, y = np.clip(x, -limit, limit), np.clip(y, -limit, limit)
         places = _send(np.stack([x, y], axis=1).astype(np.float32), pixels.device)
         # Planes of x and y instead of pairs: quicker to fill, and to sample from.
         grid = places.new_empty(len(pixels), 2, self.size, self.size)
@@ -174,7 +178,7 @@ class BatchAugmenter:
             pixels.to(torch.float32, memory_format=torch.contiguous_format),
             grid.permute(0, 2, 3, 1),
             mode="bilinear",
-            padding_mode="border",
+            padding_mode="zeros",
             align_corners=False,
         )
 

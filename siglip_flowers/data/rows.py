@@ -42,7 +42,7 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PIL.Image.Image]:
     images = []
     for value in select_undecoded(dataset)[list(rows)]["image"] if len(rows) else ():
         with read_image(value) as image:
-            images.append(image)
+            images.append(image.copy())
     return images
 
 

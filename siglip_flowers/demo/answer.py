@@ -47,7 +47,8 @@ class TrainingImages:
         for row, cosine in zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True):
             with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
                 image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            nearest.append((image, self.names[self.labels[row]], cosine))
+                thumbnail = image.copy()
+            nearest.append((thumbnail, self.names[self.labels[row]], cosine))
         return nearest
 
 

@@ -1,33 +1,9 @@
-"""Memory: reuse what was freed, and halve a batch when there is too little."""
+"""Halve a batch when there is too little memory."""
 
-import ctypes
-import os
-import sys
 from collections.abc import Callable
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
-
-# glibc's names for what mallopt sets (malloc.h).
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-# The largest values that glibc accepts: an int, and half a heap.
-TRIM_BYTES, MMAP_BYTES = 2**31 - 1, 32 * 2**20
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library of this process reuse freed memory, and return whether that was set.
-
-    By default glibc unmaps every large tensor that is freed, and requests zeroed pages for the
-    next one in every step. Settings of the user (``MALLOC_...``) are left alone. The setting holds
-    for the whole process, so only commands call this.
-    """
-    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        return False
-    trimmed = library.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES) == 1
-    return library.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) == 1 and trimmed
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.runtime.memory import keep_freed_memory
+from siglip_flowers.runtime.allocator import keep_freed_memory
 
 # What accelerate launch always sets, and what launchers of several processes set.
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"

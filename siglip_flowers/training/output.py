@@ -14,7 +14,6 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import (
     CHECKPOINT_DIR,
@@ -27,6 +26,7 @@ from siglip_flowers.base.files import (
     write_json,
     write_text,
 )
+from siglip_flowers.base.version import __version__
 from siglip_flowers.config.saved import read_version, read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
