@@ -139,7 +139,12 @@ def describe_plan(
     training = arguments.training
     counts = np.bincount(get_labels(data.splits["train"]), minlength=len(data.class_names))
     smallest, largest = int(counts.argmin()), int(counts.argmax())
-    sizes = ", ".join(f"{len(rows)} {name}" for name, rows in data.splits.items())
+    spread = (
+        f"{counts[smallest]} training images each"
+        if counts[smallest] == counts[largest]
+        else f"{data.class_names[smallest]} ({counts[smallest]} training images) the smallest, "
+        f"{data.class_names[largest]} ({counts[largest]}) the largest"
+    )
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     size = sum(value.numel() for value in model.parameters())
     processes = PartialState().num_processes
@@ -149,15 +154,14 @@ def describe_plan(
     begin = "from the start" if checkpoint is None else f"resumed from {Path(checkpoint).name}"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
     return [
-        f"data: {data.description}; {sizes} images; {len(data.class_names)} classes, "
-        f"{data.class_names[smallest]} ({counts[smallest]} training images) the smallest, "
-        f"{data.class_names[largest]} ({counts[largest]}) the largest",
+        f"data: {data.description} (train/validation/test); {len(data.class_names)} classes, "
+        f"{spread}",
         f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of {size / 1e6:.2f} "
         "million parameters train",
         f"device: {processes} x {describe_device(training.device)}, {precision}, {batch} images "
         "per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
-        f"disk: about {disk / 1e6:,.0f} MB of checkpoints; images per second tell the time",
+        f"disk: about {disk / 1e6:,.0f} MB of checkpoints; the log tells the time that is left",
     ]
 
 
