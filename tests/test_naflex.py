@@ -447,11 +447,16 @@ def run(checkpoint, folder, tmp_path_factory):
     return output
 
 
-def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path):
+def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path, capsys):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["splits"]["test"]["accuracy"] > 0.7
     options = ["--model", str(run), "--data_dir", str(folder), "--split", "test"]
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
+    chosen = metrics["training"]
+    assert (
+        f"The best checkpoint is step {chosen['best_step']} of {chosen['steps']}, by "
+        f"validation_accuracy {chosen['best_value']:.4f} during training" in capsys.readouterr().out
+    )
     again = json.loads((tmp_path / "metrics_test.json").read_text())
     assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
     processor = load_image_processor(str(run / "model"))

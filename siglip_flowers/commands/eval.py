@@ -64,6 +64,7 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
             format_metrics,
             list_metrics,
             prepare_evaluation,
+            read_choice,
             run_evaluation,
             write_evaluation,
         )
@@ -88,6 +89,9 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
     print(escape_unprintable(evaluation.title))
     print(f"Computed in {evaluation.options.dtype} on {evaluation.environment['device']}.")
     print(format_metrics({options.split: list_metrics(evaluation.result)}))
+    if not options.zero_shot:
+        for line in read_choice(Path(options.model).parent):
+            print(escape_unprintable(line))
     if options.output_dir is not None:
         write_evaluation(evaluation, Path(options.output_dir))
     for extension in extensions:

@@ -4,6 +4,7 @@ What a feature adds to an evaluation is an :class:`EvaluationExtension`.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
-from siglip_flowers.base.files import atomic_path, write_json
+from siglip_flowers.base.files import METRICS_FILE, atomic_path, write_json
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
@@ -178,6 +179,34 @@ def run_evaluation(evaluation: Evaluation, extensions: Sequence[EvaluationExtens
     )
     for extension in extensions:
         extension.measure(evaluation)
+
+
+def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -> list[str]:
+    """Return which weights the final figures are of, and the figure that chose them."""
+    notes = []
+    if training.get("best_step") and "best_metric" in training:
+        precision = {"bf16": "bfloat16", "fp16": "float16"}.get(training["precision"], "float32")
+        notes.append(
+            f"The best checkpoint is step {training['best_step']} of {training['steps']}, by "
+            f"{training['best_metric']} {training['best_value']:.4f} during training, in "
+            f"{precision}. The table is measured anew on the saved model."
+        )
+    if ensemble is not None:
+        notes.append(
+            f"WiSE-FT: alpha {ensemble['alpha']:g} between the start (0) and the fine-tuned model "
+            f"(1), with validation accuracy {ensemble['validation_accuracy']:.2%}."
+        )
+    return notes
+
+
+def read_choice(directory: Path) -> list[str]:
+    """Return :func:`describe_choice` of a finished run, or nothing for another directory."""
+    try:
+        metrics = json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+        return describe_choice(metrics["training"], metrics.get("wise_ft"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        # A model without its run, or a file that another program wrote.
+        return []
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:

@@ -165,24 +165,6 @@ def describe_plan(
     ]
 
 
-def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -> list[str]:
-    """Return which weights the final figures are of, and the figure that chose them."""
-    notes = []
-    if training.get("best_step"):
-        precision = {"bf16": "bfloat16", "fp16": "float16"}.get(training["precision"], "float32")
-        notes.append(
-            f"The best checkpoint is step {training['best_step']} of {training['steps']}, by "
-            f"{training['best_metric']} {training['best_value']:.4f} during training, in "
-            f"{precision}. The table is measured in float32 on the saved model."
-        )
-    if ensemble is not None:
-        notes.append(
-            f"WiSE-FT: alpha {ensemble['alpha']:g} between the start (0) and the fine-tuned model "
-            f"(1), with validation accuracy {ensemble['validation_accuracy']:.2%}."
-        )
-    return notes
-
-
 def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> list[Example]:
     """Return test images, right and wrong ones, with true class, predicted class, confidence."""
     names, predicted = data.class_names, test.logits.argmax(axis=1)

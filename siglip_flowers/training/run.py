@@ -29,7 +29,7 @@ from siglip_flowers.evaluation.fitting import (
     measure_ood_detector,
 )
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-from siglip_flowers.evaluation.run import list_metrics
+from siglip_flowers.evaluation.run import describe_choice, list_metrics
 from siglip_flowers.model.adapters import fold_model, has_adapters, save_adapter
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
@@ -52,7 +52,6 @@ from siglip_flowers.training.output import claim_output_dir, hold_output_dir
 from siglip_flowers.training.results import (
     build_history,
     collect_results,
-    describe_choice,
     describe_facts,
     describe_plan,
     describe_run,
