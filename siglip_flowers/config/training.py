@@ -89,6 +89,11 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         self.report_to, self.optim = trackers, optimizer
 
     @property
+    def images_per_step(self) -> int:
+        """Images of one optimizer step, over all devices, processes and micro-batches."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+    @property
     def checkpoint_dir(self) -> str:
         """The directory that holds ``checkpoint-STEP`` directories."""
         return os.path.join(self.output_dir, "checkpoints")

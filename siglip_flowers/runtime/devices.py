@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate.utils import patch_environment
 
 from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError
@@ -112,16 +113,13 @@ def share_machine(index: int, workers: int) -> Iterator[None]:
 
     Libraries read both while they load, so they must be set before the process starts.
     """
-    before, device = dict(os.environ), choose_device(index)
+    values, device = {}, choose_device(index)
     if not os.environ.get("OMP_NUM_THREADS"):
-        os.environ["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
+        values["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
     if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    try:
+        values["CUDA_VISIBLE_DEVICES"] = device
+    with patch_environment(**values):
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def set_cpu_threads(cpu_threads: int | None) -> None:

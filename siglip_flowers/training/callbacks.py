@@ -208,8 +208,7 @@ class ProgressLines(TrainerCallback):
         """Print a row of the log."""
         shown = describe_log(logs or {})
         if "images/s" in shown:
-            batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            images = (state.max_steps - state.global_step) * batch
+            images = (state.max_steps - state.global_step) * args.images_per_step
             shown["left"] = f"{images / logs['images_per_second'] / 60:.1f} min"
         if state.is_world_process_zero and shown:
             print(_format_row(state, shown), flush=True)

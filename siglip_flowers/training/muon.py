@@ -96,10 +96,7 @@ def split_for_muon(
     matrices = {
         id(parameter)
         for name, parameter in model.named_parameters()
-        if "vision_model." in name
-        and ".encoder.layers." in f".{name}"
-        and parameter.ndim == 2
-        and "lora_" not in name
+        if "vision_model.encoder.layers." in name and parameter.ndim == 2 and "lora_" not in name
     }
     split: list[dict[str, Any]] = []
     for group in groups:

@@ -149,7 +149,6 @@ def describe_plan(
     size = sum(value.numel() for value in model.parameters())
     processes = PartialState().num_processes
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    batch = training.train_batch_size * processes * training.gradient_accumulation_steps
     trackers = ", ".join(choose_trackers(training.report_to)) or "none"
     begin = "from the start" if checkpoint is None else f"resumed from {Path(checkpoint).name}"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
@@ -158,8 +157,8 @@ def describe_plan(
         f"{spread}",
         f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of {size / 1e6:.2f} "
         "million parameters train",
-        f"device: {processes} x {describe_device(training.device)}, {precision}, {batch} images "
-        "per step",
+        f"device: {processes} x {describe_device(training.device)}, {precision}, "
+        f"{training.images_per_step} images per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
         f"disk: about {disk / 1e6:,.0f} MB of checkpoints; the log tells the time that is left",
     ]

@@ -97,8 +97,8 @@ def read_image(
 ) -> Iterator[PIL.Image.Image]:
     """Yield an image as upright 8-bit RGB, at its own size.
 
-    Memory for its pixels is reserved as long as the block runs, and freed at its end: resize or
-    copy the image in there.
+    Memory for its pixels is reserved as long as the block runs, and freed at its end if they were
+    read here: resize or copy the image in there.
 
     Args:
         source: See ``ImageSource``. A path must be that of a regular file: a pipe would be waited
@@ -124,9 +124,9 @@ def read_image(
                     _read_orientation(image)
             rgb = _convert(image)
             # Pixels are freed before their reservation is, or two large images would overlap.
-            for opened in (image, rgb):
-                if opened is not source:
-                    stack.callback(opened.close)
+            if image is not source:
+                stack.callback(image.close)
+                stack.callback(rgb.close)
         except MemoryError:
             raise
         except Exception as error:
@@ -141,7 +141,7 @@ def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         ImageError: The file is broken.
     """
     with read_image(image) as rgb:
-        return rgb if rgb is image else rgb.copy()
+        return rgb
 
 
 def _open(source: Any) -> PIL.Image.Image:
