@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import Siglip2VisionConfig
+from transformers import Siglip2VisionConfig, SiglipVisionConfig
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.adapters import (
+    DroppedLinear,
     add_adapters,
     find_targets,
     fold_model,
@@ -84,6 +85,66 @@ def test_adapters_start_as_nothing_then_train_alone_with_the_head(tiny_dir, head
     silent = {name for name, value in gradients.items() if not value.any()}
     assert silent <= {"classifier.logit_bias"}
     assert (classify(model) - classify(plain)).abs().max() > 0.1
+
+
+def measure_saved_bytes(model):
+    """Return the bytes kept for the backward pass: storages of saved tensors, parameters apart."""
+    parameters = {value.untyped_storage().data_ptr() for value in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # alive, so that no address is reused
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model.train()(pixel_values=draw_pixel_values(4, 64), labels=torch.arange(4))
+    return sum(
+        tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in parameters
+    )
+
+
+def test_adapters_keep_no_more_for_the_backward_pass_than_full_fine_tuning():
+    """A tower with the proportions of SigLIP: MLPs four times as wide, a rank of 2 % of it."""
+    tower = SiglipVisionConfig(
+        hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3,
+        image_size=64, patch_size=8,
+    )  # fmt: skip
+
+    def measure(adapters=None):
+        config = SiglipClassifierConfig(tower, id2label=dict(enumerate("abcd")))
+        model = SiglipClassifier(config)
+        if adapters is not None:
+            add_adapters(model, ModelArguments(lora_r=2, **adapters))
+        return measure_saved_bytes(model)
+
+    whole = measure()
+    assert measure({}) <= whole
+    assert measure({"lora_dropout": 0.1}) <= whole
+    assert measure({"lora_target_modules": ["q_proj", "v_proj"]}) <= 0.75 * whole
+    head = SiglipClassifier(SiglipClassifierConfig(tower, id2label=dict(enumerate("abcd"))))
+    head.vision_model.requires_grad_(False)
+    assert measure_saved_bytes(head) < 0.01 * whole
+
+
+def test_dropout_that_is_computed_again_is_that_of_torch(tiny_dir):
+    factor = torch.nn.Linear(6, 2, bias=False)
+    values, results = torch.randn(5, 6, requires_grad=True), []
+    plain = torch.nn.Sequential(torch.nn.Dropout(0.5), factor)
+    for layer in (DroppedLinear(factor, 0.5), plain):
+        torch.manual_seed(3)
+        output = layer(values)
+        torch.manual_seed(4)  # other layers draw in between
+        gradients = torch.autograd.grad(output.square().sum(), (values, factor.weight))
+        results.append((output, *gradients))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    model = adapt(tiny_dir, lora_dropout=0.5)
+    assert model.peft_config["default"].lora_dropout == 0.5
+    pixels = draw_pixel_values(2, 16)
+    train_briefly(model)
+    first, second = (model.train()(pixel_values=pixels).logits for _ in range(2))
+    assert not torch.equal(first, second)
+    assert torch.equal(classify(model), classify(model))
 
 
 @pytest.mark.parametrize(("pooling", "use_dora"), [("map", False), ("map", True), ("mean", False)])

@@ -69,7 +69,7 @@ class ModelArguments:
         None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r."
     )
     lora_dropout: float = option(
-        0.05, "Dropout before the adapters, except in the pooling head's attention."
+        0.0, "Dropout before the adapters, except in the pooling head's attention."
     )
     use_dora: bool = option(
         False,

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import ModelArguments
@@ -21,6 +23,29 @@ from siglip_flowers.model.classifier import SiglipClassifier
 ADAPTER_NAME = "default"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 POOLING_ATTENTION = "attention"
+
+
+class DroppedLinear(nn.Linear):
+    """The first factor of an adapter, with dropout on its input, as ``nn.Dropout`` before it.
+
+    The backward pass draws the mask again from the same random state, so that neither it nor the
+    dropped input is kept. Those would take more memory than everything that is saved otherwise.
+    """
+
+    def __init__(self, factor: nn.Linear, probability: float) -> None:
+        super().__init__(factor.in_features, factor.out_features, bias=False, device="meta")
+        self.weight = factor.weight
+        self.probability = probability
+
+    def forward(self, input: Tensor) -> Tensor:  # the parent's name
+        """Map (..., inputs) to (..., rank)."""
+        if not self.training:
+            return super().forward(input)
+        projected: Tensor = checkpoint(self._drop_and_project, input, use_reentrant=False)
+        return projected
+
+    def _drop_and_project(self, values: Tensor) -> Tensor:
+        return super().forward(dropout(values, self.probability))
 
 
 def check_peft() -> None:
@@ -58,6 +83,7 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
         InputError: No module of the model has one of ``lora_target_modules``' names.
     """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     from siglip_flowers.model.pooling_adapter import PoolingAttention
 
@@ -77,7 +103,8 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
     config = LoraConfig(
         r=options.lora_r,
         lora_alpha=options.adapter_alpha,
-        lora_dropout=options.lora_dropout,
+        # DoRA passes more than inputs through the first factor, so that peft's dropout stays there.
+        lora_dropout=options.lora_dropout if options.use_dora else 0.0,
         use_dora=options.use_dora,
         target_modules=targets,
         base_model_name_or_path=options.model_name_or_path,
@@ -87,6 +114,12 @@ def add_adapters(model: Any, options: ModelArguments) -> None:
     for module in model.modules():
         if isinstance(module, PoolingAttention):
             module.freeze_output()
+        elif isinstance(module, LoraLayer) and options.lora_dropout and not options.use_dora:
+            factor: Any = module.lora_A[ADAPTER_NAME]
+            module.lora_A[ADAPTER_NAME] = DroppedLinear(factor, options.lora_dropout)
+            # It would be saved in float32, whatever the precision of the pass.
+            module.cast_input_dtype_enabled = False
+    config.lora_dropout = options.lora_dropout
     for name, parameter in model.named_parameters():
         if name in trained and name.startswith(("classifier.", "logit_")):
             parameter.requires_grad_(True)
