@@ -1,8 +1,9 @@
 """The options of ``eval.py`` that read finished runs instead of evaluating a model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.fields import option
 from siglip_flowers.config.rules import Rule
 
 
@@ -10,20 +11,16 @@ from siglip_flowers.config.rules import Rule
 class CompareArguments:
     """Which finished runs to compare or to rank."""
 
-    compare: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Compare finished runs instead: two or more directories (or predictions files) "
-            "with predictions of the same images; each is compared with the first."
-        },
+    compare: list[str] = option(
+        [],
+        "Compare finished runs instead: two or more directories (or predictions files) with "
+        "predictions of the same images; each is compared with the first.",
     )
-    leaderboard: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rank all runs below this directory instead; results if none is named.",
-            "nargs": "?",
-            "const": "results",
-        },
+    leaderboard: str | None = option(
+        None,
+        "Rank all runs below this directory instead; results if none is named.",
+        nargs="?",
+        const="results",
     )
 
     def __post_init__(self) -> None:
@@ -43,19 +40,17 @@ EXTENDS = {"eval": CompareArguments}
 _OF_A_MODEL = ("model", "zero_shot", "report", "robustness")
 RULES = (
     Rule(
-        "runs are compared or ranked",
         lambda options: bool(options.compare) and options.leaderboard is not None,
         "--compare and --leaderboard cannot be combined. Give one of them.",
-        ("--compare", "a", "b", "--leaderboard", "results"),
+        "--compare a b --leaderboard results",
     ),
     Rule(
-        "finished runs are read without a model",
         lambda options: (
             bool(options.compare or options.leaderboard)
             and any(getattr(options, name, None) for name in _OF_A_MODEL)
         ),
         "--compare and --leaderboard read finished runs, so --model, --zero_shot, --report and "
         "--robustness have no use. Leave them out.",
-        ("--compare", "a", "b", "--model", "c"),
+        "--compare a b --model c",
     ),
 )

@@ -21,17 +21,15 @@ class Rule:
     """A combination of options that a command refuses.
 
     Attributes:
-        name: Names the rule in tests.
         refuses: Takes an object with every option of the command as an attribute and returns
             whether the combination is refused.
         message: What is wrong and what to do; ``{option}`` is replaced by the option's value.
-        example: Options that the rule refuses, as on a command line.
+        example: A command line that the rule refuses, after variables of its environment.
     """
 
-    name: str
     refuses: Callable[[Any], bool]
     message: str
-    example: tuple[str, ...]
+    example: str
 
 
 def merge_options(*instances: Any) -> SimpleNamespace:
@@ -51,22 +49,19 @@ def check_rules(rules: Iterable[Rule], options: Any) -> None:
 
 DATA_RULES = (
     Rule(
-        "hub_needs_dataset_name",
         lambda o: o.data_source == "hub" and o.dataset_name is None,
         "--data_source hub requires --dataset_name.",
-        ("--data_source", "hub"),
+        "--data_source hub",
     ),
     Rule(
-        "folder_needs_data_dir",
         lambda o: o.data_source == "folder" and o.data_dir is None,
         "--data_source folder requires --data_dir.",
-        ("--data_source", "folder"),
+        "--data_source folder",
     ),
     Rule(
-        "dataset_name_is_of_the_hub",
         lambda o: o.dataset_name is not None and o.data_source not in (None, "hub"),
         "--dataset_name requires --data_source hub, not {data_source}; remove one of them.",
-        ("--data_source", "procedural", "--dataset_name", "someone/flowers"),
+        "--data_source procedural --dataset_name someone/flowers",
     ),
 )
 
@@ -81,11 +76,6 @@ def has_measured_start(options: Any) -> bool:
     return needs_text_tower(options) or options.head_init == "probe"
 
 
-def mixes_images(options: Any) -> bool:
-    """Return whether training images are mixed with each other."""
-    return bool(options.augment and (options.mixup_alpha or options.cutmix_alpha))
-
-
 def uses_fsdp() -> bool:
     """Return whether ``accelerate launch`` asks for FSDP."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -96,103 +86,87 @@ def uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
-_DDP = "launch with configs/accelerate/ddp.yaml."
-_FSDP2 = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")
+def _mixes_images(options: Any) -> bool:
+    return bool(options.augment and (options.mixup_alpha or options.cutmix_alpha))
+
+
+def _adapts_missing_attention(options: Any) -> bool:
+    adapted = options.lora_r is not None and "attention" in (options.lora_target_modules or ())
+    return adapted and (options.use_dora or options.pooling != "map")
+
 
 _ADAPTER_RULES = (
     Rule(
-        "adapter_options_need_adapters",
         lambda o: o.lora_r is None and bool(o.lora_alpha or o.use_dora or o.lora_target_modules),
-        "--lora_alpha, --use_dora and --lora_target_modules require --lora_r; add it or remove "
-        "them.",
-        ("--use_dora",),
+        "--lora_alpha, --use_dora and --lora_target_modules require --lora_r.",
+        "--use_dora",
     ),
     Rule(
-        "adapters_train_on_the_whole_encoder",
         lambda o: o.lora_r is not None and o.trainable != "all",
         "--lora_r {lora_r} trains adapters on a frozen encoder, which contradicts --trainable "
         "{trainable}; remove one of them.",
-        ("--lora_r", "4", "--trainable", "head"),
+        "--lora_r 4 --trainable head",
     ),
     Rule(
-        "adapters_need_pretrained_weights",
         lambda o: o.lora_r is not None and o.from_scratch,
         "--lora_r {lora_r} would adapt an encoder of random weights; remove --from_scratch.",
-        ("--lora_r", "4", "--from_scratch"),
+        "--lora_r 4 --from_scratch",
     ),
     Rule(
-        "adapted_attention_needs_the_pooling_head",
-        lambda o: (
-            o.lora_r is not None
-            and "attention" in (o.lora_target_modules or ())
-            and (o.use_dora or o.pooling != "map")
-        ),
+        _adapts_missing_attention,
         "--lora_target_modules attention is the attention of the pooling head, which neither "
         "--use_dora true nor --pooling mean adapts; remove one of them.",
-        ("--lora_r", "4", "--pooling", "mean", "--lora_target_modules", "attention"),
+        "--lora_r 4 --pooling mean --lora_target_modules attention",
     ),
     Rule(
-        "adapters_are_not_ensembled",
         lambda o: o.lora_r is not None and o.wise_ft is not None,
         "--wise_ft {wise_ft} averages whole models, which does not work with the adapters of "
         "--lora_r {lora_r}; remove one of them.",
-        ("--lora_r", "4", "--wise_ft", "0.5", "--head_init", "probe"),
+        "--lora_r 4 --wise_ft 0.5 --head_init probe",
     ),
 )
 _OBJECTIVE_RULES = (
     Rule(
-        "text_start_needs_map_pooling",
         lambda o: needs_text_tower(o) and o.pooling != "map",
-        "--pooling {pooling} does not produce features in the text tower's space; use --pooling "
-        "map.",
-        ("--head_init", "text", "--pooling", "mean"),
+        "--pooling {pooling} leaves the text tower's space; use --pooling map.",
+        "--head_init text --pooling mean",
     ),
     Rule(
-        "text_start_needs_pretrained_weights",
         lambda o: needs_text_tower(o) and o.from_scratch,
         "--from_scratch leaves no text tower to start from; use --head_init random and another "
         "objective than contrastive.",
-        ("--head_init", "text", "--from_scratch"),
+        "--head_init text --from_scratch",
     ),
     Rule(
-        "probed_head_is_trained_with_cross_entropy",
         lambda o: o.head_init == "probe" and o.objective != "cross_entropy",
-        "--head_init probe requires --objective cross_entropy, not {objective}; use random or "
-        "text.",
-        ("--head_init", "probe", "--objective", "sigmoid"),
+        "--head_init probe requires --objective cross_entropy, not {objective}.",
+        "--head_init probe --objective sigmoid",
     ),
     Rule(
-        "label_smoothing_needs_cross_entropy",
         lambda o: o.label_smoothing_factor > 0 and o.objective != "cross_entropy",
-        "--label_smoothing_factor {label_smoothing_factor} requires --objective cross_entropy, not "
-        "{objective}; set it to 0.",
-        ("--objective", "sigmoid", "--label_smoothing_factor", "0.1"),
+        "--label_smoothing_factor requires --objective cross_entropy, not {objective}.",
+        "--objective sigmoid --label_smoothing_factor 0.1",
     ),
     Rule(
-        "class_weights_need_cross_entropy",
         lambda o: o.class_weights == "balanced" and o.objective != "cross_entropy",
-        "--class_weights balanced requires --objective cross_entropy, not {objective}; remove it.",
-        ("--objective", "sigmoid", "--class_weights", "balanced"),
+        "--class_weights balanced requires --objective cross_entropy, not {objective}.",
+        "--objective sigmoid --class_weights balanced",
     ),
     Rule(
-        "prompts_describe_one_class",
-        lambda o: o.objective == "contrastive" and mixes_images(o),
+        lambda o: o.objective == "contrastive" and _mixes_images(o),
         "--mixup_alpha and --cutmix_alpha mix classes, which a prompt cannot describe; set both to "
         "0 with --objective contrastive.",
-        ("--objective", "contrastive", "--cutmix_alpha", "1"),
+        "--objective contrastive --cutmix_alpha 1",
     ),
     Rule(
-        "wise_ft_needs_a_start",
         lambda o: o.wise_ft is not None and not has_measured_start(o),
         "--wise_ft {wise_ft} needs a start that classifies; add --head_init text or probe.",
-        ("--wise_ft", "0.5"),
+        "--wise_ft 0.5",
     ),
     Rule(
-        "layer_decay_needs_a_trained_encoder",
         lambda o: o.layer_decay is not None and o.trainable == "head",
-        "--layer_decay {layer_decay} acts on an encoder that trains, and --trainable head freezes "
-        "it; remove one of them.",
-        ("--layer_decay", "0.7", "--trainable", "head"),
+        "--layer_decay acts on the encoder, which --trainable head freezes; remove one of them.",
+        "--layer_decay 0.7 --trainable head",
     ),
 )
 
@@ -215,65 +189,50 @@ def _name_settings(kind: str, settings: str, bad: str, value: str, names: tuple[
 
     known = f"the settings {', '.join(names)}" if names else "no settings"
     message = f"--{kind} {value} has {known}; change --{settings}."
-    return Rule(
-        f"settings_of_{value}", refuses, message, (f"--{kind}", value, f"--{settings}", bad)
-    )
+    return Rule(refuses, message, f"--{kind} {value} --{settings} {bad}")
 
 
 _SCHEDULE_RULES = (
     *(
-        _name_settings("lr_scheduler_type", "lr_scheduler_kwargs", '{"gamma": 1}', *item)
+        _name_settings("lr_scheduler_type", "lr_scheduler_kwargs", """'{"gamma": 1}'""", *item)
         for item in SCHEDULES.items()
     ),
     Rule(
-        "minimum_rate_is_given",
         lambda o: (
             o.lr_scheduler_type == "cosine_with_min_lr"
             and not {"min_lr", "min_lr_rate"} & set(o.lr_scheduler_kwargs or ())
         ),
         "--lr_scheduler_type cosine_with_min_lr requires --lr_scheduler_kwargs with min_lr or "
         "min_lr_rate.",
-        ("--lr_scheduler_type", "cosine_with_min_lr"),
+        "--lr_scheduler_type cosine_with_min_lr",
     ),
     Rule(
-        "decay_steps_are_given",
         lambda o: (
             o.lr_scheduler_type == "warmup_stable_decay"
             and "num_decay_steps" not in (o.lr_scheduler_kwargs or ())
         ),
         "--lr_scheduler_type warmup_stable_decay requires --lr_scheduler_kwargs with "
         "num_decay_steps.",
-        ("--lr_scheduler_type", "warmup_stable_decay"),
+        "--lr_scheduler_type warmup_stable_decay",
     ),
     Rule(
-        "plateau_needs_evaluations",
         lambda o: o.lr_scheduler_type == "reduce_lr_on_plateau" and o.eval_strategy == "no",
         "--lr_scheduler_type reduce_lr_on_plateau requires evaluations; remove --eval_strategy no.",
-        (
-            *("--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "no"),
-            *("--load_best_model_at_end", "false"),
-        ),
+        "--lr_scheduler_type reduce_lr_on_plateau --eval_strategy no",
     ),
     *(_name_settings("optim", "optim_args", "gamma=1", *item) for item in OPTIMIZERS.items()),
     Rule(
-        "early_stopping_needs_evaluations",
         lambda o: o.early_stopping_patience is not None and o.eval_strategy == "no",
-        "--early_stopping_patience {early_stopping_patience} requires evaluations; remove "
-        "--eval_strategy no.",
-        (
-            *("--early_stopping_patience", "2", "--eval_strategy", "no"),
-            *("--load_best_model_at_end", "false"),
-        ),
+        "--early_stopping_patience requires evaluations; remove --eval_strategy no.",
+        "--early_stopping_patience 2 --eval_strategy no",
     ),
     Rule(
-        "best_checkpoint_is_evaluated",
         lambda o: o.load_best_model_at_end and o.save_strategy not in (o.eval_strategy, "best"),
         "--load_best_model_at_end requires --save_strategy and --eval_strategy to be equal, not "
         "{save_strategy} and {eval_strategy}; change one, or add --load_best_model_at_end false.",
-        ("--eval_strategy", "no"),
+        "--eval_strategy no",
     ),
     Rule(
-        "best_checkpoint_is_evaluated_in_steps",
         lambda o: (
             o.load_best_model_at_end
             and o.save_strategy == o.eval_strategy == "steps"
@@ -281,118 +240,97 @@ _SCHEDULE_RULES = (
         ),
         "--load_best_model_at_end requires --save_steps {save_steps} to be a multiple of "
         "--eval_steps; change one, or add --load_best_model_at_end false.",
-        (
-            *("--eval_strategy", "steps", "--save_strategy", "steps"),
-            *("--eval_steps", "4", "--save_steps", "6"),
-        ),
+        "--eval_strategy steps --save_strategy steps --eval_steps 4 --save_steps 6",
     ),
     Rule(
-        "one_precision",
         lambda o: o.fp16 and bool(o.bf16),
         "--fp16 and --bf16 contradict each other; remove one of them.",
-        ("--fp16", "--bf16"),
+        "--fp16 --bf16",
     ),
     Rule(
-        "prefetching_needs_workers",
         lambda o: o.dataloader_prefetch_factor is not None and o.dataloader_num_workers == 0,
-        "--dataloader_prefetch_factor {dataloader_prefetch_factor} requires "
-        "--dataloader_num_workers of at least 1.",
-        ("--dataloader_prefetch_factor", "2", "--dataloader_num_workers", "0"),
+        "--dataloader_prefetch_factor requires --dataloader_num_workers of at least 1.",
+        "--dataloader_prefetch_factor 2 --dataloader_num_workers 0",
     ),
 )
+_DDP = "launch with configs/accelerate/ddp.yaml."
+_FSDP2 = "ACCELERATE_USE_FSDP=true FSDP_VERSION=2"
+_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE="
 # Those that ``accelerate launch`` makes apply through its environment variables.
 _LAUNCH_RULES = (
     Rule(
-        "fsdp_version",
         lambda o: uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2",
         "Only version 2 of FSDP is supported; write fsdp_version: 2 as "
         "configs/accelerate/fsdp2.yaml does.",
-        ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=1"),
+        "ACCELERATE_USE_FSDP=true FSDP_VERSION=1",
     ),
     Rule(
-        "fsdp_without_adapters",
         lambda o: uses_fsdp() and o.lora_r is not None,
-        "--lora_r {lora_r} trains few weights, which FSDP does not shard; " + _DDP,
-        (*_FSDP2, "--lora_r", "4"),
+        f"--lora_r {{lora_r}} trains few weights, which FSDP does not shard; {_DDP}",
+        f"{_FSDP2} --lora_r 4",
     ),
     Rule(
-        "fsdp_without_moving_average",
         lambda o: uses_fsdp() and o.ema is not None,
-        "--ema {ema} keeps the whole average in every process, which FSDP excludes; remove it or "
-        + _DDP,
-        (*_FSDP2, "--ema", "0.99"),
+        f"--ema keeps the whole average in every process, which FSDP excludes; remove it or {_DDP}",
+        f"{_FSDP2} --ema 0.99",
     ),
     Rule(
-        "muon_is_not_sharded",
         lambda o: o.optim == "muon" and (uses_fsdp() or uses_deepspeed()),
         "--optim muon requires whole matrices, which FSDP and DeepSpeed split; use another --optim "
-        "or " + _DDP,
-        (*_FSDP2, "--optim", "muon"),
+        f"or {_DDP}",
+        f"{_FSDP2} --optim muon",
     ),
     Rule(
-        "fsdp_without_sigmoid",
         lambda o: uses_fsdp() and o.objective == "sigmoid",
         "--objective sigmoid trains single numbers, which FSDP cannot shard; use another objective "
-        "or " + _DDP,
-        (*_FSDP2, "--objective", "sigmoid"),
+        f"or {_DDP}",
+        f"{_FSDP2} --objective sigmoid",
     ),
     Rule(
-        "deepspeed_stage",
         lambda o: uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3",
         "DeepSpeed's zero_stage 3 is not supported; use zero_stage 2 or "
         "configs/accelerate/fsdp2.yaml.",
-        ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=3"),
+        f"{_DEEPSPEED}3",
     ),
     Rule(
-        "deepspeed_is_installed",
         lambda o: uses_deepspeed() and importlib.util.find_spec("deepspeed") is None,
         "The launch configuration asks for DeepSpeed, which is not installed; run pip install "
-        "deepspeed or " + _DDP,
-        ("ACCELERATE_USE_DEEPSPEED=true", "ACCELERATE_DEEPSPEED_ZERO_STAGE=2"),
+        f"deepspeed or {_DDP}",
+        f"{_DEEPSPEED}2",
     ),
 )
-TRAIN_RULES = (
-    *DATA_RULES,
-    *_ADAPTER_RULES,
-    *_OBJECTIVE_RULES,
-    *_SCHEDULE_RULES,
-    *_LAUNCH_RULES,
-)
+TRAIN_RULES = DATA_RULES + _ADAPTER_RULES + _OBJECTIVE_RULES + _SCHEDULE_RULES + _LAUNCH_RULES
 EVAL_RULES = (
     *DATA_RULES,
     Rule(
-        "zero_shot_evaluates_a_checkpoint",
         lambda o: o.zero_shot != (o.model_name_or_path is not None),
         "--zero_shot and --model_name_or_path require each other; a trained model is named with "
         "--model.",
-        ("--zero_shot",),
+        "--zero_shot",
     ),
     Rule(
-        "zero_shot_or_a_trained_model",
         lambda o: o.zero_shot and o.model is not None,
         "--model {model} is a trained model, but --zero_shot evaluates a checkpoint; remove one of "
         "them.",
-        ("--model", "results/x", "--zero_shot", "--model_name_or_path", "x"),
+        "--model results/x --zero_shot --model_name_or_path x",
     ),
 )
 PREDICT_RULES = (
     Rule(
-        "one_format",
         lambda o: o.json and o.csv,
         "--json and --csv are two formats; remove one of them.",
-        ("x.jpg", "--json", "--csv"),
+        "x.jpg --json --csv",
     ),
     Rule(
-        "threshold_or_none",
         lambda o: o.threshold is not None and o.no_threshold,
         "--threshold and --no_threshold contradict each other; remove one of them.",
-        ("x.jpg", "--threshold", "0.5", "--no_threshold"),
+        "x.jpg --threshold 0.5 --no_threshold",
     ),
 )
 # The rules of each core command; those of a feature are in its options.py.
 RULES = {
     "train": TRAIN_RULES,
-    "eval": DATA_RULES,
+    "eval": EVAL_RULES,
     "predict": PREDICT_RULES,
     "threshold": DATA_RULES,
 }

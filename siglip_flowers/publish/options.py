@@ -45,16 +45,14 @@ class PushArguments:
 EXTENDS = {"train": PushArguments}
 RULES = (
     Rule(
-        name="push_without_name",
-        refuses=lambda options: options.push_to_hub and options.hub_model_id is None,
-        message="--push_to_hub needs the name to push to; add --hub_model_id ORG/NAME.",
-        example=("--push_to_hub", "true"),
+        lambda options: options.push_to_hub and options.hub_model_id is None,
+        "--push_to_hub needs the name to push to; add --hub_model_id ORG/NAME.",
+        "--push_to_hub true",
     ),
     Rule(
-        name="name_without_push",
-        refuses=lambda options: options.hub_model_id is not None and not options.push_to_hub,
-        message="--hub_model_id {hub_model_id} does nothing without --push_to_hub; add it.",
-        example=("--hub_model_id", "my-team/siglip-flowers"),
+        lambda options: options.hub_model_id is not None and not options.push_to_hub,
+        "--hub_model_id {hub_model_id} does nothing without --push_to_hub; add it.",
+        "--hub_model_id my-team/siglip-flowers",
     ),
 )
 

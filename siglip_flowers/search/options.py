@@ -10,21 +10,14 @@ DEFAULTS = {"output_dir": "results/search"}
 PRUNERS = ("median", "none")
 RULES = (
     Rule(
-        name="search without a space",
-        refuses=lambda options: options.search_space is None,
-        message="A search needs --search_space, a mapping of options to values; see "
-        "configs/search.yaml.",
-        example=("--n_trials", "3"),
+        lambda o: o.search_space is None,
+        "A search needs --search_space, a mapping of options to values; see configs/search.yaml.",
+        "--n_trials 3",
     ),
     Rule(
-        name="search without evaluations",
-        refuses=lambda options: options.eval_strategy == "no",
-        message="--eval_strategy no leaves a search nothing to compare trials by; use epoch or "
-        "steps.",
-        example=(
-            *("--search_space", "{}", "--eval_strategy", "no"),
-            *("--load_best_model_at_end", "false"),
-        ),
+        lambda o: o.eval_strategy == "no",
+        "--eval_strategy no leaves a search nothing to compare trials by; use epoch or steps.",
+        "--search_space {} --eval_strategy no --load_best_model_at_end false",
     ),
 )
 
