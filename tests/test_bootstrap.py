@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.metrics.bootstrap import accuracy_interval, bootstrap_headline
 from siglip_flowers.metrics.statistics import wilson_interval
 
 CLASSES = 6
@@ -99,6 +99,15 @@ def test_without_an_error_accuracy_has_wilsons_interval_and_class_averages_none(
         assert found == dict.fromkeys(("accuracy", "top5_accuracy"), wilson_interval(right, 20))
     one = bootstrap_headline([1], [1], 3, losses=[0.25], resamples=50)
     assert one == {"accuracy": wilson_interval(1, 1), "loss": (0.25, 0.25)}
+
+
+def test_the_interval_of_an_accuracy_needs_the_counts_alone(predictions):
+    labels, predicted, _ = predictions
+    right = np.bincount(labels[labels == predicted], minlength=CLASSES)
+    found = accuracy_interval(right, np.bincount(labels))
+    assert found == bootstrap_headline(labels, predicted, CLASSES)["accuracy"]
+    # Classes without images change nothing.
+    assert found == accuracy_interval([0, *right], [0, *np.bincount(labels)])
 
 
 def test_classes_of_one_image_vary_together():

@@ -88,7 +88,8 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
     assert evaluation.result is not None
     print(escape_unprintable(evaluation.title))
     print(f"Computed in {evaluation.options.dtype} on {evaluation.environment['device']}.")
-    print(format_metrics({options.split: list_metrics(evaluation.result)}))
+    metrics = {options.split: list_metrics(evaluation.result)}
+    print(format_metrics(metrics, evaluation.intervals))
     if not options.zero_shot:
         for line in read_choice(Path(options.model).parent):
             print(escape_unprintable(line))

@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import METRICS_FILE
-from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.metrics.bootstrap import accuracy_interval
 from siglip_flowers.metrics.statistics import (
     McNemarResult,
     PairedDifference,
@@ -233,9 +233,8 @@ def compare_runs(runs: Sequence[RunPredictions]) -> RunComparison:
 
 
 def _measure(run: RunPredictions) -> tuple[float, float, float]:
-    names, numbers = np.unique([run.true, run.predicted], return_inverse=True)
-    true, predicted = numbers.reshape(2, -1)
-    low, high = bootstrap_headline(true, predicted, len(names))["accuracy"]
+    _, labels, sizes = np.unique(run.true, return_inverse=True, return_counts=True)
+    low, high = accuracy_interval(np.bincount(labels, weights=run.correct), sizes)
     return float(run.correct.mean()), low, high
 
 

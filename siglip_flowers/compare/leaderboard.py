@@ -7,11 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import METRICS_FILE, REPORT_DIRS
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.compare.comparison import read_metrics
-from siglip_flowers.metrics.statistics import wilson_interval
+from siglip_flowers.metrics.bootstrap import accuracy_interval
 
 # Runs are at most this many folders below the directory.
 DEPTH = 3
@@ -24,7 +26,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """One run's figures on its test split, with Wilson's interval of the accuracy.
+    """One run's figures on its test split, with the interval of the accuracy.
 
     ``group`` is (split protocol, data, number of test images); ``rank`` is among its runs.
     """
@@ -84,7 +86,9 @@ def _read_row(file: Path, directory: Path) -> LeaderboardRow:
     metrics = read_metrics(file)
     data, test = metrics["data"], metrics["splits"]["test"]
     model, training = metrics["model"], metrics.get("training", {})
-    low, high = wilson_interval(round(test["n"] * test["accuracy"]), test["n"])
+    sizes = np.array([row["support"] for row in test["per_class"]])
+    recall = np.array([row["recall"] for row in test["per_class"]])
+    low, high = accuracy_interval(np.round(recall * sizes), sizes)
     moment = datetime.datetime.fromtimestamp(file.stat().st_mtime, tz=datetime.UTC)
     shots = data.get("shots")
     # Without the sizes of the splits and the number of shots, which concern training only.
@@ -121,7 +125,7 @@ def format_leaderboard(
         lines += [f"{heading}{data}, {n} test images", "", *table, ""]
     if left_out:
         lines.append(f"Without test figures: {', '.join(left_out)}.")
-    lines.append("Intervals are Wilson's, 95 %. To test whether two runs differ, use --compare.")
+    lines.append("To test whether two runs differ, use --compare.")
     return escape_unprintable("\n".join(lines), keep="\n")
 
 

@@ -4,6 +4,7 @@ What a feature adds to an evaluation is an :class:`EvaluationExtension`.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.data import ClassificationData, check_data_arguments, load_data
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
+from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.metrics.classification import are_in_top_k, sigmoid_losses, softmax_losses
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
@@ -87,6 +90,21 @@ class Evaluation:
             options.dtype,
             options.compile,
             self.data_arguments,
+        )
+
+    @functools.cached_property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of every metric that has one; see ``bootstrap_headline``."""
+        result = self.result
+        assert result is not None
+        num_classes = result.logits.shape[1]
+        is_softmax = self.model.config.activation == "softmax"
+        return bootstrap_headline(
+            result.labels,
+            result.logits.argmax(axis=1),
+            num_classes,
+            hits=are_in_top_k(result.labels, result.logits, min(TOP_K, num_classes)),
+            losses=(softmax_losses if is_softmax else sigmoid_losses)(result.logits, result.labels),
         )
 
 
@@ -229,6 +247,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
         "dtype": options.dtype,
         "n": len(result.labels),
         **result.metrics,
+        "intervals": evaluation.intervals,
         "per_class": result.per_class,
         **evaluation.figures,
         "environment": evaluation.environment,
@@ -247,13 +266,27 @@ def list_metrics(result: SplitResult) -> dict[str, float]:
     return metrics
 
 
-def format_metrics(splits: Mapping[str, Mapping[str, float]]) -> str:
-    """Return a table with one column per split: n, shares in percent, then the losses."""
+def format_metrics(
+    splits: Mapping[str, Mapping[str, float]],
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Return a table with one column per split: n, shares in percent, then the losses.
+
+    ``intervals``, of a single split, are a column more.
+    """
     lines = [["", *splits], ["n", *(str(int(values["n"])) for values in splits.values())]]
     for key, name in HEADLINE.items():
         if all(key in values for values in splits.values()):
             lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
     lines.append(["loss", *(f"{values['loss']:.4f}" for values in splits.values())])
+    if intervals is not None:
+        ends = {
+            name: f"{100 * intervals[key][0]:.1f} to {100 * intervals[key][1]:.1f} %"
+            for key, name in HEADLINE.items()
+            if key in intervals
+        }
+        ends |= {"": "95 % interval", "loss": "{:.4f} to {:.4f}".format(*intervals["loss"])}
+        lines = [[*line, ends.get(line[0], "")] for line in lines]
     return align_columns(lines)
 
 

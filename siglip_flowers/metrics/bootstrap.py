@@ -37,8 +37,8 @@ def bootstrap_headline(
     Classes of a single image have no spread of their own. They share one stratum: in a resample
     each of them is right, or predicted as another class, as a random one of them was.
 
-    Without any error accuracy has Wilson's interval, and so has the top-5 accuracy; macro and
-    weighted figures have none and are left out.
+    Accuracy and top-5 accuracy have :func:`accuracy_interval`, Wilson's without any error; macro
+    and weighted figures have none then and are left out.
 
     Args:
         labels: True classes (N,), integers; N >= 1.
@@ -55,13 +55,8 @@ def bootstrap_headline(
     """
     true, predicted = np.asarray(labels), np.asarray(predictions)
     confusion_matrix(true, predicted, num_classes)  # checks them
-    columns = {
-        name: np.asarray(values, dtype=np.float64)
-        for name, values in (("top5_accuracy", hits), ("loss", losses))
-        if values is not None
-    }
-    assert all(column.shape == true.shape for column in columns.values())
-    problem = _Problem(true, predicted, num_classes, columns)
+    values = None if losses is None else np.asarray(losses, dtype=np.float64)
+    problem = _Problem(true, predicted, num_classes, values)
     estimates, errors = problem.score(problem.observe())
     generator = np.random.default_rng(seed)
     largest = max(stratum.rows.size for stratum in problem.strata)
@@ -78,12 +73,62 @@ def bootstrap_headline(
         if ends is not None:
             low, high = ends
             intervals[name] = max(low, 0.0), (high if name == "loss" else min(high, 1.0))
-        elif name in ("accuracy", "top5_accuracy"):
-            right = round(value * true.size)
-            intervals[name] = wilson_interval(right, true.size, confidence)
         elif name == "loss":
             intervals[name] = (value, value)
+    shares = {"accuracy": true == predicted}
+    if hits is not None:
+        shares["top5_accuracy"] = np.asarray(hits, dtype=np.bool_)
+    for name, right in shares.items():
+        counts = np.bincount(true[right], minlength=num_classes)
+        intervals[name] = accuracy_interval(counts, problem.support, resamples, confidence, seed)
+    # Which is the same figure.
+    if "recall_weighted" in intervals:
+        intervals["recall_weighted"] = intervals["accuracy"]
     return intervals
+
+
+def accuracy_interval(
+    right: ArrayLike,
+    sizes: ArrayLike,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Return the bootstrap-t interval (low, high) of an accuracy, stratified by class.
+
+    As :func:`bootstrap_headline`, from counts alone: of the n images that a resample draws from a
+    class, a binomial number is right. Wilson's interval if all images are right or all are wrong.
+
+    Args:
+        right: Images of each class that are right (C,).
+        sizes: Images of each class (C,); classes without images do not matter.
+        resamples: Number of resamples.
+        confidence: Nominal coverage.
+        seed: Of the drawing.
+    """
+    hits, n = np.asarray(right, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
+    total, single = int(n.sum()), n == 1
+    if hits.sum() in (0, total):
+        return wilson_interval(round(hits.sum()), total, confidence)
+    # Classes of a single image share a stratum.
+    hits = np.append(hits[n > 1], hits[single].sum())
+    n = np.append(n[n > 1], np.count_nonzero(single))
+    hits, n = hits[n > 0], n[n > 0]
+    drawn = np.random.default_rng(seed).binomial(n, hits / n, size=(resamples, n.size))
+    value, error = _measure_share(hits[None], n)
+    found = _studentize(
+        float(value[0]), float(error[0]), *_measure_share(drawn, n), confidence=confidence
+    )
+    if found is None:
+        return wilson_interval(round(hits.sum()), total, confidence)
+    return max(found[0], 0.0), min(found[1], 1.0)
+
+
+def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Return the accuracy of samples with counts (R, S), and its standard error: (R,) each."""
+    total = sizes.sum()
+    variance = _stratum_variance(right, right, sizes).sum(axis=1)
+    return right.sum(axis=1) / total, np.sqrt(variance) / total
 
 
 def _studentize(
@@ -121,12 +166,12 @@ class _Sample:
     Attributes:
         hits: (number of classes, R): images that are predicted as their class.
         named: (M, R): images that are predicted as each of the stratum's columns.
-        sums: Sum and sum of squares of each column of values, (R,) each.
+        sums: Sum and sum of squares of the losses, (R,) each.
     """
 
     hits: NDArray[np.float32]
     named: NDArray[np.float32]
-    sums: dict[str, tuple[FloatArray, FloatArray]]
+    sums: tuple[FloatArray, FloatArray] | None
 
 
 class _Problem:
@@ -136,13 +181,13 @@ class _Problem:
         true: True classes (N,).
         predicted: Predicted classes (N,).
         num_classes: C.
-        values: Columns (N,) whose means are figures as well.
+        losses: (N,), whose mean is a figure as well.
     """
 
     def __init__(
-        self, true: IntArray, predicted: IntArray, num_classes: int, values: dict[str, FloatArray]
+        self, true: IntArray, predicted: IntArray, num_classes: int, losses: FloatArray | None
     ) -> None:
-        self.predicted, self.values = predicted, values
+        self.predicted, self.losses = predicted, losses
         self.total, self.num_classes = true.size, num_classes
         self.support = np.bincount(true, minlength=num_classes)
         single = np.flatnonzero(self.support[true] == 1)
@@ -181,13 +226,10 @@ class _Problem:
         counts = np.bincount((places + offsets).ravel(), minlength=resamples * width)
         named = np.ascontiguousarray(counts.reshape(resamples, width).T, dtype=np.float32)
         hits = named[own] if own.size == 1 else (places == own).T.astype(np.float32)
-        sums = {}
-        for name, column in self.values.items():
-            values = column[stratum.rows]
-            first = values[drawn].sum(axis=1)
-            # A share is a mean of zeros and ones, which are their own squares.
-            share = name == "top5_accuracy"
-            sums[name] = (first, first if share else (values**2)[drawn].sum(axis=1))
+        sums = None
+        if self.losses is not None:
+            values = self.losses[stratum.rows]
+            sums = (values[drawn].sum(axis=1), (values**2)[drawn].sum(axis=1))
         return _Sample(hits, named, sums)
 
     def score(self, samples: list[_Sample]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
@@ -221,16 +263,14 @@ class _Problem:
             ):
                 values[name] = (weights * scores).sum(axis=0, dtype=np.float64)
                 errors[name] = self._measure_error(samples, gain, loss)
-        # Of the same images: each right one counts 1 / N.
-        values["accuracy"] = hits.sum(axis=0, dtype=np.float64) / self.total
-        errors["accuracy"] = errors["recall_weighted"]
-        for name in self.values:
-            values[name] = sum(sample.sums[name][0] for sample in samples) / self.total
-            variance = np.zeros(resamples)
+        if self.losses is not None:
+            total, variance = np.zeros(resamples), np.zeros(resamples)
             for stratum, sample in zip(self.strata, samples, strict=True):
-                first, second = sample.sums[name]
+                assert sample.sums is not None
+                first, second = sample.sums
+                total += first
                 variance += _stratum_variance(first, second, stratum.rows.size)
-            errors[name] = np.sqrt(variance) / self.total
+            values["loss"], errors["loss"] = total / self.total, np.sqrt(variance) / self.total
         return values, errors
 
     def _measure_error(
@@ -253,9 +293,9 @@ class _Problem:
         return np.sqrt(variance)
 
 
-def _stratum_variance(first: NDArray, second: NDArray, size: int) -> NDArray:
+def _stratum_variance(first: NDArray, second: NDArray, size: int | IntArray) -> NDArray:
     """Return the variance of a sum over n images from the sums of values and of their squares."""
     spread = second.astype(np.float64) - first.astype(np.float64) ** 2 / size
     # Rounding may leave a little where all values are equal.
     floor = 1e-6 * second
-    return np.where(spread > floor, spread, 0.0) * size / max(size - 1, 1)
+    return np.where(spread > floor, spread, 0.0) * size / np.maximum(size - 1, 1)

@@ -15,8 +15,7 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from siglip_flowers.evaluation.predict import SplitResult
-from siglip_flowers.evaluation.run import HEADLINE, TOP_K, Evaluation, list_metrics
-from siglip_flowers.metrics.bootstrap import bootstrap_headline
+from siglip_flowers.evaluation.run import HEADLINE, Evaluation, list_metrics
 from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,
     best_area_under_risk_coverage,
@@ -30,7 +29,6 @@ from siglip_flowers.metrics.calibration import (
 from siglip_flowers.metrics.classification import (
     FloatArray,
     IntArray,
-    are_in_top_k,
     confusion_matrix,
     sigmoid_losses,
     softmax_losses,
@@ -88,7 +86,7 @@ def analyze(
     probabilities = to_probabilities(result.logits, activation)
     confidence = probabilities.max(axis=1)
     correct = predicted == labels
-    headline = _measure_headline(result, classes, activation)
+    headline = _measure_headline(evaluation, result)
     confusion = confusion_matrix(labels, predicted, classes)
     pairs = find_pairs(confusion, labels, predicted, confidence)
     wrong, right = np.flatnonzero(~correct), np.flatnonzero(correct)
@@ -278,19 +276,9 @@ def _measure_losses(logits: Any, labels: IntArray, activation: str) -> FloatArra
     return (softmax_losses if activation == "softmax" else sigmoid_losses)(logits, labels)
 
 
-def _measure_headline(
-    result: SplitResult, num_classes: int, activation: str
-) -> dict[str, Estimate]:
+def _measure_headline(evaluation: Evaluation, result: SplitResult) -> dict[str, Estimate]:
     """Return the metrics of the evaluation with intervals, of no width if they have none."""
-    labels, predicted = result.labels, result.logits.argmax(axis=1)
-    ends = bootstrap_headline(
-        labels,
-        predicted,
-        num_classes,
-        hits=are_in_top_k(labels, result.logits, min(TOP_K, num_classes)),
-        losses=_measure_losses(result.logits, labels, activation),
-    )
-    metrics = list_metrics(result)
+    metrics, ends = list_metrics(result), evaluation.intervals
     values = {name: metrics[name] for name in (*HEADLINE, "loss") if name in metrics}
     return {
         name: Estimate(value, *ends.get(name, (value, value))) for name, value in values.items()

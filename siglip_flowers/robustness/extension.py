@@ -15,7 +15,8 @@ from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
 from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
-from siglip_flowers.metrics.statistics import paired_bootstrap, wilson_interval
+from siglip_flowers.metrics.bootstrap import accuracy_interval
+from siglip_flowers.metrics.statistics import paired_bootstrap
 from siglip_flowers.plots.theme import (
     MUTED_COLOR,
     TRAIN_COLOR,
@@ -38,7 +39,7 @@ CLEAN, PLAIN = "clean", "plain"
 # Side of a crop, as a share of the image's.
 CROP = 0.875
 
-# {"kind", "strength", "accuracy", "low", "high"}: shares in [0, 1], ends of Wilson's interval.
+# {"kind", "strength", "accuracy", "low", "high"}: shares in [0, 1].
 RobustnessRow = dict[str, Any]
 # {"name", "accuracy", "low", "high", "gain", "gain_low", "gain_high", "cost"}: shares in [0, 1],
 # cost in passes.
@@ -113,7 +114,11 @@ def measure_robustness(
 
     correct = run_over(score_batch, evaluation.processor, evaluation.rows, options, "robustness")
     return [
-        {"kind": kind, "strength": strength, **_measure_accuracy(correct[:, column])}
+        {
+            "kind": kind,
+            "strength": strength,
+            **_measure_accuracy(correct[:, column], evaluation.rows["label"]),
+        }
         for column, (kind, strength) in enumerate(variants)
     ]
 
@@ -158,7 +163,7 @@ def measure_augmented(evaluation: Evaluation, kind: str) -> list[AugmentedRow]:
         found.append(
             {
                 "name": name,
-                **_measure_accuracy(correct[:, column]),
+                **_measure_accuracy(correct[:, column], evaluation.rows["label"]),
                 "gain": gain.difference,
                 "gain_low": gain.low,
                 "gain_high": gain.high,
@@ -186,10 +191,11 @@ def _crop(pixels: torch.Tensor, top: int, left: int, side: int) -> torch.Tensor:
     return crop_and_resize(pixels.float(), top, left, side).round().clamp(0, 255).to(torch.uint8)
 
 
-def _measure_accuracy(correct: np.ndarray) -> dict[str, float]:
-    right, n = int(correct.sum()), len(correct)
-    low, high = wilson_interval(right, n)
-    return {"accuracy": right / n, "low": low, "high": high}
+def _measure_accuracy(correct: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+    sizes = np.bincount(labels)
+    right = np.bincount(labels, weights=correct)
+    low, high = accuracy_interval(right, sizes)
+    return {"accuracy": int(correct.sum()) / len(correct), "low": low, "high": high}
 
 
 def summarize_robustness(rows: Sequence[RobustnessRow]) -> dict[str, float]:

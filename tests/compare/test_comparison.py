@@ -15,8 +15,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.compare.comparison import compare_runs, read_runs
 from siglip_flowers.compare.leaderboard import rank_runs
-from siglip_flowers.metrics.bootstrap import bootstrap_headline
-from siglip_flowers.metrics.statistics import wilson_interval
+from siglip_flowers.metrics.bootstrap import accuracy_interval, bootstrap_headline
 from tests.small_runs import CLASSES, make_folder
 
 IDS = [f"{name}/{number}" for name in CLASSES for number in range(4)]
@@ -60,7 +59,17 @@ def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: i
         },
         "model": {"model_id": "somewhere/small", "parameters": 2_000_000},
         "training": {"seed": seed},
-        "splits": {"test": {"n": n, "accuracy": accuracy, "f1_macro": accuracy / 2}},
+        "splits": {
+            "test": {
+                "n": n,
+                "accuracy": accuracy,
+                "f1_macro": accuracy / 2,
+                "per_class": [
+                    {"support": n // 2, "recall": min(1.0, 2 * accuracy)},
+                    {"support": n // 2, "recall": max(0.0, 2 * accuracy - 1)},
+                ],
+            }
+        },
     }
 
 
@@ -195,7 +204,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
         "fewer": (1, "given", 6),
     }
     best = next(row for row in rows if row.run == "best")
-    assert (best.low, best.high) == wilson_interval(11, 12)
+    assert (best.low, best.high) == accuracy_interval([6, 5], [6, 6])
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0

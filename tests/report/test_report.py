@@ -416,7 +416,9 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     # The table of the training run, to the last digit; of three classes the top 5 say nothing.
     trained = json.loads((small_run / "metrics.json").read_text())["splits"]["test"]
     trained.pop("top5_accuracy")
-    assert format_metrics({"test": trained}) in shown
+    rows = [" ".join(line.split()) for line in shown.splitlines()]
+    for line in format_metrics({"test": trained}).splitlines():
+        assert any(row.startswith(" ".join(line.split())) for row in rows)
     assert "op-5" not in shown
     directory = small_run / "report_test"
     assert sorted(list_files(directory)) == sorted(REPORT_FILES)
