@@ -20,8 +20,7 @@ import torch
 
 from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.commands.entry import run_command
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.commands.entry import Command, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MEMORY_MARK = "peak memory: "
@@ -278,12 +277,8 @@ def run_benchmark(
     """
     arguments = sys.argv[1:] if argv is None else argv
     first_line = str(description).split("\n")[0]
-
-    def work() -> None:
-        (options,) = parse_arguments((kind,), arguments, prog=module, description=first_line)
-        run(options, arguments)
-
-    return run_command(module, work)
+    command = Command(module, first_line, (kind,))
+    return run_command(command, lambda parsed: run(*parsed, arguments), arguments)
 
 
 class Stopwatch:

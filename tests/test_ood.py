@@ -15,8 +15,8 @@ from sklearn.preprocessing import normalize
 
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.commands.predict import COMMAND
 from siglip_flowers.commands.predict import main as predict
-from siglip_flowers.commands.predict import parse_prediction_arguments
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
@@ -234,7 +234,7 @@ def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
 )
 def test_wrong_thresholds_are_refused(options, message):
     with pytest.raises(InputError, match=message):
-        parse_prediction_arguments(["x.jpg", *options])
+        COMMAND.parse(["x.jpg", *options])
 
 
 def test_the_command_refuses_what_it_cannot_do(run, capsys):

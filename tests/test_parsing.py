@@ -13,8 +13,8 @@ import yaml
 from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.main import list_commands, list_extension_options
+from siglip_flowers.commands.train import COMMAND as TRAIN
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
-from siglip_flowers.commands.train import parse_training
 from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.config.fields import list_options, option
 from siglip_flowers.config.parsing import parse_arguments
@@ -244,7 +244,7 @@ def test_help_of_train_is_two_screens(capsys):
     shown = {}
     for word in ("--help", "--help_all"):
         with pytest.raises(SystemExit):
-            parse_training([word])
+            TRAIN.parse([word])
         shown[word] = capsys.readouterr().out
     names = re.findall(r"^  --(\w+)", shown["--help"], re.M)
     assert 30 <= len(set(names) - {"config", "help_all"}) <= 40
@@ -273,7 +273,7 @@ def test_each_command_answers_help_and_calls_itself_by_its_name(command, capsys)
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path):
-    parse_training(["--config", str(path)])
+    TRAIN.parse(["--config", str(path)])
 
 
 def test_the_promised_configurations_are_shipped():
@@ -281,8 +281,8 @@ def test_the_promised_configurations_are_shipped():
 
 
 def test_the_default_configuration_states_the_defaults():
-    shipped = parse_training(["--config", str(REPOSITORY / "configs" / "default.yaml")])
-    assert shipped == parse_training([])
+    shipped = TRAIN.parse(["--config", str(REPOSITORY / "configs" / "default.yaml")])
+    assert shipped == TRAIN.parse([])
 
 
 @pytest.mark.parametrize("name", ["nano_64px", "nano_64px_28epochs"])
@@ -290,7 +290,7 @@ def test_a_configuration_that_an_older_version_saved_is_read(name, caplog, tmp_p
     saved = tmp_path / "config.yaml"
     shutil.copyfile(REPOSITORY / "results" / name / "config.yaml", saved)
     before = yaml.safe_load(saved.read_text(encoding="utf-8"))
-    found = parse_training(["--config", str(saved)])
+    found = TRAIN.parse(["--config", str(saved)])
     values = {
         item.name: getattr(instance, item.name)
         for instance in found
@@ -303,4 +303,4 @@ def test_a_configuration_that_an_older_version_saved_is_read(name, caplog, tmp_p
     for line in ("drop_path: 0.1\n", "save_only_model: true\n", "group: x\n"):
         saved.write_text(line, encoding="utf-8")
         with pytest.raises(InputError, match=rf"{line.partition(':')[0]}'? in .*config\.yaml"):
-            parse_training(["--config", str(saved)])
+            TRAIN.parse(["--config", str(saved)])

@@ -17,7 +17,7 @@ from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.predict import main, parse_prediction_arguments
+from siglip_flowers.commands.predict import COMMAND, main
 from siglip_flowers.inference.finding import fetch_image
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
@@ -89,7 +89,7 @@ def test_the_table_names_a_image_once(model, images, capsys):
 
 
 def test_options_may_stand_between_paths(images):
-    options = parse_prediction_arguments(["x.jpg", "--top_k", "2", "y.jpg", "--json", "-"])
+    (options,) = COMMAND.parse(["x.jpg", "--top_k", "2", "y.jpg", "--json", "-"])
     assert options.paths == ["x.jpg", "y.jpg", "-"]
     assert (options.top_k, options.json, options.dtype) == (2, True, "auto")
 
@@ -320,5 +320,5 @@ def test_the_url_error_class_is_an_os_error():
     # The reader relies on it: what fails to download is an image that cannot be read.
     assert issubclass(urllib.error.URLError, OSError)
     with pytest.raises(InputError, match="nothing to classify"):
-        parse_prediction_arguments([])
+        COMMAND.parse([])
     assert Image.MAX_IMAGE_PIXELS is not None

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from safetensors import SafetensorError
 
 from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.config.parsing import is_first_process
+from siglip_flowers.config.parsing import is_first_process, parse_arguments
+from siglip_flowers.config.rules import Rule
 from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
 from siglip_flowers.runtime.preemption import (
@@ -23,6 +25,47 @@ from siglip_flowers.runtime.preemption import (
 )
 
 EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and its options.
+
+    Attributes:
+        prog: What the user typed to run it, for messages and ``--help``.
+        description: One line for ``--help``.
+        kinds: The dataclasses of its options.
+        rules: Rules about combinations of options.
+        examples: Command lines for ``--help``.
+        defaults: Values that replace the defaults of the dataclasses.
+    """
+
+    prog: str
+    description: str
+    kinds: tuple[type, ...]
+    rules: tuple[Rule, ...] = ()
+    examples: tuple[str, ...] = ()
+    defaults: dict[str, Any] | None = None
+
+    def parse(self, argv: list[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        """Return an instance of each dataclass.
+
+        Args:
+            argv: The command line without the program's name.
+            defaults: Values instead of those of the command.
+
+        Raises:
+            InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
+        """
+        return parse_arguments(
+            self.kinds,
+            argv,
+            prog=self.prog,
+            description=self.description,
+            defaults=self.defaults if defaults is None else defaults,
+            rules=self.rules,
+            examples=self.examples,
+        )
 
 
 class _PlainFormatter(logging.Formatter):
@@ -89,23 +132,24 @@ def _end(message: str, resumes: bool) -> str:
 
 
 def run_command(
-    prog: str,
-    work: Callable[..., None],
+    command: Command,
+    work: Callable[[Any], None],
+    argv: list[str] | None = None,
     *,
-    parse: Callable[[], Any] | None = None,
-    check: Callable[[], Any] | None = None,
+    parse: Callable[[list[str]], Any] | None = None,
     resumes: bool = False,
 ) -> int:
     """Run a command and return its exit code: 0, 1 (failed), 2 (bad usage), 130 (Ctrl-C)
     or 143 (SIGTERM, SIGUSR1).
 
     Args:
-        prog: The command's name, for messages.
+        command: The command.
         work: Called with what ``parse`` returns. It should import torch and datasets itself.
-        parse: Reads and checks the command line before anything slow is imported.
-        check: As ``parse``, for work that takes no argument.
+        argv: The command line without the program's name; default: that of this process.
+        parse: Reads and checks it before anything slow is imported; default: ``command.parse``.
         resumes: Whether a command that was stopped resumes when it is run again.
     """
+    prog, read = command.prog, parse or command.parse
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -115,12 +159,10 @@ def run_command(
         warnings.simplefilter("ignore")
     try:
         with stop_on_signals():
-            parsed = () if parse is None else (parse(),)
-            if check is not None:
-                check()
+            parsed = read(sys.argv[1:] if argv is None else argv)
             check_cache_directories()
             _prepare_process()
-            work(*parsed)
+            work(parsed)
     except (InputError, RunError) as error:
         # Every process of a launch finds the same bad usage; the first one prints it.
         if isinstance(error, RunError) or is_first_process():

@@ -1,13 +1,12 @@
 """Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers eval``."""
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -15,47 +14,28 @@ from siglip_flowers.commands.main import (
 )
 from siglip_flowers.commands.models import find_model, read_data_defaults
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
 
-DESCRIPTION = "Evaluate a classifier on a split and print its metrics."
-KINDS = (EvaluationArguments, DataArguments)
-EXAMPLES = (
-    "python eval.py --model results/my-run --split test",
-    "python eval.py --model results/my-run --data_dir other-images --output_dir results/other",
-    "python eval.py --zero_shot --model_name_or_path google/siglip2-base-patch16-224",
+COMMAND = Command(
+    name_program("eval"),
+    "Evaluate a classifier on a split and print its metrics.",
+    (EvaluationArguments, DataArguments, *list_extension_options("eval")),
+    (*EVAL_RULES, *list_extension_rules("eval")),
+    (
+        "python eval.py --model results/my-run --split test",
+        "python eval.py --model results/my-run --data_dir other-images --output_dir results/other",
+        "python eval.py --zero_shot --model_name_or_path google/siglip2-base-patch16-224",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, evaluate, and print the metrics table."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(
-        name_program("eval"),
-        lambda parsed: _evaluate(parsed, given),
-        parse=lambda: parse_evaluation(given),
-    )
+    return run_command(COMMAND, _evaluate, argv, parse=lambda given: (given, COMMAND.parse(given)))
 
 
-def parse_evaluation(argv: list[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
-    """Return an instance of each of KINDS, and of the features' options.
-
-    Raises:
-        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
-    """
-    return parse_arguments(
-        (*KINDS, *list_extension_options("eval")),
-        argv,
-        prog=name_program("eval"),
-        description=DESCRIPTION,
-        defaults=defaults,
-        rules=(*EVAL_RULES, *list_extension_rules("eval")),
-        examples=EXAMPLES,
-    )
-
-
-def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
+def _evaluate(parsed: tuple[list[str], tuple[Any, ...]]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from accelerate import PartialState
@@ -70,7 +50,7 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
         )
         from siglip_flowers.runtime.devices import set_cpu_threads
 
-    options, data_arguments, *asked = parsed
+    argv, (options, data_arguments, *asked) = parsed
     extensions = load_extensions("eval", asked)
     if any(extension.run_instead(options, data_arguments) for extension in extensions):
         return
@@ -79,7 +59,7 @@ def _evaluate(parsed: tuple[Any, ...], argv: list[str]) -> None:
         options.model = find_model(options.model)
         # The data options default to those that the model was trained with.
         config = Path(options.model).parent / CONFIG_FILE
-        data_arguments = parse_evaluation(argv, read_data_defaults(config, data_arguments))[1]
+        data_arguments = COMMAND.parse(argv, read_data_defaults(config, data_arguments))[1]
     command = f"python eval.py {shlex.join(argv)}"
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)

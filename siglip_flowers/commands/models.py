@@ -2,15 +2,13 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CONFIG_FILE, MODEL_DIR
+from siglip_flowers.commands.entry import Command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.rules import DATA_RULES, Rule
 from siglip_flowers.config.saved import read_yaml
 
 # Together they name the source of the data.
@@ -30,11 +28,8 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
         return str(inner) if (inner / "config.json").is_file() else model
     found = [
         path.parent
-        for path in (
-            results / MODEL_DIR / "config.json",
-            *results.glob(f"*/{MODEL_DIR}/config.json"),
-        )
-        if path.is_file()
+        for pattern in (f"{MODEL_DIR}/config.json", f"*/{MODEL_DIR}/config.json")
+        for path in results.glob(pattern)
     ]
     if not found:
         raise InputError(
@@ -63,41 +58,17 @@ def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]
     return {name: value for name, value in read_yaml(run_config).items() if name in known}
 
 
-def parse_with_run_data(
-    kinds: Sequence[type],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    rules: Iterable[Rule] = DATA_RULES,
-    examples: Sequence[str] = (),
-) -> tuple[Any, ...]:
+def parse_with_run_data(command: Command, argv: list[str]) -> tuple[Any, ...]:
     """Parse the options of a command that takes ``--model`` and data options.
 
     The model is found as :func:`find_model` does, and the data options default to those of its
     training.
 
     Args:
-        kinds: A dataclass with the field ``model``, ``DataArguments``, and others.
+        command: Its dataclasses are one with the field ``model``, ``DataArguments``, and others.
         argv: The command line without the program's name.
-        prog: The program's name.
-        description: One line for ``--help``.
-        rules: Rules about combinations of options.
-        examples: Command lines for ``--help``.
     """
-
-    def parse(defaults: dict[str, Any]) -> tuple[Any, ...]:
-        return parse_arguments(
-            kinds,
-            argv,
-            prog=prog,
-            description=description,
-            defaults=defaults,
-            rules=rules,
-            examples=examples,
-        )
-
-    options, given, *others = parse({})
+    options, given, *others = command.parse(argv)
     options.model = find_model(options.model)
     defaults = read_data_defaults(Path(options.model).parent / CONFIG_FILE, given)
-    return options, parse(defaults)[1], *others
+    return options, command.parse(argv, defaults)[1], *others

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import count, escape_unprintable, format_csv
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.evaluation import PredictionArguments
-from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.rules import PREDICT_RULES
 from siglip_flowers.inference.finding import (
     STANDARD_INPUT,
@@ -27,11 +26,16 @@ from siglip_flowers.runtime.preemption import defer_signals
 if TYPE_CHECKING:
     from siglip_flowers.inference.classifier import SiglipImageClassifier
 
-PROG = name_program("predict")
-EXAMPLES = (
-    "siglip-flowers predict flower.jpg",
-    "siglip-flowers predict holiday/ --model results/my-run --csv --output flowers.csv",
-    "siglip-flowers predict '**/*.png' --top_k 1 --json",
+COMMAND = Command(
+    name_program("predict"),
+    "Classify images.",
+    (PredictionArguments,),
+    PREDICT_RULES,
+    (
+        "siglip-flowers predict flower.jpg",
+        "siglip-flowers predict holiday/ --model results/my-run --csv --output flowers.csv",
+        "siglip-flowers predict '**/*.png' --top_k 1 --json",
+    ),
 )
 # Fewer images are classified before anyone could read a progress bar.
 SILENT_IMAGES = 200
@@ -46,30 +50,11 @@ Formatter = Callable[[str, list[dict[str, Any]], bool | None], str]
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, classify, and print the results."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, _predict, parse=lambda: _parse(given))
-
-
-def parse_prediction_arguments(argv: list[str]) -> PredictionArguments:
-    """Read paths and options in any order.
-
-    Raises:
-        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
-    """
-    options: PredictionArguments
-    (options,) = parse_arguments(
-        (PredictionArguments,),
-        argv,
-        prog=PROG,
-        description="Classify images.",
-        rules=PREDICT_RULES,
-        examples=EXAMPLES,
-    )
-    return options
+    return run_command(COMMAND, _predict, argv, parse=_parse)
 
 
 def _parse(argv: list[str]) -> PredictionArguments:
-    options = parse_prediction_arguments(argv)
+    options: PredictionArguments = COMMAND.parse(argv)[0]
     check_paths(options.paths, allow_urls=options.allow_urls)
     options.model = find_model(options.model)
     return options
@@ -133,7 +118,7 @@ def _write_predictions(
             bar.update()
             if prediction.problem:
                 broken += 1
-                message = f"{PROG}: {name}: {prediction.problem}"
+                message = f"{COMMAND.prog}: {name}: {prediction.problem}"
                 bar.write(escape_unprintable(message), file=sys.stderr)
             else:
                 output.write(format_image(name, prediction.results, prediction.known))

@@ -1,39 +1,36 @@
 """Fit the out-of-distribution threshold of a model: ``siglip-flowers threshold``."""
 
-import sys
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import count, escape_unprintable
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.models import parse_with_run_data
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.evaluation import ThresholdArguments
+from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.inference.finding import check_paths
 from siglip_flowers.runtime.preemption import defer_signals
 
-PROG = name_program("threshold")
-DESCRIPTION = "Fit the score below which predict reports an image as none of the known classes."
-EXAMPLES = (
-    "siglip-flowers threshold --model results/my-run",
-    "siglip-flowers threshold --model results/my-run --ood_dir other-images/",
+COMMAND = Command(
+    name_program("threshold"),
+    "Fit the score below which predict reports an image as none of the known classes.",
+    (ThresholdArguments, DataArguments),
+    DATA_RULES,
+    (
+        "siglip-flowers threshold --model results/my-run",
+        "siglip-flowers threshold --model results/my-run --ood_dir other-images/",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, fit the threshold, and print how well it separates images."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, _fit, parse=lambda: _parse(given))
+    return run_command(COMMAND, _fit, argv, parse=_parse)
 
 
 def _parse(argv: list[str]) -> tuple[ThresholdArguments, DataArguments]:
-    options, data_arguments = parse_with_run_data(
-        (ThresholdArguments, DataArguments),
-        argv,
-        prog=PROG,
-        description=DESCRIPTION,
-        examples=EXAMPLES,
-    )
+    options, data_arguments = parse_with_run_data(COMMAND, argv)
     if options.ood_dir is not None:
         check_paths([options.ood_dir], allow_urls=False)
     if not (Path(options.model) / "config.json").is_file():

@@ -1,10 +1,9 @@
 """Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers train``."""
 
-import sys
 from typing import Any
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -16,41 +15,27 @@ from siglip_flowers.config import (
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.config.parsing import is_first_process, parse_arguments
+from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.config.rules import TRAIN_RULES
 from siglip_flowers.runtime.preemption import defer_signals
 
-DESCRIPTION = "Fine-tune a SigLIP vision encoder into an image classifier."
 KINDS = (DataArguments, ModelArguments, TrainingOptions, AugmentationArguments)
-EXAMPLES = (
-    "accelerate launch train.py",
-    "accelerate launch train.py --data_dir my-images --output_dir results/my-run",
-    "accelerate launch train.py --config configs/nano_64px.yaml --num_train_epochs 20",
+COMMAND = Command(
+    name_program("train"),
+    "Fine-tune a SigLIP vision encoder into an image classifier.",
+    (*KINDS, *list_extension_options("train")),
+    (*TRAIN_RULES, *list_extension_rules("train")),
+    (
+        "accelerate launch train.py",
+        "accelerate launch train.py --data_dir my-images --output_dir results/my-run",
+        "accelerate launch train.py --config configs/nano_64px.yaml --num_train_epochs 20",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(
-        name_program("train"), _train, parse=lambda: parse_training(given), resumes=True
-    )
-
-
-def parse_training(argv: list[str]) -> tuple[Any, ...]:
-    """Return an instance of each of KINDS, and of the features' options.
-
-    Raises:
-        InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
-    """
-    return parse_arguments(
-        (*KINDS, *list_extension_options("train")),
-        argv,
-        prog=name_program("train"),
-        description=DESCRIPTION,
-        rules=(*TRAIN_RULES, *list_extension_rules("train")),
-        examples=EXAMPLES,
-    )
+    return run_command(COMMAND, _train, argv, resumes=True)
 
 
 def _train(parsed: tuple[Any, ...]) -> None:

@@ -104,9 +104,7 @@ def _read_images(
     configs = [path / CONFIG_FILE for path in directories if (path / CONFIG_FILE).is_file()]
     if configs and all(getattr(given, name) is None for name in SOURCE_OPTIONS[:3]):
         defaults = read_data_defaults(configs[0], given)
-        (arguments,) = parse_arguments(
-            (DataArguments,), [], prog="eval.py", description="", defaults=defaults
-        )
+        (arguments,) = parse_arguments((DataArguments,), [], defaults=defaults)
     local = arguments.data_dir is not None and Path(arguments.data_dir).exists()
     if not wanted or not (local or arguments.data_source == "procedural"):
         return {}

@@ -2,22 +2,28 @@
 
 import importlib.util
 import logging
-import sys
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.text import shorten_description
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import SOURCE_OPTIONS, parse_with_run_data
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
-PROG = "siglip-flowers demo"
-DESCRIPTION = "Open a page in the browser to try a classifier on images."
-EXAMPLES = (f"{PROG} --model results/my-run", f"{PROG} --neighbors 0 --port 8080")
+COMMAND = Command(
+    "siglip-flowers demo",
+    "Open a page in the browser to try a classifier on images.",
+    (DemoArguments, DataArguments),
+    DATA_RULES,
+    (
+        "siglip-flowers demo --model results/my-run",
+        "siglip-flowers demo --neighbors 0 --port 8080",
+    ),
+)
 SHOWN_EXAMPLES = 4
 
 logger = logging.getLogger(__name__)
@@ -25,20 +31,16 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and serve the page until Ctrl-C."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, _serve, parse=lambda: _parse(given))
+    return run_command(COMMAND, _serve, argv, parse=_parse)
 
 
 def _parse(argv: list[str]) -> tuple[DemoArguments, DataArguments, bool]:
     """Return the options, and whether the command line names data."""
-    kinds = (DemoArguments, DataArguments)
-    options, data_arguments = parse_with_run_data(
-        kinds, argv, prog=PROG, description=DESCRIPTION, examples=EXAMPLES
-    )
+    options, data_arguments = parse_with_run_data(COMMAND, argv)
     options.check_address()
     if importlib.util.find_spec("gradio") is None:
         raise InputError("The page requires gradio; run pip install 'siglip_flowers[demo]'.")
-    _, given = parse_arguments(kinds, argv, prog=PROG, description=DESCRIPTION)
+    given = COMMAND.parse(argv)[1]
     named = any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3])
     return options, data_arguments, named
 

@@ -2,50 +2,41 @@
 
 import os
 import shlex
-import sys
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import name_program, run_command
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.experiment.options import ExperimentArguments, check_arms
 from siglip_flowers.runtime.preemption import defer_signals
 
-DESCRIPTION = (
+COMMAND = Command(
+    name_program("experiment"),
     "Train every arm in every regime with every seed, and write a table, plots and a conclusion. "
-    "The same command resumes a stopped experiment."
-)
-EXAMPLES = (
-    "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --workers 2",
+    "The same command resumes a stopped experiment.",
+    (ExperimentArguments,),
+    examples=(
+        "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --workers 2",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Do the runs that are missing, then analyze all of them; return the exit code."""
-    given = sys.argv[1:] if argv is None else argv
-    prog = name_program("experiment")
-    command = f"{prog} {shlex.join(given)}"
-    return run_command(
-        prog,
-        lambda options: _run(options, command),
-        parse=lambda: _parse(given, prog),
-        resumes=True,
-    )
+    return run_command(COMMAND, _run, argv, parse=_parse, resumes=True)
 
 
-def _parse(argv: list[str], prog: str) -> ExperimentArguments:
-    options: ExperimentArguments = parse_arguments(
-        (ExperimentArguments,), argv, prog=prog, description=DESCRIPTION, examples=EXAMPLES
-    )[0]
+def _parse(argv: list[str]) -> tuple[ExperimentArguments, str]:
+    """Return the options, and the command line for the report."""
+    options: ExperimentArguments = COMMAND.parse(argv)[0]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "The experiment starts its own processes (--workers); use python, not accelerate "
             "launch."
         )
     check_arms(options)
-    return options
+    return options, f"{COMMAND.prog} {shlex.join(argv)}"
 
 
-def _run(options: ExperimentArguments, command: str) -> None:
+def _run(parsed: tuple[ExperimentArguments, str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from filelock import FileLock, Timeout
@@ -54,6 +45,7 @@ def _run(options: ExperimentArguments, command: str) -> None:
         from siglip_flowers.experiment.report import write_report
         from siglip_flowers.experiment.runs import check_runs, claim_directory, execute_runs
 
+    options, command = parsed
     check_runs(options)
     options.directory.mkdir(parents=True, exist_ok=True)
     try:

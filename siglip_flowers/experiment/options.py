@@ -138,9 +138,7 @@ def check_arms(options: ExperimentArguments) -> None:
         for regime, shared in options.regimes.items():
             values = {**options.base, **shared, **own}
             try:
-                parse_arguments(
-                    kinds, [], prog="", description="", defaults=values, rules=TRAIN_RULES
-                )
+                parse_arguments(kinds, [], defaults=values, rules=TRAIN_RULES)
             except InputError as error:
                 reason = str(error).removeprefix("In the defaults: ")
                 raise InputError(f"The arm {arm!r} in the regime {regime!r}: {reason}") from error

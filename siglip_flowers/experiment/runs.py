@@ -140,7 +140,7 @@ def make_options(options: ExperimentArguments, run: Run) -> dict[str, Any]:
 def build_arguments(values: dict[str, Any]) -> RunArguments:
     """Return options as ``run_training`` takes them."""
     kinds = tuple(get_type_hints(RunArguments).values())
-    return RunArguments(*parse_arguments(kinds, [], prog="", description="", defaults=values))
+    return RunArguments(*parse_arguments(kinds, [], defaults=values))
 
 
 def check_runs(options: ExperimentArguments) -> None:

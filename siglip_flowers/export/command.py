@@ -1,40 +1,36 @@
 """Export a classifier: ``siglip-flowers export``."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip_flowers.base.files import atomic_directory
 from siglip_flowers.base.text import count
-from siglip_flowers.commands.entry import run_command
+from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import parse_with_run_data
 from siglip_flowers.config import DataArguments
+from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.export.options import ExportArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
     from siglip_flowers.export.export import Int8Options
 
-PROG = "siglip-flowers export"
-DESCRIPTION = "Write a trained classifier in a format that runs without this package."
-EXAMPLES = (
-    f"{PROG} --model results/my-run --format onnx --output exported/onnx",
-    f"{PROG} --format onnx --int8 dynamic --output exported/int8",
+COMMAND = Command(
+    "siglip-flowers export",
+    "Write a trained classifier in a format that runs without this package.",
+    (ExportArguments, DataArguments),
+    DATA_RULES,
+    (
+        "siglip-flowers export --model results/my-run --format onnx --output exported/onnx",
+        "siglip-flowers export --format onnx --int8 dynamic --output exported/int8",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, export, check, and print where the files are."""
-    given = sys.argv[1:] if argv is None else argv
-    return run_command(PROG, _export, parse=lambda: _parse(given))
-
-
-def _parse(argv: list[str]) -> tuple[ExportArguments, DataArguments]:
-    kinds = (ExportArguments, DataArguments)
-    options, data_arguments = parse_with_run_data(
-        kinds, argv, prog=PROG, description=DESCRIPTION, examples=EXAMPLES
-    )
-    return options, data_arguments
+    return run_command(COMMAND, _export, argv, parse=partial(parse_with_run_data, COMMAND))
 
 
 def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:

@@ -1,37 +1,29 @@
 """Linear probe of a checkpoint: ``siglip-flowers probe``."""
 
-import sys
 from functools import partial
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.probe.options import ProbeArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
-DESCRIPTION = "Encode every image once and fit a grid of linear heads on the features."
-EXAMPLES = (
-    "siglip-flowers probe --config configs/linear_probe.yaml",
-    "siglip-flowers probe --model_name_or_path google/siglip2-base-patch16-224 --shots 16",
+COMMAND = Command(
+    name_program("probe"),
+    "Encode every image once and fit a grid of linear heads on the features.",
+    (ProbeArguments, DataArguments),
+    DATA_RULES,
+    (
+        "siglip-flowers probe --config configs/linear_probe.yaml",
+        "siglip-flowers probe --model_name_or_path google/siglip2-base-patch16-224 --shots 16",
+    ),
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, fit the grid, and print the metrics of the chosen head."""
-    given = sys.argv[1:] if argv is None else argv
-    prog = name_program("probe")
-    return run_command(
-        prog,
-        _probe,
-        parse=lambda: parse_arguments(
-            (ProbeArguments, DataArguments),
-            given,
-            prog=prog,
-            description=DESCRIPTION,
-            examples=EXAMPLES,
-        ),
-    )
+    return run_command(COMMAND, _probe, argv)
 
 
 def _probe(parsed: tuple[ProbeArguments, DataArguments]) -> None:

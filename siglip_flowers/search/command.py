@@ -1,50 +1,42 @@
 """Search for the options that train best: ``siglip-flowers search``."""
 
 import os
-import sys
 from importlib.util import find_spec
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.runtime.preemption import defer_signals
 from siglip_flowers.search.options import DEFAULTS, RULES, SearchArguments
 
-DESCRIPTION = (
+COMMAND = Command(
+    name_program("search"),
     "Try options of train.py, each trial a training run scored on the validation split, and write "
-    "the best ones to a configuration for train.py."
-)
-EXAMPLES = (
-    "siglip-flowers search --config configs/search.yaml",
-    "siglip-flowers search --config configs/nano_64px.yaml --search_space '{pooling: [map, mean]}'",
+    "the best ones to a configuration for train.py.",
+    (SearchArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingOptions),
+    RULES,
+    (
+        "siglip-flowers search --config configs/search.yaml",
+        "siglip-flowers search --config configs/nano_64px.yaml --search_space "
+        "'{pooling: [map, mean]}'",
+    ),
+    DEFAULTS,
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the missing trials and print the best one; return the exit code."""
-    given = sys.argv[1:] if argv is None else argv
-    prog = name_program("search")
-    return run_command(prog, _search, parse=lambda: _parse(given, prog), resumes=True)
+    return run_command(COMMAND, _search, argv, parse=_parse, resumes=True)
 
 
-def _parse(argv: list[str], prog: str) -> list[str]:
+def _parse(argv: list[str]) -> list[str]:
     """Check a command line and return it; reading it in full imports torch."""
-    kinds = (SearchArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingOptions)
-    parse_arguments(
-        kinds,
-        argv,
-        prog=prog,
-        description=DESCRIPTION,
-        defaults=DEFAULTS,
-        rules=RULES,
-        examples=EXAMPLES,
-    )
+    COMMAND.parse(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "The search starts its own processes (--workers); use python, not accelerate launch."

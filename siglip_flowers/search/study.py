@@ -83,7 +83,7 @@ def read_search(argv: list[str]) -> Search:
         InputError: As ``parse_arguments``; a bad search space.
     """
     kinds = (*get_type_hints(RunArguments).values(), SearchArguments)
-    *parts, options = parse_arguments(kinds, argv, prog="search", description="", defaults=DEFAULTS)
+    *parts, options = parse_arguments(kinds, argv, defaults=DEFAULTS)
     run = RunArguments(*parts)
     return Search(run, options, read_space(options.search_space, run))
 
