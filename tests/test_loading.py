@@ -200,7 +200,7 @@ def test_truncated_weights_are_told(copy):
 
 
 def test_missing_directory_is_told(tmp_path):
-    with pytest.raises(InputError, match="nowhere does not exist; check the path"):
+    with pytest.raises(InputError, match="nowhere does not exist; the nearest existing directory"):
         load_classifier(str(tmp_path / "nowhere"), NAMES)
     with pytest.raises(InputError, match="contains no config.json"):
         load_classifier(str(tmp_path), NAMES)
@@ -208,7 +208,7 @@ def test_missing_directory_is_told(tmp_path):
 
 def test_hub_checkpoint_is_told_quickly_when_offline():
     start = time.monotonic()
-    with pytest.raises(RunError, match="could not be read from the Hugging Face Hub .*network"):
+    with pytest.raises(RunError, match="could not be read from the Hugging Face Hub: .*network"):
         load_classifier("google/siglip-nowhere", NAMES)
     assert time.monotonic() - start < 5
 

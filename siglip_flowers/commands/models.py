@@ -7,6 +7,7 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CONFIG_FILE, MODEL_DIR
+from siglip_flowers.base.paths import check_model, enter_run
 from siglip_flowers.commands.entry import Command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.saved import read_yaml
@@ -21,11 +22,13 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     """Return the model directory or Hub id to use.
 
     Raises:
-        InputError: No model was named and there is none in ``results``.
+        InputError, RunError: No model was named and there is none in ``results``, or there is none
+            of that name (see :func:`~siglip_flowers.base.paths.check_model`).
     """
     if model is not None:
-        inner = Path(model) / MODEL_DIR
-        return str(inner) if (inner / "config.json").is_file() else model
+        model = enter_run(model)
+        check_model(model)
+        return model
     found = [
         path.parent
         for pattern in (f"{MODEL_DIR}/config.json", f"*/{MODEL_DIR}/config.json")

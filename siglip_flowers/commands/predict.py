@@ -1,5 +1,6 @@
 """Classify images: ``siglip-flowers predict``."""
 
+import io
 import json
 import os
 import sys
@@ -32,8 +33,8 @@ COMMAND = Command(
     (PredictionArguments,),
     PREDICT_RULES,
     (
-        "siglip-flowers predict flower.jpg",
-        "siglip-flowers predict holiday/ --model results/my-run --csv --output flowers.csv",
+        "siglip-flowers predict image.jpg",
+        "siglip-flowers predict holiday/ --model results/my-run --csv --output names.csv",
         "siglip-flowers predict '**/*.png' --top_k 1 --json",
     ),
 )
@@ -132,6 +133,9 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         with atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
             yield file
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names as they are, whatever the terminal's own encoding is.
+        sys.stdout.reconfigure(encoding="utf-8")
     try:
         yield sys.stdout
         sys.stdout.flush()
@@ -178,11 +182,13 @@ def format_table_lines(
 
 
 def format_json_line(name: str, results: list[dict[str, Any]], known: bool | None) -> str:
-    """Return one line in ASCII.
+    """Return one line, in which characters that a terminal would act on are escaped as JSON does.
 
     It is ``{"image": ..., "known": true|false|null, "predictions": [{"label", "score"}, ...]}``.
     """
-    return json.dumps({"image": name, "known": known, "predictions": results}) + "\n"
+    row = {"image": name, "known": known, "predictions": results}
+    text = json.dumps(row, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n"
 
 
 def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:

@@ -98,7 +98,7 @@ class DataArguments:
         None,
         "Where decoded pixels and features are kept; default: $SIGLIP_FLOWERS_CACHE, or a folder "
         "in the cache of datasets. It may be deleted at any time.",
-        path=True,
+        path="output",
     )
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ class EvaluationArguments:
         None,
         "Write metrics_SPLIT.json and predictions_SPLIT.parquet here.",
         common=True,
-        path=True,
+        path="output",
     )
     per_device_eval_batch_size: int = option(128, "Images per device and step.", common=True)
     dataloader_num_workers: int = option(
@@ -86,7 +86,7 @@ class PredictionArguments:
     json: bool = option(False, "Print JSON lines, one per image, instead of a table.")
     csv: bool = option(False, "Print CSV, one line per class, instead of a table.")
     output: str | None = option(
-        None, "Write the results to this file instead of standard output.", path=True
+        None, "Write the results to this file instead of standard output.", path="output"
     )
     batch_size: int | None = option(
         None, "Images per batch; default: 256 on an accelerator and 32 on a CPU."

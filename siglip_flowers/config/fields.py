@@ -17,8 +17,9 @@ def option(default: Any, help: str, **metadata: Any) -> Any:
         default: Its default; a list or dictionary is copied for each instance.
         help: Its documentation, of which ``--help`` shows the first sentence.
         **metadata: ``common``: ``--help`` shows the option; without any such field, it shows all of
-            the dataclass. ``path``: ``~`` is the home directory. ``positional``: the option's name
-            is not needed. ``nargs`` and ``const``: as for argparse.
+            the dataclass. ``path``: ``~`` is the home directory, and a path in a file is looked for
+            beside that file first, unless ``path`` is ``"output"``. ``positional``: the option's
+            name is not needed. ``nargs`` and ``const``: as for argparse.
     """
     metadata["help"] = help
     if isinstance(default, (list, dict)):

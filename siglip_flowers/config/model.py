@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.paths import enter_run
 from siglip_flowers.config.fields import check_choice, check_positive, check_range, option
 
 HEAD_INITS = ("random", "text", "probe")
@@ -16,8 +17,9 @@ class ModelArguments:
 
     model_name_or_path: str = option(
         "google/siglip2-base-patch16-224",
-        "A SigLIP or SigLIP 2 checkpoint: a Hub id or a directory. Fixed-resolution or NaFlex, two "
-        "towers or vision only; only safetensors weights are read.",
+        "A SigLIP or SigLIP 2 checkpoint, or a finished run: a Hub id or a directory. "
+        "Fixed-resolution or NaFlex, two towers or vision only; only safetensors weights are read. "
+        "A trained classifier keeps the head of each class that the data have too.",
         common=True,
         path=True,
     )
@@ -83,6 +85,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        self.model_name_or_path = enter_run(self.model_name_or_path)
         check_choice("pooling", self.pooling, ("map", "mean"))
         check_choice("head_init", self.head_init, HEAD_INITS)
         for name in ("image_size", "max_num_patches", "lora_r", "lora_alpha"):

@@ -8,14 +8,21 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import list_options, suggest_nearest
 from siglip_flowers.config.rules import Rule, check_rules, merge_options
-from siglip_flowers.config.saved import REFUSED, drop_removed, dump_configuration, read_yaml
+from siglip_flowers.config.saved import (
+    REFUSED,
+    drop_removed,
+    dump_configuration,
+    find_config,
+    read_version,
+    read_yaml,
+)
 
 __all__ = ["dump_configuration", "read_yaml"]
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
@@ -47,7 +54,7 @@ def parse_arguments(
     rules: Iterable[Rule] = (),
     examples: Sequence[str] = (),
 ) -> tuple[Any, ...]:
-    """Build one instance of each dataclass from ``--config FILE`` and command-line options.
+    """Build one instance of each dataclass from ``--config`` and command-line options.
 
     Args:
         dataclass_types: The dataclasses, whose field names are the known keys and options.
@@ -72,19 +79,50 @@ def parse_arguments(
     if rest:
         refuse_argument(rest[0], known)
     given = vars(namespace)
+    config = given.pop("config", None)
+    return build_options(
+        dataclass_types, given, config=config, defaults=defaults, rules=rules, origin="the command"
+    )
+
+
+def build_options(
+    dataclass_types: Sequence[type],
+    given: Mapping[str, Any],
+    *,
+    config: str | None = None,
+    defaults: dict[str, Any] | None = None,
+    rules: Iterable[Rule] = (),
+    origin: str = "the call",
+) -> tuple[Any, ...]:
+    """Build one instance of each dataclass from defaults, a YAML file and what was given.
+
+    Args:
+        dataclass_types: The dataclasses.
+        given: Options by name, which override the others.
+        config: As ``--config``: a YAML file, or the name of a shipped configuration.
+        defaults: Values that replace the dataclasses' defaults.
+        rules: Rules about combinations of options.
+        origin: Where ``given`` comes from, for messages.
+
+    Raises:
+        InputError: As :func:`parse_arguments`.
+    """
+    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
+    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     values = {name: _copy_default(field) for name, field in fields.items()}
-    files = [("the defaults", defaults or {})]
-    config_file = given.pop("config", None)
-    if config_file is not None:
-        path = Path(config_file).expanduser()
-        files.append((str(path), read_yaml(path)))
-    for origin, found in files:
-        for name, value in drop_removed(found, set(fields), origin).items():
-            values[name] = convert(name, hints[name], value, origin)
-    values.update(given)
-    for name, field in fields.items():
-        if field.metadata.get("path"):
-            values[name] = _expand_home(values[name])
+    layers: list[tuple[str, Mapping[str, Any], Path | None]] = [
+        ("the defaults", defaults or {}, None)
+    ]
+    if config is not None:
+        path = find_config(config)
+        # A saved configuration has paths as seen from the working directory.
+        saved = path.is_file() and read_version(path) is not None
+        layers.append((str(path), read_yaml(path), None if saved else path.parent))
+    for source, found, folder in (*layers, (origin, given, None)):
+        for name, value in drop_removed(found, set(fields), source).items():
+            values[name] = convert(name, hints[name], value, source)
+            if kind := fields[name].metadata.get("path"):
+                values[name] = _find_path(values[name], None if kind == "output" else folder)
     instances = tuple(
         kind(**{field.name: values[field.name] for field in list_options(kind)})
         for kind in dataclass_types
@@ -120,10 +158,15 @@ def _copy_default(field: dataclasses.Field[Any]) -> Any:
     return field.default
 
 
-def _expand_home(value: Any) -> Any:
+def _find_path(value: Any, folder: Path | None) -> Any:
+    """Return paths with ``~`` expanded, in the folder if they are there."""
     if isinstance(value, list):
-        return [_expand_home(item) for item in value]
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        return [_find_path(item, folder) for item in value]
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)
+    beside = os.path.normpath(os.path.join(folder or "", path))
+    return beside if folder is not None and os.path.exists(beside) else path
 
 
 def _build_parser(
@@ -138,7 +181,7 @@ def _build_parser(
     """Build the parser; its help shows all options in full, or a line for each common one."""
     parser = _Parser(
         prog=prog,
-        usage=f"{prog} [--config FILE.yaml] [options]",
+        usage=f"{prog} [--config FILE] [options]",
         description=description,
         epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
@@ -148,7 +191,11 @@ def _build_parser(
         add_help=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="A YAML file with any of these options.")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="A YAML file with any of these options, or a shipped one by name, such as lora.",
+    )
     parser.add_argument("-h", "--help", action="help", help="Show the most used options.")
     parser.add_argument("--help_all", action="help", help="Show all options.")
     for kind in dataclass_types:
@@ -273,7 +320,7 @@ def convert(name: str, hint: Any, value: Any, origin: str) -> Any:
             raise InputError(f"In {origin}: {name} is null; give a value or remove the line.")
         return None
     if is_list:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, (list, tuple)) else [value]
         return [convert(name, kind, item, origin) for item in items]
     is_bool = isinstance(value, bool)
     # Text, and numbers that may not be finite, are converted below.

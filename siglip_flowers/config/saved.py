@@ -27,6 +27,8 @@ YAML_ERRORS = (
 # processor of one machine to another.
 UNSAVED = ("overwrite_output_dir", "push_to_hub", "use_cpu")
 _VERSION = re.compile(r"# siglip_flowers (\S+)\n")
+# Configurations that come with the package.
+SHIPPED = Path(__file__).parents[1] / "configs"
 
 
 # Options of transformers.TrainingArguments that contradict the package: what to use instead.
@@ -142,6 +144,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def find_config(name: str) -> Path:
+    """Return the file that ``--config`` names: a path, or the name of a shipped configuration.
+
+    Raises:
+        InputError: A name without a file.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() or not re.fullmatch(r"[\w-]+", name):
+        return path
+    shipped = {each.stem: each for each in SHIPPED.glob("*.yaml")}
+    if name not in shipped:
+        raise InputError(
+            f"There is no configuration {name!r}. Name a YAML file, or one of "
+            f"{', '.join(sorted(shipped))}."
+        )
+    return shipped[name]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping that a YAML file contains.
 
@@ -204,7 +224,7 @@ def drop_removed(values: dict[str, Any], known: set[str], origin: str) -> dict[s
 
 def read_version(path: Path) -> str | None:
     """Return the version of the package that saved a configuration; None before 0.2."""
-    match = _VERSION.match(path.read_text(encoding="utf-8"))
+    match = _VERSION.match(path.read_text(encoding="utf-8", errors="replace"))
     return None if match is None else match[1]
 
 

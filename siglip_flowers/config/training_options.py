@@ -89,7 +89,7 @@ class InheritedOptions:
         "results",
         "Where everything is written.",
         common=True,
-        path=True,
+        path="output",
     )
     num_train_epochs: float = option(10.0, "Passes over the training images.", common=True)
     max_steps: int = option(
@@ -285,7 +285,7 @@ class TrainingOptions(InheritedOptions):
         None,
         "Directory of the Aim repository, or aim://host:port; default: AIM_REPO, else the nearest "
         "above the working directory, else that itself.",
-        path=True,
+        path="output",
     )
     wandb_log_model: bool = option(False, "Upload the final model to W&B as an artifact.")
 

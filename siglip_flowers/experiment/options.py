@@ -63,7 +63,7 @@ class ExperimentArguments:
         "learning rate is constant.",
     )
     output_dir: str | None = option(
-        None, "Where everything is written; default: results/experiments/NAME.", path=True
+        None, "Where everything is written; default: results/experiments/NAME.", path="output"
     )
     workers: int | None = option(
         None,

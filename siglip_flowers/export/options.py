@@ -25,7 +25,7 @@ class ExportArguments:
         "torch.export.load) or safetensors_native (a plain SiglipForImageClassification, for "
         "transformers without this package).",
     )
-    output: str | None = option(None, "The new directory to write.", path=True)
+    output: str | None = option(None, "The new directory to write.", path="output")
     int8: str | None = option(
         None,
         "onnx: also write model_int8.onnx and print its accuracy on the test split. "

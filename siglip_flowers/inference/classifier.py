@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.paths import enter_run
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
@@ -120,7 +121,7 @@ class SiglipImageClassifier:
         """Load a classifier from a directory or the Hub.
 
         Args:
-            pretrained_model_name_or_path: The directory or the Hub id.
+            pretrained_model_name_or_path: The directory of a model or of its run, or the Hub id.
             threshold: Images that score lower are reported as none of the known classes. ``fitted``
                 uses the model's own threshold, if it has one; None uses none. A number is on the
                 scale of the fitted score, or of the highest probability if there is none.
@@ -133,10 +134,10 @@ class SiglipImageClassifier:
                 temperature beside the weights.
             RunError: It cannot be reached or read.
         """
-        name = os.fspath(pretrained_model_name_or_path)
+        name = enter_run(os.fspath(pretrained_model_name_or_path))
+        model, processor = load_saved_classifier(name), load_image_processor(name)
         if calibrated:
             options["temperature"] = require_temperature(name)
-        model, processor = load_saved_classifier(name), load_image_processor(name)
         return cls(model, processor, ood_detector=choose_ood_detector(name, threshold), **options)
 
     @property

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.paths import check_model
 from siglip_flowers.model.classifier import (
     NATIVE_ARCHITECTURES,
     SiglipClassifier,
@@ -56,21 +57,14 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
         InputError: The checkpoint is not a SigLIP, or contradicts itself.
         RunError: It is found neither here nor on the Hub.
     """
-    path = Path(checkpoint)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise InputError(
-            f"The model directory {checkpoint} contains no config.json. Name a directory written "
-            "by save_pretrained, or a model on the Hub."
-        )
-    if not path.is_dir() and (path.is_absolute() or checkpoint.startswith(".")):
-        raise InputError(f"The model directory {checkpoint} does not exist; check the path.")
+    check_model(checkpoint)
     try:
         with quiet_transformers():
             # By default, transformers may ask whether to run the code of a checkpoint.
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
             declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
     except UNREADABLE as error:
-        if path.is_dir():
+        if Path(checkpoint).is_dir():
             raise InputError(
                 f"The config.json in {checkpoint} cannot be read ({first_line(error)}); copy the "
                 "checkpoint again."

@@ -19,7 +19,9 @@ class ProbeArguments:
         path=True,
     )
     output_dir: str = option(
-        "results/linear_probe", "Where the model, its metrics and the grid are written.", path=True
+        "results/linear_probe",
+        "Where the model, its metrics and the grid are written.",
+        path="output",
     )
     overwrite_output_dir: bool = option(False, "Replace what an earlier run left in --output_dir.")
     image_size: int | None = option(None, "Image side in pixels; default: the checkpoint's own.")

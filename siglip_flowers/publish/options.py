@@ -70,7 +70,7 @@ class PublishArguments:
         None,
         "Write the files to this new directory; they are pushed only if "
         "--hub_model_id is given too.",
-        path=True,
+        path="output",
     )
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded."

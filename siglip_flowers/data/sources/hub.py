@@ -12,6 +12,7 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.paths import find_nearest, is_path, prepare_hub
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import order_names
@@ -40,9 +41,10 @@ def check_hub_arguments(arguments: DataArguments) -> None:
     """
     name = arguments.dataset_name
     assert name is not None, "the hub source has a dataset name"
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).exists():
+    if is_path(name) and not Path(name).exists():
         raise InputError(
-            f"--dataset_name {name} does not exist. Give an existing path or a Hub id (owner/name)."
+            f"--dataset_name {name} does not exist; the nearest existing directory is "
+            f"{find_nearest(Path(name))}. Give an existing path or a Hub id (owner/name)."
         )
     chosen = [getattr(arguments, f"{split}_split_name") for split in SPLIT_NAMES]
     used = [name for name in chosen if name != NO_SPLIT]
@@ -56,6 +58,8 @@ def check_hub_arguments(arguments: DataArguments) -> None:
 def _fetch(name: str, config_name: str | None) -> DatasetDict:
     """Load all splits of a data set, from disk if ``save_to_disk`` wrote it."""
     asked = f"data set {name!r}" + (f", configuration {config_name!r}" if config_name else "")
+    if not Path(name).exists():
+        prepare_hub()
     try:
         saved = (Path(name) / "dataset_dict.json").is_file()
         loaded = (

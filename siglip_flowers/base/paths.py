@@ -1,0 +1,119 @@
+"""Names of models and data: whether one is a path or a Hub id, and what lies there."""
+
+import contextlib
+import os
+import re
+import threading
+from pathlib import Path
+from typing import NoReturn
+
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, MODEL_DIR
+from siglip_flowers.base.text import is_hub_id
+
+# How long the Hub may take to answer before its cache alone is used.
+HUB_SECONDS = 3.0
+# As the client reads its variables.
+TRUE_WORDS = ("1", "ON", "YES", "TRUE")
+
+
+def is_path(name: str) -> bool:
+    """Return whether a name is a path, which is never asked for on the Hub.
+
+    It is one if it starts as a path does, has a backslash or several slashes, or starts with an
+    existing directory.
+    """
+    return (
+        re.match(r"\.{0,2}/|\.{1,2}$|~|[A-Za-z]:", name) is not None
+        or "\\" in name
+        or name.count("/") > 1
+        or os.path.isdir(name.split("/")[0])
+    )
+
+
+def find_nearest(path: Path) -> Path:
+    """Return the path itself if it is a directory, or the nearest directory above it."""
+    absolute = path.expanduser().absolute()
+    nearest = next(each for each in (absolute, *absolute.parents) if each.is_dir())
+    return path if nearest == absolute else Path(os.path.relpath(nearest))
+
+
+def enter_run(name: str) -> str:
+    """Return the model of a run if the name is that of a run's directory, else the name itself."""
+    inner = Path(name) / MODEL_DIR
+    return str(inner) if (inner / "config.json").is_file() else name
+
+
+def check_model(name: str) -> None:
+    """Check that a model is there, before anything is loaded.
+
+    Raises:
+        InputError: The name is that of a file or of a directory without a model.
+        RunError: It is a Hub id, the Hub cannot be reached, and the model is not in the cache.
+    """
+    path = Path(name)
+    if (path / "config.json").is_file():
+        return
+    if path.is_file():
+        raise InputError(f"The model {name} is a file; name the directory that contains it.")
+    if path.is_dir() or is_path(name):
+        _refuse_path(name)
+    if not is_hub_id(name):
+        raise InputError(
+            f"The model {name!r} is neither a directory nor a Hub id. Check the name; a Hub id has "
+            "the form ORG/NAME."
+        )
+    # Half a second of imports, which local models do not need.
+    from huggingface_hub import try_to_load_from_cache
+
+    reason = prepare_hub()
+    if reason and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        raise RunError(
+            f"The model {name!r} could not be read from the Hugging Face Hub: {reason}, and the "
+            "model is not in the cache. Check the network, or name a local directory."
+        )
+
+
+def _refuse_path(name: str) -> NoReturn:
+    path = Path(name)
+    nearest = find_nearest(path)
+    if any((nearest / file).is_file() for file in (CONFIG_FILE, METRICS_FILE)):
+        raise InputError(
+            f"The run in {nearest} has no weights: {nearest / MODEL_DIR} does not exist. Copy it "
+            "there, or train the run again."
+        )
+    if nearest == path:
+        raise InputError(
+            f"The model directory {name} contains no config.json. Name a directory written by "
+            "save_pretrained, or a model on the Hub."
+        )
+    raise InputError(
+        f"The model directory {name} does not exist; the nearest existing directory is {nearest}."
+    )
+
+
+def prepare_hub() -> str:
+    """Return "" if the Hub answers, or why it does not; its client then uses the cache alone.
+
+    The client would repeat each request for half a minute. A later call tries again.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in TRUE_WORDS:
+            return f"{variable} is set"
+    constants.HF_HUB_OFFLINE = False
+    answers = []
+
+    def ask() -> None:
+        # Whatever the reason is, the client would fail for it too.
+        with contextlib.suppress(Exception):
+            answers.append(get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS))
+
+    # Looking up a name has no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    constants.HF_HUB_OFFLINE = not answers
+    return "" if answers else f"{constants.ENDPOINT} cannot be reached"
