@@ -156,7 +156,7 @@ def check_options(program: str, words: list[str], capsys, monkeypatch) -> None:
         return
     message = capsys.readouterr().err
     assert code == 2, message
-    assert re.search("does not exist|not a directory|no model|nothing to classify", message), (
+    assert re.search("does not exist|not a directory|no model|no weights|nothing to classify", message), (
         message
     )
 
