@@ -1,4 +1,4 @@
-"""Names of models, data and configurations: paths, Hub ids, and what is said if nothing is there."""
+"""Names of models, data and configurations: paths, Hub ids, and what is said if there is none."""
 
 import json
 import os
