@@ -8,7 +8,7 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
@@ -87,7 +87,7 @@ def parse_arguments(
 
 def build_options(
     dataclass_types: Sequence[type],
-    given: Mapping[str, Any],
+    given: dict[str, Any],
     *,
     config: str | None = None,
     defaults: dict[str, Any] | None = None,
@@ -110,9 +110,7 @@ def build_options(
     fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
     hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
     values = {name: _copy_default(field) for name, field in fields.items()}
-    layers: list[tuple[str, Mapping[str, Any], Path | None]] = [
-        ("the defaults", defaults or {}, None)
-    ]
+    layers: list[tuple[str, dict[str, Any], Path | None]] = [("the defaults", defaults or {}, None)]
     if config is not None:
         path = find_config(config)
         # A saved configuration has paths as seen from the working directory.
