@@ -10,6 +10,7 @@ import pytest
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids, load_data
+from siglip_flowers.data.pixels.tensors import PixelForm
 
 
 def draw_noise(*key: int, size: int = 48) -> PIL.Image.Image:
@@ -29,7 +30,9 @@ def folder(tmp_path) -> Path:
 
 
 def load(folder: Path, **options: object):
-    return load_data(DataArguments(data_dir=str(folder), **options))
+    """Load as training does, which decodes every image."""
+    forms = dict.fromkeys(("train", "validation", "test"), PixelForm(16, 3))
+    return load_data(DataArguments(data_dir=str(folder), **options), forms)
 
 
 def break_images(folder: Path) -> None:

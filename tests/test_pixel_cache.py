@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 
 import datasets
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.data.inspection import examine_splits
+from siglip_flowers.data.inspection import ImageCheck
 from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
+    PixelForm,
     PixelNormalizer,
     collate_pixels,
     open_pixels,
@@ -68,7 +70,7 @@ def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_pat
 def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
     arguments = DataArguments(cache_dir=str(tmp_path))
     first = open_pixels(rows, 64, BICUBIC, arguments)
-    monkeypatch.setattr(PixelDataset, "__getitems__", None)
+    monkeypatch.setattr(PixelDataset, "decode_into", None)
     second = open_pixels(rows, 64, BICUBIC, arguments)
     assert np.array_equal(first.pixels, second.pixels)
     with pytest.raises(TypeError):
@@ -78,13 +80,13 @@ def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
 def test_disk_use_is_said_before_building(rows, tmp_path, monkeypatch, capsys):
     line = f"Keeping {len(rows) * 3 * 64 * 64 / 1e6:.1f} MB of pixels in {tmp_path}\n"
     said = []
-    read = PixelDataset.__getitems__
+    decode = PixelDataset.decode_into
 
-    def read_and_listen(self, indices):
+    def decode_and_listen(self, array, indices):
         said.append(capsys.readouterr().err)
-        return read(self, indices)
+        return decode(self, array, indices)
 
-    monkeypatch.setattr(PixelDataset, "__getitems__", read_and_listen)
+    monkeypatch.setattr(PixelDataset, "decode_into", decode_and_listen)
     arguments = DataArguments(cache_dir=str(tmp_path), image_workers=1)
     open_pixels(rows, 64, BICUBIC, arguments)
     open_pixels(rows, 64, BICUBIC, arguments)
@@ -104,7 +106,7 @@ def test_a_image_that_can_no_longer_be_read_is_named(tmp_path, caplog):
     rows = load_folder(make_folder(tmp_path / "data"))
     missing = tmp_path / "data" / "train" / "aster" / "0.png"
     missing.unlink()
-    with pytest.raises(RunError, match=f"{missing} can no longer be read .No such file"):
+    with pytest.raises(RunError, match=f"1 of 24 images cannot be read: {missing} .No such file"):
         open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
     assert not caplog.text
 
@@ -153,16 +155,70 @@ def test_fingerprint_follows_embedded_images_and_their_order():
     assert len(digests) == 4
 
 
-def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("decode", [True, False])
+def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeypatch, decode):
     folder = make_folder(tmp_path / "data")
-    splits = load_data(DataArguments(data_dir=str(folder), pixel_cache=False)).splits
-    cache = tmp_path / "cache"
-    first = examine_splits(splits, 1, cache)
-    assert first == examine_splits(splits, 1)
+    train = load_folder(folder)
+    check = ImageCheck(1, tmp_path / "cache", decode)
+    first = check.examine(train, "train")
+    assert first == ImageCheck(1, decode=decode).examine(train, "train")
     monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
-    assert examine_splits(splits, 1, cache) == first
+    monkeypatch.setattr("siglip_flowers.data.inspection.examine_file", None)
+    assert check.examine(train, "train") == first
     monkeypatch.undo()
     (folder / "train" / "aster" / "0.png").write_bytes(b"no image")
     for _ in range(2):
-        findings = examine_splits(splits, 1, cache)
-        assert [finding.problem for finding in findings["train"]].count("not an image") == 1
+        findings = check.examine(train, "train")
+        assert [finding.problem for finding in findings].count("not an image") == 1
+
+
+def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch):
+    """No image is decoded twice, and the pixels are those of a decoding of their own."""
+    folder, arguments = make_folder(tmp_path / "data"), {"cache_dir": str(tmp_path / "cache")}
+    forms = {"train": PixelForm(12, BICUBIC), "validation": PixelForm(8, BICUBIC)}
+    forms["test"] = forms["validation"]
+    data = load_data(DataArguments(data_dir=str(folder), **arguments), forms)
+    assert data.checked == "all images decoded"
+    monkeypatch.setattr(PixelDataset, "_decode", None)
+    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
+    load_data(DataArguments(data_dir=str(folder), **arguments), forms)
+    kept = {
+        name: open_pixels(data.splits[name], form.size, BICUBIC, DataArguments(**arguments))
+        for name, form in forms.items()
+    }
+    monkeypatch.undo()
+    for name, form in forms.items():
+        order = range(len(kept[name]))
+        decoded = PixelDataset(data.splits[name], form.size, BICUBIC)
+        pixels = [read(images, order)["pixel_values"] for images in (kept[name], decoded)]
+        assert torch.equal(*pixels)
+
+
+def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkeypatch, caplog):
+    folder = make_folder(tmp_path / "data")
+    forms = dict.fromkeys(("train", "validation", "test"), PixelForm(8, BICUBIC))
+    monkeypatch.setattr("siglip_flowers.data.inspection.measure_free_bytes", lambda path: 2**20)
+    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
+    options = {"data_dir": str(folder), "cache_dir": str(tmp_path / "cache")}
+    data = load_data(DataArguments(**options), forms)
+    assert data.checked == "files compared, decoded while training"
+    assert "0.0 GB free; images are decoded in every epoch" in caplog.text
+    shutil.copy(folder / "train" / "aster" / "0.png", folder / "test" / "aster" / "copy.png")
+    with pytest.raises(InputError, match="train/aster/0 = test/aster/copy"):
+        load_data(DataArguments(**options), forms)
+    monkeypatch.setattr("siglip_flowers.data.inspection.examine_file", None)
+    accepted = load_data(DataArguments(allow_duplicates=True, **options), forms)
+    assert accepted.checked == "files not checked"
+
+
+def test_every_broken_image_is_named_when_pixels_are_decoded(tmp_path):
+    folder = make_folder(tmp_path / "data")
+    for number in (1, 2):
+        path = folder / "train" / "aster" / f"{number}.png"
+        path.write_bytes(path.read_bytes()[:-40])
+    rows = load_folder(folder)
+    with pytest.raises(
+        RunError, match=r"2 of 24 images cannot be read: .*1\.png .*2\.png "
+    ) as caught:
+        open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
+    assert "--skip_corrupt_images" in str(caught.value)

@@ -99,3 +99,10 @@ def digest_weight_files(directory: Path) -> dict[str, str]:
 def is_finished(directory: Path) -> bool:
     """Return whether the directory holds a finished run."""
     return (directory / METRICS_FILE).is_file() and (directory / MODEL_DIR).is_dir()
+
+
+def measure_free_bytes(directory: Path) -> int:
+    """Return the free space of the disk that a directory is on or will be on."""
+    absolute = directory.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    return shutil.disk_usage(existing).free

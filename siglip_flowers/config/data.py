@@ -92,7 +92,7 @@ class DataArguments:
     pixel_cache: bool = option(
         True,
         "Decode every image once and keep its pixels on disk. false decodes it again in every "
-        "epoch.",
+        "epoch, and finds a damaged one only then.",
     )
     cache_dir: str | None = option(
         None,

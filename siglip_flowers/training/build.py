@@ -15,6 +15,7 @@ from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.files import measure_free_bytes
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -34,6 +35,9 @@ from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.tensors import (
+    CachedPixels,
+    PixelDataset,
+    PixelForm,
     PixelNormalizer,
     collate_pixels,
     get_image_size,
@@ -61,7 +65,7 @@ from siglip_flowers.model.towers import check_max_num_patches, check_trainable, 
 from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
-from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes, measure_free_bytes
+from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
 from siglip_flowers.training.objectives import (
     Objective,
     balance_classes,
@@ -164,6 +168,18 @@ def fits_on_features(arguments: RunArguments) -> bool:
     )
 
 
+def list_pixel_forms(arguments: RunArguments, processor: Any) -> dict[str, PixelForm]:
+    """Return by split the pixels that a run decodes: those of training may be larger."""
+    size, options = get_image_size(processor), arguments.augmentation
+    larger = scale_size(size, options.train_resize_scale) if options.augment else size
+    evaluated = PixelForm(size, int(processor.resample))
+    return {
+        "train": PixelForm(larger, int(processor.resample)),
+        "validation": evaluated,
+        "test": evaluated,
+    }
+
+
 def name_start(arguments: RunArguments) -> str:
     """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
     return "zero-shot" if needs_text_tower(arguments.options) else "linear-probe"
@@ -263,10 +279,9 @@ def build_trainer(
 ) -> SiglipTrainer:
     """Return the Trainer of a run, with its data, objective, callbacks and progress display."""
     training, options = arguments.training, arguments.augmentation
-    size, resample = get_image_size(processor), processor.resample
-    augmenter, train_size = None, size
+    forms, augmenter = list_pixel_forms(arguments, processor), None
     if options.augment:
-        train_size = scale_size(size, options.train_resize_scale)
+        size = get_image_size(processor)
         augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
     activation = "softmax" if training.objective == "cross_entropy" else "sigmoid"
 
@@ -286,9 +301,9 @@ def build_trainer(
         ema=training.ema,
         model=model,
         args=_copy_for_trainer(training),
-        train_dataset=open_pixels(data.splits["train"], train_size, resample, arguments.data),
+        train_dataset=_open_form(data.splits["train"], forms["train"], arguments),
         eval_dataset={
-            name: open_pixels(rows, size, resample, arguments.data)
+            name: _open_form(rows, forms["validation"], arguments)
             for name, rows in evaluated.items()
         },
         data_collator=collate_pixels,
@@ -301,6 +316,12 @@ def build_trainer(
     bars = sys.stderr.isatty() and not training.disable_tqdm
     trainer.add_callback(ProgressBar() if bars else ProgressLines())
     return trainer
+
+
+def _open_form(
+    rows: datasets.Dataset, form: PixelForm, arguments: RunArguments
+) -> CachedPixels | PixelDataset:
+    return open_pixels(rows, form.size, form.resample, arguments.data)
 
 
 def _copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from siglip_flowers.base.files import write_json
+from siglip_flowers.base.files import measure_free_bytes, write_json
 from siglip_flowers.model.adapters import has_adapters, select_trained
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -127,13 +127,6 @@ def estimate_checkpoint_bytes(model: Any) -> int:
     """Return roughly how large a checkpoint of a model becomes, with its optimizer."""
     kept = select_trained(model).values() if has_adapters(model) else model.parameters()
     return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in kept)
-
-
-def measure_free_bytes(directory: Path) -> int:
-    """Return the free space of the disk that a directory is on or will be on."""
-    absolute = directory.absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def describe_failed_save(directory: Path, step: int, reason: str, model: nn.Module) -> str:

@@ -154,7 +154,7 @@ def describe_plan(
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
     return [
         f"data: {data.description} (train/validation/test); {len(data.class_names)} classes, "
-        f"{spread}",
+        f"{spread}; {data.checked}",
         f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of {size / 1e6:.2f} "
         "million parameters train",
         f"device: {processes} x {describe_device(training.device)}, {precision}, "

@@ -46,6 +46,7 @@ from siglip_flowers.training.build import (
     check_free_disk,
     draw_train_sample,
     fits_on_features,
+    list_pixel_forms,
     name_start,
 )
 from siglip_flowers.training.output import claim_output_dir, hold_output_dir
@@ -146,13 +147,13 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     check_arguments(arguments)
     set_cpu_threads(training.cpu_threads)
     download_data(arguments.data)
-    with training.main_process_first(desc="loading the data"):
-        data = load_data(arguments.data)
-    set_seed(training.seed)
     options = arguments.model
     processor = load_image_processor(
         options.model_name_or_path, options.image_size, options.max_num_patches
     )
+    with training.main_process_first(desc="loading the data"):
+        data = load_data(arguments.data, list_pixel_forms(arguments, processor))
+    set_seed(training.seed)
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)
     run = Run(arguments, data, processor, build_trackers(training))

@@ -144,6 +144,17 @@ def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return rgb
 
 
+def check_header(source: ImageSource | None) -> None:
+    """Raise ImageError for what is no image or is too large, without decoding it."""
+    try:
+        with _open(source) as image:
+            _check_size(image, None)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(_explain(error)) from error
+
+
 def _open(source: Any) -> PIL.Image.Image:
     if isinstance(source, dict):
         source = source["bytes"] if source["bytes"] is not None else source["path"]

@@ -7,6 +7,7 @@ processor would have given.
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
 from siglip_flowers.data.pixels.decoding import DECODING_VERSION, ImageError, decode_rgb, read_image
@@ -28,6 +30,19 @@ from siglip_flowers.runtime.devices import count_cores
 # Side in pixels of the squares that images are resized to, or the patches they are cut up into.
 ImageSize = int | PatchBudget
 DECODED_ROWS = 32
+
+
+@dataclass(frozen=True)
+class PixelForm:
+    """The pixels that a run asks for.
+
+    Attributes:
+        size: Side in pixels that images are resized to, or a budget of patches.
+        resample: PIL's resampling filter, from the checkpoint's image processor.
+    """
+
+    size: ImageSize
+    resample: int
 
 
 class PixelBatch(dict[str, torch.Tensor]):
@@ -107,14 +122,33 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def _item(self, index: int, value: dict[str, Any]) -> dict[str, Any]:
         try:
-            with read_image(value) as image:
-                pixels = resize_image(image, self.size, self.resample)
+            pixels = self._decode(value)
         except ImageError as error:
-            raise RunError(
-                f"{value['path'] or f'The image of row {index}'} can no longer be read ({error}). "
-                "Restore the file and repeat the command."
-            ) from error
+            problem = f"{value['path'] or f'row {index}'} ({error})"
+            raise RunError(describe_unreadable([problem], len(self))) from error
         return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
+
+    def _decode(self, value: dict[str, Any]) -> torch.Tensor:
+        with read_image(value) as image:
+            return resize_image(image, self.size, self.resample)
+
+    def decode_into(self, array: np.ndarray, indices: Sequence[int]) -> list[str]:
+        """Write the pixels of rows into (N, ...) uint8; return which cannot be read, and why."""
+        problems = []
+        for index, value in zip(indices, self.images[list(indices)]["image"], strict=True):
+            try:
+                array[index] = self._decode(value).numpy()
+            except ImageError as error:
+                problems.append(f"{value['path'] or f'row {index}'} ({error})")
+        return problems
+
+
+def describe_unreadable(problems: Sequence[str], total: int) -> str:
+    """Return a message about images that cannot be read, each named with what is wrong."""
+    return (
+        f"{len(problems)} of {count(total, 'image')} cannot be read: {abbreviate(problems)}. "
+        "Replace them, or drop them with --skip_corrupt_images."
+    )
 
 
 def get_image_size(processor: Any) -> ImageSize:
@@ -205,25 +239,12 @@ def open_pixels(
         The cached pixels; or, without a cache or if its disk is full, a data set that decodes.
 
     Raises:
-        RunError: An image can no longer be read.
+        RunError: An image cannot be read.
     """
     decoding = PixelDataset(rows, size, resample)
     if not arguments.pixel_cache or not len(rows):
         return decoding
-    entry = ArrayEntry(
-        kind="pixels",
-        key={
-            "images": fingerprint_images(rows),
-            "resample": int(resample),
-            # Another Pillow may decode or resample to other values, and so may another version
-            # of the steps in decoding.py.
-            "pillow": PIL.__version__,
-            "steps": DECODING_VERSION,
-        },
-        # Two patch sizes differ in it, and so do two budgets.
-        shape=(len(rows), *get_pixel_shape(size)),
-        dtype="uint8",
-    )
+    entry = describe_pixels(rows, PixelForm(size, resample))
     workers = arguments.image_workers or count_cores()
     pixels = open_array(
         locate_cache(arguments), entry, lambda array: _decode_into(array, decoding, workers)
@@ -231,13 +252,31 @@ def open_pixels(
     return decoding if pixels is None else CachedPixels(pixels, decoding.labels)
 
 
+def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
+    """Return the entry of the cache that holds the pixels of all rows."""
+    return ArrayEntry(
+        kind="pixels",
+        key={
+            "images": fingerprint_images(rows),
+            "resample": int(form.resample),
+            # Another Pillow may decode or resample to other values, and so may another version
+            # of the steps in decoding.py.
+            "pillow": PIL.__version__,
+            "steps": DECODING_VERSION,
+        },
+        # Two patch sizes differ in it, and so do two budgets.
+        shape=(len(rows), *get_pixel_shape(form.size)),
+        dtype="uint8",
+    )
+
+
 def _decode_into(array: np.ndarray, images: PixelDataset, workers: int) -> None:
     """Fill (N, ...) uint8 in parallel; Pillow lets other threads run while it decodes."""
+    problems: list[str] = []
 
     def decode_batch(start: int) -> int:
         numbers = range(start, min(start + DECODED_ROWS, len(images)))
-        for number, item in zip(numbers, images.__getitems__(numbers), strict=True):
-            array[number] = item["pixel_values"].numpy()
+        problems.extend(images.decode_into(array, numbers))
         return len(numbers)
 
     starts = range(0, len(images), DECODED_ROWS)
@@ -251,6 +290,8 @@ def _decode_into(array: np.ndarray, images: PixelDataset, workers: int) -> None:
                 bar.update(count)
         finally:
             pool.shutdown(cancel_futures=True)
+    if problems:
+        raise RunError(describe_unreadable(sorted(problems), len(images)))
 
 
 def collate_pixels(items: Sequence[dict[str, Any]] | PixelBatch) -> PixelBatch:

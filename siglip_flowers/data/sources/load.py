@@ -1,7 +1,7 @@
 """One function for four sources: ``load_data`` brings each of them into the same shape."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.inspection import SharedImage, inspect_images
 from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.pixels.tensors import PixelForm
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.folder import list_folder, load_folder
 from siglip_flowers.data.sources.hub import check_hub_arguments, load_hub
@@ -39,7 +40,8 @@ class ClassificationData:
     """A data set ready for use: train, validation and test with the columns image and label.
 
     ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
-    dropped from each split, ``shared`` the accepted pairs of images that are in two splits.
+    dropped from each split, ``shared`` the accepted pairs of images that are in two splits,
+    ``checked`` says what was checked.
     """
 
     splits: DatasetDict
@@ -48,6 +50,7 @@ class ClassificationData:
     description: str
     skipped: dict[str, list[str]] = field(default_factory=dict)
     shared: list[SharedImage] = field(default_factory=list)
+    checked: str = ""
 
     @property
     def class_names(self) -> list[str]:
@@ -165,8 +168,16 @@ def _check_classes(splits: DatasetDict, limit: int | None) -> None:
         )
 
 
-def load_data(arguments: DataArguments) -> ClassificationData:
+def load_data(
+    arguments: DataArguments, forms: Mapping[str, PixelForm] | None = None
+) -> ClassificationData:
     """Load the data, draw the subsets that are asked for and check every image once.
+
+    Args:
+        arguments: Where the images come from.
+        forms: By split, the pixels that will be asked for. They are put into the cache while the
+            images are checked; without them images are not decoded here, see
+            :func:`~siglip_flowers.data.inspection.inspect_images`.
 
     Raises:
         InputError: bad options or files, a class with no training image, or an image in two splits.
@@ -178,14 +189,16 @@ def load_data(arguments: DataArguments) -> ClassificationData:
     require_training_images(get_labels(splits["train"]), splits["train"].features["label"].names)
     splits = _thin_splits(splits, arguments)
     known: Collection[frozenset[str]] = KNOWN_SHARED if source == "oxford" else ()
-    splits, skipped, shared = inspect_images(
+    found = inspect_images(
         splits,
         workers=arguments.image_workers or count_cores(),
         skip_corrupt_images=arguments.skip_corrupt_images,
         cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
         allow_duplicates=arguments.allow_duplicates,
         known_shared=known,
+        forms=forms,
     )
+    splits = found.splits
     _check_classes(splits, arguments.max_train_samples)
     shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
     sizes = "/".join(str(len(dataset)) for dataset in splits.values())
@@ -194,6 +207,7 @@ def load_data(arguments: DataArguments) -> ClassificationData:
         source=source,
         split_protocol=protocol,
         description=f"{title}{shots}, {sizes} images",
-        skipped=skipped,
-        shared=shared,
+        skipped=found.skipped,
+        shared=found.shared,
+        checked=found.checked,
     )
