@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import (
-    check_choice,
-    check_not_negative,
-    check_positive,
-    check_range,
+    between,
+    check_fields,
+    common,
+    not_negative,
     option,
+    positive,
 )
 
 DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
@@ -24,22 +25,20 @@ class DataArguments:
         "oxford, hub, folder or procedural. By default it follows from the other options: hub with "
         "--dataset_name; oxford if --data_dir has the original files; folder with any other "
         "--data_dir; else oxford, downloaded.",
+        DATA_SOURCES,
     )
-    data_dir: str | None = option(
+    data_dir: str | None = common(
         None,
         "Your images: one folder per class, or train/, validation/ and test/ with one folder per "
         "class each. The first are split with --split_seed. A directory with 102flowers.tgz (or "
         "the unpacked jpg/), imagelabels.mat and setid.mat is the original Flowers102.",
-        common=True,
         path=True,
     )
     oxford_url: str = option(
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
         "Where the three original files are downloaded from (a mirror, for example).",
     )
-    dataset_name: str | None = option(
-        None, "A dataset on the Hugging Face Hub, or a local one.", common=True, path=True
-    )
+    dataset_name: str | None = common(None, "A dataset on the Hub, or a local one.", path=True)
     dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
     image_column_name: str = option("image", "The image column of --dataset_name.")
     label_column_name: str = option("label", "The label column of --dataset_name.")
@@ -50,49 +49,37 @@ class DataArguments:
         "none, it is cut from the training split (--validation_fraction, stratified, by "
         "--split_seed).",
     )
-    test_split_name: str = option(
-        "test", "The split of --dataset_name to test on. See --validation_split_name."
-    )
-    validation_fraction: float = option(
-        0.15, "Share of the images that a missing validation (or test) split gets."
-    )
-    split_protocol: str = option(
+    test_split_name: str = option("test", "The split to test on; see --validation_split_name.")
+    validation_fraction: float = option(0.15, "Share of a missing validation or test split.")
+    split_protocol: str = common(
         "swapped",
         "Splits of Flowers102: swapped or official. swapped: 6149 train / 1020 validation / 1020 "
         "test, with the original train and test ids exchanged; official: 1020 / 1020 / 6149.",
-        common=True,
+        SPLIT_PROTOCOLS,
     )
     split_seed: int = option(
-        0, "Seed of every random choice of images: missing splits, --shots, --max_*_samples."
+        0, "Seed of random images: missing splits, --shots, --max_*_samples.", not_negative
     )
     shots_seed: int | None = option(
-        None,
-        "Seed of --shots and --max_train_samples alone, which leaves the evaluated images as they "
-        "are; default: --split_seed.",
+        None, "Seed of --shots and --max_train_samples alone; default: --split_seed.", not_negative
     )
-    shots: int | None = option(None, "Train on this many images per class only.", common=True)
+    shots: int | None = common(None, "Train on this many images per class only.", positive)
     max_train_samples: int | None = option(
-        None, "Train on at most this many images, drawn at random."
+        None, "Train on at most this many images, drawn at random.", positive
     )
-    max_eval_samples: int | None = option(
-        None, "Evaluate on at most this many images of each split, drawn at random.", common=True
+    max_eval_samples: int | None = common(
+        None, "Evaluate on at most this many images of each split, drawn at random.", positive
     )
-    procedural_images_per_class: int = option(
-        60, "Procedural images per class, over all three splits (3:1:1)."
-    )
+    procedural_images_per_class: int = option(60, "Images per class in all three splits (3:1:1).")
     procedural_image_size: int = option(64, "Side of a procedural image, in pixels.")
-    procedural_seed: int = option(0, "Seed of the procedural images.")
-    skip_corrupt_images: bool = option(
-        False, "Skip and count unreadable images instead of stopping.", common=True
-    )
+    procedural_seed: int = option(0, "Seed of the procedural images.", not_negative)
+    skip_corrupt_images: bool = common(False, "Skip and count unreadable images; default: stop.")
     allow_duplicates: bool = option(False, "Accept images that are in more than one split.")
-    image_workers: int | None = option(
-        None, "Threads that check and decode images; default: one per core."
-    )
+    image_workers: int | None = option(None, "Decoding threads; default: one per core.", positive)
     pixel_cache: bool = option(
         True,
-        "Decode every image once and keep its pixels on disk. false decodes it again in every "
-        "epoch, and finds a damaged one only then.",
+        "Keep decoded pixels on disk. false decodes every image again in every epoch, and finds a "
+        "damaged one only then.",
     )
     cache_dir: str | None = option(
         None,
@@ -102,12 +89,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        check_choice("data_source", self.data_source, DATA_SOURCES)
-        check_choice("split_protocol", self.split_protocol, SPLIT_PROTOCOLS)
-        for name in ("shots", "max_train_samples", "max_eval_samples", "image_workers"):
-            check_positive(name, getattr(self, name))
-        for name in ("split_seed", "shots_seed", "procedural_seed"):
-            check_not_negative(name, getattr(self, name))
+        check_fields(self)
         if not 0.0 < self.validation_fraction < 0.5:
             raise InputError(
                 f"--validation_fraction is {self.validation_fraction}; it must be between 0 and "
@@ -128,32 +110,22 @@ class DataArguments:
 class AugmentationArguments:
     """Augmentation: how training images are changed; evaluation images never are."""
 
-    augment: bool = option(
-        True, "Augment training images. false trains on them as they are.", common=True
-    )
+    augment: bool = common(True, "Augment training images. false trains on them as they are.")
     train_resize_scale: float = option(
         1.15,
         "Images are decoded to this multiple of the model's size before a training crop is cut, so "
         "that a crop keeps its detail; use 1 if the images are no larger than that.",
+        between(1, 4),
     )
     crop_min_scale: float = option(
-        0.5, "Smallest share of an image's area that a random crop keeps."
+        0.5, "Smallest share of an image's area that a random crop keeps.", between(0.01, 1)
     )
-    horizontal_flip: float = option(0.5, "Probability of mirroring an image left to right.")
-    color_jitter: float = option(
-        0.2, "Largest relative change of brightness, contrast and saturation.", common=True
+    horizontal_flip: float = option(0.5, "Probability of mirroring left to right.", between(0, 1))
+    color_jitter: float = common(
+        0.2, "Largest relative change of brightness, contrast and saturation.", between(0, 0.99)
     )
-    mixup_alpha: float = option(
-        0.0, "Beta parameter of mixup (Zhang et al. 2018); 0 is off.", common=True
-    )
-    cutmix_alpha: float = option(
-        0.0, "Beta parameter of CutMix (Yun et al. 2019); 0 is off.", common=True
-    )
+    mixup_alpha: float = common(0.0, "Beta of mixup (Zhang et al. 2018); 0: off.", between(0, 100))
+    cutmix_alpha: float = common(0.0, "Beta of CutMix (Yun et al. 2019); 0: off.", between(0, 100))
 
     def __post_init__(self) -> None:
-        check_range("horizontal_flip", self.horizontal_flip, 0.0, 1.0)
-        check_range("color_jitter", self.color_jitter, 0.0, 0.99)
-        check_range("crop_min_scale", self.crop_min_scale, 0.01, 1.0)
-        check_range("train_resize_scale", self.train_resize_scale, 1.0, 4.0)
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            check_range(name, getattr(self, name), 0.0, 100.0)
+        check_fields(self)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
@@ -10,21 +12,34 @@ from siglip_flowers.base.errors import InputError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def option(default: Any, help: str, **metadata: Any) -> Any:
+# Takes an option's name and value, and raises InputError for a value that it cannot have.
+Check = Callable[[str, Any], None]
+
+
+def option(
+    default: Any, help: str, check: Check | tuple[str, ...] | None = None, **metadata: Any
+) -> Any:
     """Return a dataclass field that is an option on the command line.
 
     Args:
         default: Its default; a list or dictionary is copied for each instance.
         help: Its documentation, of which ``--help`` shows the first sentence.
+        check: What :func:`check_fields` checks, also for each item of a list: the values to choose
+            from, or a function. Unset options pass.
         **metadata: ``common``: ``--help`` shows the option; without any such field, it shows all of
             the dataclass. ``path``: ``~`` is the home directory, and a path in a file is looked for
             beside that file first, unless ``path`` is ``"output"``. ``positional``: the option's
             name is not needed. ``nargs`` and ``const``: as for argparse.
     """
-    metadata["help"] = help
+    metadata.update(help=help, check=check)
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def common(default: Any, help: str, check: Any = None, **metadata: Any) -> Any:
+    """Return an :func:`option` that ``--help`` shows."""
+    return option(default, help, check, common=True, **metadata)
 
 
 def list_options(kind: type) -> tuple[dataclasses.Field[Any], ...]:
@@ -37,6 +52,22 @@ def suggest_nearest(name: str, known: set[str], prefix: str = "") -> str:
     """Return the end of an error about an unknown name: the known one nearest to it, or --help."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."
+
+
+def check_fields(options: Any) -> None:
+    """Raise InputError if an option of a dataclass has a value that it cannot have."""
+    for field in list_options(type(options)):
+        check, value = field.metadata.get("check"), getattr(options, field.name)
+        if isinstance(check, tuple):
+            check = partial(check_choice, choices=check)
+        if check is not None:
+            for item in value if isinstance(value, list) else [value]:
+                check(field.name, item)
+
+
+def between(low: float, high: float) -> Check:
+    """Return the check that low <= value <= high."""
+    return partial(check_range, low=low, high=high)
 
 
 def check_choice(name: str, value: str | None, choices: tuple[str, ...]) -> None:
@@ -68,3 +99,7 @@ def check_interval(name: str, value: float | None) -> None:
     check_positive(name, value)
     if value is not None and value > 1 and value != int(value):
         raise InputError(f"--{name} is {value}; use a whole number of steps, or a share below 1.")
+
+
+# As the checks of options.
+positive, not_negative, steps_or_share = check_positive, check_not_negative, check_interval

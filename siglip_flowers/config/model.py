@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import enter_run
-from siglip_flowers.config.fields import check_choice, check_positive, check_range, option
+from siglip_flowers.config.fields import between, check_fields, common, option, positive
 
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.
@@ -15,63 +15,53 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "attenti
 class ModelArguments:
     """Model: which encoder, and which parts of it are trained."""
 
-    model_name_or_path: str = option(
+    model_name_or_path: str = common(
         "google/siglip2-base-patch16-224",
         "A SigLIP or SigLIP 2 checkpoint, or a finished run: a Hub id or a directory. "
         "Fixed-resolution or NaFlex, two towers or vision only; only safetensors weights are read. "
         "A trained classifier keeps the head of each class that the data have too.",
-        common=True,
         path=True,
     )
-    from_scratch: bool = option(
-        False, "Use only the architecture of the checkpoint, not its weights."
+    from_scratch: bool = option(False, "Use only the architecture of the checkpoint, no weights.")
+    pooling: str = common(
+        "map", "map (pretrained attention pooling) or mean (of the patch tokens).", ("map", "mean")
     )
-    pooling: str = option(
-        "map",
-        "map (pretrained attention pooling) or mean (average of the patch tokens).",
-        common=True,
-    )
-    trainable: str = option(
-        "all",
-        "all, head (the classification head only) or last:N encoder layers.",
-        common=True,
-    )
-    image_size: int | None = option(
+    trainable: str = common("all", "all, head (the head alone) or last:N encoder layers.")
+    image_size: int | None = common(
         None,
         "Side of the images in pixels; default: the checkpoint's own. Position embeddings are "
         "interpolated for another size.",
-        common=True,
+        positive,
     )
     max_num_patches: int | None = option(
         None,
         "Maximum number of patches per image, for NaFlex checkpoints, which keep the aspect ratio; "
         "default: the checkpoint's own.",
+        positive,
     )
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; default: the fastest for the model."
     )
-    head_init: str = option(
+    head_init: str = common(
         "random",
         "Start of the head: random, text or probe. text: class embeddings from the checkpoint's "
         "text tower (its zero-shot classifier); probe: a logistic regression on frozen features.",
-        common=True,
+        HEAD_INITS,
     )
     prompt_templates: str | None = option(
-        None,
-        "A file with one prompt per line, {} for the class name; default: ours.",
-        path=True,
+        None, "A file with one prompt per line, {} for the class name; default: ours.", path=True
     )
-    lora_r: int | None = option(
+    lora_r: int | None = common(
         None,
         "Rank of low-rank adapters (LoRA) on a frozen encoder. Only they and the head are trained. "
         "Requires the package peft.",
-        common=True,
+        positive,
     )
     lora_alpha: int | None = option(
-        None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r."
+        None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r.", positive
     )
     lora_dropout: float = option(
-        0.0, "Dropout before the adapters, except in the pooling head's attention."
+        0.0, "Dropout before adapters, except in the pooling head's attention.", between(0, 0.99)
     )
     use_dora: bool = option(
         False,
@@ -82,20 +72,15 @@ class ModelArguments:
         None,
         f"Modules that get adapters, of {', '.join(LORA_MODULES)} (the pooling head's); default: "
         "all of them.",
+        LORA_MODULES,
     )
 
     def __post_init__(self) -> None:
         self.model_name_or_path = enter_run(self.model_name_or_path)
-        check_choice("pooling", self.pooling, ("map", "mean"))
-        check_choice("head_init", self.head_init, HEAD_INITS)
-        for name in ("image_size", "max_num_patches", "lora_r", "lora_alpha"):
-            check_positive(name, getattr(self, name))
+        check_fields(self)
         parse_trainable(self.trainable)
-        check_range("lora_dropout", self.lora_dropout, 0.0, 0.99)
         if self.lora_target_modules == []:
             raise InputError("--lora_target_modules is empty; remove it to adapt all modules.")
-        for name in self.lora_target_modules or ():
-            check_choice("lora_target_modules", name, LORA_MODULES)
 
     @property
     def adapted_modules(self) -> tuple[str, ...]:

@@ -12,12 +12,13 @@ from typing import Any
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import TRAINING_METRICS
 from siglip_flowers.config.fields import (
-    check_choice,
-    check_interval,
-    check_not_negative,
-    check_positive,
-    check_range,
+    between,
+    check_fields,
+    common,
+    not_negative,
     option,
+    positive,
+    steps_or_share,
 )
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
@@ -85,71 +86,50 @@ class InheritedOptions:
     No other option of that class is known on the command line or in a file.
     """
 
-    output_dir: str = option(
-        "results",
-        "Where everything is written.",
-        common=True,
-        path="output",
-    )
-    num_train_epochs: float = option(10.0, "Passes over the training images.", common=True)
-    max_steps: int = option(
-        -1, "Train for this many steps instead of --num_train_epochs; -1: no limit.", common=True
-    )
-    per_device_train_batch_size: int = option(
-        64, "Training images per device and step.", common=True
-    )
-    per_device_eval_batch_size: int = option(128, "Evaluation images per device and step.")
-    gradient_accumulation_steps: int = option(
-        1, "Batches whose gradients are added up for each step.", common=True
-    )
-    learning_rate: float = option(
+    output_dir: str = common("results", "Where everything is written.", path="output")
+    num_train_epochs: float = common(10.0, "Passes over the training images.", positive)
+    max_steps: int = common(-1, "Number of steps, instead of --num_train_epochs; -1: no limit.")
+    per_device_train_batch_size: int = common(64, "Training images per device and step.", positive)
+    per_device_eval_batch_size: int = option(128, "Evaluation images per device.", positive)
+    gradient_accumulation_steps: int = common(1, "Batches per optimizer step.", positive)
+    learning_rate: float = common(
         2e-5,
         "Peak learning rate of the encoder. Released SigLIP checkpoints need 1e-5 to 3e-5; small "
         "or untrained encoders need more.",
-        common=True,
+        positive,
     )
-    weight_decay: float = option(
-        0.05, "Weight decay, except on biases, norms and probe.", common=True
+    weight_decay: float = common(
+        0.05, "Weight decay except for biases, norms, probe.", not_negative
     )
-    optim: str = option("adamw_torch_fused", f"Optimizer: {', '.join(OPTIMIZERS)}.")
-    optim_args: str | None = option(
-        None, "More settings of sgd, adagrad or rmsprop: name=value,name=value."
-    )
-    adam_beta1: float = option(0.9, "AdamW's decay of the average gradient.")
-    adam_beta2: float = option(0.999, "AdamW's decay of the average squared gradient.")
-    adam_epsilon: float = option(1e-8, "AdamW's term for numerical stability.")
-    max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0: not at all.")
-    lr_scheduler_type: str = option(
-        "cosine",
-        f"Learning rate schedule after the warm-up. One of {', '.join(SCHEDULES)}.",
-        common=True,
+    optim: str = option("adamw_torch_fused", f"One of {', '.join(OPTIMIZERS)}.", tuple(OPTIMIZERS))
+    optim_args: str | None = option(None, "Settings of the optimizer: name=value,name=value.")
+    adam_beta1: float = option(0.9, "AdamW's decay of gradients.", between(0, 0.999999))
+    adam_beta2: float = option(0.999, "AdamW's decay of squared gradients.", between(0, 0.999999))
+    adam_epsilon: float = option(1e-8, "AdamW's term for numerical stability.", positive)
+    max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0: not at all.", not_negative)
+    lr_scheduler_type: str = common(
+        "cosine", f"Schedule after the warm-up: {', '.join(SCHEDULES)}.", tuple(SCHEDULES)
     )
     lr_scheduler_kwargs: dict[str, Any] | None = option(
         None, 'More settings of the schedule, as JSON: {"min_lr": 1e-6}.'
     )
-    warmup_steps: float = option(
-        0.1, "Warm-up: a number of steps, or below 1 a share of all steps.", common=True
+    warmup_steps: float = common(0.1, "Warm-up steps, or below 1 a share of all.", not_negative)
+    label_smoothing_factor: float = common(
+        0.0, "Share of the target that is spread evenly over all classes.", between(0, 0.99)
     )
-    label_smoothing_factor: float = option(
-        0.0, "Share of the target that is spread evenly over all classes.", common=True
-    )
-    bf16: bool | None = option(
-        None, "bfloat16 autocast; default: if the device computes it natively.", common=True
-    )
-    fp16: bool = option(
-        False, "float16 autocast with loss scaling; default: on GPUs without bfloat16."
-    )
+    bf16: bool | None = common(None, "bfloat16 autocast; default: if it is native.")
+    fp16: bool = option(False, "float16 autocast; default: on GPUs without bfloat16.")
     tf32: bool | None = option(None, "TensorFloat-32 products; default: off.")
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass, which saves memory.", common=True
+    gradient_checkpointing: bool = common(False, "Save memory by recomputing activations.")
+    torch_compile: bool = common(False, "Compile the model: a slower start, then faster steps.")
+    torch_compile_backend: str | None = option(
+        None, "Backend; default: inductor.", ("inductor", "eager", "aot_eager", "cudagraphs")
     )
-    torch_compile: bool = option(
-        False, "Compile the model: a slower start, then faster steps.", common=True
+    torch_compile_mode: str | None = option(
+        None, "Mode; default: default.", ("default", "reduce-overhead", "max-autotune")
     )
-    torch_compile_backend: str | None = option(None, "Backend of torch.compile; default: inductor.")
-    torch_compile_mode: str | None = option(None, "Mode of torch.compile; default: default.")
     torch_empty_cache_steps: int | None = option(
-        None, "Steps after which unused memory is returned to the device; slower."
+        None, "Steps after which unused memory is returned to the device; slower.", positive
     )
     auto_find_batch_size: bool = option(
         False,
@@ -157,63 +137,71 @@ class InheritedOptions:
         "A step sees the same images. Only in a single process; of several, the one that runs out "
         "names the smaller batch and ends.",
     )
-    eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.")
+    eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.", STRATEGIES)
     eval_steps: float | None = option(
         None,
         "Steps between evaluations, or below 1 a share of all steps; default: --logging_steps.",
+        steps_or_share,
     )
-    eval_delay: float = option(0.0, "Epochs or steps before the first evaluation.")
+    eval_delay: float = option(0.0, "Epochs or steps before the first evaluation.", not_negative)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
     eval_accumulation_steps: int | None = option(
-        None, "Evaluation steps after which predictions are moved to the CPU; default: at the end."
+        None, "Evaluation steps until predictions move to the CPU; default: at the end.", positive
     )
-    save_strategy: str = option("epoch", "When to save a checkpoint: epoch, steps, best or no.")
-    save_steps: float = option(500, "Steps between checkpoints, or below 1 a share of all steps.")
-    save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.")
+    save_strategy: str = option(
+        "epoch", "When to save a checkpoint: epoch, steps, best or no.", (*STRATEGIES, "best")
+    )
+    save_steps: float = option(
+        500, "Steps between checkpoints, or below 1 a share of all steps.", steps_or_share
+    )
+    save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
     load_best_model_at_end: bool = option(
         True, "Keep the weights of the best evaluation instead of the last ones."
     )
-    metric_for_best_model: str = option(
+    metric_for_best_model: str = common(
         "validation_accuracy",
         "Metric that chooses the best evaluation. Whether higher is better follows from its name.",
-        common=True,
     )
-    logging_strategy: str = option("steps", "When to log: steps, epoch or no.")
-    logging_steps: float = option(10, "Steps between log rows, or below 1 a share of all steps.")
+    logging_strategy: str = option("steps", "When to log: steps, epoch or no.", STRATEGIES)
+    logging_steps: float = option(
+        10, "Steps between log rows, or below 1 a share of all steps.", steps_or_share
+    )
     logging_first_step: bool = option(False, "Log the first step too.")
     logging_nan_inf_filter: bool = option(
         False, "Hide a loss that is not finite from the log; the check costs time."
     )
     disable_tqdm: bool | None = option(None, "Hide progress bars.")
-    report_to: list[str] | None = option(
+    report_to: list[str] | None = common(
         None,
         "Trackers: any of aim, wandb, tensorboard, trackio; or none. Default: aim if it is "
         "installed, or what SIGLIP_FLOWERS_REPORT_TO names.",
-        common=True,
+        (*TRACKERS, "none"),
     )
     run_name: str | None = option(None, "Name of the run in trackers; default: --output_dir.")
     project: str = option("huggingface", "Project of the run in trackio.")
-    seed: int = option(42, "Seed of everything random in training.", common=True)
-    data_seed: int | None = option(None, "Seed of the order of images; default: --seed.")
+    seed: int = common(42, "Seed of everything random in training.", between(0, 2**32 - 1))
+    data_seed: int | None = option(
+        None, "Seed of the order of images; default: --seed.", between(0, 2**32 - 1)
+    )
     full_determinism: bool = option(False, "Use deterministic kernels only; slower.")
     use_cpu: bool = option(False, "Train on the CPU even if there is a GPU.")
     dataloader_num_workers: int | None = option(
-        None, "Processes that decode images; default: 0 on a CPU, up to 8 per GPU."
+        None, "Processes that decode images; default: 0 on a CPU, up to 8 per GPU.", not_negative
     )
     dataloader_persistent_workers: bool | None = option(
         None, "Keep those processes between epochs; default: on a GPU."
     )
     dataloader_prefetch_factor: int | None = option(
-        None, "Batches that each of those processes prepares ahead; default: 2."
+        None, "Batches that each of those processes prepares ahead; default: 2.", positive
     )
     dataloader_drop_last: bool = option(
         False, "Drop the last training batch if it is incomplete; evaluation uses every image."
     )
     dataloader_pin_memory: bool = option(True, "Copy batches through pinned memory, on a GPU.")
-    ddp_backend: str | None = option(None, "Backend of torch.distributed: nccl or gloo.")
-    ddp_timeout: int = option(1800, "Seconds after which a process stops waiting for the others.")
+    ddp_backend: str | None = option(None, "Backend of DDP: nccl or gloo.", ("nccl", "gloo"))
+    ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", positive)
     ddp_bucket_cap_mb: int | None = option(
-        None, "Megabytes of gradients that are exchanged at a time; default: 25."
+        None, "Megabytes of gradients that are exchanged at a time; default: 25.", positive
     )
 
 
@@ -221,65 +209,65 @@ class InheritedOptions:
 class TrainingOptions(InheritedOptions):
     """Training: the recipe, its schedule, logging and saving."""
 
-    overwrite_output_dir: bool = option(
-        False, "Replace what an earlier run left in --output_dir.", common=True
-    )
+    overwrite_output_dir: bool = common(False, "Replace what an earlier run left in --output_dir.")
     resume: str = option(
         "auto",
         "auto or never. auto: resume an unfinished run in --output_dir from its newest whole "
         "checkpoint; never: such a run is an error.",
+        ("auto", "never"),
     )
-    head_learning_rate: float | None = option(
-        1e-3, "Peak learning rate of the head; null: --learning_rate.", common=True
+    head_learning_rate: float | None = common(
+        1e-3, "Peak learning rate of the head; null: --learning_rate.", positive
     )
-    layer_decay: float | None = option(
+    layer_decay: float | None = common(
         None,
         "Layer-wise decay of the learning rate, for example 0.75. Each encoder layer learns at "
         "this multiple of the rate of the one above it, the embeddings slowest.",
-        common=True,
+        between(0.01, 1),
     )
     train_eval_samples: int = option(
-        1020, "Training images, not augmented, that are evaluated with the validation split."
+        1020, "Training images, not augmented, evaluated with the validation split.", positive
     )
-    objective: str = option(
+    objective: str = common(
         "cross_entropy",
         "cross_entropy, sigmoid or contrastive. cross_entropy: softmax over the classes; sigmoid: "
         "SigLIP's pairwise sigmoid loss between images and classes; contrastive: the same between "
         "images and prompts of their classes, training both towers.",
-        common=True,
+        OBJECTIVES,
     )
     class_weights: str = option(
-        "none", "balanced: weigh classes by inverse frequency (cross_entropy only)."
+        "none",
+        "balanced: weigh classes by inverse frequency (cross_entropy only).",
+        ("none", "balanced"),
     )
-    train_text_tower: bool = option(
-        True, "contrastive: train the text tower too. false freezes it."
-    )
+    train_text_tower: bool = option(True, "contrastive: train the text tower too.")
     ema: float | None = option(
-        None,
-        "Decay of a moving average of the weights, which is evaluated and saved.",
+        None, "Decay of a moving average of weights; evaluated and saved.", between(0, 0.999999)
     )
     wise_ft: str | None = option(
         None,
         "Weight-space ensemble of the start and the trained model: 0 to 1, or sweep. The start is "
         "the text or probe head; 0 is the start, and sweep chooses on the validation split.",
     )
-    early_stopping_patience: int | None = option(
-        None, "Stop after this many evaluations without a new best.", common=True
+    early_stopping_patience: int | None = common(
+        None, "Stop after this many evaluations without a new best.", positive
     )
     on_nan: str = option(
         "stop",
         "What happens if a loss or gradient norm is not finite: stop or skip. stop: the run ends "
         "before a checkpoint is written with it; skip: the step's update is left out, which waits "
         "for the device in every step.",
+        ("stop", "skip"),
     )
-    max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out before the run stops.")
+    max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out at most.", positive)
     max_grad_norm_stop: float | None = option(
-        None, "A gradient norm above this, before clipping, counts as not finite too."
+        None, "A gradient norm above this, before clipping, counts as not finite too.", positive
     )
     cpu_threads: int | None = option(
         None,
         "Threads that compute on a CPU; default: OMP_NUM_THREADS, or under accelerate launch, "
         "which sets that to 1, this process's share of the cores.",
+        positive,
     )
     aim_repo: str | None = option(
         None,
@@ -290,16 +278,16 @@ class TrainingOptions(InheritedOptions):
     wandb_log_model: bool = option(False, "Upload the final model to W&B as an artifact.")
 
     def __post_init__(self) -> None:
-        self._check_choices()
-        self._check_numbers()
+        check_fields(self)
+        if self.max_steps == 0 or self.max_steps < -1:
+            raise InputError(
+                f"--max_steps is {self.max_steps}; give a number of steps, or -1 for no limit."
+            )
         if self.metric_for_best_model not in TRAINING_METRICS:
             word = re.sub("^(eval|val|test|validation)_", "", self.metric_for_best_model)
-            similar = [
-                metric for metric in TRAINING_METRICS if metric.startswith(f"validation_{word}")
-            ]
-            nearest = similar or difflib.get_close_matches(
-                f"validation_{word}", TRAINING_METRICS, n=1, cutoff=0.0
-            )
+            wanted = f"validation_{word}"
+            similar = [metric for metric in TRAINING_METRICS if metric.startswith(wanted)]
+            nearest = similar or difflib.get_close_matches(wanted, TRAINING_METRICS, 1, 0.0)
             raise InputError(
                 f"--metric_for_best_model is {self.metric_for_best_model!r}; did you mean "
                 f"{nearest[0]}?"
@@ -307,51 +295,4 @@ class TrainingOptions(InheritedOptions):
         parse_wise_ft(self.wise_ft)
         parse_optim_args(self.optim_args)
         if self.report_to is not None:
-            names = [name for name in self.report_to if name != "none"]
-            for name in names:
-                check_choice("report_to", name, TRACKERS)
-            self.report_to = names or ["none"]
-
-    def _check_choices(self) -> None:
-        for name, choices in (
-            ("optim", tuple(OPTIMIZERS)),
-            ("lr_scheduler_type", tuple(SCHEDULES)),
-            ("eval_strategy", STRATEGIES),
-            ("logging_strategy", STRATEGIES),
-            ("save_strategy", (*STRATEGIES, "best")),
-            ("torch_compile_backend", ("inductor", "eager", "aot_eager", "cudagraphs")),
-            ("torch_compile_mode", ("default", "reduce-overhead", "max-autotune")),
-            ("ddp_backend", ("nccl", "gloo")),
-            ("resume", ("auto", "never")),
-            ("on_nan", ("stop", "skip")),
-            ("objective", OBJECTIVES),
-            ("class_weights", ("none", "balanced")),
-        ):
-            check_choice(name, getattr(self, name), choices)
-
-    def _check_numbers(self) -> None:
-        for name in (
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs"),
-            *("gradient_accumulation_steps", "learning_rate", "head_learning_rate"),
-            *("adam_epsilon", "torch_empty_cache_steps", "eval_accumulation_steps"),
-            *("save_total_limit", "train_eval_samples", "early_stopping_patience"),
-            *("max_bad_steps", "max_grad_norm_stop", "cpu_threads", "ddp_timeout"),
-            *("ddp_bucket_cap_mb", "dataloader_prefetch_factor"),
-        ):
-            check_positive(name, getattr(self, name))
-        for name in ("weight_decay", "max_grad_norm", "eval_delay", "dataloader_num_workers"):
-            check_not_negative(name, getattr(self, name))
-        for name in ("logging_steps", "eval_steps", "save_steps"):
-            check_interval(name, getattr(self, name))
-        check_not_negative("warmup_steps", self.warmup_steps)
-        for name in ("adam_beta1", "adam_beta2"):
-            check_range(name, getattr(self, name), 0.0, 0.999999)
-        for name in ("seed", "data_seed"):
-            check_range(name, getattr(self, name), 0, 2**32 - 1)
-        check_range("label_smoothing_factor", self.label_smoothing_factor, 0.0, 0.99)
-        check_range("layer_decay", self.layer_decay, 0.01, 1.0)
-        check_range("ema", self.ema, 0.0, 0.999999)
-        if self.max_steps == 0 or self.max_steps < -1:
-            raise InputError(
-                f"--max_steps is {self.max_steps}; give a number of steps, or -1 for no limit."
-            )
+            self.report_to = [name for name in self.report_to if name != "none"] or ["none"]

@@ -4,42 +4,32 @@ import socket
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import DTYPES, check_choice, check_positive, check_range, option
+from siglip_flowers.config.evaluation import DTYPE_HELP, MODEL_HELP
+from siglip_flowers.config.fields import DTYPES, between, check_fields, option, positive
 
 
 @dataclass
 class DemoArguments:
     """The model of the page, and where the page is served."""
 
-    model: str | None = option(
-        None,
-        "A model directory (results/my-run/model, or the run's directory) or a Hub "
-        "id; default: the newest model under results/.",
-        path=True,
-    )
+    model: str | None = option(None, MODEL_HELP, path=True)
     host: str = option(
         "127.0.0.1",
         "Address to serve on. 127.0.0.1 is this machine alone; 0.0.0.0 admits "
         "everybody who can reach it.",
     )
-    port: int = option(7860, "Port to serve on.")
-    top_k: int = option(5, "Classes named for an image.")
+    port: int = option(7860, "Port to serve on.", between(1, 65535))
+    top_k: int = option(5, "Classes named for an image.", positive)
     neighbors: int = option(
         6,
         "Nearest training images to show; 0 shows none and requires no data. The data "
         "are those of the model's training, unless data options name others.",
+        between(0, 1000),
     )
-    dtype: str = option(
-        "auto",
-        "dtype of the encoder: auto (bfloat16 if the device computes it natively, else "
-        "float32), float32, bfloat16, or float16 on CUDA.",
-    )
+    dtype: str = option("auto", DTYPE_HELP, DTYPES)
 
     def __post_init__(self) -> None:
-        check_range("port", self.port, 1, 65535)
-        check_positive("top_k", self.top_k)
-        check_range("neighbors", self.neighbors, 0, 1000)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_fields(self)
 
     def check_address(self) -> None:
         """Raise InputError unless the page can be served on host and port."""

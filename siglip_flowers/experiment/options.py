@@ -12,7 +12,7 @@ from siglip_flowers.config import (
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.config.fields import check_choice, check_not_negative, check_positive, option
+from siglip_flowers.config.fields import check_choice, check_fields, not_negative, option, positive
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.rules import TRAIN_RULES
 
@@ -48,14 +48,15 @@ class ExperimentArguments:
     )
     tuning_regime: str = option("", "The regime in which learning rates are chosen.")
     learning_rates: list[float] = option(
-        [], "Rates that each arm tries in --tuning_regime, with the first seed."
+        [], "Rates that each arm tries in --tuning_regime, with the first seed.", positive
     )
     head_learning_rate_factor: float = option(
-        1.0, "The learning rate of heads, as a multiple of the encoder's."
+        1.0, "The learning rate of heads, as a multiple of the encoder's.", positive
     )
     seeds: list[int] = option(
         [],
         "Each decides the few-shot images, the initial weights and the order of images of a run.",
+        not_negative,
     )
     steady_part: list[float] = option(
         [0.0, 1.0],
@@ -69,6 +70,7 @@ class ExperimentArguments:
         None,
         "Parallel runs, each in its own process; default: one per GPU, else 1. With 0, runs share "
         "the command's process.",
+        not_negative,
     )
 
     def __post_init__(self) -> None:
@@ -90,12 +92,9 @@ class ExperimentArguments:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} is {values}; give at least one value, each once.")
-        check_positive("learning_rates", min(self.learning_rates))
-        check_positive("head_learning_rate_factor", self.head_learning_rate_factor)
-        check_not_negative("seeds", min(self.seeds))
+        check_fields(self)
         if len(self.steady_part) != 2 or not 0 <= self.steady_part[0] < self.steady_part[1] <= 1:
             raise InputError(f"--steady_part is {self.steady_part}; give two shares from 0 to 1.")
-        check_not_negative("workers", self.workers)
 
     @property
     def directory(self) -> Path:

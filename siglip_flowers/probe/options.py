@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import check_choice, check_positive, option
+from siglip_flowers.config.fields import check_fields, option, positive
 
 POOLINGS = ("map", "mean")
 CLASS_WEIGHTS = ("none", "balanced")
@@ -24,20 +24,23 @@ class ProbeArguments:
         path="output",
     )
     overwrite_output_dir: bool = option(False, "Replace what an earlier run left in --output_dir.")
-    image_size: int | None = option(None, "Image side in pixels; default: the checkpoint's own.")
-    max_num_patches: int | None = option(None, "Most patches per image, for NaFlex checkpoints.")
+    image_size: int | None = option(None, "Image side; default: the checkpoint's own.", positive)
+    max_num_patches: int | None = option(None, "Most patches per image of NaFlex.", positive)
     poolings: list[str] = option(
-        list(POOLINGS), "Poolings to try: map (the attention pooling) and mean."
+        list(POOLINGS), "Poolings to try: map (the attention pooling) and mean.", POOLINGS
     )
     penalties: list[float] = option(
-        [], "L2 penalties to try with each of them; default: two per decade from 1 to 3e-5."
+        [],
+        "L2 penalties to try with each; default: two per decade from 1 to 3e-5.",
+        positive,
     )
     class_weights: list[str] = option(
         list(CLASS_WEIGHTS),
         "Class weights to try: none, and balanced (by inverse frequency).",
+        CLASS_WEIGHTS,
     )
-    neighbors: int = option(20, "Training images that vote in the k-NN accuracy.")
-    per_device_eval_batch_size: int = option(128, "Images per device and batch.")
+    neighbors: int = option(20, "Training images that vote in the k-NN accuracy.", positive)
+    per_device_eval_batch_size: int = option(128, "Images per device and batch.", positive)
     dataloader_num_workers: int | None = option(
         None, "Processes that decode images; default: 0 on CPU."
     )
@@ -50,13 +53,8 @@ class ProbeArguments:
         for name, choices in (("poolings", POOLINGS), ("class_weights", CLASS_WEIGHTS)):
             if not getattr(self, name):
                 raise InputError(f"--{name} is empty; name {' or '.join(choices)} or both.")
-            for value in getattr(self, name):
-                check_choice(name, value, choices)
-        for penalty in self.penalties:
-            check_positive("penalties", penalty)
+        check_fields(self)
         for name in ("poolings", "class_weights", "penalties"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
                 raise InputError(f"--{name} has a duplicate value: {', '.join(map(str, values))}.")
-        for name in ("image_size", "max_num_patches", "neighbors", "per_device_eval_batch_size"):
-            check_positive(name, getattr(self, name))

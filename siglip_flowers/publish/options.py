@@ -6,7 +6,7 @@ from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import is_hub_id
-from siglip_flowers.config.fields import check_positive, option
+from siglip_flowers.config.fields import check_fields, common, option, positive
 from siglip_flowers.config.rules import Rule
 
 
@@ -22,12 +22,8 @@ def check_hub_model_id(name: str) -> None:
 class PushArguments:
     """Publish the run to the Hugging Face Hub when the training is finished."""
 
-    push_to_hub: bool = option(
-        False, "Publish the finished run to the Hugging Face Hub.", common=True
-    )
-    hub_model_id: str | None = option(
-        None, "The model on the Hub, ORG/NAME; created if missing.", common=True
-    )
+    push_to_hub: bool = common(False, "Publish the finished run to the Hugging Face Hub.")
+    hub_model_id: str | None = common(None, "The model on the Hub, ORG/NAME; created if missing.")
     hub_private_repo: bool | None = option(
         None, "Make a new model private; default: the organization's setting."
     )
@@ -73,7 +69,7 @@ class PublishArguments:
         path="output",
     )
     check_samples: int = option(
-        32, "Test images that the published files must classify as recorded."
+        32, "Test images that the published files must classify as recorded.", positive
     )
     license: str | None = option(
         None, "License of the model, as the Hub names it; default: not stated."
@@ -93,7 +89,7 @@ class PublishArguments:
             check_hub_model_id(self.hub_model_id)
         if self.output_dir is not None and Path(self.output_dir).exists():
             raise InputError(f"--output_dir {self.output_dir} exists; name a new directory.")
-        check_positive("check_samples", self.check_samples)
+        check_fields(self)
         if not re.fullmatch(r"[a-z]{2,3}", self.language or "en"):
             raise InputError(f"--language is {self.language!r}; use an ISO 639 code, such as en.")
         if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license or "mit"):

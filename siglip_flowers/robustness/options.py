@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import check_choice, option
+from siglip_flowers.config.fields import check_fields, option
 from siglip_flowers.config.rules import Rule
 
 
@@ -20,10 +20,11 @@ class RobustnessArguments:
         "none",
         "Test-time augmentation: measure what averaging the probabilities of several views gains "
         "and costs. flip adds the mirrored image, multicrop also five crops.",
+        ("none", "flip", "multicrop"),
     )
 
     def __post_init__(self) -> None:
-        check_choice("tta", self.tta, ("none", "flip", "multicrop"))
+        check_fields(self)
 
     @property
     def is_asked(self) -> bool:

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import check_choice, check_not_negative, check_positive, option
+from siglip_flowers.config.fields import check_fields, not_negative, option, positive
 from siglip_flowers.config.rules import Rule
 
 # Not the directory of train.py: the two do not share one.
 DEFAULTS = {"output_dir": "results/search"}
-PRUNERS = ("median", "none")
 RULES = (
     Rule(
         lambda o: o.search_space is None,
@@ -32,25 +31,23 @@ class SearchArguments:
         "0, high: 8, step: 2}, or a list of values. Any option of model, augmentation and "
         "training.",
     )
-    n_trials: int = option(20, "Trials in total, including earlier calls and pruned trials.")
+    n_trials: int = option(20, "Trials in total, earlier and pruned ones included.", positive)
     pruner: str = option(
         "median",
         "median: stop a trial that is worse than the median of the others at the same evaluation; "
         "or none.",
+        ("median", "none"),
     )
     pruning_startup_trials: int = option(
-        5, "median: finished trials before any trial may be pruned."
+        5, "median: finished trials before any trial may be pruned.", not_negative
     )
-    pruning_warmup: int = option(1, "Evaluations of a trial before it may be pruned.")
+    pruning_warmup: int = option(1, "Evaluations of a trial before it may be pruned.", not_negative)
     workers: int | None = option(
         None,
         "Parallel trials, each in its own process with one of the visible GPUs (or a share of the "
         "cores); default: one per GPU, else 1.",
+        positive,
     )
 
     def __post_init__(self) -> None:
-        for name in ("n_trials", "workers"):
-            check_positive(name, getattr(self, name))
-        check_choice("pruner", self.pruner, PRUNERS)
-        for name in ("pruning_startup_trials", "pruning_warmup"):
-            check_not_negative(name, getattr(self, name))
+        check_fields(self)
