@@ -3,6 +3,7 @@
 # make test-all   the same with the slow tests, the soak and the documentation
 # make soak   kills small runs again and again, for MINUTES, and compares what they end with
 # make docs   builds the documentation into site/
+# make figures   fills README and docs/ with the figures of committed results
 # All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
 #   TORCH_INDEX  a wheel index for torch, e.g. https://download.pytorch.org/whl/cu130
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-all soak docs lint format clean
+.PHONY: install demo test test-all soak docs figures lint format clean
 
 install: $(STAMP)
 
@@ -51,6 +52,9 @@ soak: $(STAMP)
 # Without the check for newer builders of sites, which is an advertisement.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: $(STAMP)
+	$(BIN)/python -m docs.figures
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

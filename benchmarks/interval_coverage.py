@@ -3,8 +3,8 @@
     python -m benchmarks.interval_coverage --test_sets 2000 --resamples 2000
 
 Test sets are drawn from known confusion probabilities of 102 classes, whose errors go to a few
-similar classes; the true figure of a setting is that of the expected confusion matrix. Prints a
-table in Markdown: the coverage of nominal 95 % intervals, in percent.
+similar classes; the true figure of a setting is that of the expected confusion matrix. Prints the
+coverage of nominal 95 % intervals, in percent, and writes interval_coverage.json.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.report import RESULTS
+from siglip_flowers.base.files import write_json
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 
 CLASSES, SIMILAR = 102, 3
@@ -79,13 +81,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--truths", type=int, default=4, help="confusion probabilities per setting")
     options = parser.parse_args(argv)
     print(f"| images, accuracy | {' | '.join(NAMES)} |\n|---|{'---:|' * len(NAMES)}")
+    settings, table = vars(options), {}
     for size in SIZES:
         for accuracy in ACCURACIES:
             found = measure_coverage(
                 size, accuracy, options.test_sets, options.resamples, options.truths
             )
-            cells = " | ".join(f"{100 * found[name]:.1f}" for name in NAMES)
-            print(f"| {size}, {accuracy:.0%} | {cells} |", flush=True)
+            row = table[f"{size}/{accuracy}"] = {n: round(100 * found[n], 1) for n in NAMES}
+            print(f"| {size}, {accuracy:.0%} | {' | '.join(map(str, row.values()))} |", flush=True)
+    write_json(RESULTS / "interval_coverage.json", {"settings": settings, "coverage": table})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
     python -m benchmarks.scaling_model                               # the tables of docs/scaling.md
     python -m benchmarks.scaling_model --config configs/so400m.yaml  # the memory of one recipe
 
+The first one also writes scaling_model.json: what head, LoRA and full fine-tuning take on one GPU.
+
 Operations and bytes are counted exactly, and tests/test_scaling_model.py compares them with torch's
 counters. Seconds follow from data sheets and the assumptions below; none was measured on a GPU.
 """
@@ -20,9 +22,10 @@ from transformers import SiglipVisionConfig
 
 from benchmarks.flops import count_forward_flops
 from benchmarks.report import RESULTS, format_table
-from siglip_flowers.base.files import write_text
+from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
+COMMAND = "python -m benchmarks.scaling_model"
 CLASSES = 102
 FLOAT32, BFLOAT16 = 4, 2
 DDP_BUCKET_BYTES = 25 * 2**20  # torch's default
@@ -239,6 +242,37 @@ def predict_training(name: str, ranks: int, batch: int, images: int) -> float:
     return steps * predict_step(config, count(config), ranks, batch)[0]
 
 
+def estimate_needs(name: str, batch: int = 64, images: int = 6149) -> dict[str, dict[str, float]]:
+    """Return memory in bytes, seconds per epoch and disk in bytes on one GPU, by method.
+
+    Memory includes what CUDA takes and the allocator loses. ``head`` encodes each image once: its
+    seconds are those of the whole training. ``lora`` has rank 16 on all products, saves what full
+    fine-tuning saves (without dropout an upper bound) and computes no gradients of frozen weights.
+    """
+    config = make_config(name)
+    counts = count(config)
+    products = [m for m in build_on_meta(config).modules() if isinstance(m, torch.nn.Linear)]
+    adapters = sum(16 * (m.in_features + m.out_features) for m in products)
+    frozen, casts = FLOAT32 * counts.total, BFLOAT16 * counts.products
+    saved = batch * (counts.saved() + max(0, counts.transient - counts.saved_head))
+    full = predict_training(name, 1, batch, images)
+    once = images * count_flops(config)[0] / (PEAK * UTILIZATION)
+    tensors = {
+        "head": (frozen + casts + batch * (counts.pixels + counts.saved_layer), once, 0),
+        "lora": (frozen + 4 * FLOAT32 * adapters + casts + saved, full * 2 / 3, adapters),
+        "all": (peak_bytes(counts, batch), full, counts.total),
+    }
+    # The newest checkpoint and the best one, each with two moments per trained weight; model/.
+    return {
+        method: {
+            "memory": memory / (1 - FRAGMENTATION) + RESERVED_BYTES,
+            "seconds": seconds,
+            "disk": frozen + 2 * 3 * FLOAT32 * trained,
+        }
+        for method, (memory, seconds, trained) in tensors.items()
+    }
+
+
 def find_most_gpus(name: str, images: int, update: int | None, local: int = 64) -> int:
     """Return the most GPUs with an efficiency of one half; ``update`` images share one step."""
 
@@ -275,7 +309,8 @@ def format_tables() -> str:
     most = [
         [title, *(find_most_gpus(name, *job) for name in SCALED)] for title, job in jobs.items()
     ]
-    heads = ["", "parameters, M", "1 GPU, GB", "DDP", "FSDP2, 8", "FSDP2, 64", "image, MB", "chk."]
+    heads = ["", "parameters, M", "1 GPU, GB", "DDP", "FSDP2, 8", "FSDP2, 64"]
+    heads += ["per image, MB", "with checkpointing"]
     return "\n\n".join(
         [
             format_table(heads, memory),
@@ -307,8 +342,10 @@ def main() -> None:
     if options.config is not None:
         print(describe_recipe(options.config))
         return
-    text = f"`python -m benchmarks.scaling_model`\n\n{format_tables()}\n"
+    text = f"`{COMMAND}`\n\n{format_tables()}\n"
     write_text(RESULTS / "scaling_model.md", text)
+    needs = {name: estimate_needs(name) for name in CHECKPOINTS.values()}
+    write_json(RESULTS / "scaling_model.json", {"command": COMMAND, "needs": needs})
     print(text)
 
 
