@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.harness import REPOSITORY
-from siglip_flowers.config import DataArguments, check_choice, check_positive
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.fields import check_choice, check_positive
 from siglip_flowers.data import load_data
 from siglip_flowers.data.sources.procedural import SPECIES_COUNT, draw_flower
 

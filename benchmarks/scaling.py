@@ -32,19 +32,9 @@ from benchmarks.report import (
     make_panels,
     write_report,
 )
-from benchmarks.training_arms import (
-    LABELS,
-    TrainingJob,
-    copy_arguments,
-    prepare_job,
-    time_trainer,
-)
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    check_positive,
-)
+from benchmarks.training_arms import LABELS, TrainingJob, copy_arguments, prepare_job, time_trainer
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
+from siglip_flowers.config.fields import check_positive
 from siglip_flowers.training.build import build_model, build_trainer
 
 MODULE = "benchmarks.scaling"

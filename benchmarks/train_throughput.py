@@ -28,13 +28,8 @@ from benchmarks.harness import (
 from benchmarks.images import SourceOptions, fill_sources
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    check_choice,
-    check_positive,
-)
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
+from siglip_flowers.config.fields import check_choice, check_positive
 
 MODULE = "benchmarks.train_throughput"
 TARGETS = {"cpu": 1.0, "gpu": 2.0}

@@ -11,9 +11,15 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main
-from siglip_flowers.config import SiglipTrainingArguments, parse_trainable, parse_wise_ft
+from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.config.model import parse_trainable
 from siglip_flowers.config.saved import REFUSED, REMOVED
-from siglip_flowers.config.training_options import SCHEDULES, InheritedOptions, TrainingOptions
+from siglip_flowers.config.training_options import (
+    SCHEDULES,
+    InheritedOptions,
+    TrainingOptions,
+    parse_wise_ft,
+)
 
 # Defaults that differ from the parent's on purpose.
 CHANGED_DEFAULTS = {

@@ -1,6 +1,7 @@
 """The facts about software and hardware that every result carries."""
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -29,6 +30,14 @@ def computes_bfloat16(device_type: str) -> bool:
     return device_type == "cpu" and (
         torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
+
+
+def count_cores() -> int:
+    """Return the number of processor cores that this process may use."""
+    # A container or a batch system may leave it a few of the machine's.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _commit() -> str | None:

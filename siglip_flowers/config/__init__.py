@@ -8,42 +8,21 @@ combinations of them by ``rules.py``.
 
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.config.data import (
-    DATA_SOURCES,
-    SPLIT_PROTOCOLS,
-    AugmentationArguments,
-    DataArguments,
-)
+from siglip_flowers.config.data import AugmentationArguments, DataArguments
 from siglip_flowers.config.evaluation import EvaluationArguments
-from siglip_flowers.config.fields import check_choice, check_positive, check_range
-from siglip_flowers.config.model import HEAD_INITS, ModelArguments, parse_trainable
-from siglip_flowers.config.training_options import (
-    OBJECTIVES,
-    TRACKERS,
-    TrainingOptions,
-    parse_wise_ft,
-)
+from siglip_flowers.config.model import ModelArguments
+from siglip_flowers.config.training_options import TrainingOptions
 
 if TYPE_CHECKING:
     from siglip_flowers.config.training import SiglipTrainingArguments
 
 __all__ = [
-    "DATA_SOURCES",
-    "HEAD_INITS",
-    "OBJECTIVES",
-    "SPLIT_PROTOCOLS",
-    "TRACKERS",
     "AugmentationArguments",
     "DataArguments",
     "EvaluationArguments",
     "ModelArguments",
     "SiglipTrainingArguments",
     "TrainingOptions",
-    "check_choice",
-    "check_positive",
-    "check_range",
-    "parse_trainable",
-    "parse_wise_ft",
 ]
 
 

@@ -257,13 +257,6 @@ def _to_bool(text: str) -> bool:
     return word in TRUE_WORDS
 
 
-def _to_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
-
-
 def _to_float(text: str) -> float:
     try:
         value = float(text)
@@ -293,7 +286,7 @@ def _to_dict(text: str) -> dict[str, Any]:
 
 _CONVERTERS: dict[Any, Any] = {
     bool: _to_bool,
-    int: _to_int,
+    int: int,
     float: _to_float,
     str: _to_text,
     dict: _to_dict,
@@ -337,8 +330,9 @@ def convert(name: str, hint: Any, value: Any, origin: str) -> Any:
         text = str(value)
     try:
         return _CONVERTERS[kind](text)
-    except argparse.ArgumentTypeError as error:
-        raise InputError(f"In {origin}: {name} has an {error}.") from error
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        reason = f"invalid int value: {text!r}" if kind is int else error
+        raise InputError(f"In {origin}: {name} has an {reason}.") from error
 
 
 def refuse_argument(argument: str, known: set[str]) -> NoReturn:

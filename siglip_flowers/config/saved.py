@@ -13,23 +13,12 @@ from siglip_flowers.base.version import __version__
 from siglip_flowers.config.fields import list_options, suggest_nearest
 
 logger = logging.getLogger(__name__)
-# What the reader raises for text that is not YAML, or for dates and numbers that do not exist.
-YAML_ERRORS = (
-    yaml.YAMLError,
-    ValueError,
-    OverflowError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-)
 # A saved configuration that is read again must neither overwrite nor publish unasked, nor carry the
 # processor of one machine to another.
 UNSAVED = ("overwrite_output_dir", "push_to_hub", "use_cpu")
 _VERSION = re.compile(r"# siglip_flowers (\S+)\n")
 # Configurations that come with the package.
 SHIPPED = Path(__file__).parents[1] / "configs"
-
 
 # Options of transformers.TrainingArguments that contradict the package: what to use instead.
 REFUSED = {
@@ -74,10 +63,22 @@ REFUSED = {
     "neftune_noise_alpha": "it is for language models.",
     "debug": "use --on_nan, which names the images of a bad step.",
 }
+_OFF = """
+    activation_checkpointing batch_eval_metrics bf16_full_eval ddp_find_unused_parameters do_predict
+    do_train enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push
+    ignore_data_skip prediction_loss_only push_to_hub remove_unused_columns
+    restore_callback_states_from_checkpoint save_on_each_node save_only_model use_cache
+    use_liger_kernel
+"""
+_ON = """
+    average_tokens_across_devices dataloader_in_order do_eval eval_do_concat_batches feature_cache
+    greater_is_better log_on_each_node skip_memory_metrics
+"""
 # What a file may say about an option that older versions saved and that is gone: the value that
 # changes nothing. The file's other values decide the run.
 REMOVED: dict[str, Any] = {
-    "feature_cache": True,
+    **dict.fromkeys(_OFF.split(), False),
+    **dict.fromkeys(_ON.split(), True),
     "probe_solver": "adamw",
     "augmented_views": 8,
     "gradual_unfreezing": None,
@@ -85,46 +86,17 @@ REMOVED: dict[str, Any] = {
     "auto_augment": "none",
     "randaugment_num_ops": 2,
     "randaugment_magnitude": 9,
-    "average_tokens_across_devices": True,
-    "batch_eval_metrics": False,
-    "bf16_full_eval": False,
-    "dataloader_in_order": True,
-    "ddp_find_unused_parameters": False,
-    "do_predict": False,
-    "do_train": False,
-    "do_eval": True,
-    "enable_jit_checkpoint": False,
-    "eval_do_concat_batches": True,
-    "eval_use_gather_object": False,
-    "fp16_full_eval": False,
-    "activation_checkpointing": False,
-    "greater_is_better": True,
-    "hub_always_push": False,
     "hub_strategy": "every_save",
-    "ignore_data_skip": False,
     "include_num_input_tokens_seen": "no",
     "length_column_name": "length",
     "local_rank": -1,
     "log_level": "passive",
     "log_level_replica": "warning",
-    "log_on_each_node": True,
-    "prediction_loss_only": False,
-    "push_to_hub": False,
-    "remove_unused_columns": False,
-    "restore_callback_states_from_checkpoint": False,
-    "save_on_each_node": False,
-    "save_only_model": False,
-    "skip_memory_metrics": True,
     "train_sampling_strategy": "random",
-    "use_cache": False,
-    "use_liger_kernel": False,
     "accelerator_config": {
-        "dispatch_batches": None,
-        "even_batches": True,
-        "gradient_accumulation_kwargs": None,
-        "non_blocking": False,
-        "split_batches": False,
-        "use_seedable_sampler": True,
+        **dict.fromkeys(("non_blocking", "split_batches"), False),
+        **dict.fromkeys(("even_batches", "use_seedable_sampler"), True),
+        **dict.fromkeys(("dispatch_batches", "gradient_accumulation_kwargs")),
     },
 }
 
@@ -174,7 +146,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"The configuration file {path} cannot be read: {error.strerror or error}."
         ) from error
-    except YAML_ERRORS as error:
+    except Exception as error:
+        # The reader has no common error for text that is not YAML, or dates that do not exist.
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"The configuration file {path} is not valid YAML: {reason}.") from error
     if values is None:

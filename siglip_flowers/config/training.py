@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import TrainingArguments
 
-from siglip_flowers.base.environment import computes_bfloat16
+from siglip_flowers.base.environment import computes_bfloat16, count_cores
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import is_higher_better
 from siglip_flowers.config.training_options import TrainingOptions
@@ -55,7 +55,7 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
             self.fp16 = self.fp16 or (cuda and not self.bf16)
         if self.dataloader_num_workers is None:
             local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self.dataloader_num_workers = min(8, _count_cores() // local_ranks) if cuda else 0
+            self.dataloader_num_workers = min(8, count_cores() // local_ranks) if cuda else 0
         keep = self.dataloader_persistent_workers
         # torch refuses to keep workers if there are none.
         self.dataloader_persistent_workers = self.dataloader_num_workers > 0 and (
@@ -97,10 +97,3 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
     def checkpoint_dir(self) -> str:
         """The directory that holds ``checkpoint-STEP`` directories."""
         return os.path.join(self.output_dir, "checkpoints")
-
-
-def _count_cores() -> int:
-    # Those of this process: a container or a batch system may leave it a few of the machine's.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

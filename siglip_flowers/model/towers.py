@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import parse_trainable
+from siglip_flowers.config.model import parse_trainable
 
 VisionConfig = SiglipVisionConfig | Siglip2VisionConfig
 VisionModel = SiglipVisionModel | Siglip2VisionModel

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from accelerate.utils import patch_environment
 
-from siglip_flowers.base.environment import computes_bfloat16
+from siglip_flowers.base.environment import computes_bfloat16, count_cores
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import DTYPES
 
@@ -80,13 +80,6 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)"
-
-
-def count_cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def count_workers(workers: int | None) -> int:

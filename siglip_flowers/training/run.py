@@ -19,8 +19,8 @@ from siglip_flowers.base.files import (
     atomic_directory,
     write_json,
 )
-from siglip_flowers.config import parse_wise_ft
 from siglip_flowers.config.rules import has_measured_start
+from siglip_flowers.config.training_options import parse_wise_ft
 from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
