@@ -50,17 +50,6 @@ def test_array_is_built_once_and_then_mapped(tmp_path):
         assert np.array_equal(array, expected())
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the list of mapped files")
-def test_no_file_is_renamed_while_it_is_mapped(tmp_path, monkeypatch):
-    def replace_as_windows_does(source, target, replace=os.replace):
-        if str(source) in Path("/proc/self/maps").read_text():
-            raise PermissionError(13, "The process cannot access the file", str(source))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", replace_as_windows_does)
-    assert np.array_equal(open_array(tmp_path, ENTRY, fill), expected())
-
-
 @pytest.mark.parametrize(
     "other",
     [
@@ -85,10 +74,6 @@ def truncate(directory: Path) -> None:
     os.truncate(file, file.stat().st_size - 7)
 
 
-def empty(directory: Path) -> None:
-    os.truncate(find_file(directory, "array.npy"), 0)
-
-
 def change_a_row(directory: Path) -> None:
     file = find_file(directory, "array.npy")
     content = bytearray(file.read_bytes())
@@ -111,31 +96,19 @@ def name_another_key(directory: Path) -> None:
     file.write_text(json.dumps(content))
 
 
-def break_description(directory: Path) -> None:
-    find_file(directory, "entry.json").write_text("{")
-
-
 def remove_description(directory: Path) -> None:
     find_file(directory, "entry.json").unlink()
-
-
-def leave_a_file(directory: Path) -> None:
-    shutil.rmtree(directory / ENTRY.name)
-    (directory / ENTRY.name).write_text("not a directory")
 
 
 @pytest.mark.parametrize(
     "damage",
     [
         truncate,
-        empty,
         change_a_row,
         put_another_array,
         put_pickled_objects,
         name_another_key,
-        break_description,
         remove_description,
-        leave_a_file,
     ],
 )
 def test_damaged_or_foreign_entry_is_rebuilt(tmp_path, damage):
@@ -169,24 +142,6 @@ def test_too_little_disk_is_said_once_and_nothing_is_written(tmp_path, monkeypat
     assert len(caplog.messages) == 1
     assert "0.0 GB free" in caplog.messages[0]
     assert not (tmp_path / ENTRY.name).exists()
-
-
-def test_a_disk_that_fills_up_on_the_way_is_survived(tmp_path, monkeypatch, caplog):
-    def refuse(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "posix_fallocate", refuse)
-    with caplog.at_level(logging.WARNING):
-        assert open_array(tmp_path, ENTRY, fill) is None
-    assert "No space left on device" in caplog.text
-    assert not (tmp_path / ENTRY.name).exists()
-
-
-def test_cache_below_a_file_is_survived(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    with caplog.at_level(logging.WARNING):
-        assert open_array(tmp_path / "file" / "cache", ENTRY, fill) is None
-    assert "cannot be written" in caplog.text
 
 
 def build_and_count(directory: Path, barrier, calls, sums) -> None:

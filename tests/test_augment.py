@@ -1,7 +1,5 @@
 """Augmentation: its random numbers, and what they do to real and to constructed images."""
 
-import warnings
-
 import numpy as np
 import pytest
 import scipy.stats
@@ -12,12 +10,7 @@ from siglip_flowers.data.augmentation import BatchAugmenter, uniform_numbers
 from siglip_flowers.data.pixels.tensors import PixelDataset, collate_pixels
 from tests.small_flowers import build_flowers
 
-OFF = {
-    "crop_min_scale": 1.0,
-    "horizontal_flip": 0.0,
-    "color_jitter": 0.0,
-    "train_resize_scale": 1.0,
-}
+OFF = {"crop_min_scale": 1.0, "horizontal_flip": 0.0, "color_jitter": 0.0}
 ALL = {"crop_min_scale": 0.3, "color_jitter": 0.4}
 
 
@@ -89,21 +82,6 @@ def test_neighboring_rows_steps_and_seeds_are_unrelated():
     assert np.unique(here).size == here.size
 
 
-def test_uniform_numbers_over_steps_are_uniform_for_one_image():
-    numbers = np.concatenate([uniform_numbers(0, step, np.array([17]), 4) for step in range(5000)])
-    for column in numbers.T:
-        assert scipy.stats.kstest(column, "uniform").pvalue > 1e-5
-    lagged = np.corrcoef(numbers[:-1].T, numbers[1:].T)
-    assert abs(lagged[:4, 4:]).max() < 5 / np.sqrt(5000)
-
-
-def test_no_warning_about_overflow(batch):
-    with warnings.catch_warnings(), np.errstate(all="raise"):
-        warnings.simplefilter("error")
-        uniform_numbers(2**63 + 5, 2**40, np.array([0, 2**40]), 16)
-        augment(make_augmenter(**ALL, mixup_alpha=0.2, cutmix_alpha=1.0), batch, step=10**6)
-
-
 def test_same_seed_step_and_row_give_the_same_pixels_in_any_batch(batch):
     augmenter = make_augmenter(seed=5, **ALL)
     pixels, labels = augment(augmenter, batch, step=9)
@@ -113,24 +91,6 @@ def test_same_seed_step_and_row_give_the_same_pixels_in_any_batch(batch):
     assert torch.equal(shuffled, pixels[order])
     single, _ = augment(augmenter, batch, order[:1], step=9)
     assert torch.equal(single, pixels[order[:1]])
-
-
-def test_rows_may_be_an_array_or_a_tensor_and_pixels_stay_as_they_are(batch):
-    augmenter = make_augmenter(seed=5, **ALL, cutmix_alpha=1.0)
-    before = batch["pixel_values"].clone()
-    pixels, labels = augment(augmenter, batch)
-    again, same_labels = augment(augmenter, {**batch, "index": batch["index"].numpy()})
-    assert torch.equal(pixels, again)
-    assert torch.equal(labels, same_labels)
-    assert torch.equal(batch["pixel_values"], before)
-
-
-def test_channels_last_images_are_augmented_alike(batch):
-    augmenter = make_augmenter(seed=5, **ALL)
-    pixels = batch["pixel_values"]
-    for layout in (torch.contiguous_format, torch.channels_last):
-        other = {**batch, "pixel_values": pixels.contiguous(memory_format=layout)}
-        assert torch.equal(augment(augmenter, other)[0], augment(augmenter, batch)[0])
 
 
 @pytest.mark.parametrize("mixing", [{}, {"mixup_alpha": 0.2}, {"cutmix_alpha": 1.0}])
@@ -180,49 +140,6 @@ def test_crops_keep_a_uniform_share_of_the_area_and_lie_inside(crop_min_scale):
         assert scipy.stats.kstest(place, "uniform").pvalue > 1e-4
 
 
-def draw_reference_boxes(count, crop_min_scale):
-    """Draw boxes as the definition says: try ratios until one fits the area that was drawn."""
-    generator = np.random.default_rng(0)
-    area = generator.uniform(crop_min_scale, 1, count)
-    ratio = np.ones(count)
-    left = np.arange(count)
-    while len(left):
-        ratio[left] = np.exp(generator.uniform(-np.log(4 / 3), np.log(4 / 3), len(left)))
-        left = left[np.maximum(area[left] * ratio[left], area[left] / ratio[left]) > 1]
-    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
-    left, top = generator.uniform(0, 1 - width), generator.uniform(0, 1 - height)
-    return {"width": width, "height": height, "left": left, "top": top}
-
-
-@pytest.mark.parametrize("crop_min_scale", [0.1, 0.35, 0.9])
-def test_boxes_are_spread_as_by_drawing_until_they_fit(crop_min_scale):
-    width, height, x, y = measure_boxes(crop_min_scale=crop_min_scale, horizontal_flip=0.0)
-    boxes = {"width": width, "height": height, "left": x - width / 2, "top": y - height / 2}
-    for name, expected in draw_reference_boxes(5000, crop_min_scale).items():
-        assert scipy.stats.ks_2samp(boxes[name], expected, method="asymp").pvalue > 1e-4, name
-
-
-def test_area_ratio_place_and_mirror_of_a_box_are_unrelated():
-    width, height, x, y = measure_boxes(crop_min_scale=0.35)
-    mirrored, width = width < 0, abs(width)
-    area, log_ratio = width * height, np.log(width / height)
-    room = np.minimum(-np.log(area), np.log(4 / 3))
-    roomy = (1 - width > 0.02) & (1 - height > 0.02)
-    parts = np.stack(
-        [
-            area,
-            log_ratio / room,
-            (x - width / 2) / (1 - width),
-            (y - height / 2) / (1 - height),
-            mirrored,
-        ]
-    )[:, roomy]
-    # A large box has less room, but fills what it has as evenly as a small one.
-    assert scipy.stats.kstest(parts[1], scipy.stats.uniform(-1, 2).cdf).pvalue > 1e-4
-    correlation = np.corrcoef(parts) - np.eye(5)
-    assert abs(correlation).max() < 5 / np.sqrt(parts.shape[1])
-
-
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_flips_mirror_left_to_right_with_their_probability(probability):
     width, height, x, _ = measure_boxes(horizontal_flip=probability)
@@ -240,19 +157,6 @@ def test_everything_off_is_the_identity(batch):
     assert pixels.dtype == torch.float32
     torch.testing.assert_close(pixels, batch["pixel_values"].float(), atol=0.01, rtol=0)
     assert torch.equal(labels, batch["labels"])
-
-
-def test_full_flip_is_the_mirrored_image(batch):
-    pixels, _ = augment(make_augmenter(**{**OFF, "horizontal_flip": 1.0}), batch)
-    expected = batch["pixel_values"].flip(-1).float()
-    torch.testing.assert_close(pixels, expected, atol=0.01, rtol=0)
-
-
-def test_larger_images_come_out_at_the_models_size(batch):
-    large = torch.nn.functional.interpolate(batch["pixel_values"].float(), scale_factor=1.5)
-    augmenter = make_augmenter(size=64, **ALL)
-    pixels, _ = augment(augmenter, {**batch, "pixel_values": large.to(torch.uint8)})
-    assert pixels.shape == (16, 3, 64, 64)
 
 
 def test_color_jitter_keeps_the_range_and_changes_brightness_contrast_and_saturation(batch):
@@ -315,16 +219,6 @@ def test_cutmix_targets_follow_the_area_that_was_pasted(batch):
         torch.testing.assert_close(targets, share * labels + (1 - share) * labels.roll(1, 0))
         shares.append(share.item())
     assert scipy.stats.kstest(shares, "uniform").pvalue > 1e-4
-
-
-def test_mixup_and_cutmix_take_turns(batch):
-    augmenter = make_augmenter(**OFF, mixup_alpha=1.0, cutmix_alpha=1.0)
-    plain = augment(make_augmenter(**OFF), batch)[0]
-    cut = [
-        bool((augment(augmenter, batch, step=step)[0] == plain).all(1).all(0).any())
-        for step in range(60)
-    ]
-    assert 15 < sum(cut) < 45
 
 
 def test_large_batches_are_augmented_in_parts_with_the_same_result(batch, monkeypatch):

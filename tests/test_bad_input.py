@@ -1,15 +1,11 @@
 """Bad input: one sentence on stderr, the right exit code, and nothing half-written."""
 
-import errno
 import json
-import os
 import re
 import shutil
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
-from transformers import BertConfig
 
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
@@ -78,9 +74,7 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
     [
         (["--trainable", "last:99"], r"last:99.* has 2 layers; use last:2 or all"),
         (["--image_size", "20"], r"--image_size is 20, .* patch size 8; use 16 or 24"),
-        (["--image_size", "4"], r"--image_size is 4, .* patch size 8; use 8\."),
         (["--head_init", "text"], r"text tower"),
-        (["--objective", "contrastive"], r"text tower"),
         (["--data_source", "procedural"], r"--data_source procedural does not use --data_dir .*"),
         (["--data_dir", "/no/such/dir"], r"--data_dir /no/such/dir does not exist"),
         (["--model_name_or_path", "./no/such"], r"model directory ./no/such does not exist"),
@@ -104,12 +98,6 @@ def test_a_prompt_file_without_a_slot_is_refused(refuse, nano_dir, folder, tmp_p
     assert "{}" in message
 
 
-def test_a_missing_tracker_package_is_refused_before_training(refuse_train, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    message = refuse_train("--report_to", "wandb")
-    assert message.startswith("--report_to wandb needs the package wandb")
-
-
 def test_an_unreachable_model_names_what_was_asked_for(refuse_train):
     message = refuse_train("--model_name_or_path", "google/siglip-unheard-of", code=1)
     assert "'google/siglip-unheard-of'" in message
@@ -126,68 +114,6 @@ def test_an_unreachable_data_set_names_the_offline_sources(refuse, checkpoint, t
     assert "procedural" in message
 
 
-def test_a_checkpoint_of_another_architecture_is_refused(refuse_train, tmp_path):
-    BertConfig(hidden_size=8).save_pretrained(tmp_path / "bert")
-    message = refuse_train("--model_name_or_path", str(tmp_path / "bert"))
-    assert "is not a SigLIP model: its model_type is 'bert'" in message
-
-
-def test_a_checkpoint_that_lost_weights_is_refused(refuse_train, checkpoint, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint, broken)
-    weights = load_file(broken / "model.safetensors")
-    dropped = next(name for name in weights if "layers.1" in name)
-    del weights[dropped]
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    message = refuse_train("--model_name_or_path", str(broken))
-    assert "lacks 1 vision weights" in message
-    assert "layers.1" in message
-
-
-def test_a_truncated_checkpoint_is_refused(refuse_train, checkpoint, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(checkpoint, broken)
-    with (broken / "model.safetensors").open("r+b") as file:
-        file.truncate(2000)
-    message = refuse_train("--model_name_or_path", str(broken), code=1)
-    assert "could not be read" in message
-
-
-def make_oxford(directory: Path, flowers_dir: Path) -> Path:
-    directory.mkdir()
-    for name in ("imagelabels.mat", "setid.mat"):
-        shutil.copyfile(flowers_dir / name, directory / name)
-    return directory
-
-
-def test_a_missing_archive_is_refused(refuse_train, flowers_dir, tmp_path):
-    data_dir = make_oxford(tmp_path / "data", flowers_dir)
-    message = refuse_train("--data_dir", str(data_dir))
-    assert "lacks 102flowers.tgz" in message
-
-
-def test_a_truncated_archive_is_refused(refuse_train, flowers_dir, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    data_dir = make_oxford(tmp_path / "data", flowers_dir)
-    with (flowers_dir / "102flowers.tgz").open("rb") as file:
-        (data_dir / "102flowers.tgz").write_bytes(file.read(500_000))
-    message = refuse_train("--data_dir", str(data_dir), code=1)
-    assert "102flowers.tgz" in message
-    assert list((tmp_path / "cache").rglob("*.jpg")) == []
-
-
-def test_a_class_without_training_images_is_refused(refuse, checkpoint, tmp_path):
-    folder = make_folder(tmp_path / "images", train=2, held_out=1)
-    for path in (folder / "train" / "borage").iterdir():
-        path.unlink()
-    argv = small_options(checkpoint, folder, tmp_path / "out")
-    assert "borage" in refuse(train_command.main, argv, 2, written=tmp_path / "out")
-
-
 @pytest.fixture
 def damaged(tmp_path):
     """Good images with a zero-byte and a corrupt one among them."""
@@ -196,14 +122,6 @@ def damaged(tmp_path):
     good = (folder / "test" / "clover" / "0.png").read_bytes()
     (folder / "test" / "clover" / "cut.png").write_bytes(good[: len(good) // 2])
     return folder
-
-
-def test_unreadable_images_stop_the_run_with_their_list(refuse, checkpoint, damaged, tmp_path):
-    argv = small_options(checkpoint, damaged, tmp_path / "out")
-    message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
-    assert "empty.png" in message
-    assert "cut.png" in message
-    assert "--skip_corrupt_images" in message
 
 
 def test_unreadable_images_are_dropped_and_counted_when_asked(checkpoint, damaged, tmp_path):
@@ -240,14 +158,6 @@ def test_an_output_directory_that_is_a_file_is_refused(refuse, checkpoint, folde
     assert path.read_text() == "mine"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only directories")
-def test_a_read_only_output_directory_fails_with_one_sentence(refuse, checkpoint, folder, tmp_path):
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o500)
-    message = refuse(train_command.main, small_options(checkpoint, folder, closed / "run"), 1)
-    assert str(closed) in message
-
-
 def test_too_little_free_disk_is_told_before_training(
     refuse, checkpoint, folder, tmp_path, monkeypatch
 ):
@@ -257,22 +167,6 @@ def test_too_little_free_disk_is_told_before_training(
     message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
     assert "0.0 GB free" in message
     assert "--save_total_limit" in message
-
-
-def test_a_disk_that_fills_up_on_the_way_ends_with_one_sentence(
-    refuse, checkpoint, folder, tmp_path, monkeypatch
-):
-    from transformers import Trainer
-
-    def fail(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
-
-    monkeypatch.setattr(Trainer, "_save", fail)
-    out = tmp_path / "out"
-    message = refuse(train_command.main, small_options(checkpoint, folder, out), 1)
-    assert "No space left on device" in message
-    assert not (out / "model").exists()
-    assert not (out / "metrics.json").exists()
 
 
 def test_eval_without_any_model_is_refused(refuse, tmp_path, monkeypatch):

@@ -1,8 +1,6 @@
 """The benchmarks: the harness's own logic against plain reference values, and tiny whole runs."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,24 +8,18 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import inference, scaling, train_profile, train_throughput, usual_script
-from benchmarks.flops import compute_utilization, count_forward_flops
+from benchmarks import scaling, train_profile, train_throughput
+from benchmarks.flops import count_forward_flops
 from benchmarks.harness import (
-    MEMORY_MARK,
     Sample,
     alternate,
     compare,
-    get_own_bytes,
-    measure_memory,
-    slug_gpu,
     summarize,
 )
 from benchmarks.images import write_full_size, write_random_images
 from benchmarks.report import format_table, make_axes, write_report
-from siglip_flowers.base.errors import RunError
 from siglip_flowers.data.sources.folder import list_folder
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
-from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder
 
 
@@ -59,12 +51,6 @@ def test_comparison_takes_ratios_within_rounds():
     assert compare(samples, "ours", "usual") == pytest.approx(2.0)
 
 
-def test_gpu_names_become_file_names():
-    assert slug_gpu("NVIDIA H100 80GB HBM3") == slug_gpu("NVIDIA H100 PCIe") == "nvidia-h100"
-    assert slug_gpu("NVIDIA A100-SXM4-80GB") == "nvidia-a100"
-    assert slug_gpu("NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
-
-
 def test_a_report_is_json_a_table_and_an_image_without_nan(tmp_path):
     figure, axes = make_axes("title")
     axes.plot([1, 2], [3, 4])
@@ -82,48 +68,6 @@ def test_a_report_is_json_a_table_and_an_image_without_nan(tmp_path):
     assert "| ours | 1,234 |\n| none |  |" in text
     with Image.open(tmp_path / "speed_cpu.png") as image:
         assert image.format == "PNG"
-
-
-@pytest.mark.slow
-def test_peak_memory_is_the_childs_own_and_not_its_parents(tmp_path):
-    # The process that is measured allocates 64 MiB; the one that starts it holds far more.
-    held = bytearray(1 << 29)
-    held[:: 1 << 12] = b"x" * (1 << 17)
-    script = (
-        "import torch; from benchmarks.harness import MemoryMeter\n"
-        "with MemoryMeter(torch.device('cpu')) as meter:\n"
-        "    before = meter.read()['resident_bytes']\n"
-        "    block = torch.ones(1 << 24)\n"
-        "    print(meter.read()['resident_bytes'] - before)\n"
-        "    meter.report()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    )
-    grown, report = done.stdout.splitlines()
-    assert 0.9 * (1 << 26) < int(grown) < 1.5 * (1 << 26)
-    peaks = json.loads(report.removeprefix(MEMORY_MARK))
-    assert peaks["resident_bytes"] < len(held) + (1 << 27)
-    assert peaks["cuda_bytes"] is None
-
-
-def test_a_targets_memory_is_a_gpus_or_what_a_process_has_to_itself():
-    peaks = {"resident_bytes": 9, "anonymous_bytes": 5, "cuda_bytes": None}
-    assert get_own_bytes(peaks) == 5
-    assert get_own_bytes({**peaks, "cuda_bytes": 3}) == 3
-    assert get_own_bytes(None) is None
-
-
-def test_inference_without_the_photographs_is_a_sentence(tmp_path, capsys):
-    assert inference.main(["--size", "small", "--data_dir", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"benchmarks.inference: error: There is no {tmp_path}")
-    assert error.count("\n") == 1
-
-
-def test_a_measured_process_that_fails_is_an_error():
-    with pytest.raises(RunError, match=r"no_such_module .*ended with code 1"):
-        measure_memory("benchmarks.no_such_module", ["--x"])
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])
@@ -146,20 +90,6 @@ def test_flops_agree_with_torchs_counter(pooling):
         model(torch.zeros(2, 3, 32, 32))
     ours = count_forward_flops(vision, 2, map_head=pooling == "map")
     assert ours == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)
-
-
-def test_utilization_is_known_on_known_devices_only():
-    assert compute_utilization(100, 10**12, "NVIDIA H100 80GB HBM3") == pytest.approx(300 / 989.4)
-    assert compute_utilization(100, 10**12, "AMD EPYC, 2 threads") is None
-
-
-def test_the_usual_scripts_crop_keeps_its_size_and_stays_inside():
-    image = Image.new("RGB", (40, 20), (200, 10, 10))
-    for _ in range(20):
-        cropped = usual_script.random_resized_crop(image, 16, 0.3, Image.Resampling.BILINEAR)
-        # A box beyond the border would bring black in.
-        assert cropped.size == (16, 16)
-        assert cropped.getextrema() == ((200, 200), (10, 10), (10, 10))
 
 
 def test_written_images_are_jpeg_files_of_the_originals_size_or_all_different(
@@ -204,18 +134,6 @@ def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path)
     # Without --memory, whether its target is met is not known.
     assert results["memory_over_usual"] is None
     assert not results["targets"]["met"]
-
-
-def test_parts_within_parts_count_once():
-    timer = train_profile.PartTimer(torch.device("cpu"))
-    now = iter(range(100))
-    timer.clock = lambda: float(next(now))
-    inner = timer.wrap("backward", lambda: None)
-    outer = timer.wrap("optimizer", lambda: inner())
-    timer.close_step()  # at 0
-    outer()  # 1 to 4, with the inner part from 2 to 3
-    timer.close_step()  # at 5
-    assert timer.steps == [{"backward": 1.0, "optimizer": 2.0, "rest of the Trainer": 2.0}]
 
 
 @pytest.mark.slow

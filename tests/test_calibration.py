@@ -9,7 +9,6 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from siglip_flowers.metrics.calibration import (
     area_under_risk_coverage,
-    best_area_under_risk_coverage,
     brier_score,
     coverage_at_risk,
     expected_calibration_error,
@@ -18,7 +17,7 @@ from siglip_flowers.metrics.calibration import (
     risk_coverage,
     to_probabilities,
 )
-from siglip_flowers.metrics.classification import sigmoid_losses, softmax_losses
+from siglip_flowers.metrics.classification import softmax_losses
 
 
 @pytest.fixture
@@ -85,14 +84,6 @@ def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predicti
     )
 
 
-def test_the_temperature_of_sigmoids_minimizes_the_pairwise_loss(predictions):
-    logits, labels = predictions
-    temperature = fit_temperature(logits - 3, labels, "sigmoid")
-    best = sigmoid_losses((logits - 3) / temperature, labels).mean()
-    for factor in (0.5, 0.98, 1.02, 2):
-        assert best < sigmoid_losses((logits - 3) / (temperature * factor), labels).mean()
-
-
 def test_known_answers():
     right = np.array([True, True, False, False])
     assert expected_calibration_error(np.full(4, 0.5), right) == 0
@@ -131,17 +122,3 @@ def test_ties_do_not_depend_on_the_order_of_the_images():
         assert risk_coverage(confidence[order], right[order])[1] == pytest.approx(expected)
     assert expected.tolist() == pytest.approx([0, 1 / 3, 4 / 9, 1 / 2])
     assert coverage_at_risk(confidence, right, 0.4) == 0.25
-
-
-def test_known_answers_of_selective_prediction():
-    confidence = np.linspace(1, 0, 10)
-    assert area_under_risk_coverage(confidence, np.ones(10, dtype=bool)) == 0
-    assert area_under_risk_coverage(confidence, np.zeros(10, dtype=bool)) == 1
-    assert coverage_at_risk(confidence, np.zeros(10, dtype=bool), 0.5) == 0
-    # The accuracy is all that a constant confidence tells.
-    right = np.arange(10) < 7
-    assert area_under_risk_coverage(np.ones(10), right) == pytest.approx(0.3)
-    best = best_area_under_risk_coverage(right)
-    assert best < 0.3
-    assert best == area_under_risk_coverage(confidence, right)
-    assert best == pytest.approx(sum(max(0, kept - 7) / kept for kept in range(1, 11)) / 10)

@@ -1,20 +1,16 @@
-"""Both commands from end to end: as a user types them, and killed half-way."""
+"""Both commands from end to end, as a user types them."""
 
 import csv
 import json
 import os
 import re
-import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
-from PIL import Image
-from safetensors.torch import load_file
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
+from transformers import pipeline
 
 import siglip_flowers.model  # noqa: F401  (makes the classifier known to pipelines)
 from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES
@@ -23,8 +19,6 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.training.output import find_checkpoint
-from siglip_flowers.training.trainer import SiglipTrainer
 from tests.conftest import REPOSITORY
 from tests.small_runs import (
     list_files,
@@ -75,27 +69,15 @@ def real_metrics(real_run):
 def test_a_short_run_on_the_photographs_is_far_above_chance(real_run, real_metrics):
     test = real_metrics["splits"]["test"]
     assert test["n"] == 1020
+    assert [row["name"] for row in test["per_class"]] == list(FLOWER_NAMES)
+    assert real_metrics["data"]["split_protocol"] == "swapped"
+    assert real_metrics["training"]["steps"] == 28
     assert test["accuracy"] > 8 * CHANCE
     assert test["top5_accuracy"] > 16 * CHANCE
     assert test["loss"] < np.log(102)
     assert f"{100 * test['accuracy']:.2f} %" in real_run[1]
     # Output to a pipe has a line per row of the log instead of a bar.
     assert re.search(r"^step \d+/28, epoch [\d.]+: loss \d", real_run[1], re.MULTILINE)
-
-
-@pytest.mark.slow
-def test_the_metrics_of_a_real_run_name_everything(real_metrics):
-    assert real_metrics["data"]["source"] == "oxford"
-    assert real_metrics["data"]["split_protocol"] == "swapped"
-    assert real_metrics["data"]["shots"] == 4
-    assert real_metrics["model"]["model_id"].endswith("siglip-nano")
-    assert real_metrics["training"]["steps"] == 28
-    assert "swapped" in real_metrics["title"]
-    assert real_metrics["environment"]["device"].startswith("cpu")
-    sizes = {name: split["n"] for name, split in real_metrics["splits"].items()}
-    assert sizes == {"train": 102, "validation": 1020, "test": 1020}
-    names = [row["name"] for row in real_metrics["splits"]["test"]["per_class"]]
-    assert names == list(FLOWER_NAMES)
 
 
 @pytest.mark.slow
@@ -154,104 +136,10 @@ def test_a_pipeline_predicts_what_the_run_recorded(real_run, flowers_dir):
         assert scores == pytest.approx(rows[number]["top_probabilities"], abs=1e-4)
 
 
-@pytest.mark.slow
-def test_the_same_command_does_not_run_twice(real_run, real_command, capsys):
-    assert train_command.main(real_command[1:]) == 2
-    message = capsys.readouterr().err
-    assert "already holds a finished run" in message
-    assert "--overwrite_output_dir" in message
-
-
-@pytest.fixture
-def one_thread():
-    """As many threads as the subprocesses have, since sums depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def read_figures(directory: Path) -> dict:
-    return json.loads((directory / "metrics.json").read_text(encoding="utf-8"))["splits"]
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
-    tmp_path, monkeypatch, capsys, one_thread
-):
-    checkpoint, folder = make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data")
-    # Rows of the log that end at a checkpoint: a mean that spans the kill would cover less.
-    more = ("--num_train_epochs", "20", "--ema", "0.9", "--learning_rate", "2e-4")
-    more += ("--logging_steps", "3")
-    killed = small_options(checkpoint, folder, tmp_path / "killed", *more)
-    process = start_script("train.py", *killed)
-    deadline = time.monotonic() + 300
-    while find_checkpoint(tmp_path / "killed") is None:
-        assert process.poll() is None, process.communicate()[1][-3000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert finish(process)[0] == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "metrics.json").exists()
-    # One that the kill could have left: newer, without the file that is written last.
-    half = tmp_path / "killed" / "checkpoints" / "checkpoint-9999"
-    half.mkdir()
-    (half / "model.safetensors").write_bytes(b"half")
-
-    assert train_command.main([*killed, "--weight_decay", "0.3"]) == 2
-    assert "unfinished run with --weight_decay 0.05, not 0.3" in capsys.readouterr().err
-
-    resumed = []
-    train = SiglipTrainer.train
-
-    def watch(self, resume_from_checkpoint=None, **kwargs):
-        resumed.append(resume_from_checkpoint)
-        return train(self, resume_from_checkpoint=resume_from_checkpoint, **kwargs)
-
-    monkeypatch.setattr(SiglipTrainer, "train", watch)
-    assert train_command.main(killed) == 0
-    whole = small_options(checkpoint, folder, tmp_path / "whole", *more)
-    assert train_command.main(whole) == 0
-    assert resumed[0] is not None
-    assert "9999" not in resumed[0]
-    assert resumed[1] is None
-    assert not half.exists()
-    assert read_figures(tmp_path / "killed") == read_figures(tmp_path / "whole")
-    weights, expected = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("killed", "whole")
-    )
-    assert all(torch.equal(weights[name], expected[name]) for name in expected)
-    histories = [(tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")]
-    assert histories[0] == histories[1]
-
-
-@pytest.mark.slow
-def test_two_runs_with_one_seed_are_identical_and_another_seed_differs(tmp_path, one_thread):
-    checkpoint, folder = make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "data")
-    weights = []
-    for number, seed in enumerate(("3", "3", "4")):
-        out = tmp_path / str(number)
-        argv = small_options(checkpoint, folder, out, "--seed", seed, "--max_steps", "3")
-        assert train_command.main(argv) == 0
-        weights.append(load_file(out / "model" / "model.safetensors"))
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
-
-
 def test_everything_from_invented_flowers_says_procedural(tmp_path, capsys):
     # An architecture without weights, as the demo has it.
-    config = SiglipVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-    )
-    config.save_pretrained(tmp_path / "architecture")
-    SiglipImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(
-        tmp_path / "architecture"
-    )
+    make_checkpoint(tmp_path / "architecture")
+    (tmp_path / "architecture" / "model.safetensors").unlink()
     out = tmp_path / "out"
     argv = [
         *("--data_source", "procedural", "--procedural_images_per_class", "5"),
@@ -310,18 +198,3 @@ def test_an_interrupted_command_exits_with_130(tiny_dir, monkeypatch, capsys):
     options = ["--data_source", "procedural", "--model_name_or_path", str(tiny_dir)]
     assert train_command.main(options) == 130
     assert "the same command resumes it" in capsys.readouterr().err
-
-
-def test_images_of_odd_modes_are_trained_on_and_evaluated(tmp_path):
-    folder = make_folder(tmp_path / "data")
-    for split in ("train", "validation", "test"):
-        for number, mode in enumerate(("L", "P", "RGBA", "CMYK", "1")):
-            image = Image.new("RGB", (1 + number, 20), (40 * number, len(split), 90))
-            suffix = "jpg" if mode == "CMYK" else "png"
-            image.convert(mode).save(folder / split / "aster" / f"{split}{mode}.{suffix}")
-        color = (len(split), 99, 3)
-        Image.new("RGB", (1, 1), color).save(folder / split / "aster" / f"{split}dot.png")
-    argv = small_options(make_checkpoint(tmp_path / "checkpoint"), folder, tmp_path / "out")
-    assert train_command.main([*argv, "--max_steps", "2", "--allow_duplicates"]) == 0
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["splits"]["test"]["n"] == 12 + 6

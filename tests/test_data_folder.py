@@ -1,6 +1,5 @@
 """Image folders: classes by name, splits as given or cut."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,6 @@ def write_images(folder: Path, count: int, key: int = 0) -> None:
 
 def load(folder: Path, **options: object):
     return load_data(DataArguments(data_dir=str(folder), **options))
-
-
-def test_normalized_flower_names_stay_distinct() -> None:
-    assert len({normalize_name(name) for name in FLOWER_NAMES}) == 102
 
 
 def test_all_102_flowers_get_the_original_order_whatever_the_spelling() -> None:
@@ -73,34 +68,10 @@ def test_one_folder_a_class_is_cut_by_seed_and_stratified(tmp_path) -> None:
     assert sorted(name for part in ids.values() for name in part) == [
         f"{c}/{n:03d}" for c in ("one", "two") for n in range(20)
     ]
-    assert [np.bincount(get_labels(d)).tolist() for d in data.splits.values()] == [
-        [14, 14],
-        [3, 3],
-        [3, 3],
-    ]
+    counts = [np.bincount(get_labels(rows)).tolist() for rows in data.splits.values()]
+    assert counts == [[14, 14], [3, 3], [3, 3]]
     assert {name: image_ids(d) for name, d in load(tmp_path).splits.items()} == ids
     assert image_ids(load(tmp_path, split_seed=1).splits["test"]) != ids["test"]
-
-
-def test_hidden_files_and_other_files_are_left_out_and_links_followed(tmp_path) -> None:
-    write_images(tmp_path / "elsewhere", 3)
-    root = tmp_path / "data"
-    for split in ("train", "validation", "test"):
-        write_images(root / split / "a", 2)
-    (root / "train" / "b").symlink_to(tmp_path / "elsewhere")
-    (root / "train" / ".git").mkdir()
-    (root / "train" / "a" / ".hidden.png").write_bytes(b"")
-    (root / "train" / "a" / "notes.txt").write_text("x")
-    os.rename(root / "train" / "a" / "001.png", root / "train" / "a" / "001.PNG")
-    data = load(root)
-    assert image_ids(data.splits["train"]) == ["a/000", "a/001", "b/000", "b/001", "b/002"]
-
-
-def test_same_stem_with_two_extensions_gives_two_ids(tmp_path) -> None:
-    for split in ("train", "valid", "test"):
-        write_images(tmp_path / split / "a", 2)
-    PIL.Image.new("RGB", (3, 3), (9, 9, 9)).save(tmp_path / "train" / "a" / "000.jpg")
-    assert image_ids(load(tmp_path).splits["train"]) == ["a/000.jpg", "a/000.png", "a/001"]
 
 
 def test_an_empty_class_is_named(tmp_path) -> None:
@@ -108,13 +79,6 @@ def test_an_empty_class_is_named(tmp_path) -> None:
     (tmp_path / "train" / "lotus").mkdir()
     with pytest.raises(InputError, match="No training images for 1 of 2 classes: lotus"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
-
-
-def test_a_class_that_only_the_test_folder_has_is_named(tmp_path) -> None:
-    write_images(tmp_path / "train" / "x", 2)
-    write_images(tmp_path / "test" / "y", 2)
-    with pytest.raises(InputError, match="No training images for 1 of 2 classes: y"):
-        load(tmp_path)
 
 
 def test_folders_that_are_no_image_folder(tmp_path) -> None:

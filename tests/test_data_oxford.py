@@ -33,14 +33,9 @@ SEEN = {
     3997: "colt's foot",
     1146: "rose",
     1830: "lotus",
-    449: "cyclamen",
     3287: "bird of paradise",
-    7896: "blanket flower",
     7089: "globe thistle",
-    5747: "king protea",
-    7307: "foxglove",
     5852: "black-eyed susan",
-    8003: "blackberry lily",
     6817: "red ginger",
     8189: "japanese anemone",
 }
@@ -138,11 +133,10 @@ def test_the_unpacked_folder_serves_as_well_and_silently(unpacked, images, caplo
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("name", ["imagelabels.mat", "setid.mat"])
-def test_another_mat_file_is_refused(unpacked, name) -> None:
-    path = unpacked / name
+def test_another_mat_file_is_refused(unpacked) -> None:
+    path = unpacked / "setid.mat"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match=f"{name} is not the original file: its MD5 sum is"):
+    with pytest.raises(InputError, match="setid.mat is not the original file: its MD5 sum is"):
         check_data_arguments(DataArguments(data_dir=str(unpacked)))
 
 
@@ -216,15 +210,6 @@ def test_an_incomplete_archive_names_a_missing_image(tmp_path, monkeypatch) -> N
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(unpacked, tmp_path, monkeypatch) -> None:
-    (unpacked / "jpg").unlink()
-    write_archive(unpacked / "102flowers.tgz")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
-    with pytest.raises(RunError, match="Cannot write .*set HF_DATASETS_CACHE to another"):
-        oxford.load_oxford(str(unpacked), "", "swapped")
-
-
 # Downloads, from a server on loopback
 
 
@@ -235,14 +220,12 @@ class Mirror:
         requests: What was asked for: path and Range.
         limit: After so many bytes of a body the server breaks the connection.
         resumes: Whether it knows ranges.
-        silent: Whether it accepts requests and answers nothing.
     """
 
     def __init__(self, directory: Path) -> None:
         self.requests: list[tuple[str, str | None]] = []
         self.limit: int | None = None
         self.resumes = True
-        self.silent = False
         mirror = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -250,9 +233,6 @@ class Mirror:
                 asked = self.headers["Range"]
                 mirror.requests.append((self.path, asked))
                 path = directory / self.path.lstrip("/")
-                if mirror.silent:
-                    mirror.closed.wait(30)
-                    return
                 if not path.is_file():
                     self.send_error(404)
                     return
@@ -270,13 +250,11 @@ class Mirror:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self.closed = threading.Event()
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
-        self.closed.set()
         self.server.shutdown()
         self.server.server_close()
 
@@ -335,20 +313,6 @@ def test_the_next_run_resumes_an_interrupted_download(mirror, tmp_path, resumes)
     target.rename(tmp_path / "setid.mat.part")
     oxford._download_file(mirror.url, target)
     assert target.read_bytes() == content
-
-
-def test_a_connection_that_never_gets_further_is_given_up(mirror, tmp_path) -> None:
-    mirror.limit = 0
-    with pytest.raises(RunError, match=r"the connection broke after 0 of \d+ bytes"):
-        oxford._download_file(mirror.url, tmp_path / "setid.mat")
-    assert len(mirror.requests) == 1
-
-
-def test_a_silent_server_is_given_up(mirror, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(oxford, "SILENCE_SECONDS", 0.2)
-    mirror.silent = True
-    with pytest.raises(RunError, match=r"imagelabels.mat \(timed out\)"):
-        oxford.load_oxford(None, mirror.url, "swapped")
 
 
 @pytest.mark.parametrize(

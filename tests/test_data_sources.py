@@ -104,9 +104,3 @@ def test_a_training_limit_that_empties_classes_warns(folder, caplog) -> None:
 def test_contradicting_options_are_refused(options, message) -> None:
     with pytest.raises(InputError, match=message):
         check_data_arguments(DataArguments(**options))
-
-
-def test_loading_checks_the_options_too(tmp_path) -> None:
-    PIL.Image.new("RGB", (1, 1)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="no class folders"):
-        load_data(DataArguments(data_dir=str(tmp_path)))

@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-import pytest
 from datasets import ClassLabel, Dataset, Features, Image
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,17 +58,6 @@ def test_shots_take_k_of_each_class_and_warn_once(caplog) -> None:
     assert ids == sorted(ids)
     assert image_ids(take_shots(rows, 3, seed=0)) == ids
     assert image_ids(take_shots(rows, 3, seed=1)) != ids
-
-
-def test_more_shots_keep_the_images_of_fewer() -> None:
-    rows = make_rows([30, 30])
-    assert set(image_ids(take_shots(rows, 2, 0))) < set(image_ids(take_shots(rows, 8, 0)))
-
-
-@pytest.mark.parametrize("limit", [None, 50, 51])
-def test_a_limit_that_does_not_bind_changes_nothing(limit) -> None:
-    rows = make_rows([25, 25])
-    assert draw_rows(rows, limit, 0, "test") is rows
 
 
 def test_draws_differ_between_seeds_and_splits_only() -> None:

@@ -42,15 +42,6 @@ def test_moving_average_equals_the_sum_written_out(decay):
     assert average.updates == 12
 
 
-def test_average_leaves_the_model_alone_and_the_start_is_a_copy():
-    model = make_model()
-    average = WeightAverage(model, 0.9)
-    change(model)
-    state = copy_state(model)
-    average.update(model)
-    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-
-
 @pytest.mark.parametrize("raises", [False, True])
 def test_applied_average_goes_away_bit_for_bit_even_after_an_error(raises):
     model = make_model()
@@ -76,17 +67,6 @@ def test_applied_average_goes_away_bit_for_bit_even_after_an_error(raises):
         look()
     assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
     assert all(torch.equal(averaged[name], weight) for name, weight in average.weights.items())
-
-
-def test_average_of_a_half_precision_model_is_kept_in_float32():
-    model = make_model().to(torch.bfloat16)
-    average = WeightAverage(model, 0.999)
-    change(model)
-    for _ in range(3):
-        average.update(model)
-    assert {weight.dtype for weight in average.weights.values()} == {torch.float32}
-    average.copy_to(model)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
 def test_saved_average_goes_on_as_if_it_had_never_stopped(tmp_path):

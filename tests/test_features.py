@@ -113,13 +113,6 @@ def change_tower(model):
         model.vision_model.encoder.layers[3].mlp.fc1.bias[5] += 0.5
 
 
-def test_without_room_on_disk_features_stay_in_memory(load, rows, tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    features = load(rows, cache="file")
-    assert "cannot be written" in caplog.text
-    np.testing.assert_allclose(features["map"], load(rows)["map"], atol=2e-5)
-
-
 def test_memory_that_runs_out_loses_no_image(load, rows):
     expected = load(rows, batch_size=8, cache="whole")
 
@@ -197,14 +190,6 @@ def test_validation_chooses_the_penalty(nano_dir):
     assert (logits.argmax(1).numpy() == validation[1]).mean() == best > 0.5
     loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(validation[1]))
     assert loss.item() == pytest.approx(chosen.validation_nll, rel=1e-3)
-
-
-def test_a_constant_feature_does_no_harm():
-    features, labels = draw_features(80)
-    features[:, 3] = 5.0
-    ((weight, bias),) = fit_logistic_heads(features, labels, 4, (1e-4,))
-    assert np.isfinite(weight).all()
-    assert ((features @ weight.T + bias).argmax(1) == labels).mean() > 0.5
 
 
 def test_a_run_that_trains_the_head_alone_fits_it_on_features(tmp_path, capsys):

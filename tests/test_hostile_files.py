@@ -37,7 +37,6 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.text_head import load_text_tower
-from siglip_flowers.plots.examples import save_examples
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -106,13 +105,6 @@ def test_the_images_that_are_damaged_are_whole_ones(readers, tmp_path):
     assert outcomes.count(READ) == len(outcomes) - 1  # all but EPS
 
 
-@pytest.mark.parametrize("value", ['"a\\0b"', '"\\ud800"'])
-def test_text_that_no_file_name_can_hold_is_refused(tmp_path, capsys, value):
-    (tmp_path / "c.yaml").write_text(f"output_dir: {value}\n")
-    assert train_command.main(["--config", str(tmp_path / "c.yaml")]) == 2
-    assert "output_dir has an invalid text" in capsys.readouterr().err
-
-
 # Images
 
 
@@ -141,17 +133,6 @@ def test_what_is_no_image_is_named_and_not_waited_for(odd_files):
     problems = dict(zip([Path(path).name for path in odd_files], batch.problems, strict=True))
     assert problems["pipe.jpg"] == problems["endless.jpg"] == "not a regular file"
     assert problems["folder.jpg"] == "a folder"
-
-
-def test_a_training_folder_with_odd_files_is_refused_with_their_list(odd_files, tmp_path):
-    folder = make_folder(tmp_path / "data", train=4, held_out=2)
-    shutil.move(tmp_path / "odd", folder / "train" / "odd")
-    with (
-        time_limit(60),
-        pytest.raises(RunError, match="9 of 33 images cannot be read") as caught,
-    ):
-        load_data(DataArguments(data_dir=str(folder)))
-    assert "pipe.jpg (not a regular file)" in str(caught.value)
 
 
 def test_ghostscript_is_never_started(tmp_path, monkeypatch):
@@ -189,14 +170,11 @@ PROFILE_BOMB = (b"iCCP", b"a\0\0" + zlib.compress(bytes(128 << 20), 9))
     "content",
     [
         make_png(60_000, 60_000),
-        make_png(0, 0),
-        make_png(2**31 - 1, 1),
         make_png(4, 4, TEXT_BOMB),
         make_png(4, 4, PROFILE_BOMB),
-        b"P6 99999 99999 255\n",
         b"GIF89a\xff\xff\xff\xff\xf7\x00\x00" + bytes(768) + b",",
     ],
-    ids=["size", "nothing", "wide", "text", "profile", "ppm", "gif"],
+    ids=["size", "text", "profile", "gif"],
 )
 def test_bombs_are_refused_in_little_memory(content):
     tracemalloc.start()
@@ -249,9 +227,7 @@ def test_an_adapter_is_no_model_and_leads_nowhere(copy, trace):
         load_classifier(str(copy), ["a", "b"])
 
 
-@pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "..\\x.safetensors", "x.bin", 7, "a/b.safetensors"]
-)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "x.bin", 7])
 def test_an_index_leads_to_files_beside_it_only(copy, trace, name):
     (copy / "model.safetensors").unlink()
     torch.save({"x": Trap(trace)}, copy / "x.bin")
@@ -261,22 +237,7 @@ def test_an_index_leads_to_files_beside_it_only(copy, trace, name):
         load_classifier(str(copy), ["a", "b"])
 
 
-def test_the_index_of_a_text_tower_is_held_to_the_same(nano_dir, tmp_path):
-    copy = Path(shutil.copytree(nano_dir, tmp_path / "nano"))
-    (copy / "model.safetensors").unlink()
-    index = {"metadata": {}, "weight_map": {"text_model.x": "../secret.safetensors"}}
-    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InputError, match="'../secret.safetensors', which is not"):
-        load_text_tower(str(copy))
-
-
-def overlap(header: dict) -> dict:
-    first, second = [name for name in header if name != "__metadata__"][:2]
-    header[second]["data_offsets"] = header[first]["data_offsets"]
-    return header
-
-
-@pytest.mark.parametrize("bomb", ["length", "offsets", "shape", "overlap", "deep"])
+@pytest.mark.parametrize("bomb", ["length", "offsets", "shape", "deep"])
 def test_safetensors_headers_are_not_believed(copy, bomb):
     path = copy / "model.safetensors"
     content = path.read_bytes()
@@ -287,8 +248,6 @@ def test_safetensors_headers_are_not_believed(copy, bomb):
         header[first]["data_offsets"] = [0, 1 << 60]
     elif bomb == "shape":
         header[first]["shape"] = [1 << 40, 1 << 40]
-    elif bomb == "overlap":
-        header = overlap(header)
     text = b"[" * 100_000 if bomb == "deep" else json.dumps(header).encode()
     size = 1 << 60 if bomb == "length" else len(text)
     path.write_bytes(struct.pack("<Q", size) + text + tensors)
@@ -310,7 +269,7 @@ def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(copy, trace, monkey
         load_classifier(str(copy), ["a", "b"])
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "[" * 5000, '{"tokenizer_class": 1}', "AUTO"])
+@pytest.mark.parametrize("text", ["{", '{"tokenizer_class": 1}', "AUTO"])
 def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, text):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     copy = Path(shutil.copytree(nano_dir, tmp_path / "nano"))
@@ -359,15 +318,6 @@ def test_absurd_configurations_are_refused(copy, change, message):
     for from_scratch in (False, True):
         with pytest.raises(InputError, match=message):
             load_classifier(str(copy), ["a", "b"], from_scratch=from_scratch)
-
-
-@pytest.mark.parametrize(
-    "change", [{"vision_config": [1]}, {"text_config": []}, {"text_config": {"hidden_size": -1}}]
-)
-def test_a_field_of_another_kind_that_transformers_overlooks_does_no_harm(copy, change):
-    path = copy / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert load_classifier(str(copy), ["a", "b"]).class_names == ["a", "b"]
 
 
 @pytest.mark.slow
@@ -459,10 +409,7 @@ def test_class_names_survive_a_run_and_are_printed_harmlessly(checkpoint, tmp_pa
 
 @pytest.mark.parametrize(
     "names, message",
-    [
-        (["a", " "], "' ' is empty or not UTF-8 text"),
-        (["a", "b\0"], "not UTF-8 text"),
-    ],
+    [(["a", " "], "' ' is empty or not UTF-8 text"), (["a", "b\0"], "not UTF-8 text")],
 )
 def test_names_that_are_no_text_are_refused(tmp_path, names, message):
     data = save_named_data(tmp_path / "data", names, Value("string"))
@@ -482,34 +429,11 @@ def test_names_of_folders_and_files_that_are_not_text_are_refused(tmp_path):
         load_data(DataArguments(data_dir=str(folder)))
 
 
-def test_an_argument_that_is_not_text_is_refused(capsys):
-    assert train_command.main(["--output_dir", "a\udcff"]) == 2
-    assert "invalid text" in capsys.readouterr().err
-
-
-def test_names_in_messages_do_not_reach_the_terminal(tmp_path, capsys):
-    folder = make_folder(tmp_path / "data", train=4, held_out=2)
-    (folder / "train" / "red \x1b[31m").mkdir()
-    assert train_command.main(["--data_dir", str(folder), "--output_dir", "never"]) == 2
-    err = capsys.readouterr().err
-    assert "\x1b" not in err
-    assert "red \\x1b[31m" in err
-
-
 def test_labels_that_a_spreadsheet_would_compute_are_quoted():
     text = format_csv_lines("@pic.png", [{"label": "=1+1", "score": 0.5}], None)
     assert next(csv.reader(io.StringIO(text)))[:4] == ["'@pic.png", "1", "'=1+1", "0.5"]
     text = format_csv_lines("pic.png", [{"label": "desert-rose", "score": 1e-5}], None)
     assert next(csv.reader(io.StringIO(text)))[:4] == ["pic.png", "1", "desert-rose", "1e-05"]
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Glyph")
-def test_names_are_drawn_as_they_are(tmp_path):
-    image = PillowImage.new("RGB", (8, 8))
-    examples = [(image, name, name, 0.5) for name in CLASS_NAMES]
-    save_examples(examples, tmp_path, "$t$ \x1b <b>")
-    assert all(PillowImage.open(path).height < 4000 for path in tmp_path.glob("*.png"))
 
 
 def test_a_list_of_file_names_may_hold_any_bytes(checkpoint, tmp_path, monkeypatch, capsys):

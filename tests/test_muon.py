@@ -72,14 +72,6 @@ def test_muon_has_the_matrices_of_the_encoder_layers_only(tiny, lora):
     assert matrices == (set() if lora else expected)
 
 
-def test_layer_decay_scales_the_rate_of_muon_too(tiny):
-    model = load_classifier(str(tiny), ["a", "b"])
-    rates = {g["name"]: g["lr"] for g in split(model, layer_decay=0.5) if g["muon"]}
-    assert rates == pytest.approx(
-        {"vision 1, decayed, Muon": 0.01, "vision 2, decayed, Muon": 0.005}
-    )
-
-
 def test_steps_are_those_of_torchs_two_optimizers_and_resume(tiny):
     torch.manual_seed(0)
     model = load_classifier(str(tiny), ["a", "b"])

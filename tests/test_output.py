@@ -19,7 +19,6 @@ from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
 from siglip_flowers.training.results import COLUMNS
@@ -37,12 +36,6 @@ def make_checkpoint_dirs(directory: Path, *steps: int, broken: tuple[int, ...] =
         (path / "trainer_state.json").write_text("{}")
         if step in steps:
             write_manifest(path)
-
-
-def test_a_new_directory_starts_from_nothing(tmp_path):
-    directory = tmp_path / "deep" / "run"
-    assert claim_output_dir(directory, SETTINGS, overwrite=False) is None
-    assert list_files(directory) == ["config.yaml"]
 
 
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
@@ -71,14 +64,6 @@ def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
     assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoints", "config.yaml"]
 
 
-def test_a_checkpoint_that_was_making_room_for_its_successor_gets_its_name_back(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10, 20)
-    checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "checkpoint-20").rename(checkpoints / ".replaced-checkpoint-20")
-    found = claim_output_dir(tmp_path, SETTINGS, overwrite=False)
-    assert found == str(checkpoints / "checkpoint-20")
-
-
 def test_resume_never_refuses_an_unfinished_run(tmp_path):
     make_checkpoint_dirs(tmp_path, 10)
     with pytest.raises(
@@ -97,6 +82,8 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
             claim_output_dir(tmp_path, changed, overwrite=False)
     with pytest.raises(InputError, match=r"--shots None, not 3"):
         check_output_dir(tmp_path, SETTINGS + "shots: 3\n")
+    # Those of the machine may differ.
+    check_output_dir(tmp_path, SETTINGS + "dataloader_num_workers: 8\ndisable_tqdm: true\n")
     assert list_files(tmp_path) == before
     assert (tmp_path / "config.yaml").read_text() == SETTINGS
 
@@ -108,18 +95,6 @@ def test_an_unfinished_run_of_an_older_version_is_refused(tmp_path, header):
     with pytest.raises(InputError, match=r"unfinished run of siglip_flowers 0\.1.*cannot resume"):
         claim_output_dir(tmp_path, SETTINGS, overwrite=False)
     assert claim_output_dir(tmp_path, SETTINGS, overwrite=True) is None
-
-
-def test_settings_of_the_machine_may_differ(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10)
-    (tmp_path / "config.yaml").write_text(SETTINGS + "dataloader_num_workers: 8\n")
-    assert claim_output_dir(tmp_path, SETTINGS + "disable_tqdm: true\n", overwrite=False)
-
-
-def test_without_a_checkpoint_other_settings_may_start(tmp_path):
-    (tmp_path / "config.yaml").write_text(SETTINGS)
-    assert claim_output_dir(tmp_path, "learning_rate: 0.2\n", overwrite=False) is None
-    assert (tmp_path / "config.yaml").read_text() == "learning_rate: 0.2\n"
 
 
 def finish(directory: Path) -> None:
@@ -157,11 +132,8 @@ def test_a_run_leaves_every_promised_file_and_no_other(small_run):
     assert set(os.listdir(small_run)) == set(RUN_FILES) - {ADAPTER_DIR}
     assert is_finished(small_run)
     assert set(os.listdir(small_run / "model")) == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "calibration.json",
-        "open_set.json",
+        *("config.json", "model.safetensors", "preprocessor_config.json"),
+        *("calibration.json", "open_set.json"),
     }
 
 
@@ -193,14 +165,12 @@ def test_the_metrics_say_what_they_hold_for(small_run):
     assert metrics["data"]["description"] in metrics["title"]
     assert metrics["model"]["model_id"].endswith("checkpoint")
     assert metrics["training"]["seed"] == 7
+    assert yaml.safe_load((small_run / "config.yaml").read_text(encoding="utf-8"))["seed"] == 7
     assert metrics["training"]["steps"] == 9
     assert "device" in metrics["environment"]
     assert "torch" in metrics["environment"]["packages"]
-    assert {name: split["n"] for name, split in metrics["splits"].items()} == {
-        "train": 24,
-        "validation": 12,
-        "test": 12,
-    }
+    sizes = {name: split["n"] for name, split in metrics["splits"].items()}
+    assert sizes == {"train": 24, "validation": 12, "test": 12}
     assert [row["name"] for row in metrics["splits"]["test"]["per_class"]] == list(CLASSES)
 
 
@@ -223,38 +193,6 @@ def test_predictions_agree_with_the_metrics(small_run):
     assert [row["image_id"] for row in rows] == ids["test"]
     right = sum(row["label"] == row["top_labels"][0] for row in rows) / len(rows)
     assert right == pytest.approx(metrics["splits"]["test"]["accuracy"], abs=1e-12)
-
-
-def test_the_rows_of_every_split_are_kept(small_run):
-    ids = json.loads((small_run / "splits.json").read_text(encoding="utf-8"))
-    assert ids.pop("split_protocol")
-    assert {name: len(set(rows)) for name, rows in ids.items()} == {
-        "train": 24,
-        "validation": 12,
-        "test": 12,
-    }
-
-
-def test_the_configuration_is_the_resolved_one(small_run):
-    values = yaml.safe_load((small_run / "config.yaml").read_text(encoding="utf-8"))
-    assert values["seed"] == 7
-    assert values["learning_rate"] == 1e-3
-    assert values["output_dir"] == str(small_run)
-    assert values["bf16"] is False
-    assert values["warmup_steps"] == 0.1
-
-
-def test_no_file_of_a_run_holds_the_token(small_run):
-    holders = [
-        path for path in small_run.rglob("*") if path.is_file() and b"hf_s" in path.read_bytes()
-    ]
-    assert holders == []
-
-
-def test_the_saved_model_loads_with_its_names(small_run):
-    model = load_saved_classifier(str(small_run / "model"))
-    assert model.class_names == list(CLASSES)
-    assert load_image_processor(str(small_run / "model")).size == {"height": 16, "width": 16}
 
 
 @pytest.fixture

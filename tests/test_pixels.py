@@ -11,7 +11,6 @@ from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelNormalizer,
     collate_pixels,
-    resize_image,
 )
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import build_flowers, read_images
@@ -86,14 +85,6 @@ def test_pixels_follow_another_checkpoints_preprocessing(nano_dir, images, tmp_p
     assert expected.shape != plain.shape or not torch.allclose(expected, plain, atol=1e-3)
 
 
-def test_float_pixels_are_normalized_like_integer_ones(nano_dir):
-    normalizer = PixelNormalizer(load_image_processor(str(nano_dir)))
-    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    torch.testing.assert_close(normalizer(pixels.float()), normalizer(pixels))
-    assert normalizer(pixels).min() == -1
-    assert normalizer(pixels).max() == 1
-
-
 def test_items_carry_label_and_row_number_one_by_one_and_in_batches(flowers_dir):
     rows = build_flowers(flowers_dir, train=3).splits["train"]
     pixels = PixelDataset(rows, 64, Image.Resampling.BICUBIC)
@@ -107,9 +98,3 @@ def test_items_carry_label_and_row_number_one_by_one_and_in_batches(flowers_dir)
         assert torch.equal(batch[key], single[key])
     expected = np.asarray(rows[7]["image"].convert("RGB"))
     assert np.array_equal(batch["pixel_values"][0].permute(1, 2, 0).numpy(), expected)
-
-
-def test_image_of_the_right_size_is_not_resampled(flowers_dir):
-    image = read_images(flowers_dir, 1)[0]
-    pixels = resize_image(image, 64, Image.Resampling.BICUBIC)
-    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(image))

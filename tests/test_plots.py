@@ -92,14 +92,6 @@ def test_curves_show_all_measured_points_and_the_first_best_epoch(tmp_path, draw
     assert "%" in drawn[1].axes[0].get_ylabel()
 
 
-@pytest.mark.parametrize("history", [[], HISTORY[:1]])
-def test_a_sparse_history_still_gives_an_image(tmp_path, history):
-    plot_curves(history, tmp_path / "new" / "plot.png", "nothing yet", "accuracy")
-    with Image.open(tmp_path / "new" / "plot.png") as image:
-        assert image.format == "PNG"
-        assert min(image.size) > 500
-
-
 def test_a_file_is_replaced_whole_and_equal_on_repetition(tmp_path, drawn, monkeypatch):
     path = tmp_path / "loss.png"
     path.write_text("an older file")
@@ -159,14 +151,6 @@ def test_names_of_any_script_are_drawn_or_escaped_with_one_note(caplog, monkeypa
     assert len(caplog.records) == bool(escaped)
 
 
-def test_wide_letters_count_twice():
-    assert theme.wrap("one two three", 7) == "one two\nthree"
-    assert theme.wrap("abcdefgh", 4, 2) == "abcd\nefgh"
-    assert theme.wrap("abcdefghi", 4, 2) == "abcd\nefg…"
-    assert theme.shorten("ромашка аптечная", 8) == "ромашка…"
-    assert theme.wrap("\u0434" * 5, 3, 2) == "\u0434" * 3 + "\n" + "\u0434" * 2
-
-
 def make_examples(count, true="rose", predicted="rose", confidence=0.5):
     random, rest = np.random.default_rng(0), (true, predicted, confidence)
     return [
@@ -187,21 +171,6 @@ def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn)
     ]
     assert wrong[1:] == ["✗ wrong", "true\npredicted\nconfidence", "rose\nlotus\n> 99.9 %"]
     assert sheet == right + wrong[1:]
-
-
-def test_a_shorter_call_leaves_no_older_example(tmp_path):
-    save_examples(make_examples(7), tmp_path, "title", count=3)
-    names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["example1.png", "example2.png", "example3.png", "examples.png"]
-    save_examples(make_examples(1), tmp_path, "title", count=3)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["example1.png", "examples.png"]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_names_of_examples_are_literal_and_fit(tmp_path, drawn, name):
-    save_examples(make_examples(1, name, "never_ending_" * 30), tmp_path, "t")
-    check_inside(drawn[0])
-    assert all(not text.get_parse_math() for text in drawn[0].axes[0].texts)
 
 
 def make_predictions(right, wrong, classes=4):

@@ -6,7 +6,6 @@ import stat
 
 import pytest
 
-from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.files import atomic_directory, atomic_path, write_json, write_text
 from tests.small_runs import list_files
 
@@ -43,12 +42,6 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     assert list_files(tmp_path) == ["x.json"]
 
 
-def test_the_temporary_name_keeps_the_suffix(tmp_path):
-    with atomic_path(tmp_path / "plot.png") as temporary:
-        assert temporary.suffix == ".png"
-        assert temporary.parent == tmp_path
-
-
 def test_a_directory_replaces_the_old_one_whole(tmp_path, umask):
     path = tmp_path / "model"
     for content in ("old", "new"):
@@ -73,27 +66,3 @@ def test_a_failed_directory_keeps_the_old_one(tmp_path):
     with pytest.raises(OSError, match="full"):
         fail_half_way()
     assert list_files(tmp_path) == ["model", "model/old"]
-
-
-def test_json_is_readable_text(tmp_path):
-    write_json(tmp_path / "x.json", {"name": "цветок", "values": [1, 0.5]})
-    text = (tmp_path / "x.json").read_text(encoding="utf-8")
-    assert "цветок" in text
-    assert text.endswith("}\n")
-
-
-def test_the_environment_names_versions_and_device():
-    facts = describe_environment("a device")
-    assert facts["device"] == "a device"
-    import torch
-    import transformers
-
-    assert facts["packages"]["transformers"] == transformers.__version__
-    assert facts["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert facts["commit"] is None or len(facts["commit"]) == 40
-    json.dumps(facts)
-
-
-def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert describe_environment("cpu")["commit"] is None

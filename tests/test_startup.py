@@ -1,14 +1,10 @@
 """--help and bad usage are answered without torch, and by one process of a launch."""
 
-import ast
 import json
 import os
 import subprocess
 import sys
 
-import pytest
-
-import siglip_flowers
 from siglip_flowers.commands.main import list_commands
 from tests.conftest import REPOSITORY
 
@@ -100,27 +96,3 @@ def test_importing_the_package_is_light_and_its_names_register_the_classifier(tm
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         check=True,
     )
-
-
-def test_an_unknown_name_of_the_package_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'siglip_flowers' has no attribute 'Nothing'"):
-        siglip_flowers.Nothing  # noqa: B018
-    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
-        siglip_flowers.config.Nothing  # noqa: B018
-
-
-def test_commands_import_nothing_slow_at_their_top():
-    for module, _ in list_commands().values():
-        path = REPOSITORY / (module.replace(".", "/") + ".py")
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        imported = {
-            name.split(".")[0]
-            for node in tree.body
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for name in (
-                [str(node.module)]
-                if isinstance(node, ast.ImportFrom)
-                else [alias.name for alias in node.names]
-            )
-        }
-        assert not imported & set(HEAVY), module

@@ -72,36 +72,10 @@ class TestPairedBootstrap:
         assert result.low == pytest.approx(np.quantile(every, 0.1), abs=1e-9)
         assert result.high == pytest.approx(np.quantile(every, 0.9), abs=1e-9)
 
-    def test_spread_equals_a_plain_loop_that_draws_indices(self):
-        a, b = _draw_correct(4, 60, [[0.9], [0.7], [0.8], [0.6]], 1), _draw_correct(4, 60, 0.7, 2)
-        delta = a.astype(float) - b
-        rng = np.random.default_rng(5)
-        plain = [
-            delta[rng.integers(4, size=4)][:, rng.integers(60, size=60)].mean()
-            for _ in range(6_000)
-        ]
-        result = paired_bootstrap(a, b)
-        assert result.low == pytest.approx(np.quantile(plain, 0.025), abs=0.015)
-        assert result.high == pytest.approx(np.quantile(plain, 0.975), abs=0.015)
-
-    def test_counts_drawn_in_chunks_keep_the_distribution(self, monkeypatch):
-        a, b = _draw_correct(3, 200, 0.8, 1), _draw_correct(3, 200, 0.75, 2)
-        whole = paired_bootstrap(a, b)
-        monkeypatch.setattr("siglip_flowers.metrics.statistics._COUNTS_AT_A_TIME", 27 * 700)
-        chunked = paired_bootstrap(a, b)
-        assert chunked.low == pytest.approx(whole.low, abs=0.005)
-        assert chunked.high == pytest.approx(whole.high, abs=0.005)
-
     def test_same_seed_repeats_and_image_order_does_not_matter(self):
         a, b = _draw_correct(3, 100, 0.8, 1), _draw_correct(3, 100, 0.7, 2)
         order = np.random.default_rng(0).permutation(100)
         assert paired_bootstrap(a, b, seed=4) == paired_bootstrap(a[:, order], b[:, order], seed=4)
-
-    def test_swapping_the_arms_flips_the_sign(self):
-        a, b = _draw_correct(3, 300, 0.8, 1), _draw_correct(3, 300, 0.7, 2)
-        forth, back = paired_bootstrap(a, b), paired_bootstrap(b, a)
-        assert back.difference == -forth.difference
-        assert back.low == pytest.approx(-forth.high, abs=0.01)
 
     def test_pairing_narrows_the_interval(self):
         # The same images are hard for both: matching them removes that spread.
@@ -123,11 +97,6 @@ class TestPairedBootstrap:
         assert (wide.low, wide.high) == (0.0, 1.0)
         assert narrow.high - narrow.low < 0.25
 
-    def test_identical_arms_show_nothing(self):
-        a = _draw_correct(3, 50, 0.5, 1)
-        result = paired_bootstrap(a, a)
-        assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
-
     def test_all_right_against_all_wrong(self):
         result = paired_bootstrap(np.ones((3, 20), bool), np.zeros((3, 20), bool), resamples=999)
         assert (result.difference, result.low, result.high) == (1, 1, 1)
@@ -145,16 +114,6 @@ class TestPairedBootstrap:
             claims += not result.low <= 0 <= result.high
         assert claims / 300 <= 0.06
 
-    @pytest.mark.slow
-    def test_one_seed_has_the_stated_error_rate(self):
-        rng = np.random.default_rng(0)
-        claims = 0
-        for trial in range(400):
-            a, b = rng.random((2, 1, 200)) < 0.8
-            result = paired_bootstrap(a, b, resamples=300, seed=trial)
-            claims += not result.low <= 0 <= result.high
-        assert 0.02 <= claims / 400 <= 0.09
-
 
 class TestMcNemar:
     @staticmethod
@@ -169,25 +128,12 @@ class TestMcNemar:
         assert (result.b, result.c) == (b, c)
         assert result.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-12)
 
-    def test_by_hand(self):
-        # 5 to 0: 2 * (1/2)^5
-        assert mcnemar(*self._make(5, 0)).p_value == pytest.approx(0.0625)
-
-    def test_no_discordant_image(self):
-        result = mcnemar([True, False], [True, False])
-        assert (result.b, result.c, result.p_value) == (0, 0, 1.0)
-
 
 class TestHolm:
     def test_by_hand(self):
         # Sorted .005, .01, .03, .04 times 4, 3, 2, 1; the last is lifted to the one before.
         corrected = holm([0.01, 0.04, 0.03, 0.005])
         assert corrected == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-    def test_never_above_one_and_one_value_stays(self):
-        assert holm([0.6, 0.9]).tolist() == [1.0, 1.0]
-        assert holm([0.04]).tolist() == [0.04]
-        assert holm([]).size == 0
 
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.2))
     @settings(max_examples=20, deadline=None)
@@ -211,10 +157,6 @@ class TestWilson:
         ours = wilson_interval(successes, n, confidence)
         assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
 
-    def test_ends_are_exact(self):
-        assert wilson_interval(0, 30)[0] == 0
-        assert wilson_interval(30, 30)[1] == 1
-
 
 class TestConclude:
     WIN = PairedDifference(0.012, 0.004, 0.020, 0.003, (0.01, 0.012, 0.014), 3, 1020, 10_000, 0.95)
@@ -224,13 +166,6 @@ class TestConclude:
         assert conclude(self.WIN, *self.ARMS) == (
             "sigmoid with the text head beats the baseline by 1.2 points "
             "(95 % interval 0.4 to 2.0, p = 0.003) on test accuracy."
-        )
-
-    def test_a_loss_is_said_as_plainly(self):
-        lost = replace(self.WIN, difference=-0.012, low=-0.020, high=-0.004)
-        assert conclude(lost, "A", "B", "test accuracy") == (
-            "A falls short of B by 1.2 points (95 % interval 0.4 to 2.0, p = 0.003) "
-            "on test accuracy."
         )
 
     def test_an_interval_with_zero_shows_nothing(self):
@@ -244,31 +179,15 @@ class TestConclude:
         "changes, corrected_p",
         [
             ({"low": 0.0}, None),
-            ({"low": -0.02, "high": 0.0, "difference": -0.01}, None),
             ({"p_value": 0.05}, None),
             ({"low": -0.001}, 0.001),
             ({}, 0.05),
-            ({}, 0.3),
         ],
     )
     def test_either_criterion_is_enough_to_show_nothing(self, changes, corrected_p):
         sentence = conclude(replace(self.WIN, **changes), *self.ARMS, corrected_p=corrected_p)
         assert sentence.startswith("no difference shown: ")
 
-    def test_the_corrected_p_is_printed_and_named(self):
-        sentence = conclude(self.WIN, *self.ARMS, corrected_p=0.012)
-        assert "Holm-corrected p = 0.012)" in sentence
-
-    def test_rounding_never_contradicts_the_claim(self):
-        near = replace(self.WIN, low=0.0002, p_value=0.0498)
-        assert "interval 0.02 to 2.00, p = 0.0498" in conclude(near, *self.ARMS)
-        assert "p < 0.001" in conclude(replace(self.WIN, p_value=0.0002), *self.ARMS)
-
     def test_one_seed_is_admitted(self):
         assert "one seed, so" in conclude(replace(self.WIN, seeds=1), *self.ARMS)
         assert "seed" not in conclude(self.WIN, *self.ARMS)
-
-    def test_identical_arms_from_the_bootstrap(self):
-        a = _draw_correct(3, 50, 0.5, 1)
-        sentence = conclude(paired_bootstrap(a, a, 500), *self.ARMS)
-        assert "0.0 points (95 % interval 0.0 to 0.0, p = 1.00)" in sentence

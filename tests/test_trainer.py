@@ -161,19 +161,6 @@ def test_frozen_parameters_do_not_move_and_trained_ones_do(start, options, train
     assert changed == {name for name in before if name.startswith(trained)}
 
 
-def test_head_learns_at_its_own_rate_and_null_means_the_encoders(start):
-    trainer = start(learning_rate=1e-5, head_learning_rate=2e-3)
-    trainer.create_optimizer()
-    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
-    assert {name.split(",")[0]: rate for name, rate in rates.items()} == {
-        "encoder": 1e-5,
-        "head": 2e-3,
-    }
-    trainer = start(learning_rate=1e-5, head_learning_rate=None)
-    trainer.create_optimizer()
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {1e-5}
-
-
 @pytest.mark.parametrize("mixing", [{}, {"cutmix_alpha": 1.0}])
 def test_logged_loss_and_accuracy_are_those_of_the_batches_since_the_last_row(start, mixing):
     trainer = start(

@@ -12,10 +12,7 @@ from siglip_flowers.experiment.statistics import (
     assess_accuracy,
     assess_steadiness,
     cross_fitted_nll,
-    describe_claim,
-    describe_finding,
     fit_valley,
-    loss_rise,
     sign_flip_p,
     simulate_power,
     steadiness,
@@ -23,12 +20,6 @@ from siglip_flowers.experiment.statistics import (
 from siglip_flowers.metrics.statistics import PairedDifference
 
 LOSSES = st.lists(st.floats(0, 10).map(lambda x: round(x, 3)), min_size=4, max_size=15)
-
-
-def test_rise_is_the_end_minus_the_minimum():
-    assert loss_rise([3.0, 1.0, 1.25, 1.5]) == 0.5
-    assert loss_rise([3.0, 2.0, 1.0]) == 0
-    assert np.isnan(loss_rise([]))
 
 
 def test_steadiness_by_hand():
@@ -42,22 +33,14 @@ def test_steadiness_by_hand():
     "losses",
     [
         np.linspace(4, 1, 20),
-        np.linspace(1, 4, 20),
-        np.full(20, 2.5),
         4.6 * np.exp(-np.arange(20) / 3),
         (np.arange(20) - 7.0) ** 2,
         [4.0, 3.0, 3.0, 3.0, 2.0],
     ],
-    ids=["falling line", "rising line", "flat", "exponential", "valley", "stairs"],
+    ids=["line", "exponential", "valley", "stairs"],
 )
 def test_what_never_goes_back_is_steady(losses):
     assert steadiness(losses) == pytest.approx(0, abs=1e-12)
-
-
-@pytest.mark.parametrize("points, expected", [(5, 0.34), (10, 0.60), (20, 0.75)])
-def test_share_of_white_noise_that_is_seen_is_as_documented(points, expected):
-    noise = np.random.default_rng(0).standard_normal((150, points))
-    assert np.mean([steadiness(row) for row in noise]) == pytest.approx(expected, abs=0.06)
 
 
 @given(LOSSES, st.floats(-100, 100), st.floats(0.01, 100))
@@ -146,18 +129,6 @@ def test_sign_flips_are_those_of_scipy(count):
     assert sign_flip_p(values) == pytest.approx(reference)
     # The floor that the report states.
     assert sign_flip_p([1.0] * count) == 2 / 2**count
-
-
-def test_sentences_have_the_figures_and_the_verdict():
-    gain = assess_accuracy(make_difference(0.002, 0.030, 0.0002))
-    assert describe_finding(gain, "Accuracy", 100, "points") == (
-        "Accuracy: +1.6 points (95 % interval +0.2 to +3.0, p < 0.001): shown."
-    )
-    steadier = assess_steadiness([0.1] * 8, [0.3] * 8)
-    assert "-0.2000 nats" in describe_finding(steadier, "Steadiness", 1, "nats")
-    assert "is shown: accuracy, shown; steadiness, shown." in describe_claim(gain, steadier)
-    unknown = assess_steadiness([np.nan] * 8, [0.3] * 8)
-    assert "is not shown: accuracy, shown; steadiness, not measur" in describe_claim(gain, unknown)
 
 
 def test_the_cross_fitted_loss_does_not_know_the_scale_of_the_logits():

@@ -16,7 +16,6 @@ from transformers import (
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.export import formats
 from siglip_flowers.export.command import main as export
 from siglip_flowers.export.export import (
     compare_logits,
@@ -197,18 +196,6 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(
     assert export(["--model", str(models / "map"), *options]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_a_model_too_large_for_an_onnx_file_is_refused(models, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    monkeypatch.setattr(formats, "MAX_ONNX_BYTES", 2**14)
-    options = ["--model", str(models / "map"), "--format", "onnx"]
-    assert export([*options, "--output", str(tmp_path / "out")]) == 2
-    message = capsys.readouterr().err
-    assert "0.00 GiB of weights" in message
-    assert "Use --format exported_program" in message
-    assert not list(tmp_path.iterdir())
 
 
 def test_another_model_does_not_pass_the_check(models):

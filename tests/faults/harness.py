@@ -37,12 +37,6 @@ RECIPES = {
         *("--load_best_model_at_end", "false", "--max_steps", "11"),
     ],
 }
-# Where files of a run lie, and what a process does there.
-PLACES = {
-    "run/checkpoints": "writing or removing a checkpoint",
-    "cache": "building the pixel cache",
-    "run": "writing results",
-}
 # Longest that a process may take once it has nothing left to do but end.
 PATIENCE_SECONDS = 120
 # After this, what a launcher does at once is done to a process that waits for one that died
@@ -76,7 +70,6 @@ class Outcome:
     codes: list[int]
     began: bool
     resumed_from: str | None
-    phase: str
     seconds: float
     operations: dict[str, int]
     hung: bool
@@ -153,7 +146,6 @@ class Site:
             codes=[ended[rank] for rank in range(world)],
             began=found is not None,
             resumed_from=found and found["checkpoint"],
-            phase=self._describe_phase(folder, fault),
             seconds=time.monotonic() - began,
             operations=_count_operations(folder),
             hung=hung,
@@ -166,26 +158,9 @@ class Site:
         checkpoints = list_checkpoints(folder / "run" / "checkpoints")
         return str(checkpoints[-1]) if checkpoints else None
 
-    @staticmethod
-    def _describe_phase(folder: Path, fault: Fault | None) -> str:
-        """Say what a killed run was doing: what it was killed at, or left unfinished."""
-        if fault is not None and fault.operation is not None:
-            return PLACES[fault.place]
-        run_dir, checkpoints = folder / "run", folder / "run" / "checkpoints"
-        if (run_dir / "metrics.json").is_file():
-            return "finished"
-        if list((folder / "cache").glob(".*")):
-            return "building the pixel cache"
-        hidden = {path.name.split("-")[0].split(".")[1] for path in checkpoints.glob(".*")}
-        if "writing" in hidden:
-            return "writing a checkpoint"
-        if hidden & {"removed", "replaced"}:
-            return "removing a checkpoint"
-        if (run_dir / "model").is_dir() or list(run_dir.glob(".*")):
-            return "writing results"
-        if not run_dir.is_dir():
-            return "before the run began"
-        return "training or evaluating" if list_checkpoints(checkpoints) else "before a checkpoint"
+
+# Where files of a run lie.
+PLACES = ("run/checkpoints", "cache", "run")
 
 
 def _fork(

@@ -43,7 +43,6 @@ class Soak:
         self.kinds = [(recipe, world) for world in worlds for recipe in recipes]
         self.references: dict[tuple[str, int], tuple[Outcome, dict[str, object]]] = {}
         self.counts: Counter[str] = Counter()
-        self.phases: Counter[str] = Counter()
         self.failures: list[str] = []
 
     def refer(self, recipe: str, world: int) -> tuple[Outcome, dict[str, object]]:
@@ -74,10 +73,8 @@ class Soak:
             if all(code == 0 for code in outcome.codes):
                 self.counts["runs that ended before their fault"] += 1
                 break
-            kind = signal.Signals(fault.number).name
-            self.counts[kind] += 1
-            self.phases[f"{kind} while {outcome.phase}"] += 1
-            if outcome.phase == "finished":
+            self.counts[signal.Signals(fault.number).name] += 1
+            if (folder / "run" / "metrics.json").is_file():
                 break
             newest = self.site.newest(folder)
         else:
@@ -105,11 +102,7 @@ class Soak:
 
     def report(self) -> dict[str, object]:
         """Return all counts."""
-        return {
-            "counts": dict(sorted(self.counts.items())),
-            "phases": dict(sorted(self.phases.items())),
-            "failures": self.failures,
-        }
+        return {"counts": dict(sorted(self.counts.items())), "failures": self.failures}
 
 
 def main() -> int:

@@ -179,17 +179,10 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
     ("space", "message"),
     [
         ({"lerning_rate": [1, 2]}, "unknown option 'lerning_rate'; did you mean learning_rate?"),
-        ({"learning_rate": {"low": 1, "hi": 2}}, "{low: ..., high: ...}"),
         ({"learning_rate": {"low": 1e-3, "high": 1e-4}}, "low <= high"),
         ({"learning_rate": {"low": -1, "high": 1}}, "has -1.0: --learning_rate is -1.0"),
-        (
-            {"learning_rate": {"low": "a", "high": 1}},
-            "has an invalid float value: 'a'",
-        ),
         ({"lora_r": {"low": 1.5, "high": 8}}, "lora_r has an invalid int value: '1.5'"),
-        ({"pooling": {"low": 0, "high": 1}}, "or no range"),
         ({"pooling": ["mean", "max"]}, "has 'max': --pooling is 'max'; choose one of map, mean"),
-        ({"pooling": "mean"}, "two values or more"),
         ({"seed": [1, 2]}, "option seed cannot be searched"),
         (["learning_rate"], "use a mapping of options to values"),
     ],
