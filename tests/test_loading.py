@@ -1,7 +1,6 @@
 """Where the vision tower comes from: every kind of checkpoint, and every kind of bad one."""
 
 import json
-import pickle
 import shutil
 import time
 
@@ -9,23 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    CLIPConfig,
     SiglipModel,
     SiglipVisionModel,
-    ViTConfig,
 )
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import (
-    load_checkpoint_config,
     load_classifier,
     load_image_processor,
     load_saved_classifier,
     set_attention,
 )
 from siglip_flowers.model.towers import freeze
-from siglip_flowers.model.weights import interpolate_position_embedding
 from tests.small_flowers import draw_pixel_values
 
 NAMES = ["rose", "tulip", "daisy"]
@@ -96,16 +91,14 @@ def test_native_classifier_without_pooling_head_serves_mean_but_not_map(
         load_classifier(str(tmp_path), NAMES, pooling="map")
 
 
-@pytest.mark.parametrize("spoil", ["missing", "shape", "head", "position"])
+@pytest.mark.parametrize("spoil", ["missing", "shape", "head"])
 def test_incomplete_vision_weights_are_an_error(copy, spoil):
     weights = load_file(copy / "model.safetensors")
-    names = {
+    name = {
         "missing": "vision_model.encoder.layers.1.mlp.fc1.weight",
         "shape": "vision_model.post_layernorm.weight",
         "head": "vision_model.head.probe",
-        "position": "vision_model.embeddings.position_embedding.weight",
-    }
-    name = names[spoil]
+    }[spoil]
     weights[name] = weights[name][..., :10].clone()
     if spoil in ("missing", "head"):
         del weights[name]
@@ -148,50 +141,6 @@ def test_buffers_of_old_files_and_strange_weights_are_told_apart(copy):
         load_classifier(str(copy), NAMES)
 
 
-@pytest.mark.parametrize("config", [CLIPConfig(), ViTConfig()])
-def test_another_model_is_refused_by_name(config, tmp_path):
-    config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"not a SigLIP model.*{config.model_type}"):
-        load_classifier(str(tmp_path), NAMES)
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("{}", "not a SigLIP model"),
-        ('{"model_type": "no such thing"}', "not a SigLIP model"),
-        (
-            '{"model_type": "siglip"',
-            "The config.json in .* cannot be read .*; copy the",
-        ),
-    ],
-)
-def test_broken_configuration_is_refused(tmp_path, text, message):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=message):
-        load_checkpoint_config(str(tmp_path))
-
-
-class _Trap:
-    """Leaves a trace if it is ever unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_pickled_weights_are_not_loaded(copy, tmp_path):
-    (copy / "model.safetensors").unlink()
-    trace = tmp_path / "unpickled"
-    with (copy / "pytorch_model.bin").open("wb") as file:
-        pickle.dump(_Trap(trace), file)
-    with pytest.raises(RunError, match="pickled weights are not loaded"):
-        load_classifier(str(copy), NAMES)
-    assert not trace.exists()
-
-
 def test_truncated_weights_are_told(copy):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:10_000])
@@ -213,10 +162,9 @@ def test_hub_checkpoint_is_told_quickly_when_offline():
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("names, shown", [(["rose"], "have rose"), ([], "have none")])
-def test_fewer_than_two_classes_are_refused(tiny_dir, names, shown):
-    with pytest.raises(InputError, match=f"at least two classes.*{shown}"):
-        load_classifier(str(tiny_dir), names)
+def test_fewer_than_two_classes_are_refused(tiny_dir):
+    with pytest.raises(InputError, match="at least two classes.*have rose"):
+        load_classifier(str(tiny_dir), ["rose"])
 
 
 def test_missing_processor_is_told(copy):
@@ -250,14 +198,6 @@ def test_other_image_size_interpolates_as_transformers_does(tiny_dir, tower, poo
     assert model.config.vision_config.image_size == size
 
 
-def test_own_image_size_leaves_the_position_embeddings_as_they_are(tiny_dir, tower):
-    model = load_classifier(str(tiny_dir), NAMES, image_size=16)
-    own = tower.embeddings.position_embedding.weight
-    assert torch.equal(model.vision_model.embeddings.position_embedding.weight, own)
-    resampled = interpolate_position_embedding(own.detach(), 2)
-    torch.testing.assert_close(resampled, own.detach(), atol=1e-6, rtol=0)
-
-
 @pytest.mark.parametrize("size, remedy", [(100, "use 96 or 104"), (4, r"use 8\.$")])
 def test_indivisible_image_size_is_refused(tiny_dir, size, remedy):
     with pytest.raises(InputError, match=f"--image_size is {size}.*patch size 8; {remedy}"):
@@ -271,16 +211,13 @@ def test_from_scratch_takes_no_weight_and_follows_the_seed(tiny_dir, tower):
         models.append(load_classifier(str(tiny_dir), NAMES, from_scratch=True))
     first, same, other = (model.state_dict() for model in models)
     assert all(torch.equal(first[name], same[name]) for name in first)
-    pretrained = tower.state_dict()
-    for name in pretrained:
+    for name, pretrained in tower.state_dict().items():
         ours = first[f"vision_model.{name}"]
-        assert ours.isfinite().all()
         # Biases and norms start at constants whatever the seed.
         if ours.ndim > 1:
-            assert not torch.equal(ours, pretrained[name]), name
+            assert not torch.equal(ours, pretrained), name
             assert not torch.equal(ours, other[f"vision_model.{name}"]), name
             assert ours.std() > 1e-3, name
-    assert torch.equal(first["vision_model.post_layernorm.weight"], torch.ones(32))
 
 
 def test_from_scratch_needs_no_weights_and_is_float32_whatever_the_checkpoint_says(
@@ -325,10 +262,6 @@ def test_freezing_names_exactly_the_parameters_that_train(tiny_dir, pooling, bef
     parts = ("encoder.layers.1.", "post_layernorm.", "head.")
     assert trained_names(encoder) == {name for name in every if name.startswith(parts)}
     assert any(name.startswith("head.") for name in every) == (pooling == "map")
-    freeze(encoder, "last:2")
-    assert every - trained_names(encoder) == {
-        name for name in every if name.startswith("embeddings.")
-    }
     freeze(encoder, "head")
     assert trained_names(encoder) == set()
     assert all(p.requires_grad for p in model.classifier.parameters())

@@ -15,13 +15,11 @@ from sklearn.preprocessing import normalize
 
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.predict import COMMAND
 from siglip_flowers.commands.predict import main as predict
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
 from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
-from siglip_flowers.metrics.neighbors import count_votes, find_neighbors, vote_neighbors
 from siglip_flowers.metrics.ood import (
     area_under_roc,
     average_classes,
@@ -50,12 +48,6 @@ def test_logit_scores_are_the_published_formulas(activation):
         np.testing.assert_allclose(score_logits(LOGITS, score, activation), values, rtol=1e-5)
 
 
-def test_huge_logits_give_finite_scores():
-    for score in ("max_probability", "energy"):
-        for activation in ("softmax", "sigmoid"):
-            assert np.isfinite(score_logits(1e4 * LOGITS, score, activation)).all()
-
-
 def test_neighbor_scores_are_scikit_learns_distances():
     known, asked = RANDOM.normal(size=(300, 8)), RANDOM.normal(size=(270, 8))
     search = NearestNeighbors(n_neighbors=5).fit(normalize(known))
@@ -63,18 +55,6 @@ def test_neighbor_scores_are_scikit_learns_distances():
     np.testing.assert_allclose(score_neighbors(known, asked, 5), -distances[:, 4], atol=1e-9)
     # More neighbors than there are images: the farthest.
     assert score_neighbors(known[:2], asked, 5).shape == (270,)
-
-
-def test_ties_of_votes_go_to_the_nearest_neighbor():
-    features = np.array([[1, 0], [1, 0.1], [1, 0.2], [1, 0.3]], dtype=np.float32)
-    labels = np.array([2, 1, 1, 2])
-    query = np.array([[1, 0.28]], dtype=np.float32)
-    assert count_votes(find_neighbors(features, query, 4), labels, 3).argmax() == 2
-    query = np.array([[1, 0.12]], dtype=np.float32)
-    assert count_votes(find_neighbors(features, query, 4), labels, 3).argmax() == 1
-    same = np.ones((4, 2), dtype=np.float32)
-    votes = vote_neighbors(same, labels, same[:1], 3)[0]
-    assert votes.argmax() == labels[find_neighbors(same, same[:1], 4).rows[0, 0]]
 
 
 def test_class_means_leave_out_classes_without_images():
@@ -106,15 +86,6 @@ def test_the_threshold_lets_just_enough_images_pass(count, accepted):
     assert accepted <= passed + 1e-9 < accepted + 1 / count + 1e-8
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_drawings_differ_but_are_the_same_again(kind):
-    first, again = (np.asarray(draw_ood_image(kind, 0)) for _ in range(2))
-    assert first.shape == (96, 96, 3)
-    assert (first == again).all()
-    assert (first != np.asarray(draw_ood_image(kind, 1))).any()
-    assert (first != np.asarray(draw_ood_image(kind, 0, seed=1))).any()
-
-
 @pytest.mark.parametrize("means", [None, RANDOM.normal(size=(3, 5)).astype(np.float32)])
 def test_the_file_is_read_back(tmp_path, means):
     score = "energy" if means is None else "class_mean"
@@ -133,8 +104,6 @@ def test_the_file_is_read_back(tmp_path, means):
         "[]",
         '{"score": "energy"}',
         '{"score": "x", "threshold": 1, "accepted": 1, "class_means": null}',
-        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": null}',
-        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [1]}',
         '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [[1], [1, 2]]}',
     ],
 )
@@ -186,11 +155,8 @@ def test_predict_marks_images_below_the_threshold(run, capsys):
     known = {"above": False, "below": True, "without": None}
     assert {name: json.loads(answers[name, "--json"])["known"] for name in known} == known
     rows = {name: next(csv.DictReader(io.StringIO(answers[name, "--csv"]))) for name in known}
-    assert {name: row["known"] for name, row in rows.items()} == {
-        "above": "false",
-        "below": "true",
-        "without": "",
-    }
+    shown = {name: row["known"] for name, row in rows.items()}
+    assert shown == {"above": "false", "below": "true", "without": ""}
     marked = {name for name in known if "not one of the known classes" in answers[name, None]}
     assert marked == {"above"}
 
@@ -224,26 +190,7 @@ def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
         assert fit_command(["--model", str(run / "run")]) == 0
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--threshold", "0.5", "--no_threshold"], "contradict each other"),
-        (["--threshold", "nan"], "use a finite number"),
-        (["--threshold", "high"], "invalid float value"),
-    ],
-)
-def test_wrong_thresholds_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        COMMAND.parse(["x.jpg", *options])
-
-
-def test_the_command_refuses_what_it_cannot_do(run, capsys):
-    assert fit_command(["--model", str(run / "run"), "--accepted", "0"]) == 2
-    assert "must be greater than 0" in capsys.readouterr().err
-    assert fit_command(["--model", "someone/model"]) == 2
-    assert "not a local model directory" in capsys.readouterr().err
-
-
+@pytest.mark.slow
 def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir, nano_dir):
     """Crops of a temple, against real flowers: what the features of a real encoder are worth."""
     from sklearn.datasets import load_sample_image

@@ -1,7 +1,6 @@
 """Pixels from the cache against pixels decoded on the spot and against the image processor."""
 
 import os
-import pickle
 import shutil
 
 import datasets
@@ -77,23 +76,6 @@ def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
         open_pixels(rows, 72, BICUBIC, arguments)
 
 
-def test_disk_use_is_said_before_building(rows, tmp_path, monkeypatch, capsys):
-    line = f"Keeping {len(rows) * 3 * 64 * 64 / 1e6:.1f} MB of pixels in {tmp_path}\n"
-    said = []
-    decode = PixelDataset.decode_into
-
-    def decode_and_listen(self, array, indices):
-        said.append(capsys.readouterr().err)
-        return decode(self, array, indices)
-
-    monkeypatch.setattr(PixelDataset, "decode_into", decode_and_listen)
-    arguments = DataArguments(cache_dir=str(tmp_path), image_workers=1)
-    open_pixels(rows, 64, BICUBIC, arguments)
-    open_pixels(rows, 64, BICUBIC, arguments)
-    assert said[0] == line
-    assert "Keeping" not in "".join(said[1:]) + capsys.readouterr().err
-
-
 def test_without_a_cache_images_are_decoded_when_asked_for(rows, tmp_path):
     arguments = DataArguments(pixel_cache=False, cache_dir=str(tmp_path))
     assert isinstance(open_pixels(rows, 64, BICUBIC, arguments), PixelDataset)
@@ -109,15 +91,6 @@ def test_a_image_that_can_no_longer_be_read_is_named(tmp_path, caplog):
     with pytest.raises(RunError, match=f"1 of 24 images cannot be read: {missing} .No such file"):
         open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
     assert not caplog.text
-
-
-def test_pickled_pixels_travel_as_the_name_of_their_file(rows, tmp_path):
-    pixels = open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
-    travelled = pickle.dumps(pixels)
-    assert len(travelled) < pixels.pixels.nbytes / 20
-    there = pickle.loads(travelled)
-    assert isinstance(there.pixels, np.memmap)
-    assert torch.equal(read(there, [3])["pixel_values"], read(pixels, [3])["pixel_values"])
 
 
 def load_folder(directory):

@@ -8,16 +8,13 @@ import os
 import subprocess
 import sys
 import threading
-import urllib.error
 
 import pytest
-from PIL import Image
 
 from siglip_flowers import SiglipImageClassifier
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
-from siglip_flowers.commands.predict import COMMAND, main
+from siglip_flowers.commands.predict import main
 from siglip_flowers.inference.finding import fetch_image
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
@@ -88,22 +85,10 @@ def test_the_table_names_a_image_once(model, images, capsys):
     assert all(" % " in line for line in lines[1:])
 
 
-def test_options_may_stand_between_paths(images):
-    (options,) = COMMAND.parse(["x.jpg", "--top_k", "2", "y.jpg", "--json", "-"])
-    assert options.paths == ["x.jpg", "y.jpg", "-"]
-    assert (options.top_k, options.json, options.dtype) == (2, True, "auto")
-
-
 def test_patterns_are_matched_recursively_and_sorted(model, images, capsys):
     assert main([str(images / "**" / "*"), "--model", model, "--json"]) == 0
     names = [row["image"] for row in read_lines(capsys.readouterr().out)]
     assert names == [str(images / name) for name in ("a.JPG", "b.png", "below/c.webp")]
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(model, tmp_path, capsys):
-    draw_image(tmp_path / "rose [1].png", "aster", 1)
-    assert main([str(tmp_path / "rose [1].png"), "--model", model, "--json"]) == 0
-    assert len(read_lines(capsys.readouterr().out)) == 1
 
 
 def test_a_list_comes_from_standard_input(model, images, capsys, monkeypatch):
@@ -114,16 +99,6 @@ def test_a_list_comes_from_standard_input(model, images, capsys, monkeypatch):
     assert [row["image"] for row in read_lines(out)] == [names[0], names[2]]
     assert f"{names[1]}: No such file or directory" in err
     assert "1 of 3 images" in err
-
-
-def test_broken_images_are_named_and_skipped(model, images, capsys):
-    (images / "broken.png").write_bytes(b"nothing")
-    assert main([str(images), "--model", model, "--csv"]) == 1
-    out, err = capsys.readouterr()
-    assert len(list(csv.DictReader(io.StringIO(out)))) == 3 * len(CLASSES)
-    assert "broken.png" not in out
-    assert f"{images / 'broken.png'}: not an image" in err
-    assert "1 of 4 images could not be read" in err
 
 
 def test_results_go_to_a_file(model, images, tmp_path, capsys):
@@ -278,25 +253,9 @@ def test_the_umbrella_command_dispatches_by_the_first_word(model, images, capsys
     assert len(read_lines(capsys.readouterr().out)) == 3
     assert umbrella.main(["evaluate"]) == 2
     assert "Unknown command 'evaluate'; did you mean eval?" in capsys.readouterr().err
-    assert umbrella.main([]) == 2
-    assert "predict" in capsys.readouterr().err
     assert umbrella.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in ("train", "eval", "predict"))
-    assert umbrella.main(["train", "--lerning_rate", "1"]) == 2
-    assert "--learning_rate" in capsys.readouterr().err
-
-
-def run_python(*arguments, **options):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        **options,
-    )
 
 
 @pytest.mark.slow
@@ -305,20 +264,7 @@ def test_the_module_runs_as_a_command_and_survives_a_closed_pipe(model, images, 
     names.write_text(f"{images / 'b.png'}\n" * 3000)
     command = f"{sys.executable} -m siglip_flowers predict - --json --model {model} < {names}"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {command} | head -n 2"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["bash", "-c", f"set -o pipefail; {command} | head -n 2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(read_lines(done.stdout)) == 2
-
-
-def test_the_url_error_class_is_an_os_error():
-    # The reader relies on it: what fails to download is an image that cannot be read.
-    assert issubclass(urllib.error.URLError, OSError)
-    with pytest.raises(InputError, match="nothing to classify"):
-        COMMAND.parse([])
-    assert Image.MAX_IMAGE_PIXELS is not None
