@@ -144,7 +144,7 @@ def test_gradient_checkpointing_does_not_change_the_gradients(build, pixel_value
 
 @torch.no_grad()
 def test_cosine_head_scores_by_scaled_cosine(build, pixel_values):
-    model = build(head="cosine")
+    model = build(head="cosine", activation="sigmoid")
     set_calibration(model, torch.tensor([1.5]), torch.tensor([-3.0]))
     features = model.extract_features(pixel_values)
     cosine = torch.nn.functional.cosine_similarity(
@@ -238,6 +238,25 @@ def test_saved_processor_gives_bit_identical_pixels(tiny_dir, flowers_dir, tmp_p
     for each in restored:
         assert torch.equal(each(images, return_tensors="pt")["pixel_values"], expected)
     assert expected.shape == (4, 3, 24, 24)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_every_class_starts_at_the_same_chance(build, pixel_values, kind, activation):
+    model = build(head=kind, activation=activation)
+    head, sigmoid = model.classifier, activation == "sigmoid"
+    bias = head.bias if kind == "linear" else head.logit_bias
+    if kind == "cosine":
+        assert head.logit_scale.exp().item() == pytest.approx(10.0)
+        assert sigmoid is (bias is not None)
+    if sigmoid:
+        chance = torch.full_like(bias, 1 / len(model.class_names))
+        torch.testing.assert_close(bias.sigmoid(), chance)
+    elif bias is not None:
+        assert not bias.any()
+    logits = model.fold()(pixel_values).logits
+    torch.testing.assert_close(logits, model(pixel_values).logits, **CLOSE)
 
 
 def test_loss_with_labels_is_the_activations(build, pixel_values):

@@ -29,7 +29,7 @@ from siglip_flowers.runtime.preemption import (
 )
 from siglip_flowers.training import build, run
 from siglip_flowers.training.checkpoints import list_checkpoints
-from siglip_flowers.training.objectives import build_cross_entropy
+from siglip_flowers.training.objectives import build_classification
 from siglip_flowers.training.output import hold_output_dir
 from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
@@ -88,7 +88,7 @@ def disturb(monkeypatch):
 
     def disturb(change):
         def build_objective(*arguments):
-            objective = build_cross_entropy(*arguments)
+            objective = build_classification(*arguments)
 
             def disturbed(model, batch):
                 loss, logits = objective(model, batch)
@@ -96,7 +96,7 @@ def disturb(monkeypatch):
 
             return disturbed
 
-        monkeypatch.setattr(build, "build_cross_entropy", build_objective)
+        monkeypatch.setattr(build, "build_classification", build_objective)
 
     return disturb
 

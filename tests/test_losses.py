@@ -16,6 +16,7 @@ from siglip_flowers.model.losses import (
     contrastive_sigmoid_loss,
     cross_entropy_loss,
     sigmoid_loss,
+    smooth_targets,
 )
 from tests.ring_worker import (
     CASES,
@@ -53,40 +54,30 @@ def plain_contrastive(images, texts, labels, log_scale, bias):
     return total / len(images)
 
 
-def plain_cross_entropy(logits, targets, smoothing, weights):
-    total = 0.0
+def plain_cross_entropy(logits, targets, smoothing):
+    losses = []
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
         log_sum = math.log(sum(math.exp(x) for x in row))
-        for x, t, w in zip(row, target, weights, strict=True):
-            total -= w * ((1 - smoothing) * t + smoothing / len(row)) * (x - log_sum)
-    return total / len(logits)
+        smooth = [(1 - smoothing) * t + smoothing / len(row) for t in target]
+        losses.append(-sum(t * (x - log_sum) for x, t in zip(row, smooth, strict=True)))
+    return losses
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0, 0.25]])
-def test_cross_entropy_equals_plain_loops(smoothing, weights):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_cross_entropy_equals_plain_loops(smoothing, mixed):
     logits, labels = draw(5, 4), torch.tensor([0, 3, 3, 1, 2])
-    expected = plain_cross_entropy(logits, torch.eye(4)[labels], smoothing, weights or [1.0] * 4)
-    tensor = None if weights is None else torch.tensor(weights)
-    assert cross_entropy_loss(logits, labels, smoothing, tensor).item() == pytest.approx(expected)
-    rows = torch.eye(4)[labels]
-    assert cross_entropy_loss(logits, rows, smoothing, tensor).item() == pytest.approx(expected)
+    rows = draw(5, 4, seed=1).softmax(1) if mixed else torch.eye(4)[labels]
+    targets = smooth_targets(rows if mixed else labels, 4, smoothing)
+    expected = plain_cross_entropy(logits, rows, smoothing)
+    assert cross_entropy_loss(logits, targets, "none").tolist() == pytest.approx(expected)
+    assert cross_entropy_loss(logits, targets).item() == pytest.approx(sum(expected) / 5)
 
 
-def test_cross_entropy_of_mixed_labels_equals_plain_loops():
-    logits, targets = draw(6, 3), draw(6, 3, seed=1).softmax(1)
-    expected = plain_cross_entropy(logits, targets, 0.2, [3.0, 1.0, 0.5])
-    actual = cross_entropy_loss(logits, targets, 0.2, torch.tensor([3.0, 1.0, 0.5]))
-    assert actual.item() == pytest.approx(expected)
-
-
-def test_weighted_cross_entropy_of_a_batch_is_the_mean_of_its_halves():
-    logits, labels, weights = draw(8, 3), torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]), draw(3).exp()
-    halves = [
-        cross_entropy_loss(logits[s], labels[s], 0.1, weights) for s in (slice(4), slice(4, 8))
-    ]
-    whole = cross_entropy_loss(logits, labels, 0.1, weights)
-    torch.testing.assert_close(sum(halves) / 2, whole)
+def test_smooth_targets_are_distributions():
+    mixed = smooth_targets(torch.tensor([[0.3, 0.7, 0.0]]), 3, 0.3)
+    torch.testing.assert_close(mixed, torch.tensor([[0.31, 0.59, 0.1]]))
+    torch.testing.assert_close(smooth_targets(torch.tensor([2]), 3, 0.3).sum(1), torch.ones(1))
 
 
 def test_sigmoid_loss_equals_plain_loops():
@@ -97,6 +88,7 @@ def test_sigmoid_loss_equals_plain_loops():
             expected -= log_sigmoid(x if labels[i] == j else -x)
     assert sigmoid_loss(logits, labels).item() == pytest.approx(expected / 5)
     assert sigmoid_loss(logits, torch.eye(4)[labels]).item() == pytest.approx(expected / 5)
+    assert sigmoid_loss(logits, labels, "none").mean().item() == pytest.approx(expected / 5)
 
 
 def test_sigmoid_loss_of_a_soft_target_mixes_the_losses_of_its_classes():
@@ -176,7 +168,7 @@ def test_gradients_pass_gradcheck_in_double_precision(monkeypatch):
     check(class_logits, images, texts, scale, bias)
     for targets in (labels, soft):
         check(lambda x, t=targets: sigmoid_loss(x, t), logits)
-        check(lambda x, t=targets: cross_entropy_loss(x, t, 0.1, torch.ones(3) / 2), logits)
+        check(lambda x, t=targets: cross_entropy_loss(x, t), logits)
 
 
 def test_frozen_texts_do_not_change_the_image_gradient():

@@ -6,6 +6,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import enter_run
 from siglip_flowers.config.fields import between, check_fields, common, option, positive
 
+HEADS = ("linear", "cosine")
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "attention")
@@ -41,6 +42,13 @@ class ModelArguments:
     )
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; default: the fastest for the model."
+    )
+    head: str | None = option(
+        None,
+        "Classification head: linear, or cosine (cosine to class embeddings, times a learned "
+        "temperature); default: cosine with --head_init text, else linear. The head of --objective "
+        "contrastive is its prompts.",
+        HEADS,
     )
     head_init: str = common(
         "random",
@@ -81,6 +89,11 @@ class ModelArguments:
         parse_trainable(self.trainable)
         if self.lora_target_modules == []:
             raise InputError("--lora_target_modules is empty; remove it to adapt all modules.")
+
+    @property
+    def head_kind(self) -> str:
+        """``linear`` or ``cosine``; embeddings of texts are compared by their direction."""
+        return self.head or ("cosine" if self.head_init == "text" else "linear")
 
     @property
     def adapted_modules(self) -> tuple[str, ...]:

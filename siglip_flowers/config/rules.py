@@ -143,14 +143,25 @@ _OBJECTIVE_RULES = (
         "--head_init probe --objective sigmoid",
     ),
     Rule(
-        lambda o: o.label_smoothing_factor > 0 and o.objective != "cross_entropy",
-        "--label_smoothing_factor requires --objective cross_entropy, not {objective}.",
-        "--objective sigmoid --label_smoothing_factor 0.1",
+        lambda o: o.head_init == "probe" and o.head == "cosine",
+        "--head_init probe fits a linear head; remove --head cosine.",
+        "--head_init probe --head cosine",
     ),
     Rule(
-        lambda o: o.class_weights == "balanced" and o.objective != "cross_entropy",
-        "--class_weights balanced requires --objective cross_entropy, not {objective}.",
-        "--objective sigmoid --class_weights balanced",
+        lambda o: o.objective == "contrastive" and o.head is not None,
+        "--objective contrastive has the embeddings of the prompts as its head; remove --head.",
+        "--objective contrastive --head linear",
+    ),
+    Rule(
+        lambda o: o.objective == "contrastive" and o.label_smoothing_factor > 0,
+        "--objective contrastive has no classes to smooth over; set --label_smoothing_factor to 0.",
+        "--objective contrastive --label_smoothing_factor 0.1",
+    ),
+    Rule(
+        lambda o: o.objective == "contrastive" and o.class_balance != "none",
+        "--objective contrastive compares images with the prompts of their batch, which "
+        "--class_balance does not balance; remove it.",
+        "--objective contrastive --class_balance weights",
     ),
     Rule(
         lambda o: o.objective == "contrastive" and _mixes_images(o),

@@ -79,6 +79,7 @@ _ON = """
 REMOVED: dict[str, Any] = {
     **dict.fromkeys(_OFF.split(), False),
     **dict.fromkeys(_ON.split(), True),
+    "class_weights": "none",
     "probe_solver": "adamw",
     "augmented_views": 8,
     "gradual_unfreezing": None,

@@ -22,6 +22,7 @@ from siglip_flowers.config.fields import (
 )
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
+CLASS_BALANCES = ("none", "weights", "sampler", "logit_adjustment")
 TRACKERS = ("aim", "wandb", "tensorboard", "trackio")
 STRATEGIES = ("no", "steps", "epoch")
 # Optimizers of torch and transformers, with the names that --optim_args can set for each.
@@ -235,10 +236,28 @@ class TrainingOptions(InheritedOptions):
         "images and prompts of their classes, training both towers.",
         OBJECTIVES,
     )
-    class_weights: str = option(
+    class_balance: str = common(
         "none",
-        "balanced: weigh classes by inverse frequency (cross_entropy only).",
-        ("none", "balanced"),
+        "What is done about classes of different sizes: none, weights (of the loss, by inverse "
+        "frequency), sampler (images of small classes are drawn more often), or logit_adjustment "
+        "(small classes get a margin while training; scores then assume equal frequencies).",
+        CLASS_BALANCES,
+    )
+    class_balance_strength: float = option(
+        1.0,
+        "Exponent of the class frequencies in --class_balance; 0 has no effect.",
+        between(0, 2),
+    )
+    patch_drop: float = option(
+        0.0,
+        "Share of the patches of each training image that is left out, at random: faster steps, "
+        "and regularization. For fixed-resolution checkpoints.",
+        between(0, 0.9),
+    )
+    patch_drop_until: float = option(
+        0.8,
+        "Share of all steps after which --patch_drop ends and images are seen whole.",
+        between(0, 1),
     )
     train_text_tower: bool = option(True, "contrastive: train the text tower too.")
     ema: float | None = option(

@@ -54,6 +54,12 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
+def draw_patches(seed: int, step: int, rows: np.ndarray, count: int, kept: int) -> torch.Tensor:
+    """Draw ``kept`` of ``count`` patches for each row: (B, kept) int64, ascending."""
+    order = np.argsort(uniform_numbers(seed, step, rows, count), axis=1)
+    return torch.from_numpy(np.sort(order[:, :kept], axis=1))
+
+
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy an array to a device without waiting for the device."""
     tensor = torch.from_numpy(array)

@@ -152,7 +152,7 @@ def fit_head(
         )
         for split in ("train", "validation")
     )
-    balanced = training.class_weights == "balanced"
+    balanced = training.class_balance == "weights"
     fit = set_probe_head(model, train, validation, balanced=balanced)
     facts = {"penalty": fit.penalty, "validation_accuracy": fit.validation_accuracy}
     return FittedHead(model, {"head_fit": facts})

@@ -53,8 +53,8 @@ class SiglipClassifierConfig(PreTrainedConfig):
             fixed-resolution tower and a NaFlex one.
         pooling: ``map`` uses the tower's pretrained attention-pooling head, ``mean`` averages the
             patch tokens as ``SiglipForImageClassification`` does (the tower then has no head).
-        head: ``linear``; or ``cosine`` during training: class embeddings, log-temperature and
-            bias. Saved models are folded to ``linear``.
+        head: ``linear``; or ``cosine`` during training: class embeddings, log-temperature and,
+            under a sigmoid, a bias. Saved models are folded to ``linear``.
         normalize_features: Divide the pooled features by their L2 norm before the linear head.
         activation: Maps logits to probabilities: ``softmax`` or ``sigmoid``.
     """
@@ -104,23 +104,34 @@ class SiglipClassifierConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
-# Initial values of the SigLIP paper (section 3.2), for checkpoints without their own.
+# The initial value of the SigLIP paper (section 3.2), for checkpoints without their own.
 INITIAL_LOG_TEMPERATURE = math.log(10.0)
-INITIAL_BIAS = -10.0
+
+
+def initial_sigmoid_bias(num_labels: int) -> float:
+    """Return -log(C - 1): with it every class of C starts at the probability 1 / C.
+
+    The paper's -10 is of batches with thousands of texts for each image; see its section 3.2 on
+    why a start far from the share of positives makes training correct for it first.
+    """
+    return -math.log(max(num_labels - 1, 1))
 
 
 class CosineHead(nn.Module):
-    """The head of the sigmoid loss: cosine to class embeddings, temperature and bias.
+    """Cosine to class embeddings with a temperature and, for the sigmoid loss, a bias.
+
+    A softmax does not depend on a bias that all classes share, so it has none there.
 
     Source: Zhai et al. 2023, "Sigmoid loss for language image pre-training", algorithm 1, with
     class embeddings instead of text embeddings.
     """
 
-    def __init__(self, hidden_size: int, num_labels: int) -> None:
+    def __init__(self, hidden_size: int, num_labels: int, *, has_bias: bool) -> None:
         super().__init__()
         self.class_embeddings = nn.Parameter(torch.empty(num_labels, hidden_size))
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOG_TEMPERATURE))
-        self.logit_bias = nn.Parameter(torch.tensor(INITIAL_BIAS))
+        bias = torch.tensor(initial_sigmoid_bias(num_labels))
+        self.logit_bias = nn.Parameter(bias) if has_bias else None
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Map pooled features (B, D) to logits (B, C)."""
@@ -161,7 +172,8 @@ class SiglipClassifier(PreTrainedModel):
         self.vision_model: VisionModel = vision_class._from_config(config.vision_config)
         self.classifier: CosineHead | nn.Linear
         if config.head == "cosine":
-            self.classifier = CosineHead(hidden_size, num_labels)
+            has_bias = config.activation == "sigmoid"
+            self.classifier = CosineHead(hidden_size, num_labels, has_bias=has_bias)
         else:
             self.classifier = nn.Linear(hidden_size, num_labels)
         self.post_init()
@@ -174,13 +186,15 @@ class SiglipClassifier(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize the head; the vision tower initializes itself."""
+        bias = initial_sigmoid_bias(len(self.class_names))
         if isinstance(module, CosineHead):
             nn.init.normal_(module.class_embeddings, std=module.class_embeddings.shape[1] ** -0.5)
             nn.init.constant_(module.logit_scale, INITIAL_LOG_TEMPERATURE)
-            nn.init.constant_(module.logit_bias, INITIAL_BIAS)
+            if module.logit_bias is not None:
+                nn.init.constant_(module.logit_bias, bias)
         elif module is self.classifier and isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+            nn.init.constant_(module.bias, bias if self.config.activation == "sigmoid" else 0.0)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the patch embedding, which gradient checkpointing hooks into."""
@@ -191,10 +205,11 @@ class SiglipClassifier(PreTrainedModel):
         pixel_values: torch.Tensor,
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
+        kept_patches: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the pooled features (B, D) for the head, before any normalization."""
         attended, mean = run_vision_tower(
-            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
+            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes, kept_patches
         )
         if self.config.pooling == "mean":
             return mean
@@ -213,9 +228,12 @@ class SiglipClassifier(PreTrainedModel):
         pixel_attention_mask: torch.Tensor | None = None,
         spatial_shapes: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        kept_patches: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
-        """Classify a batch; see the class for shapes."""
-        features = self.extract_features(pixel_values, pixel_attention_mask, spatial_shapes)
+        """Classify a batch; see the class, and ``run_vision_tower`` for ``kept_patches``."""
+        features = self.extract_features(
+            pixel_values, pixel_attention_mask, spatial_shapes, kept_patches
+        )
         logits = self.classify_features(features)
         loss = None
         if labels is not None:
@@ -248,7 +266,8 @@ class SiglipClassifier(PreTrainedModel):
         folded.vision_model.load_state_dict(self.vision_model.state_dict())
         embeddings = nn.functional.normalize(head.class_embeddings, dim=-1)
         folded.classifier.weight.copy_(head.logit_scale.exp() * embeddings)
-        folded.classifier.bias.copy_(head.logit_bias.expand(embeddings.shape[0]))
+        bias = torch.zeros(()) if head.logit_bias is None else head.logit_bias
+        folded.classifier.bias.copy_(bias.expand(embeddings.shape[0]))
         return folded.train(self.training)
 
 

@@ -81,10 +81,11 @@ class ContrastiveSiglip(PreTrainedModel):
         spatial_shapes: Tensor | None = None,
         labels: Tensor | None = None,
         templates: Tensor | None = None,
+        kept_patches: Tensor | None = None,
     ) -> Any:
-        """See the class."""
+        """See the class, and ``run_vision_tower`` for ``kept_patches``."""
         images, _ = run_vision_tower(
-            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
+            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes, kept_patches
         )
         assert images is not None
         if labels is not None and templates is not None:

@@ -160,11 +160,12 @@ def whiten_halfway(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def set_calibration(
     model: SiglipClassifier, logit_scale: torch.Tensor, logit_bias: torch.Tensor
 ) -> None:
-    """Set the log-temperature and bias of a cosine head, one element each."""
+    """Set the log-temperature of a cosine head and its bias, if it has one: one element each."""
     head = model.classifier
     assert isinstance(head, CosineHead)
     head.logit_scale.copy_(logit_scale.reshape(()))
-    head.logit_bias.copy_(logit_bias.reshape(()))
+    if head.logit_bias is not None:
+        head.logit_bias.copy_(logit_bias.reshape(()))
 
 
 @torch.no_grad()

@@ -13,41 +13,27 @@ from torch.autograd.function import once_differentiable
 _TEXT_BLOCK = 1024
 
 
-def cross_entropy_loss(
-    logits: Tensor,
-    labels: Tensor,
-    label_smoothing: float = 0.0,
-    class_weights: Tensor | None = None,
-) -> Tensor:
-    """Softmax cross-entropy, averaged over images.
+def cross_entropy_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Softmax cross-entropy of each image.
 
-    ``logits`` (B, C); ``labels`` (B,) integer ids or (B, C) target probabilities;
-    ``class_weights`` (C,). Returns a scalar, at least float32.
-
-    The weighted sum is divided by B, not by the sum of the weights as ``torch`` does for ids, so
-    that an image has the same weight in any batch, rank or accumulation step. Weights with mean 1
-    over the training images keep the loss on its usual scale.
+    ``logits`` (B, C); ``labels`` (B,) integer ids or (B, C) target probabilities. Returns the mean
+    over images, a scalar; with ``reduction="none"`` the loss of each, (B,). At least float32.
 
     Raises ValueError if the shape or type of ``labels`` does not fit.
     """
     _check_labels(logits, labels)
     logits = _at_least_float32(logits)
-    if class_weights is not None:
-        class_weights = class_weights.to(logits)
     if labels.dim() == 2:
         labels = labels.to(logits.dtype)
-    total = F.cross_entropy(
-        logits, labels, weight=class_weights, label_smoothing=label_smoothing, reduction="sum"
-    )
-    return total / logits.shape[0]
+    return F.cross_entropy(logits, labels, reduction=reduction)
 
 
-def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Every (image, class) pair as a binary problem: summed over classes, averaged over images.
+def sigmoid_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+    """Every (image, class) pair as a binary problem: summed over the classes of each image.
 
     ``logits`` (B, C); ``labels`` (B,) integer ids or (B, C) targets in [0, 1] (binary
-    cross-entropy, equal to -log sigmoid(z * logit) for targets 0 and 1). Returns a scalar, at least
-    float32.
+    cross-entropy, equal to -log sigmoid(z * logit) for targets 0 and 1). Returns the mean over
+    images, a scalar; with ``reduction="none"`` the loss of each, (B,). At least float32.
 
     Raises ValueError if the shape or type of ``labels`` does not fit.
     Source: Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training", section 3.2.
@@ -55,14 +41,34 @@ def sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
     _check_labels(logits, labels)
     logits = _at_least_float32(logits)
     targets = F.one_hot(labels.long(), logits.shape[1]) if labels.dim() == 1 else labels
-    total = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="sum")
-    return total / logits.shape[0]
+    pairs = F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+    losses = pairs.sum(dim=1)
+    return losses if reduction == "none" else losses.mean()
+
+
+def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return target distributions: ``(1 - smoothing) * target + smoothing / num_classes``.
+
+    ``labels`` (B,) integer ids or (B, C) distributions. Returns (B, C) float32 whose rows sum to
+    1, for either loss; without smoothing ``labels`` as they are.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
+    """
+    if smoothing == 0:
+        return labels
+    # Not one_hot, which looks at the labels' values on the host.
+    classes = torch.arange(num_classes, device=labels.device)
+    targets = (labels[:, None] == classes).float() if labels.dim() == 1 else labels
+    return (1 - smoothing) * targets + smoothing / num_classes
 
 
 def class_logits(
-    image_embeddings: Tensor, class_embeddings: Tensor, logit_scale: Tensor, logit_bias: Tensor
+    image_embeddings: Tensor,
+    class_embeddings: Tensor,
+    logit_scale: Tensor,
+    logit_bias: Tensor | None,
 ) -> Tensor:
-    """Score images against classes: exp(logit_scale) * cosine + logit_bias.
+    """Score images against classes: exp(logit_scale) * cosine, + logit_bias if there is one.
 
     ``image_embeddings`` (B, D) and ``class_embeddings`` (C, D) of any length, normalized here;
     ``logit_scale`` is the logarithm of the scale; it and ``logit_bias`` have one element.
@@ -71,8 +77,9 @@ def class_logits(
     Source: Zhai et al. 2023, section 3.2.
     """
     with torch.autocast(device_type=image_embeddings.device.type, enabled=False):
+        bias = torch.zeros_like(logit_scale) if logit_bias is None else logit_bias
         images, classes, scale, bias = _in_common_precision(
-            image_embeddings, class_embeddings, logit_scale, logit_bias
+            image_embeddings, class_embeddings, logit_scale, bias
         )
         cosine = F.normalize(images, dim=-1) @ F.normalize(classes, dim=-1).T
         return scale.exp().reshape(()) * cosine + bias.reshape(())

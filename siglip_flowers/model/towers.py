@@ -60,6 +60,7 @@ def run_vision_tower(
     pixel_values: torch.Tensor,
     pixel_attention_mask: torch.Tensor | None = None,
     spatial_shapes: torch.Tensor | None = None,
+    kept_patches: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Return both poolings of a batch: attention (None in a tower without it) and the mean.
 
@@ -68,6 +69,9 @@ def run_vision_tower(
         pixel_values: (B, 3, H, W); or (B, P, K) patches for NaFlex, which needs the next two.
         pixel_attention_mask: (B, P), 1 for patches of the image and 0 for padding.
         spatial_shapes: (B, 2) int64, patch rows and columns.
+        kept_patches: (B, K) int64, the patches of each image that the layers see; None: all of
+            them. For a fixed resolution only. Source: Li et al. 2023, "Scaling language-image
+            pre-training via masking".
 
     Returns:
         (B, D) each; the mean is over the patches of the image, without padding.
@@ -82,6 +86,12 @@ def run_vision_tower(
             f"The model is a {name_kind(naflex)}, but the inputs are for a "
             f"{name_kind(not naflex)}. Prepare images with the image processor saved beside it."
         )
+    if not naflex and kept_patches is not None:
+        embedded = vision_model.embeddings(pixel_values)
+        rows = torch.arange(len(embedded), device=embedded.device)[:, None]
+        tokens = vision_model.encoder(inputs_embeds=embedded[rows, kept_patches]).last_hidden_state
+        tokens = vision_model.post_layernorm(tokens)
+        return vision_model.head(tokens) if vision_model.use_head else None, tokens.mean(dim=1)
     if not naflex:
         outputs = vision_model(pixel_values=pixel_values)
         return outputs.pooler_output, outputs.last_hidden_state.mean(dim=1)

@@ -14,7 +14,7 @@ import torch
 from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
-from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import measure_free_bytes
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
@@ -64,14 +64,13 @@ from siglip_flowers.model.text_head import check_text_tower, load_calibration, z
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention
 from siglip_flowers.tracking import Trackers, check_trackers
+from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
 from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
 from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
 from siglip_flowers.training.objectives import (
     Objective,
-    balance_classes,
+    build_classification,
     build_contrastive,
-    build_cross_entropy,
-    build_sigmoid,
 )
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -136,6 +135,11 @@ def check_arguments(arguments: RunArguments) -> None:
     check_max_num_patches(model.max_num_patches, vision_config)
     if is_naflex(vision_config):
         check_patch_augmentation(arguments.augmentation)
+        if training.patch_drop:
+            raise InputError(
+                f"--patch_drop {training.patch_drop} is for fixed-resolution checkpoints, and "
+                f"{checkpoint} is a NaFlex one; remove it, or lower --max_num_patches."
+            )
     check_trainable(model.trainable, vision_config.num_hidden_layers)
     if model.lora_r is not None:
         check_peft()
@@ -162,6 +166,9 @@ def fits_on_features(arguments: RunArguments) -> bool:
         and not arguments.augmentation.augment
         and training.objective == "cross_entropy"
         and training.label_smoothing_factor == 0
+        and training.class_balance in ("none", "weights")
+        and training.class_balance_strength == 1
+        and training.patch_drop == 0
         and training.ema is None
         and not uses_deepspeed()
         and not uses_fsdp()
@@ -201,15 +208,14 @@ def build_model(
             train_text_tower=training.train_text_tower,
         )
     else:
-        sigmoid = training.objective == "sigmoid"
         model = load_classifier(
             options.model_name_or_path,
             data.class_names,
             pooling=options.pooling,
-            head="cosine" if sigmoid else "linear",
+            head=options.head_kind,
             # The text tower's embeddings are compared to images by their direction.
-            normalize_features=options.head_init == "text",
-            activation="sigmoid" if sigmoid else "softmax",
+            normalize_features=options.head_init == "text" and options.head_kind == "linear",
+            activation=_name_activation(training),
             image_size=options.image_size,
             from_scratch=options.from_scratch,
         )
@@ -242,7 +248,7 @@ def _start_head(
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, templates))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
-    elif training.objective == "sigmoid" and not options.from_scratch:
+    elif options.head_kind == "cosine" and not options.from_scratch:
         calibration = load_calibration(checkpoint)
         if calibration is not None:
             set_calibration(model, *calibration)
@@ -261,13 +267,24 @@ def build_objective(
     training = arguments.training
     if isinstance(model, ContrastiveSiglip):
         return build_contrastive(model.num_templates, training.seed)
-    if training.objective == "sigmoid":
-        return build_sigmoid()
-    weights = None
-    if training.class_weights == "balanced":
-        labels = torch.from_numpy(get_labels(data.splits["train"]))
-        weights = balance_classes(labels, len(data.class_names))
-    return build_cross_entropy(training.label_smoothing_factor, weights)
+    adjustment = None
+    if training.class_balance == "logit_adjustment":
+        adjustment = adjust_logits(*_describe_balance(training, data))
+    return build_classification(
+        _name_activation(training), training.label_smoothing_factor, adjustment
+    )
+
+
+def _name_activation(training: SiglipTrainingArguments) -> str:
+    return "softmax" if training.objective == "cross_entropy" else "sigmoid"
+
+
+def _describe_balance(
+    training: SiglipTrainingArguments, data: ClassificationData
+) -> tuple[np.ndarray, int, float]:
+    """Return the training labels, the number of classes and the strength of the balance."""
+    labels = get_labels(data.splits["train"])
+    return labels, len(data.class_names), training.class_balance_strength
 
 
 def build_trainer(
@@ -283,7 +300,12 @@ def build_trainer(
     if options.augment:
         size = get_image_size(processor)
         augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
-    activation = "softmax" if training.objective == "cross_entropy" else "sigmoid"
+    activation = _name_activation(training)
+    train_pixels: Any = _open_form(data.splits["train"], forms["train"], arguments)
+    if training.class_balance == "sampler":
+        labels, _, strength = _describe_balance(training, data)
+        train_pixels = BalancedImages(train_pixels, labels, strength, training.seed)
+    weighs = training.class_balance == "weights"
 
     def measure(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
@@ -301,7 +323,8 @@ def build_trainer(
         ema=training.ema,
         model=model,
         args=_copy_for_trainer(training),
-        train_dataset=_open_form(data.splits["train"], forms["train"], arguments),
+        class_weights=weigh_classes(*_describe_balance(training, data)) if weighs else None,
+        train_dataset=train_pixels,
         eval_dataset={
             name: _open_form(rows, forms["validation"], arguments)
             for name, rows in evaluated.items()
@@ -329,6 +352,8 @@ def _copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArgume
     # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
+    # The objective smooths its targets itself.
+    copied.label_smoothing_factor = 0.0
     # Patience that was used up before a checkpoint stays used up after it.
     copied.restore_callback_states_from_checkpoint = True
     copied.report_to = []

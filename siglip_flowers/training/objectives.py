@@ -1,4 +1,4 @@
-"""The three objectives, each a function of the model and one training batch."""
+"""The objectives, each a function of the model and one training batch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from siglip_flowers.data.augmentation import uniform_numbers
-from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
+from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss, smooth_targets
 
 
 @dataclass(frozen=True)
@@ -30,27 +30,29 @@ class TrainingBatch:
     step: int
 
 
-# Returns the loss, and the logits (B, C) where the objective has any.
+# Returns the loss of each image (B,) and the logits (B, C); of a contrastive batch a scalar, its
+# mean, and None.
 Objective = Callable[[nn.Module, TrainingBatch], tuple[Tensor, Tensor | None]]
 
 
-def build_cross_entropy(label_smoothing: float, class_weights: Tensor | None) -> Objective:
-    """Softmax cross-entropy over the classes; ``class_weights`` (C,) float32."""
+def build_classification(
+    activation: str, label_smoothing: float, adjustment: Tensor | None
+) -> Objective:
+    """Return the loss between images and classes: softmax cross-entropy or pairwise sigmoid.
+
+    Args:
+        activation: ``softmax`` or ``sigmoid``.
+        label_smoothing: Share of each target that is spread over all classes.
+        adjustment: (C,) float32, added to the logits while training, not to those returned; see
+            :func:`~siglip_flowers.training.balance.adjust_logits`.
+    """
+    loss_function = sigmoid_loss if activation == "sigmoid" else cross_entropy_loss
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         logits = model(**batch.inputs).logits
-        loss = cross_entropy_loss(logits, batch.targets, label_smoothing, class_weights)
-        return loss, logits
-
-    return objective
-
-
-def build_sigmoid() -> Objective:
-    """SigLIP's pairwise sigmoid loss between images and classes."""
-
-    def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
-        logits = model(**batch.inputs).logits
-        return sigmoid_loss(logits, batch.targets), logits
+        adjusted = logits if adjustment is None else logits + adjustment.to(logits.device)
+        targets = smooth_targets(batch.targets, logits.shape[1], label_smoothing)
+        return loss_function(adjusted, targets, reduction="none"), logits
 
     return objective
 
@@ -66,14 +68,3 @@ def build_contrastive(num_templates: int, seed: int) -> Objective:
         return outputs.loss, None
 
     return objective
-
-
-def balance_classes(labels: Tensor, num_labels: int) -> Tensor:
-    """Weigh classes by inverse frequency, with mean 1 over the images: (C,) float32.
-
-    The weight of a class without images is 0.
-    """
-    counts = torch.bincount(labels, minlength=num_labels).float()
-    present = counts > 0
-    weights = torch.where(present, len(labels) / counts.clamp(min=1), 0.0)
-    return weights / present.sum()

@@ -1,50 +1,36 @@
 """The Trainer of transformers with an image input path, whole checkpoints and safe steps."""
 
 import logging
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config import SiglipTrainingArguments
-from siglip_flowers.data.augmentation import BatchAugmenter
+from siglip_flowers.data.augmentation import BatchAugmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
-from siglip_flowers.runtime.failures import explain_write_failure
 from siglip_flowers.runtime.memory import run_in_parts
 from siglip_flowers.runtime.preemption import defer_signals, shield_workers
 from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.anomalies import AnomalyWatch
+from siglip_flowers.training.balance import BalancedImages, weigh_images
 from siglip_flowers.training.callbacks import (
     GradientCheck,
     StopOnSignal,
     Throughput,
     UpdateAverage,
 )
-from siglip_flowers.training.checkpoints import (
-    CHECKPOINT_PREFIX,
-    STAGING_DIR,
-    STATE_FILE,
-    CheckpointPart,
-    describe_failed_save,
-    had_ended,
-    list_checkpoints,
-    publish_checkpoint,
-    remove_checkpoint,
-    rotate_checkpoints,
-)
+from siglip_flowers.training.checkpoints import had_ended
 from siglip_flowers.training.muon import build_muon
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
+from siglip_flowers.training.saving import CheckpointingTrainer
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
     choose_wrapped_layers,
@@ -61,26 +47,22 @@ PRIVATE_OVERRIDES = {
     "_run_epoch": "resuming a run that had trained to its end would take another step",
     "_save_checkpoint": "a checkpoint gets its name only once it is complete",
 }
-# Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
-ARGUMENTS_FILE = "training_args.bin"
 
 
-class SiglipTrainer(Trainer):
+class SiglipTrainer(CheckpointingTrainer):
     """Trains an image classifier on uint8 pixels; see ``Trainer`` for everything else.
 
-    Checkpoints are written under another name and renamed once they are complete; only then are
-    old ones removed. A signal ends training after a step, with a checkpoint.
+    A signal ends training after a step, with a checkpoint.
 
     Args:
         objective: Maps model and batch to the loss.
         normalizer: Turns pixels into the model's inputs, on the device.
         augmenter: Augments training batches, on the device; None trains on images as they are.
+        class_weights: (C,) float32, weights of the images by their class; None: all equal.
         ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
         trackers: Open trackers, whose runs a resumed run continues.
         **kwargs: The arguments of ``Trainer``.
     """
-
-    args: SiglipTrainingArguments
 
     def __init__(
         self,
@@ -88,6 +70,7 @@ class SiglipTrainer(Trainer):
         objective: Objective,
         normalizer: PixelNormalizer,
         augmenter: BatchAugmenter | None,
+        class_weights: torch.Tensor | None = None,
         ema: float | None = None,
         trackers: Trackers | None = None,
         **kwargs: Any,
@@ -95,6 +78,7 @@ class SiglipTrainer(Trainer):
         self.objective: Objective = objective
         self.normalizer = normalizer
         self.augmenter = augmenter
+        self.class_weights = class_weights
         self.anomalies = AnomalyWatch(kwargs["args"])
         self.throughput = Throughput()
         callbacks = [StopOnSignal(), self.anomalies, *(kwargs.pop("callbacks", None) or ())]
@@ -107,10 +91,10 @@ class SiglipTrainer(Trainer):
         elif self.args.on_nan == "skip":
             raise InputError("--on_nan skip cannot skip a step under DeepSpeed; use stop.")
         self.anomalies.accelerator = self.accelerator
-        # compute_loss returns the mean of one micro-batch; the Trainer averages micro-batches.
-        self.model_accepts_loss_kwargs = False
+        # compute_loss divides by the images of the whole step, so the Trainer must not average.
+        self.model_accepts_loss_kwargs = True
         # What a resumed run needs besides what the Trainer itself saves.
-        self.checkpoint_parts: list[CheckpointPart] = [self.anomalies, self.throughput]
+        self.checkpoint_parts = [self.anomalies, self.throughput]
         self.average = None if ema is None else WeightAverage(self._trained_model, ema)
         if self.average is not None:
             self.add_callback(UpdateAverage(self.average))
@@ -125,11 +109,6 @@ class SiglipTrainer(Trainer):
         self._running_hits: list[torch.Tensor] = []
         self._largest_eval_batch: int | None = None
         self._had_ended = False
-
-    @property
-    def _trained_model(self) -> Any:
-        # The Trainer's type allows None, for a model_init that this one does not use.
-        return self.model
 
     # ---- Training
 
@@ -202,16 +181,43 @@ class SiglipTrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self._had_ended or self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
-        else:
-            super()._run_epoch(*args, **kwargs)
+            return
+        if isinstance(self.train_dataset, BalancedImages):
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Fetch the batches of one step, and count the time that takes."""
+        """Fetch the batches of one step, and count the time that takes.
+
+        Returns the batches, each with ``weights`` (B,) of its images, and the sum of the weights
+        over the batches of all processes.
+        """
         with self.throughput.waiting():
-            samples, count = super().get_batch_samples(*args, **kwargs)
+            samples, _ = super().get_batch_samples(*args, **kwargs)
         images = sum(len(batch["labels"]) for batch in samples)
         self.throughput.count(images * self.accelerator.num_processes)
-        return samples, count
+        for batch in samples:
+            # The labels may still be on their way to the device.
+            batch.wait()
+            batch["weights"] = weigh_images(batch["labels"], self.class_weights)
+        if not samples:
+            return samples, None
+        if self.accelerator.gradient_state.end_of_dataloader:
+            samples[-1]["weights"] *= self._find_first_reads(samples[-1]["labels"])
+        total = torch.stack([batch["weights"].sum() for batch in samples]).sum()
+        return samples, self.accelerator.gather(total).sum()
+
+    def _find_first_reads(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return which images (B,) of the last batch of an epoch have not been seen in it.
+
+        Accelerate fills that batch with images of the first ones, so that all processes have
+        equally many. Its own count of them is unknown in the first epoch after a resume.
+        """
+        count, size, dataset = self.accelerator.num_processes, len(labels), self.train_dataset
+        numbers = torch.arange(size, device=labels.device) + self.accelerator.process_index * size
+        remaining = len(dataset) % (self.args.train_batch_size * count)  # type: ignore[arg-type]
+        filled = count > 1 and remaining > 0 and not self.args.dataloader_drop_last
+        return numbers < (remaining if filled else count * size)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         # Accelerate has sent the batch to the device.
@@ -231,20 +237,49 @@ class SiglipTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the objective's mean over a training batch, augmented and normalized first."""
+        """Return a training batch's share of the loss of the step; augments and normalizes first.
+
+        Over all batches and processes of a step the shares add up, when the processes' gradients
+        are averaged, to the weighted mean over its images. ``num_items_in_batch`` is the sum of
+        their weights; None: of this batch alone.
+        """
         pixels, labels, rows = inputs["pixel_values"], inputs["labels"], inputs["index"]
         step = self.state.global_step
         targets = labels
         if self.augmenter is not None:
             pixels, targets = self.augmenter(pixels, labels, rows, step)
-        batch = TrainingBatch(self.normalizer.prepare(pixels), labels, targets, rows, step)
+        prepared = self.normalizer.prepare(pixels)
+        if step < self.args.patch_drop_until * self.state.max_steps:
+            prepared.update(self._drop_patches(rows, pixels))
+        batch = TrainingBatch(prepared, labels, targets, rows, step)
         # Or the augmented images would take memory all through the forward pass.
         del pixels
-        loss, logits = self.objective(model, batch)
-        if logits is not None:
-            hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-            self._running_hits.append((logits.detach().argmax(dim=-1) == hard).float().mean())
+        losses, logits = self.objective(model, batch)
+        if logits is None:
+            # Of a contrastive batch, whose images depend on each other.
+            loss = losses / getattr(self, "current_gradient_accumulation_steps", 1)
+            return (loss, {"logits": None}) if return_outputs else loss
+        hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
+        weights = weigh_images(targets, self.class_weights)
+        if "weights" in inputs:
+            weights = weights * (inputs["weights"] > 0)
+        hits = (logits.detach().argmax(dim=-1) == hard) & (weights > 0)
+        self._running_hits.append(torch.stack([hits.sum(), (weights > 0).sum()]))
+        loss = (losses * weights).sum()
+        if num_items_in_batch is None:
+            loss = loss / weights.sum()
+        else:
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _drop_patches(self, rows: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the patches that the layers see, as a model's input; nothing without dropping."""
+        if self.args.patch_drop == 0:
+            return {}
+        count = (pixels.shape[-1] // self._trained_model.vision_model.config.patch_size) ** 2
+        kept = max(1, round((1 - self.args.patch_drop) * count))
+        chosen = draw_patches(self.args.seed + 2, self.state.global_step, rows.numpy(), count, kept)
+        return {"kept_patches": chosen.to(pixels.device)}
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = to_full_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
@@ -255,8 +290,9 @@ class SiglipTrainer(Trainer):
         """Log, adding the accuracy and the speed of the training batches since the last row."""
         if "loss" in logs:
             if self._running_hits:
-                hits = torch.stack(self._running_hits).mean()
-                logs["accuracy"] = self.accelerator.gather(hits).mean().item()
+                sums = self.accelerator.gather(torch.stack(self._running_hits).sum(dim=0))
+                hits, images = sums.view(-1, 2).sum(dim=0).tolist()
+                logs["accuracy"] = hits / images
                 self._running_hits.clear()
             logs.update(self.throughput.close_window())
         super().log(logs, start_time)
@@ -316,54 +352,6 @@ class SiglipTrainer(Trainer):
             logger.warning("Memory ran out; evaluating %d images at once.", fitted)
         return logits.float()
 
-    # ---- Checkpoints
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        directory = Path(self.args.checkpoint_dir)
-        staging, name = directory / STAGING_DIR, f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        output_dir, limit = self.args.output_dir, self.args.save_total_limit
-        try:
-            with self.throughput.paused():
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    (staging / name).mkdir(parents=True)
-                self.accelerator.wait_for_everyone()
-                # The Trainer writes to, and removes old checkpoints from, its output directory.
-                self.args.output_dir, self.args.save_total_limit = str(staging), None
-                super()._save_checkpoint(model, trial)
-                self.args.output_dir, self.args.save_total_limit = output_dir, limit
-                # All processes have written their random states.
-                self.accelerator.wait_for_everyone()
-                self._publish(staging / name, directory / name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            reason = explain_write_failure(error)
-            if reason is None:
-                raise
-            # First, so that the message gives the space that is free for others.
-            shutil.rmtree(staging, ignore_errors=True)
-            raise RunError(
-                describe_failed_save(directory, self.state.global_step, reason, self._trained_model)
-            ) from error
-        finally:
-            self.args.output_dir, self.args.save_total_limit = output_dir, limit
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
-    def _publish(self, staged: Path, final: Path) -> None:
-        """Complete a staged checkpoint, give it its name and remove surplus ones."""
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-        if not self.args.should_save:
-            return
-        for part in self.checkpoint_parts:
-            part.save(staged)
-        self.state.save_to_json(str(staged / STATE_FILE))
-        (staged / ARGUMENTS_FILE).unlink(missing_ok=True)
-        publish_checkpoint(staged, final)
-        best = self.state.best_model_checkpoint
-        rotate_checkpoints(final.parent, self.args.save_total_limit, best)
-
     def finish(self) -> None:
         """Give the model the weights to keep: the moving average, of the best evaluation."""
         if has_adapters(self.model):
@@ -374,14 +362,3 @@ class SiglipTrainer(Trainer):
         if self.args.load_best_model_at_end and best is not None:
             self.average.load(Path(best))
         self.average.copy_to(self._trained_model)
-
-    def remove_surplus_checkpoints(self) -> None:
-        """Remove the newest checkpoint of a finished run, if only the best one is to be kept.
-
-        Not earlier: a run that is killed while it measures what it trained still needs it.
-        """
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
-            for path in list_checkpoints(Path(self.args.checkpoint_dir)):
-                if path.name != Path(best).name:
-                    remove_checkpoint(path)
