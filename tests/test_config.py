@@ -110,6 +110,7 @@ VALUES = [
     ("save_strategy", "best", "x", "choose one of no, steps, epoch, best"),
     ("save_steps", "10", "0", "greater than 0"),
     ("save_total_limit", "2", "0", "greater than 0"),
+    ("save_dtype", "bfloat16", "int8", "choose one of float32, bfloat16, float16"),
     ("metric_for_best_model", "train_nll", "f1", "did you mean validation_f1_"),
     ("metric_for_best_model", "validation_f1_macro", "loss", "did you mean validation_loss?"),
     ("logging_strategy", "epoch", "x", "choose one of no, steps, epoch"),

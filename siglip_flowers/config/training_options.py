@@ -12,6 +12,7 @@ from typing import Any
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import TRAINING_METRICS
 from siglip_flowers.config.fields import (
+    DTYPES,
     between,
     check_fields,
     common,
@@ -154,6 +155,11 @@ class InheritedOptions:
     )
     save_steps: float = option(
         500, "Steps between checkpoints, or below 1 a share of all steps.", steps_or_share
+    )
+    save_dtype: str = option(
+        "float32",
+        "dtype of the saved weights: float32, bfloat16 or float16. The run's figures are of these.",
+        DTYPES[1:],
     )
     save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
     load_best_model_at_end: bool = option(

@@ -42,7 +42,8 @@ OPTIONAL_SETTINGS = (
     *("lr_scheduler_kwargs", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "label_smoothing_factor", "fp16", "tf32", "data_seed"),
     *("metric_for_best_model", "load_best_model_at_end", "early_stopping_patience"),
-    *("layer_decay", "class_balance", "train_text_tower", "ema", "wise_ft"),
+    *("layer_decay", "class_balance", "class_balance_strength", "patch_drop", "patch_drop_until"),
+    *("train_text_tower", "ema", "wise_ft", "save_dtype"),
 )
 # Stated elsewhere, a path of the machine, or of no influence.
 HIDDEN_SETTINGS = ("model_name_or_path", "prompt_templates", "attn_implementation")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from safetensors.torch import load_file
 from transformers import set_seed
@@ -271,6 +272,7 @@ def _save_model(run: Run, trained: TrainedModel) -> dict[str, Any] | None:
             with atomic_directory(run.output_dir / ADAPTER_DIR) as directory:
                 save_adapter(trained.model, final, directory)
         with atomic_directory(run.output_dir / MODEL_DIR) as directory:
+            final.to(getattr(torch, run.arguments.training.save_dtype))
             final.save_pretrained(directory)
             run.processor.save_pretrained(directory)
     PartialState().wait_for_everyone()
