@@ -156,11 +156,6 @@ class InheritedOptions:
     save_steps: float = option(
         500, "Steps between checkpoints, or below 1 a share of all steps.", steps_or_share
     )
-    save_dtype: str = option(
-        "float32",
-        "dtype of the saved weights: float32, bfloat16 or float16. The run's figures are of these.",
-        DTYPES[1:],
-    )
     save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
     load_best_model_at_end: bool = option(
         True, "Keep the weights of the best evaluation instead of the last ones."
@@ -222,6 +217,11 @@ class TrainingOptions(InheritedOptions):
         "auto or never. auto: resume an unfinished run in --output_dir from its newest whole "
         "checkpoint; never: such a run is an error.",
         ("auto", "never"),
+    )
+    save_dtype: str = option(
+        "float32",
+        "dtype of the saved weights: float32, bfloat16 or float16. The run's figures are of these.",
+        DTYPES[1:],
     )
     head_learning_rate: float | None = common(
         1e-3, "Peak learning rate of the head; null: --learning_rate.", positive
