@@ -239,7 +239,7 @@ def write_throughput(
         "steps": options.steps,
         "skipped_steps": job.skip_steps,
         "rounds": options.rounds,
-        "num_workers": training.dataloader_num_workers,
+        "num_workers": training.dataloader_num_workers or 0,
         "bf16": bool(training.bf16),
         "attn_implementation": options.attn_implementation,
         "pooling": options.pooling,

@@ -27,6 +27,7 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.runtime.allocator import keep_freed_memory
+from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
 from siglip_flowers.training.trainer import SiglipTrainer
 
@@ -145,7 +146,6 @@ def copy_arguments(ours: SiglipTrainingArguments) -> TrainingArguments:
         "output_dir",
         "per_device_train_batch_size",
         "max_steps",
-        "dataloader_num_workers",
         "dataloader_pin_memory",
         "save_strategy",
         "disable_tqdm",
@@ -157,7 +157,12 @@ def copy_arguments(ours: SiglipTrainingArguments) -> TrainingArguments:
         "use_cpu",
         "remove_unused_columns",
     )
-    return TrainingArguments(report_to=[], **{name: getattr(ours, name) for name in names})
+    workers = ours.dataloader_num_workers
+    if workers is None:
+        # It decodes every image in every epoch.
+        workers = min(8, count_cores()) if ours.device.type == "cuda" else 0
+    values = {name: getattr(ours, name) for name in names}
+    return TrainingArguments(report_to=[], dataloader_num_workers=workers, **values)
 
 
 class StepWindow(TrainerCallback):

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,18 @@ from safetensors.torch import load_file
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data.pixels.tensors import PixelBatch, _copy_stream, _open_stream
+from siglip_flowers.data.pixels.tensors import (
+    CachedPixels,
+    PixelBatch,
+    PixelDataset,
+    PixelForm,
+    _copy_stream,
+    _open_stream,
+)
 from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.runtime import memory
 from siglip_flowers.runtime.devices import set_cpu_threads
+from siglip_flowers.training import build
 from siglip_flowers.training.attempts import TooLittleMemoryError, shrink_batch
 from siglip_flowers.training.callbacks import Throughput
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -188,6 +198,61 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
             monkeypatch.setenv(name, value)
     set_cpu_threads(option)
     assert given == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("cuda", "cached", "asked", "batches_free", "expected"),
+    [
+        (True, False, {}, 99, (6, True)),
+        (True, True, {}, 99, (0, False)),
+        (False, False, {}, 99, (0, False)),
+        (False, True, {"num_workers": 2}, 99, (2, False)),
+        (False, False, {"num_workers": 2, "persistent_workers": True}, 99, (2, True)),
+        (True, False, {"persistent_workers": False}, 99, (6, False)),
+        # Taken from a run on a GPU, for example.
+        (False, True, {"persistent_workers": True}, 99, (0, False)),
+        # Each prepares 2 batches; the Trainer holds two of training and two of evaluation.
+        (True, False, {}, 9, (2, True)),
+        (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, (1, False)),
+        (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, (0, False)),
+    ],
+)
+def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
+    monkeypatch, caplog, cuda, cached, asked, batches_free, expected
+):
+    options = {f"dataloader_{name}": value for name, value in asked.items()}
+    sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 12}
+    training = SiglipTrainingArguments(use_cpu=True, **sizes, **options)
+    monkeypatch.setattr(type(training), "device", torch.device("cuda" if cuda else "cpu"))
+    monkeypatch.setattr(build, "count_cores", lambda: 6)
+    monkeypatch.setattr(memory, "shutil", FakeDisk(batches_free * 16 * 3 * 8 * 8))
+    pixels = object.__new__(CachedPixels if cached else PixelDataset)
+    forms = dict.fromkeys(("train", "validation"), PixelForm(8, 2))
+    workers = build.choose_workers(training, pixels, forms)
+    copied = build._copy_for_trainer(training, workers)
+    assert (workers, copied.dataloader_persistent_workers) == expected
+    assert (copied.dataloader_prefetch_factor is None) == (
+        workers == 0 or "prefetch_factor" not in asked
+    )
+    assert ("has 0 MB free, which is too little for" in caplog.text) == (batches_free == 9)
+
+
+class FakeDisk:
+    def __init__(self, free):
+        self.free = free
+
+    def disk_usage(self, path):
+        assert path == Path("/dev/shm")
+        return self
+
+
+def test_a_run_whose_workers_find_no_room_trains_without_them(run, monkeypatch, caplog):
+    monkeypatch.setattr(memory, "shutil", FakeDisk(20_000))
+    code, _ = run("little", "--dataloader_num_workers", "8", "--pixel_cache", "false")
+    assert code == 0
+    # In training 8 images of 3 * 16 * 16 bytes, in evaluation 32.
+    assert "too little for 8 processes that prepare 2 batches of 0 MB each; 0 start" in caplog.text
+    assert not multiprocessing.active_children()
 
 
 def test_throughput_counts_images_waiting_and_no_pauses():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import os
 
 import pytest
 import torch
@@ -166,36 +165,9 @@ def test_settings_of_schedules_are_those_that_they_take():
 def test_a_machine_without_a_gpu_trains_on_its_processor():
     arguments = SiglipTrainingArguments.from_options(TrainingOptions())
     assert arguments.device == torch.device("cpu")
-    assert arguments.dataloader_num_workers == 0
     assert arguments.dataloader_pin_memory is False
     assert SiglipTrainingArguments(bf16=True).bf16 is True
     assert SiglipTrainingArguments(bf16=False).bf16 is False
-
-
-@pytest.mark.parametrize(
-    ("cuda", "given", "workers", "persistent"),
-    [
-        (True, {}, 3, True),
-        (True, {"dataloader_persistent_workers": False}, 3, False),
-        (True, {"dataloader_num_workers": 0}, 0, False),
-        (False, {}, 0, False),
-        (False, {"dataloader_num_workers": 2}, 2, False),
-        (False, {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}, 2, True),
-        # Taken from a run on a GPU, for example.
-        (False, {"dataloader_persistent_workers": True}, 0, False),
-    ],
-)
-def test_workers_of_a_gpu_follow_the_usable_cores_and_outlive_an_epoch(
-    monkeypatch, cuda, given, workers, persistent
-):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: None)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5, 6}, raising=False)
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    arguments = SiglipTrainingArguments(bf16=False, tf32=False, **given)
-    assert arguments.dataloader_num_workers == workers
-    assert arguments.dataloader_persistent_workers is persistent
 
 
 def test_gradient_checkpointing_warns_of_no_deprecation(recwarn):

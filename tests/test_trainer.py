@@ -1,6 +1,7 @@
 """The training loop: deterministic, resumable, and honest about what it logs."""
 
 import json
+import logging
 import math
 import shutil
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.data import image_ids
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_image_processor
@@ -95,6 +97,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(start, tmp_
         "save_strategy": "steps",
         "save_steps": 3,  # in the middle of an epoch of 4 steps
         "save_total_limit": 3,
+        "logging_steps": 2,  # a row is begun before the checkpoint
         "full_determinism": True,
         "ema": 0.9,
     }
@@ -285,12 +288,16 @@ def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path)
 
 @pytest.mark.filterwarnings("error::DeprecationWarning:siglip_flowers")
 @pytest.mark.filterwarnings("error::FutureWarning:siglip_flowers")
-def test_our_own_calls_use_nothing_that_is_deprecated(start):
+def test_our_own_calls_use_nothing_that_is_deprecated(start, caplog):
+    # It passes nothing on to the root logger, which caplog listens to.
+    logging.getLogger("transformers").addHandler(caplog.handler)
     trainer = start(gradient_checkpointing=True, ema=0.5, max_steps=1)
     trainer.train()
     trainer.evaluate()
     last = {name: weight.clone() for name, weight in trainer.average.weights.items()}
     trainer.finish()
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert "deprecat" not in caplog.text.lower()
     # Without checkpoints the last average is kept.
     assert are_equal(last, {name: p.detach() for name, p in trainer.model.named_parameters()})
 
@@ -356,3 +363,42 @@ def test_under_a_gradient_scaler_a_bad_loss_or_ten_overflows_in_a_row_stop(
     else:
         with pytest.raises(RunError, match=message):
             trainer.train()
+
+
+def test_a_resumed_run_has_the_scale_of_the_losses(start, tmp_path):
+    """float16 needs a GPU, but its scaler does not."""
+    runs = []
+    for name in ("whole", "resumed"):
+        trainer = start(name, save_strategy="steps", save_steps=2, save_total_limit=3)
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", growth_interval=3)
+        objective = trainer.objective
+
+        def overflow_at_first(model, batch, objective=objective):
+            loss, logits = objective(model, batch)
+            return loss + (0 * logits).sum().sqrt() if batch.step < 1 else loss, logits
+
+        trainer.objective = overflow_at_first
+        runs.append(trainer)
+    whole, resumed = runs
+    whole.train()
+    # Halved by the first step, doubled by the three after it.
+    assert whole.accelerator.scaler.get_scale() == 2**16
+    checkpoint = tmp_path / "resumed" / "checkpoints" / "checkpoint-2"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "checkpoint-2", checkpoint)
+    assert torch.load(checkpoint / "scaler.pt")["scale"] == 2**15
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
+    assert are_equal(copy_weights(whole), copy_weights(resumed))
+
+
+@pytest.mark.parametrize("count, size", [(1, 4), (3, 4), (9, 9), (64, 64), (99, 64)])
+def test_the_training_images_that_are_evaluated_have_every_class(start, data, count, size):
+    run = start(train_eval_samples=count).run
+    chosen = draw_train_sample(run, data)
+    assert len(chosen) == size
+    assert set(chosen["label"]) == set(range(4))
+    ids = image_ids(data.splits["train"])
+    assert sorted(image_ids(chosen), key=ids.index) == image_ids(chosen)
+    assert image_ids(draw_train_sample(run, data)) == image_ids(chosen)
+    run.data.split_seed = 1
+    assert (image_ids(draw_train_sample(run, data)) == image_ids(chosen)) == (size == 64)

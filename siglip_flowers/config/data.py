@@ -58,7 +58,9 @@ class DataArguments:
         SPLIT_PROTOCOLS,
     )
     split_seed: int = option(
-        0, "Seed of random images: missing splits, --shots, --max_*_samples.", not_negative
+        0,
+        "Seed of random images: missing splits, --shots, --max_*_samples, --train_eval_samples.",
+        not_negative,
     )
     shots_seed: int | None = option(
         None, "Seed of --shots and --max_train_samples alone; default: --split_seed.", not_negative

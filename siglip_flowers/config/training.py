@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import TrainingArguments
 
-from siglip_flowers.base.environment import computes_bfloat16, count_cores
+from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import is_higher_better
 from siglip_flowers.config.training_options import TrainingOptions
@@ -53,14 +53,6 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
             self.bf16 = not self.fp16 and computes_bfloat16(device_type)
             # Cards without bfloat16, as T4 and V100, train in float16 with loss scaling.
             self.fp16 = self.fp16 or (cuda and not self.bf16)
-        if self.dataloader_num_workers is None:
-            local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            self.dataloader_num_workers = min(8, count_cores() // local_ranks) if cuda else 0
-        keep = self.dataloader_persistent_workers
-        # torch refuses to keep workers if there are none.
-        self.dataloader_persistent_workers = self.dataloader_num_workers > 0 and (
-            cuda if keep is None else keep
-        )
         if not cuda:
             self.dataloader_pin_memory = False
         elif self.tf32 is None:
@@ -80,13 +72,17 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         optimizer = self.optim
         if optimizer == "muon":
             self.optim = "adamw_torch_fused"
+        # Their default depends on the data.
+        workers = self.dataloader_num_workers
+        if workers is None:
+            self.dataloader_num_workers = 1
         try:
             TrainingArguments.__post_init__(self)
         except (ValueError, ImportError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(" ".join(str(error).split())) from error
-        self.report_to, self.optim = trackers, optimizer
+        self.report_to, self.optim, self.dataloader_num_workers = trackers, optimizer, workers
 
     @property
     def images_per_step(self) -> int:

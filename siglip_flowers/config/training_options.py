@@ -136,8 +136,9 @@ class InheritedOptions:
     auto_find_batch_size: bool = option(
         False,
         "If memory runs out, halve the batch per device and double --gradient_accumulation_steps. "
-        "A step sees the same images. Only in a single process; of several, the one that runs out "
-        "names the smaller batch and ends.",
+        "A step sees the same images; with --objective contrastive, each has half the negatives. "
+        "Only in a single process; of several, the one that runs out names the smaller batch and "
+        "ends.",
     )
     eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.", STRATEGIES)
     eval_steps: float | None = option(
@@ -188,7 +189,10 @@ class InheritedOptions:
     full_determinism: bool = option(False, "Use deterministic kernels only; slower.")
     use_cpu: bool = option(False, "Train on the CPU even if there is a GPU.")
     dataloader_num_workers: int | None = option(
-        None, "Processes that decode images; default: 0 on a CPU, up to 8 per GPU.", not_negative
+        None,
+        "Processes that decode images; default: up to 8 per GPU, or 0 on a CPU or if --pixel_cache "
+        "has the images. If shared memory has no room for their batches, fewer start.",
+        not_negative,
     )
     dataloader_persistent_workers: bool | None = option(
         None, "Keep those processes between epochs; default: on a GPU."
@@ -233,7 +237,10 @@ class TrainingOptions(InheritedOptions):
         between(0.01, 1),
     )
     train_eval_samples: int = option(
-        1020, "Training images, not augmented, evaluated with the validation split.", positive
+        1020,
+        "Training images, not augmented, evaluated with the validation split. At least one per "
+        "class, drawn by --split_seed.",
+        positive,
     )
     objective: str = common(
         "cross_entropy",

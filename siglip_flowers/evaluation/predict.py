@@ -1,5 +1,6 @@
 """Run a classifier over a split, sharded over the processes of the launch."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     collate_pixels,
     get_image_size,
+    get_pixel_shape,
     open_pixels,
 )
 from siglip_flowers.data.rows import image_ids
@@ -25,6 +27,7 @@ from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime.devices import count_cores
+from siglip_flowers.runtime.memory import fit_workers
 from siglip_flowers.runtime.prefetch import map_ahead
 
 # Each holds a batch of its own.
@@ -210,6 +213,9 @@ def _read_batches(
     pixels: CachedPixels | PixelDataset, share: list[int], batch_size: int, num_workers: int
 ) -> Iterable[dict[str, torch.Tensor]]:
     """Read rows ahead of the model: in processes, or with 0 of them in threads."""
+    if num_workers > 0 and isinstance(pixels, PixelDataset):
+        batch_bytes = batch_size * math.prod(get_pixel_shape(pixels.size))
+        num_workers = fit_workers(num_workers, batch_bytes)
     if num_workers > 0 and isinstance(pixels, PixelDataset):
         return DataLoader(
             Subset(pixels, share),

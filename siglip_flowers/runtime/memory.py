@@ -1,9 +1,18 @@
-"""Halve a batch when there is too little memory."""
+"""Fit batches to the memory: halve them when it runs out, and share no more than there is."""
 
+import logging
+import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+logger = logging.getLogger(__name__)
+
+# Where batches lie that another process prepares, on Linux.
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,3 +50,31 @@ def run_in_parts(
         # Outside the handler, whose traceback would keep the tensors alive.
         clear_device_cache(garbage_collection=True)
         size //= 2
+
+
+def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 2) -> int:
+    """Return how many data loading processes, at most as many, the shared memory has room for.
+
+    One that finds no room for a batch dies of a bus error, as in a Docker container, which has 64
+    MB by default.
+
+    Args:
+        workers: Processes that are asked for.
+        batch_bytes: Size of a batch.
+        ahead: Batches that each of them prepares ahead.
+        used: Batches that the process they work for holds at a time.
+    """
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:
+        # Another system, which shares memory in another way.
+        return workers
+    batches = free // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) // batch_bytes
+    room = max(0, (batches - used) // ahead)
+    if room < workers:
+        logger.warning(
+            "%s has %.0f MB free, which is too little for %d processes that prepare %d batches of "
+            "%.0f MB each; %d start. Docker gives it more with --shm-size.",
+            *(SHARED_MEMORY, free / 1e6, workers, ahead, batch_bytes / 1e6, room),
+        )
+    return min(workers, room)

@@ -69,9 +69,13 @@ def train_to_the_end(
         clear_device_cache(garbage_collection=True)
         logger.warning(
             "Memory ran out; continuing with --per_device_train_batch_size %d and "
-            "--gradient_accumulation_steps %d.",
+            "--gradient_accumulation_steps %d%s.",
             training.per_device_train_batch_size,
             training.gradient_accumulation_steps,
+            # They are the other images of the micro-batch.
+            ", which halves the negatives of each image"
+            if training.objective == "contrastive"
+            else "",
         )
         # From the beginning or the newest checkpoint: the step that failed left nothing behind.
         set_seed(training.seed)

@@ -2,7 +2,10 @@
 
 import copy
 import logging
+import math
+import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +44,11 @@ from siglip_flowers.data.pixels.tensors import (
     PixelNormalizer,
     collate_pixels,
     get_image_size,
+    get_pixel_shape,
     open_pixels,
     scale_size,
 )
 from siglip_flowers.data.rows import get_labels
-from siglip_flowers.data.splits import draw_rows
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.classification import compute_metrics
@@ -62,7 +65,8 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
-from siglip_flowers.runtime.devices import choose_attention
+from siglip_flowers.runtime.devices import choose_attention, count_cores
+from siglip_flowers.runtime.memory import fit_workers
 from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
 from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
@@ -255,9 +259,15 @@ def _start_head(
 
 
 def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> datasets.Dataset:
-    """Return the training images that are evaluated, unaugmented, to show over-fitting."""
-    count = arguments.training.train_eval_samples
-    return draw_rows(data.splits["train"], count, arguments.data.split_seed, "train")
+    """Return the training images that are evaluated, unaugmented, to show over-fitting.
+
+    There is at least one of each class, whose mean features the OOD detector knows it by.
+    """
+    rows, count = data.splits["train"], arguments.training.train_eval_samples
+    order = np.random.default_rng([arguments.data.split_seed, 2]).permutation(len(rows))
+    _, first = np.unique(get_labels(rows)[order], return_index=True)
+    chosen = np.concatenate([order[first], np.delete(order, first)])[: max(count, len(first))]
+    return rows.select(np.sort(chosen))
 
 
 def build_objective(
@@ -302,6 +312,7 @@ def build_trainer(
         augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
     activation = _name_activation(training)
     train_pixels: Any = _open_form(data.splits["train"], forms["train"], arguments)
+    workers = choose_workers(training, train_pixels, forms)
     if training.class_balance == "sampler":
         labels, _, strength = _describe_balance(training, data)
         train_pixels = BalancedImages(train_pixels, labels, strength, training.seed)
@@ -322,7 +333,7 @@ def build_trainer(
         augmenter=augmenter,
         ema=training.ema,
         model=model,
-        args=_copy_for_trainer(training),
+        args=_copy_for_trainer(training, workers),
         class_weights=weigh_classes(*_describe_balance(training, data)) if weighs else None,
         train_dataset=train_pixels,
         eval_dataset={
@@ -347,13 +358,45 @@ def _open_form(
     return open_pixels(rows, form.size, form.resample, arguments.data)
 
 
-def _copy_for_trainer(training: SiglipTrainingArguments) -> SiglipTrainingArguments:
+def choose_workers(
+    training: SiglipTrainingArguments,
+    pixels: CachedPixels | PixelDataset,
+    forms: Mapping[str, PixelForm],
+) -> int:
+    """Return how many processes read images: as asked, as far as shared memory has room.
+
+    By default up to 8 per GPU; none if the images come from the cache: they are copied faster than
+    another process passes them on, 64 images of 280 pixels in 6 ms instead of 24.
+    """
+    workers = training.dataloader_num_workers
+    if workers is None:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        decodes = training.device.type == "cuda" and isinstance(pixels, PixelDataset)
+        workers = min(8, count_cores() // local_processes) if decodes else 0
+    batch_bytes = max(
+        math.prod(get_pixel_shape(forms["train"].size)) * training.per_device_train_batch_size,
+        math.prod(get_pixel_shape(forms["validation"].size)) * training.per_device_eval_batch_size,
+    )
+    # Accelerate fetches a batch ahead of those of a step, which stay while evaluation uses two.
+    used = training.gradient_accumulation_steps + 3
+    return fit_workers(workers, batch_bytes, training.dataloader_prefetch_factor or 2, used)
+
+
+def _copy_for_trainer(training: SiglipTrainingArguments, workers: int) -> SiglipTrainingArguments:
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
     # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
     # The objective smooths its targets itself.
     copied.label_smoothing_factor = 0.0
+    copied.dataloader_num_workers = workers
+    # torch refuses both settings if there are none.
+    keep = training.dataloader_persistent_workers
+    copied.dataloader_persistent_workers = workers > 0 and (
+        training.device.type == "cuda" if keep is None else keep
+    )
+    if workers == 0:
+        copied.dataloader_prefetch_factor = None
     # Patience that was used up before a checkpoint stays used up after it.
     copied.restore_callback_states_from_checkpoint = True
     copied.report_to = []

@@ -85,6 +85,23 @@ class GradientCheck(TrainerCallback):
             )
 
 
+class LogWithCheckpoint(TrainerCallback):
+    """Logs a row with every checkpoint, so that a resumed run has the rows of a whole one.
+
+    A row is a mean over the steps since the last one, of which a checkpoint keeps nothing.
+    """
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log if a checkpoint follows, or may follow the evaluation."""
+        may_save = control.should_evaluate and args.save_strategy == "best"
+        if args.logging_strategy != "no" and (control.should_save or may_save):
+            control.should_log = True
+
+    on_epoch_end = on_step_end
+
+
 class UpdateAverage(TrainerCallback):
     """Updates a moving average of the weights after every step."""
 

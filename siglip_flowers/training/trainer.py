@@ -22,6 +22,7 @@ from siglip_flowers.training.anomalies import AnomalyWatch
 from siglip_flowers.training.balance import BalancedImages, weigh_images
 from siglip_flowers.training.callbacks import (
     GradientCheck,
+    LogWithCheckpoint,
     StopOnSignal,
     Throughput,
     UpdateAverage,
@@ -81,7 +82,8 @@ class SiglipTrainer(CheckpointingTrainer):
         self.class_weights = class_weights
         self.anomalies = AnomalyWatch(kwargs["args"])
         self.throughput = Throughput()
-        callbacks = [StopOnSignal(), self.anomalies, *(kwargs.pop("callbacks", None) or ())]
+        given = kwargs.pop("callbacks", None) or ()
+        callbacks = [StopOnSignal(), LogWithCheckpoint(), self.anomalies, *given]
         allow_sharding_on_cpu()
         super().__init__(callbacks=callbacks, **kwargs)
         if self.is_fsdp_enabled:
