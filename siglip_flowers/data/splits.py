@@ -120,3 +120,11 @@ def draw_rows(dataset: Dataset, limit: int | None, seed: int, split: str) -> Dat
         return dataset
     generator = np.random.default_rng([seed, 2, SPLIT_NAMES.index(split)])
     return dataset.select(np.sort(generator.choice(len(dataset), limit, replace=False)))
+
+
+def draw_every_class(dataset: Dataset, limit: int, seed: int) -> Dataset:
+    """Keep ``limit`` rows, drawn by ``seed``, at least one of each class."""
+    order = np.random.default_rng([seed, 2]).permutation(len(dataset))
+    _, first = np.unique(get_labels(dataset)[order], return_index=True)
+    chosen = np.concatenate([order[first], np.delete(order, first)])[: max(limit, len(first))]
+    return dataset.select(np.sort(chosen))

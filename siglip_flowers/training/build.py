@@ -14,11 +14,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import EvalPrediction, PreTrainedModel, PrinterCallback
+from transformers import EvalPrediction, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
-from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import measure_free_bytes
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -49,6 +48,7 @@ from siglip_flowers.data.pixels.tensors import (
     scale_size,
 )
 from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.splits import draw_every_class
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.classification import compute_metrics
@@ -70,7 +70,6 @@ from siglip_flowers.runtime.memory import fit_workers
 from siglip_flowers.tracking import Trackers, check_trackers
 from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
 from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
-from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
 from siglip_flowers.training.objectives import (
     Objective,
     build_classification,
@@ -191,11 +190,6 @@ def list_pixel_forms(arguments: RunArguments, processor: Any) -> dict[str, Pixel
     }
 
 
-def name_start(arguments: RunArguments) -> str:
-    """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
-    return "zero-shot" if needs_text_tower(arguments.options) else "linear-probe"
-
-
 def build_model(
     arguments: RunArguments, data: ClassificationData, processor: Any
 ) -> SiglipClassifier | ContrastiveSiglip:
@@ -263,11 +257,8 @@ def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> data
 
     There is at least one of each class, whose mean features the OOD detector knows it by.
     """
-    rows, count = data.splits["train"], arguments.training.train_eval_samples
-    order = np.random.default_rng([arguments.data.split_seed, 2]).permutation(len(rows))
-    _, first = np.unique(get_labels(rows)[order], return_index=True)
-    chosen = np.concatenate([order[first], np.delete(order, first)])[: max(count, len(first))]
-    return rows.select(np.sort(chosen))
+    count = arguments.training.train_eval_samples
+    return draw_every_class(data.splits["train"], count, arguments.data.split_seed)
 
 
 def build_objective(
@@ -404,19 +395,3 @@ def _copy_for_trainer(training: SiglipTrainingArguments, workers: int) -> Siglip
         mode = "max" if training.greater_is_better else "min"
         copied.lr_scheduler_kwargs = {**(training.lr_scheduler_kwargs or {}), "mode": mode}
     return copied
-
-
-def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:
-    """Raise RunError if the checkpoints of the run would not fit on the disk."""
-    # The best and the newest ones, one being written, and the final weights.
-    kept = (training.save_total_limit or 10) + 2
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed = estimate_checkpoint_bytes(model) * kept + weights
-    directory = Path(str(training.output_dir)).absolute()
-    free = measure_free_bytes(directory)
-    if free < needed:
-        raise RunError(
-            f"The disk of {directory} has {free / 1e9:.1f} GB free, but this run's checkpoints "
-            f"need {needed / 1e9:.1f} GB; make room, name another --output_dir, or keep fewer "
-            "with --save_total_limit."
-        )

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import measure_free_bytes, write_json
+from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.model.adapters import has_adapters, select_trained
 
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -127,6 +130,22 @@ def estimate_checkpoint_bytes(model: Any) -> int:
     """Return roughly how large a checkpoint of a model becomes, with its optimizer."""
     kept = select_trained(model).values() if has_adapters(model) else model.parameters()
     return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in kept)
+
+
+def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:
+    """Raise RunError if the checkpoints of the run would not fit on the disk."""
+    # The best and the newest ones, one being written, and the final weights.
+    kept = (training.save_total_limit or 10) + 2
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    needed = estimate_checkpoint_bytes(model) * kept + weights
+    directory = Path(str(training.output_dir)).absolute()
+    free = measure_free_bytes(directory)
+    if free < needed:
+        raise RunError(
+            f"The disk of {directory} has {free / 1e9:.1f} GB free, but this run's checkpoints "
+            f"need {needed / 1e9:.1f} GB; make room, name another --output_dir, or keep fewer "
+            "with --save_total_limit."
+        )
 
 
 def describe_failed_save(directory: Path, step: int, reason: str, model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from siglip_flowers.base.files import (
     atomic_directory,
     write_json,
 )
-from siglip_flowers.config.rules import has_measured_start
+from siglip_flowers.config.rules import has_measured_start, needs_text_tower
 from siglip_flowers.config.training_options import parse_wise_ft
 from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data
 from siglip_flowers.evaluation.features import FitHead, fit_head
@@ -44,12 +44,11 @@ from siglip_flowers.training.build import (
     RunArguments,
     build_model,
     check_arguments,
-    check_free_disk,
     draw_train_sample,
     fits_on_features,
     list_pixel_forms,
-    name_start,
 )
+from siglip_flowers.training.checkpoints import check_free_disk
 from siglip_flowers.training.output import claim_output_dir, hold_output_dir
 from siglip_flowers.training.results import (
     build_history,
@@ -224,9 +223,14 @@ def _measure_start(
     PartialState().wait_for_everyone()
     start: dict[str, float] = json.loads((directory / START_METRICS).read_text(encoding="utf-8"))
     if PartialState().is_main_process:
-        kind = name_start(run.arguments)
+        kind = _name_start(run.arguments)
         print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
     return start
+
+
+def _name_start(arguments: RunArguments) -> str:
+    """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
+    return "zero-shot" if needs_text_tower(arguments.options) else "linear-probe"
 
 
 def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
@@ -303,7 +307,7 @@ def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> d
 
 
 def _describe_start(arguments: RunArguments, start: dict[str, float]) -> dict[str, Any]:
-    return {"kind": name_start(arguments), "split": "validation", **start}
+    return {"kind": _name_start(arguments), "split": "validation", **start}
 
 
 def _measure_and_write(
