@@ -17,7 +17,10 @@ MEASURED = re.compile(
 VERSIONED = (
     r"(?:Python|torch|transformers|siglip_flowers|timm|lightly-train|верси\w+|от|до|Apache-)"
 )
-PAIRS = [("README.md", "README.ru.md")]
+PAIRS = [
+    ("README.md", "README.ru.md"),
+    *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("tutorial", "method")),
+]
 
 
 def strip_code(text: str) -> str:
