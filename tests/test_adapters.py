@@ -234,7 +234,7 @@ def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
     tiny_dir, tmp_path, train_text_tower
 ):
     model = load_contrastive(
-        str(tiny_dir), NAMES, ["a photo of a {}."], train_text_tower=train_text_tower
+        str(tiny_dir), NAMES, [[f"a {name}"] for name in NAMES], train_text_tower=train_text_tower
     )
     add_adapters(model, ModelArguments(model_name_or_path=str(tiny_dir), lora_r=2))
     trained = select_trained(model)

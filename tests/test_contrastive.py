@@ -6,8 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SiglipModel
 
-from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.prompts import canonicalize
+from siglip_flowers.base.prompts import build_prompts, canonicalize
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
@@ -17,6 +16,7 @@ from tests.small_flowers import draw_pixel_values
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NAMES = ["hard-leaved pocket orchid", "colt's foot", "rose", "bird of paradise", "tulip"]
 TEMPLATES = ["a photo of a {}.", "{}, a type of flower", "{}"]
+PROMPTS = build_prompts(NAMES, TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pixel_values():
 
 @pytest.fixture
 def model(tiny_dir):
-    return load_contrastive(str(tiny_dir), NAMES, TEMPLATES)
+    return load_contrastive(str(tiny_dir), NAMES, PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_training_loss_is_the_sigmoid_loss_of_siglips_features(
 
 @torch.no_grad()
 def test_other_image_size_interpolates_as_transformers_does(tiny_dir, siglip):
-    model = load_contrastive(str(tiny_dir), NAMES, TEMPLATES, image_size=24).eval()
+    model = load_contrastive(str(tiny_dir), NAMES, PROMPTS, image_size=24).eval()
     pixels = draw_pixel_values(2, 24)
     images = siglip.vision_model(pixels, interpolate_pos_encoding=True).pooler_output
     cosine = torch.nn.functional.normalize(images) @ model.embed_classes().T
@@ -172,8 +172,3 @@ def test_other_image_size_interpolates_as_transformers_does(tiny_dir, siglip):
     folded = model.fold()
     assert folded.config.vision_config.image_size == 24
     torch.testing.assert_close(folded(pixels).logits, expected, **CLOSE)
-
-
-def test_template_without_a_slot_is_refused_before_the_weights_are_read(tiny_dir, tmp_path):
-    with pytest.raises(InputError, match="template"):
-        load_contrastive(str(tmp_path / "nowhere"), NAMES, ["no slot"])

@@ -92,7 +92,7 @@ def test_a_training_limit_that_empties_classes_warns(folder, caplog) -> None:
     "options, message",
     [
         ({"data_dir": "/nowhere/at/all"}, "--data_dir /nowhere/at/all does not exist"),
-        ({"data_dir": __file__}, "is not a directory"),
+        ({"data_dir": __file__}, "is neither a directory nor a table"),
         (
             {"data_dir": ".", "data_source": "procedural"},
             "--data_source procedural does not use",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, SiglipModel
 
-from siglip_flowers.base.prompts import FLOWER_NAMES, canonicalize
+from siglip_flowers.base.prompts import FLOWER_NAMES, build_prompts, canonicalize
 from siglip_flowers.model.heads import (
     set_calibration,
     set_text_head,
@@ -30,7 +30,7 @@ def test_text_head_is_siglips_own_zero_shot_classifier(tiny, flowers_dir, head):
     pixels = load_image_processor(tiny)(images, return_tensors="pt")["pixel_values"]
     model = load_classifier(tiny, names, head=head, normalize_features=True, activation="sigmoid")
     # The features of a cosine head are normalized either way.
-    set_text_head(model, zero_shot_head(tiny, names, TEMPLATES[:1]))
+    set_text_head(model, zero_shot_head(tiny, names, build_prompts(names, TEMPLATES[:1])))
     siglip = SiglipModel.from_pretrained(tiny).eval()
     tokens = AutoTokenizer.from_pretrained(tiny)(
         [canonicalize(TEMPLATES[0].format(name.replace("-", " "))) for name in names],
@@ -65,7 +65,7 @@ def test_several_templates_are_averaged_as_unit_vectors(tiny):
     expected = siglip.logit_scale.exp() * cosine + siglip.logit_bias
     for head in ("linear", "cosine"):
         model = load_classifier(tiny, names, head=head, normalize_features=head == "linear")
-        set_text_head(model, zero_shot_head(tiny, names, TEMPLATES))
+        set_text_head(model, zero_shot_head(tiny, names, build_prompts(names, TEMPLATES)))
         torch.testing.assert_close(model.eval()(pixels).logits, expected, **CLOSE)
 
 

@@ -156,7 +156,7 @@ def test_layer_decay_of_every_published_shape(shape, pooling):
 
 
 def test_layer_decay_counts_the_layers_of_each_tower(nano_dir):
-    model = load_contrastive(str(nano_dir), ["a", "b"], ["{}"])
+    model = load_contrastive(str(nano_dir), ["a", "b"], [["a"], ["b"]])
     groups = group_with_decay(model)
     check_partition(model, groups)
     check_decayed(model, groups)

@@ -12,9 +12,12 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.prompts import build_prompts
 from siglip_flowers.model.losses import class_logits
 from siglip_flowers.model.text_head import (
+    check_prompts,
     load_text_tower,
+    read_prompts,
     tokenize_prompts,
     zero_shot_head,
 )
@@ -63,13 +66,17 @@ def tokenize(nano, texts):
     )["input_ids"]
 
 
+def build_head(checkpoint, names, templates):
+    return zero_shot_head(checkpoint, names, build_prompts(names, templates))
+
+
 def spoil_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
 
 
 def test_one_template_scores_photographs_as_siglip_model_does(nano, siglip, pixel_values):
-    head = zero_shot_head(nano, NAMES, ["A photo of a {}, a type of flower."])
+    head = build_head(nano, NAMES, ["A photo of a {}, a type of flower."])
     texts = [
         "a photo of a hard leaved pocket orchid a type of flower",
         "a photo of a colts foot a type of flower",
@@ -86,7 +93,7 @@ def test_one_template_scores_photographs_as_siglip_model_does(nano, siglip, pixe
 
 
 def test_templates_are_averaged_as_by_hand(nano, siglip, pixel_values):
-    head = zero_shot_head(nano, ["sword_lily", "rose"], ["a {}.", "The {}!", "a {} flower"])
+    head = build_head(nano, ["sword_lily", "rose"], ["a {}.", "The {}!", "a {} flower"])
     expected = []
     for name in ("sword lily", "rose"):
         tokens = tokenize(nano, [f"a {name}", f"the {name}", f"a {name} flower"])
@@ -111,16 +118,16 @@ def test_sharded_and_half_precision_checkpoints_give_float32_heads(nano, siglip,
     model = SiglipModel.from_pretrained(nano, dtype=torch.bfloat16)
     model.save_pretrained(copy, max_shard_size="2MB")
     assert len(list(copy.glob("model-*.safetensors"))) > 1
-    head = zero_shot_head(str(copy), NAMES, ["a {}"])
+    head = build_head(str(copy), NAMES, ["a {}"])
     assert {tensor.dtype for tensor in head} == {torch.float32}
-    expected = zero_shot_head(nano, NAMES, ["a {}"])
+    expected = build_head(nano, NAMES, ["a {}"])
     torch.testing.assert_close(head.weight, expected.weight, atol=0.02, rtol=0)
 
 
 def test_a_vision_only_checkpoint_is_refused_before_its_weights_are_read(siglip, tmp_path):
     siglip.vision_model.config.save_pretrained(tmp_path)  # there are no weights at all
     with pytest.raises(InputError, match=r"no text tower .*'siglip_vision_model'.*two-tower"):
-        zero_shot_head(str(tmp_path), NAMES)
+        build_head(str(tmp_path), NAMES, ["a {}"])
 
 
 def drop_text(weights):
@@ -145,14 +152,15 @@ def test_wrong_weights_are_refused(copy, change, message):
 
 def test_classes_with_the_same_tokens_are_refused_by_name(nano):
     with pytest.raises(InputError, match="classes 'кот', 'лев' have the same prompts"):
-        zero_shot_head(nano, ["rose", "кот", "лев"], ["a {}", "the {}"])
+        build_head(nano, ["rose", "кот", "лев"], ["a {}", "the {}"])
     # Cut off before the name.
     with pytest.raises(InputError, match="classes 'rose', 'lily' have the same prompts"):
-        zero_shot_head(nano, ["rose", "lily"], ["a photo " * 20 + "{}"])
+        build_head(nano, ["rose", "lily"], ["a photo " * 20 + "{}"])
 
 
 def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tower, caplog):
-    zero_shot_head(nano, ["rose", "лев"], ["a {}", "a photo of a flower that is called {}"])
+    templates = ["a {}", "a photo of a flower that is called {}"]
+    check_prompts(nano, ["rose", "лев"], build_prompts(["rose", "лев"], templates))
     (message,) = [record.getMessage() for record in caplog.records]
     texts = [
         f"{start}{name}"
@@ -167,5 +175,40 @@ def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tow
     assert f"{100 * unknown / total:.1f} % are unknown" in message
     assert f"{100 * cut / total:.1f} % exceed the length of 16" in message
     caplog.clear()
-    zero_shot_head(nano, ["rose", "lily"], ["a {}"])
+    check_prompts(nano, ["rose", "lily"], [["a rose"], ["a lily"]])
     assert not caplog.records
+
+
+def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path):
+    (tmp_path / "prompts.yaml").write_text("кот: [a cat, a small cat, a pet]\nлев: a lion\n")
+    names = ["кот", "лев", "tree"]
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a {}\nthe {}\n")
+    prompts = read_prompts(names, str(templates), str(tmp_path / "prompts.yaml"))
+    assert prompts == [["a cat", "a small cat", "a pet"], ["a lion"], ["a tree", "the tree"]]
+    head = zero_shot_head(nano, names, prompts)
+    with torch.no_grad():
+        features = siglip.get_text_features(tokenize(nano, prompts[0])).pooler_output
+    mean = (features / features.norm(dim=1, keepdim=True)).mean(dim=0)
+    torch.testing.assert_close(head.weight[0], mean / mean.norm(), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("кит: a whale", "has 'кит', which is no class of the data"),
+        ("кот: []", "The prompts of 'кот' in .* are \\[\\]"),
+        ("кот: [1]", "Write a text, or a list of texts"),
+        ("a cat", "contains a str"),
+    ],
+)
+def test_class_prompts_that_cannot_be_used_are_refused(content, message, tmp_path):
+    (tmp_path / "prompts.yaml").write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(["кот", "лев"], None, str(tmp_path / "prompts.yaml"))
+
+
+def test_templates_speak_of_flowers_only_if_the_classes_are_flowers():
+    assert any("flower" in text for text in read_prompts(["rose"], None, None)[0])
+    assert "a photo of a cat." in read_prompts(["cat"], None, None)[0]
+    assert not any("flower" in text for text in read_prompts(["rose", "cat"], None, None)[0])

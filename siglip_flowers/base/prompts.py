@@ -9,6 +9,11 @@ from pathlib import Path
 from siglip_flowers.base.errors import InputError
 
 SLOT = "{}"
+# For data that are not flowers, whatever their classes are.
+NEUTRAL_TEMPLATES = (
+    *("a photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.", "a photo of one {}."),
+    *("a good photo of a {}.", "an image of a {}.", "a picture of a {}.", "{}."),
+)
 TEMPLATES_FILE = "prompt_templates.txt"
 # Class n of ``imagelabels.mat`` (1-based) is FLOWER_NAMES[n - 1].
 # Source: Nilsback and Zisserman, "Automated flower classification over a large number of classes",
@@ -22,14 +27,19 @@ _REMOVE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _JOINERS = re.compile("[_\\-\u2010-\u2015]+")
 
 
-def load_templates(path: str | Path | None = None) -> list[str]:
-    """Read prompt templates: one per line with the slot ``{}``; ``#`` starts a comment line.
+def load_templates(
+    path: str | Path | None = None, class_names: Sequence[str] = FLOWER_NAMES
+) -> list[str]:
+    """Read prompt templates, one a line; blank lines and lines that start with # are left out.
 
-    Without ``path``, the templates for flowers that come with the package.
+    Without ``path``, the packaged ones for flowers if all classes are of Flowers102, else
+    ``NEUTRAL_TEMPLATES``.
 
     Raises InputError for a file that cannot be read or holds no template, and for a template
     without a slot.
     """
+    if path is None and not set(class_names) <= set(FLOWER_NAMES):
+        return list(NEUTRAL_TEMPLATES)
     source = files("siglip_flowers") / TEMPLATES_FILE if path is None else Path(path)
     try:
         text = source.read_text(encoding="utf-8")

@@ -118,6 +118,8 @@ def _prepare_process() -> None:
     warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
     transformers_logging.set_verbosity_warning()
     datasets.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     # Hides the bars of reading and writing weights, but not those of downloads.
     shown = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()

@@ -12,7 +12,7 @@ from siglip_flowers.config.fields import (
     positive,
 )
 
-DATA_SOURCES = ("oxford", "hub", "folder", "procedural")
+DATA_SOURCES = ("oxford", "hub", "folder", "table", "procedural")
 SPLIT_PROTOCOLS = ("swapped", "official")
 
 
@@ -22,16 +22,17 @@ class DataArguments:
 
     data_source: str | None = option(
         None,
-        "oxford, hub, folder or procedural. By default it follows from the other options: hub with "
-        "--dataset_name; oxford if --data_dir has the original files; folder with any other "
-        "--data_dir; else oxford, downloaded.",
+        "oxford, hub, folder, table or procedural. By default it follows from the other options: "
+        "hub with --dataset_name; oxford if --data_dir has the original files; table if it is or "
+        "has a table; folder with any other --data_dir; else oxford, downloaded.",
         DATA_SOURCES,
     )
     data_dir: str | None = common(
         None,
-        "Your images: one folder per class, or train/, validation/ and test/ with one folder per "
-        "class each. The first are split with --split_seed. A directory with 102flowers.tgz (or "
-        "the unpacked jpg/), imagelabels.mat and setid.mat is the original Flowers102.",
+        "Your images: one folder per class, train/, validation/ and test/ with one folder per "
+        "class each, or a table (CSV, TSV, Parquet, JSON lines) with columns of paths and labels. "
+        "Missing splits are cut with --split_seed. A directory with 102flowers.tgz (or the "
+        "unpacked jpg/), imagelabels.mat and setid.mat is the original Flowers102.",
         path=True,
     )
     oxford_url: str = option(
@@ -40,8 +41,16 @@ class DataArguments:
     )
     dataset_name: str | None = common(None, "A dataset on the Hub, or a local one.", path=True)
     dataset_config_name: str | None = option(None, "The configuration of --dataset_name.")
-    image_column_name: str = option("image", "The image column of --dataset_name.")
-    label_column_name: str = option("label", "The label column of --dataset_name.")
+    image_column_name: str | None = option(
+        None,
+        "The image column of --dataset_name or a table; default: image, path, file_name, filename, "
+        "bytes, or the only column of images.",
+    )
+    label_column_name: str | None = option(
+        None,
+        "The label column of --dataset_name or a table; default: label, class, target, or the only "
+        "column of class labels.",
+    )
     train_split_name: str = option("train", "The split of --dataset_name to train on.")
     validation_split_name: str = option(
         "validation",

@@ -36,6 +36,9 @@ class EvaluationArguments:
     prompt_templates: str | None = option(
         None, "--zero_shot: a file with one prompt per line, {} for the class name.", path=True
     )
+    class_prompts: str | None = option(
+        None, "--zero_shot: a YAML file with prompts of single classes.", path=True
+    )
     output_dir: str | None = common(
         None, "Write metrics_SPLIT.json and predictions_SPLIT.parquet here.", path="output"
     )

@@ -59,6 +59,12 @@ class ModelArguments:
     prompt_templates: str | None = option(
         None, "A file with one prompt per line, {} for the class name; default: ours.", path=True
     )
+    class_prompts: str | None = option(
+        None,
+        "A YAML file with prompts of single classes, 'name: [text, text]'; the others get the "
+        "templates.",
+        path=True,
+    )
     lora_r: int | None = common(
         None,
         "Rank of low-rank adapters (LoRA) on a frozen encoder. Only they and the head are trained. "

@@ -54,8 +54,8 @@ DATA_RULES = (
         "--data_source hub",
     ),
     Rule(
-        lambda o: o.data_source == "folder" and o.data_dir is None,
-        "--data_source folder requires --data_dir.",
+        lambda o: o.data_source in ("folder", "table") and o.data_dir is None,
+        "--data_source {data_source} requires --data_dir.",
         "--data_source folder",
     ),
     Rule(

@@ -1,20 +1,24 @@
-"""Labeled images from four sources in one shape."""
+"""Labeled images from all sources in one shape."""
 
 from siglip_flowers.data.rows import image_ids, read_images
 from siglip_flowers.data.sources.load import (
     ClassificationData,
     check_data_arguments,
+    check_images,
     download_data,
     load_data,
+    open_data,
     resolve_source,
 )
 
 __all__ = [
     "ClassificationData",
     "check_data_arguments",
+    "check_images",
     "download_data",
     "image_ids",
     "load_data",
+    "open_data",
     "read_images",
     "resolve_source",
 ]

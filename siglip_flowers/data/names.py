@@ -1,17 +1,14 @@
 """Class names: always matched by name, never by their position in an alphabetical listing."""
 
-import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import datasets
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.base.text import MAX_SHOWN, abbreviate
-
-logger = logging.getLogger(__name__)
 
 
 def normalize_name(name: str) -> str:
@@ -47,18 +44,23 @@ def is_text(name: str) -> bool:
     return "\0" not in name
 
 
-def _warn_about_similar_names(names: Sequence[str]) -> None:
+def describe_similar_names(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each pair of classes whose names differ in spelling only."""
+    given = _sort_names(names)
+    merged = all(normalize_name(name) in _POSITIONS for name in given)
+    advice = "they are read as one" if merged else "rename one if they should be one class"
     seen: dict[str, str] = {}
-    for name in names:
+    sentences = []
+    for name in given:
         # The same letters can be written with accents of their own or without.
-        other = seen.setdefault(normalize_name(unicodedata.normalize("NFC", name)) or name, name)
+        composed = unicodedata.normalize("NFC", name)
+        other = seen.setdefault(normalize_name(composed) or name, name)
         if other != name:
-            logger.warning(
-                "The classes %a and %a differ in case, punctuation or Unicode form only; rename "
-                "one if they should be one class.",
-                other[:MAX_SHOWN],
-                name[:MAX_SHOWN],
-            )
+            show = ascii if unicodedata.normalize("NFC", other) == composed else repr
+            pair = f"{show(other[:MAX_SHOWN])} and {show(name[:MAX_SHOWN])}"
+            what = "case, punctuation or Unicode form"
+            sentences.append(f"The classes {pair} differ in {what} only; {advice}.")
+    return sentences
 
 
 def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
@@ -82,7 +84,6 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     positions = [_POSITIONS.get(normalize_name(name)) for name in given]
     known = [position for position in positions if position is not None]
     if len(known) < len(given):
-        _warn_about_similar_names(given)
         return given, {name: index for index, name in enumerate(given)}
     present = sorted(set(known))
     classes = [FLOWER_NAMES[position] for position in present]

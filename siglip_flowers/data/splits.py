@@ -11,6 +11,12 @@ from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.rows import get_labels
 
 SPLIT_NAMES = ("train", "validation", "test")
+# What folders, tables and data sets call them.
+SPLIT_ALIASES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -51,31 +57,60 @@ def cut_rows(
     }
 
 
+def recognize_split(name: str) -> str | None:
+    """Return the split that a folder, a table or a value of a column is called after."""
+    return next((split for split, names in SPLIT_ALIASES.items() if name.lower() in names), None)
+
+
 def fill_missing_splits(
-    splits: dict[str, Dataset], fraction: float, seed: int
+    splits: dict[str, Dataset], fraction: float, seed: int, origin: str = "the train split"
 ) -> tuple[DatasetDict, str]:
     """Cut missing validation and test splits from train, stratified by class.
 
+    Args:
+        splits: The train split, and others if there are any.
+        fraction: Share of each class that a missing split gets.
+        seed: Seed of the cut.
+        origin: Names what the images were in, if no split was given but train.
+
     Returns:
-        All three splits and the name of the protocol: "as given", "as given, validation cut", ...
+        All three splits and how they came about: "as given", "cut at random from one folder, seed
+        0", "validation cut at random from the train split, seed 0".
 
     Raises:
-        InputError: the training split is too small to be cut.
+        InputError: The training split is too small to be cut.
     """
     missing = [name for name in SPLIT_NAMES if name not in splits]
     if not missing:
         return DatasetDict({name: splits[name] for name in SPLIT_NAMES}), "as given"
     train = splits["train"]
-    rows = cut_rows(get_labels(train), missing, fraction, seed)
+    labels = get_labels(train)
+    rows = cut_rows(labels, missing, fraction, seed)
+    needed = 1 + len(missing)
     for name in missing:
         if len(rows[name]) == 0:
             raise InputError(
                 f"The {name} split is missing and cannot be cut from the {len(train)} training "
-                "images: no class has enough of them. Supply the split."
+                f"images: it takes a class of at least {needed}. Add images, or supply the split."
             )
+    sizes = np.bincount(labels)
+    small = [
+        f"{name} ({size})"
+        for name, size in zip(train.features["label"].names, sizes, strict=False)
+        if 0 < size < needed
+    ]
+    if small:
+        logger.warning(
+            "%s fewer images than the %d splits that they are cut into, so they are missing from "
+            "some: %s.",
+            f"{count(len(small), 'class')} {'has' if len(small) == 1 else 'have'}",
+            needed,
+            abbreviate(small),
+        )
     complete = {**splits, **{name: train.select(part) for name, part in rows.items()}}
-    protocol = f"as given, {' and '.join(missing)} cut"
-    return DatasetDict({name: complete[name] for name in SPLIT_NAMES}), protocol
+    cut = f"cut at random from {origin if len(missing) == 2 else 'the train split'}, seed {seed}"
+    how = cut if len(missing) == 2 else f"{missing[0]} {cut}"
+    return DatasetDict({name: complete[name] for name in SPLIT_NAMES}), how
 
 
 def find_empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
@@ -85,11 +120,16 @@ def find_empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[s
 
 
 def require_training_images(labels: np.ndarray, class_names: Sequence[str]) -> None:
-    """Check that every class can be learned.
+    """Check that there are classes to tell apart, and that each can be learned.
 
     Raises:
-        InputError: a class with no training image.
+        InputError: Fewer than two classes, or a class with no training image.
     """
+    if len(class_names) < 2:
+        raise InputError(
+            f"The images are all of one class ({abbreviate(class_names)}), but a classifier tells "
+            "at least two apart. Name the folder that holds the class folders, or add a class."
+        )
     empty = find_empty_classes(labels, class_names)
     if empty:
         raise InputError(
@@ -107,8 +147,8 @@ def take_shots(train: Dataset, shots: int, seed: int) -> Dataset:
         short += len(rows) < shots
     if short:
         logger.warning(
-            "%d classes have fewer than --shots %d training images; all of them are used.",
-            short,
+            "%s fewer than --shots %d training images; all of them are used.",
+            f"{count(short, 'class')} {'has' if short == 1 else 'have'}",
             shots,
         )
     return train.select(np.sort(np.concatenate(kept))) if kept else train

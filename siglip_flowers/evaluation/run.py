@@ -20,10 +20,14 @@ from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.files import METRICS_FILE, atomic_path, write_json
-from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.data import ClassificationData, check_data_arguments, load_data
+from siglip_flowers.data import (
+    ClassificationData,
+    check_data_arguments,
+    check_images,
+    open_data,
+)
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
@@ -31,7 +35,7 @@ from siglip_flowers.metrics.classification import are_in_top_k, sigmoid_losses, 
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.model.text_head import check_text_tower
+from siglip_flowers.model.text_head import check_prompts, check_text_tower, read_prompts
 from siglip_flowers.runtime.devices import describe_device, resolve_dtype
 
 # Macro averages are the headline; accuracy and macro recall differ if class sizes do.
@@ -149,15 +153,20 @@ def prepare_evaluation(
     check_data_arguments(data_arguments)
     if options.zero_shot:
         check_text_tower(name)
-        templates = load_templates(options.prompt_templates)
     else:
         model = load_saved_classifier(name)
     processor = load_image_processor(name)
     with state.main_process_first():
-        data = load_data(data_arguments)
+        data = open_data(data_arguments)
+        if options.zero_shot:
+            prompts = read_prompts(
+                data.class_names, options.prompt_templates, options.class_prompts
+            )
+            check_prompts(name, data.class_names, prompts)
+        data = check_images(data, data_arguments)
     rows = data.splits[options.split]
     if options.zero_shot:
-        model = load_zero_shot_classifier(name, data.class_names, templates)
+        model = load_zero_shot_classifier(name, data.class_names, prompts)
     else:
         rows = follow_model_classes(rows, model.class_names, name)
     # The dtype that "auto" stands for on this device.

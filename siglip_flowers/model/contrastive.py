@@ -19,6 +19,7 @@ from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierCo
 from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.text_head import (
+    Prompts,
     average_prompts,
     check_text_tower,
     load_tokenizer,
@@ -37,9 +38,9 @@ class ContrastiveSiglip(PreTrainedModel):
     pretraining; pairs of the same class are positives.
 
     In training mode ``forward`` takes images as ``SiglipClassifier`` does, ``labels`` (B,) and
-    ``templates`` (B,), the number of the prompt template drawn for each image, and returns the
-    loss of this rank. In evaluation mode it takes images and returns logits (B, C) for the class
-    embeddings, each the average of the prompts of its class.
+    ``templates`` (B,), the number of the prompt drawn for each image, and returns the loss of this
+    rank. In evaluation mode it takes images and returns logits (B, C) for the class embeddings,
+    each the average of the prompts of its class.
     """
 
     vision_model: VisionModel
@@ -50,24 +51,24 @@ class ContrastiveSiglip(PreTrainedModel):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.class_names: list[str] = []
-        self._prompt_ids: Tensor | None = None
+        self._prompt_ids: Sequence[Tensor] = ()
         self._evaluation_embeddings: Tensor | None = None
 
-    def set_prompts(self, class_names: Sequence[str], prompt_ids: Tensor) -> None:
-        """Set the C classes and their tokenized prompts (C, T, L) int64, T templates of each."""
+    def set_prompts(self, class_names: Sequence[str], prompt_ids: Sequence[Tensor]) -> None:
+        """Set the C classes and the tokenized prompts (T, L) int64 of each."""
         self.class_names = list(class_names)
         self._prompt_ids = prompt_ids
+        counts = torch.tensor([len(rows) for rows in prompt_ids])
+        self._prompt_rows = (torch.cat(list(prompt_ids)), counts.cumsum(0) - counts, counts)
 
     def copy_prompts(self, other: "ContrastiveSiglip") -> None:
         """Copy the classes and prompts of another such model."""
-        assert other._prompt_ids is not None
         self.set_prompts(other.class_names, other._prompt_ids)
 
     @property
     def num_templates(self) -> int:
-        """T, the number of prompt templates."""
-        assert self._prompt_ids is not None
-        return self._prompt_ids.shape[1]
+        """The most prompts that a class has."""
+        return max(map(len, self._prompt_ids))
 
     def train(self, mode: bool = True) -> "ContrastiveSiglip":
         """Switch modes; every evaluation computes its class embeddings anew."""
@@ -89,8 +90,8 @@ class ContrastiveSiglip(PreTrainedModel):
         )
         assert images is not None
         if labels is not None and templates is not None:
-            assert self._prompt_ids is not None
-            prompts = self._prompt_ids.to(labels.device)[labels, templates]  # (B, L)
+            ids, starts, counts = (part.to(labels.device) for part in self._prompt_rows)
+            prompts = ids[starts[labels] + templates % counts[labels]]  # (B, L)
             texts = self.text_model(input_ids=prompts).pooler_output
             loss = contrastive_sigmoid_loss(
                 images, texts, labels, self.logit_scale, self.logit_bias
@@ -104,7 +105,6 @@ class ContrastiveSiglip(PreTrainedModel):
     @torch.no_grad()
     def embed_classes(self) -> Tensor:
         """Return the class embeddings (C, D): unit means of the prompts' unit embeddings."""
-        assert self._prompt_ids is not None
         with torch.autocast(device_type=self.logit_scale.device.type, enabled=False):
             return average_prompts(self.text_model, self._prompt_ids, 256)
 
@@ -140,21 +140,22 @@ class _NaflexContrastive(ContrastiveSiglip, Siglip2Model):
 def load_contrastive(
     checkpoint: str,
     class_names: Sequence[str],
-    templates: Sequence[str],
+    prompts: Prompts,
     *,
     image_size: int | None = None,
     train_text_tower: bool = True,
 ) -> ContrastiveSiglip:
-    """Load both towers of a checkpoint for contrastive fine-tuning.
+    """Load both towers of a checkpoint for contrastive fine-tuning on the prompts of each class.
 
     Raises:
-        InputError: The checkpoint has no text tower or lacks weights, or a class has no prompt.
+        InputError: The checkpoint has no text tower or lacks weights, or two classes have the same
+            prompts.
         RunError: It cannot be reached or read.
     """
     config = check_text_tower(checkpoint)
     length = config.text_config.max_position_embeddings
     tokenizer = load_tokenizer(checkpoint)
-    prompt_ids = tokenize_classes(tokenizer, class_names, templates, length)
+    prompt_ids = tokenize_classes(tokenizer, class_names, prompts, length)
     naflex = is_naflex(config.vision_config)
     model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
     model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights")

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import load_classifier
-from siglip_flowers.model.text_head import ZeroShotHead, zero_shot_head
+from siglip_flowers.model.text_head import Prompts, ZeroShotHead, zero_shot_head
 
 # Features (N, D) float32 and labels (N,) int64.
 LabeledFeatures = tuple[np.ndarray, np.ndarray]
@@ -188,16 +188,14 @@ def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
 
 
 def load_zero_shot_classifier(
-    checkpoint: str,
-    class_names: Sequence[str],
-    templates: Sequence[str],
+    checkpoint: str, class_names: Sequence[str], prompts: Prompts
 ) -> SiglipClassifier:
     """Return the classifier that a two-tower checkpoint is without any training.
 
     Raises as :func:`~siglip_flowers.model.text_head.zero_shot_head` and
     :func:`~siglip_flowers.model.loading.load_classifier`.
     """
-    text_head = zero_shot_head(checkpoint, class_names, templates)
+    text_head = zero_shot_head(checkpoint, class_names, prompts)
     model = load_classifier(checkpoint, class_names, normalize_features=True, activation="sigmoid")
     set_text_head(model, text_head)
     return model.eval()

@@ -18,6 +18,8 @@ from transformers.utils import cached_file
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
 from siglip_flowers.base.text import abbreviate
+from siglip_flowers.config.fields import suggest_nearest
+from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.weights import (
@@ -33,6 +35,8 @@ CALIBRATION = ("logit_scale", "logit_bias")
 _WEIGHTS = "model.safetensors"
 _REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
 _T = TypeVar("_T")
+# Texts of each class; a class may have more than another.
+Prompts = Sequence[Sequence[str]]
 
 logger = logging.getLogger(__name__)
 
@@ -116,24 +120,58 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def zero_shot_head(
-    checkpoint: str, class_names: Sequence[str], templates: Sequence[str] | None = None
-) -> ZeroShotHead:
+def read_prompts(
+    class_names: Sequence[str], templates: str | None, class_prompts: str | None
+) -> Prompts:
+    """Return the prompts of each class.
+
+    Args:
+        class_names: C names.
+        templates: A file of templates; see :func:`load_templates`.
+        class_prompts: A YAML file with one text or several for a class, under its name. Other
+            classes get the templates.
+
+    Raises:
+        InputError: A file cannot be read or used, or names a class that there is not.
+    """
+    texts = {} if class_prompts is None else read_yaml(Path(class_prompts))
+    names = [name for name in class_names if name not in texts]
+    prompts: dict[str, Sequence[str]] = {}
+    if names:
+        built = build_prompts(names, load_templates(templates, class_names))
+        prompts = dict(zip(names, built, strict=True))
+    for name, given in texts.items():
+        found = given if isinstance(given, list) else [given]
+        if name not in class_names:
+            nearest = suggest_nearest(str(name), set(class_names))
+            raise InputError(
+                f"{class_prompts} has {name!r}, which is no class of the data{nearest}"
+            )
+        if not found or not all(isinstance(text, str) and canonicalize(text) for text in found):
+            raise InputError(
+                f"The prompts of {name!r} in {class_prompts} are {given!r}. Write a text, or a "
+                "list of texts."
+            )
+        prompts[name] = found
+    return [prompts[name] for name in class_names]
+
+
+def zero_shot_head(checkpoint: str, class_names: Sequence[str], prompts: Prompts) -> ZeroShotHead:
     """Build the classifier that ``checkpoint`` is without training, on the CPU.
 
-    ``templates`` defaults to the packaged ones. The main process encodes the prompts on its device
-    and sends the result to the others; all processes have to make the call.
+    The main process encodes the prompts of each class on its device and sends the result to the
+    others; all processes have to make the call.
 
-    Raises as ``build_prompts``, ``load_text_tower`` and ``tokenize_classes``.
+    Raises as ``load_text_tower`` and ``tokenize_classes``.
     """
-    templates = load_templates() if templates is None else templates
-    build_prompts(class_names, templates)  # reports a bad name before the weights are fetched
     state = PartialState(cpu=not torch.accelerator.is_available())
 
     def encode() -> ZeroShotHead:
         tower = load_text_tower(checkpoint)
         tower.model.to(state.device)
-        weight = class_embeddings(tower.model, tower.tokenizer, class_names, templates)
+        length = tower.model.config.max_position_embeddings
+        ids = tokenize_classes(tower.tokenizer, class_names, prompts, length)
+        weight = average_prompts(tower.model, ids)
         return ZeroShotHead(weight.cpu(), tower.logit_scale, tower.logit_bias)
 
     return _compute_once(encode)
@@ -156,48 +194,27 @@ def _compute_once(function: Callable[[], _T]) -> _T:
     return result
 
 
-def class_embeddings(
-    text_model: TextModel,
-    tokenizer: PreTrainedTokenizerBase,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-) -> Tensor:
-    """Return the unit embedding of each class: the average over its prompts (C, D).
-
-    Raises InputError as ``tokenize_classes``.
-    """
-    length = text_model.config.max_position_embeddings
-    ids = tokenize_classes(tokenizer, class_names, templates, length)
-    return average_prompts(text_model, ids)
-
-
 @torch.no_grad()
-def average_prompts(text_model: TextModel, ids: Tensor, batch_size: int = 64) -> Tensor:
-    """Average the unit embeddings of the prompts (C, T, L) of each class; unit rows (C, D) float32.
+def average_prompts(text_model: TextModel, ids: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+    """Average the unit embeddings of the prompts (T, L) of each class; unit rows (C, D) float32.
 
     Source: Radford et al. 2021 (CLIP), section 3.1.4, prompt ensembling in embedding space.
     """
-    parts = ids.flatten(0, 1).to(text_model.device).split(batch_size)
+    parts = torch.cat(list(ids)).to(text_model.device).split(batch_size)
     texts = torch.cat([text_model(input_ids=part).pooler_output.float() for part in parts])
-    by_class = F.normalize(texts, dim=-1).unflatten(0, ids.shape[:2])  # (C, T, D)
-    return F.normalize(by_class.mean(dim=1), dim=-1)
+    by_class = F.normalize(texts, dim=-1).split([len(rows) for rows in ids])
+    return F.normalize(torch.stack([rows.mean(dim=0) for rows in by_class]), dim=-1)
 
 
 def tokenize_classes(
-    tokenizer: PreTrainedTokenizerBase,
-    class_names: Sequence[str],
-    templates: Sequence[str],
-    length: int,
-) -> Tensor:
-    """Tokenize the prompts of C classes with T templates: (C, T, length) int64.
+    tokenizer: PreTrainedTokenizerBase, class_names: Sequence[str], prompts: Prompts, length: int
+) -> list[Tensor]:
+    """Tokenize the prompts of each class: (T, length) int64, T of them.
 
-    Warns about tokens that are unknown to the tokenizer or exceed the length.
-
-    Raises InputError as ``build_prompts``, and for two classes with the same tokens.
+    Raises InputError for two classes with the same tokens.
     """
-    prompts = build_prompts(class_names, templates)
     flat = [prompt for of_class in prompts for prompt in of_class]
-    ids = tokenize_prompts(tokenizer, flat, length).reshape(len(prompts), len(templates), length)
+    ids = tokenize_prompts(tokenizer, flat, length).split([len(texts) for texts in prompts])
     classes: dict[bytes, list[str]] = {}
     for name, tokens in zip(class_names, ids, strict=True):
         classes.setdefault(tokens.numpy().tobytes(), []).append(repr(name))
@@ -205,17 +222,24 @@ def tokenize_classes(
     if same:
         raise InputError(
             f"The classes {abbreviate(same[0])} have the same prompts for the tokenizer of the "
-            "checkpoint. Rename them, or use a checkpoint whose tokenizer knows the words."
+            "checkpoint. Rename them, describe them with --class_prompts, or use a checkpoint "
+            "whose tokenizer knows the words."
         )
-    _warn_of_lost_tokens(tokenizer, flat, length)
-    return ids
+    return list(ids)
 
 
-def _warn_of_lost_tokens(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int
-) -> None:
-    """Log the share of tokens that are unknown or exceed the length, unless there are none."""
-    tokens = tokenizer([canonicalize(prompt) for prompt in prompts], verbose=False)["input_ids"]
+def check_prompts(checkpoint: str, class_names: Sequence[str], prompts: Prompts) -> None:
+    """Check what the checkpoint's tokenizer makes of the prompts, without reading weights.
+
+    Warns of the share of tokens that are unknown or exceed the length, unless there are none.
+
+    Raises InputError as ``check_text_tower``, ``load_tokenizer`` and ``tokenize_classes``.
+    """
+    length = check_text_tower(checkpoint).text_config.max_position_embeddings
+    tokenizer = load_tokenizer(checkpoint)
+    tokenize_classes(tokenizer, class_names, prompts, length)
+    flat = [canonicalize(prompt) for of_class in prompts for prompt in of_class]
+    tokens = tokenizer(flat, verbose=False)["input_ids"]
     total = sum(map(len, tokens))
     unknown = sum(row.count(tokenizer.unk_token_id) for row in tokens)
     cut = sum(max(0, len(row) - length) for row in tokens)

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,6 @@ from transformers import EvalPrediction, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.prompts import load_templates
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -63,7 +62,13 @@ from siglip_flowers.model.loading import (
     set_attention,
     vision_config_of,
 )
-from siglip_flowers.model.text_head import check_text_tower, load_calibration, zero_shot_head
+from siglip_flowers.model.text_head import (
+    check_prompts,
+    check_text_tower,
+    load_calibration,
+    read_prompts,
+    zero_shot_head,
+)
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention, count_cores
 from siglip_flowers.runtime.memory import fit_workers
@@ -148,7 +153,6 @@ def check_arguments(arguments: RunArguments) -> None:
         check_peft()
     if needs_text_tower(options):
         check_text_tower(checkpoint)
-        load_templates(model.prompt_templates)
     released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not model.from_scratch
     tuned = model.trainable != "head" and model.lora_r is None
     if released and tuned and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE:
@@ -158,6 +162,18 @@ def check_arguments(arguments: RunArguments) -> None:
             training.learning_rate,
             HIGHEST_USUAL_LEARNING_RATE,
         )
+
+
+def check_class_names(arguments: RunArguments, class_names: Sequence[str]) -> None:
+    """Check the prompts of the classes, if the run has any, before anything slow.
+
+    Raises:
+        InputError: Prompts that cannot be read, or that are the same for two classes.
+    """
+    options = arguments.model
+    if needs_text_tower(arguments.options):
+        prompts = read_prompts(class_names, options.prompt_templates, options.class_prompts)
+        check_prompts(options.model_name_or_path, class_names, prompts)
 
 
 def fits_on_features(arguments: RunArguments) -> bool:
@@ -195,13 +211,12 @@ def build_model(
 ) -> SiglipClassifier | ContrastiveSiglip:
     """Build the model that the arguments describe: its head started, its frozen parts frozen."""
     options, training = arguments.model, arguments.training
-    templates = load_templates(options.prompt_templates)
     model: SiglipClassifier | ContrastiveSiglip
     if training.objective == "contrastive":
         model = load_contrastive(
             options.model_name_or_path,
             data.class_names,
-            templates,
+            read_prompts(data.class_names, options.prompt_templates, options.class_prompts),
             image_size=options.image_size,
             train_text_tower=training.train_text_tower,
         )
@@ -217,7 +232,7 @@ def build_model(
             image_size=options.image_size,
             from_scratch=options.from_scratch,
         )
-        _start_head(model, arguments, data, processor, templates)
+        _start_head(model, arguments, data, processor)
     if options.attn_implementation is None:
         dtype = torch.bfloat16 if training.bf16 else torch.float32
         tokens = count_tokens(model.vision_model.config, processor)
@@ -238,12 +253,12 @@ def _start_head(
     arguments: RunArguments,
     data: ClassificationData,
     processor: Any,
-    templates: list[str],
 ) -> None:
     options, training = arguments.model, arguments.training
     checkpoint = options.model_name_or_path
     if options.head_init == "text":
-        set_text_head(model, zero_shot_head(checkpoint, data.class_names, templates))
+        prompts = read_prompts(data.class_names, options.prompt_templates, options.class_prompts)
+        set_text_head(model, zero_shot_head(checkpoint, data.class_names, prompts))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
     elif options.head_kind == "cosine" and not options.from_scratch:

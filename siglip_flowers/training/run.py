@@ -22,7 +22,13 @@ from siglip_flowers.base.files import (
 )
 from siglip_flowers.config.rules import has_measured_start, needs_text_tower
 from siglip_flowers.config.training_options import parse_wise_ft
-from siglip_flowers.data import ClassificationData, download_data, image_ids, load_data
+from siglip_flowers.data import (
+    ClassificationData,
+    check_images,
+    download_data,
+    image_ids,
+    open_data,
+)
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,
@@ -44,6 +50,7 @@ from siglip_flowers.training.build import (
     RunArguments,
     build_model,
     check_arguments,
+    check_class_names,
     draw_train_sample,
     fits_on_features,
     list_pixel_forms,
@@ -152,7 +159,9 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         options.model_name_or_path, options.image_size, options.max_num_patches
     )
     with training.main_process_first(desc="loading the data"):
-        data = load_data(arguments.data, list_pixel_forms(arguments, processor))
+        data = open_data(arguments.data)
+        check_class_names(arguments, data.class_names)
+        data = check_images(data, arguments.data, list_pixel_forms(arguments, processor))
     set_seed(training.seed)
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)

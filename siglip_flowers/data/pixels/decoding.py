@@ -15,6 +15,7 @@ The steps, in this order:
 7. Any other mode (palette, gray, CMYK, ...) is converted to RGB as Pillow does it.
 """
 
+import importlib.util
 import io
 import os
 import stat
@@ -171,7 +172,7 @@ def _open(source: Any) -> PIL.Image.Image:
         empty = not status.st_size
     if empty:
         raise ImageError("empty file")
-    PIL.Image.init()
+    _load_formats()
     formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
     return PIL.Image.open(source, formats=formats)
 
@@ -261,8 +262,17 @@ def _put_on_white(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 @cache
+def _load_formats() -> None:
+    """Let Pillow load its formats, and HEIC if the package for it is installed."""
+    PIL.Image.init()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
+@cache
 def list_image_extensions() -> frozenset[str]:
     """Return the file name extensions, lower case with a dot, of the formats that are read."""
+    _load_formats()
     extensions = PIL.Image.registered_extensions()
     readable = PIL.Image.OPEN.keys() - PROGRAM_FORMATS
     return frozenset(ending for ending, name in extensions.items() if name in readable)

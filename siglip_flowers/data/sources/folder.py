@@ -4,7 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,14 @@ from datasets import ClassLabel, Dataset, Features, Image, NamedSplit
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate, count
-from siglip_flowers.data.names import is_text, order_names
+from siglip_flowers.data.names import describe_similar_names, is_text, order_names
 from siglip_flowers.data.pixels.decoding import list_image_extensions
+from siglip_flowers.data.splits import SPLIT_NAMES, recognize_split
 
-SPLIT_FOLDERS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
+# How the names of hidden folders and files begin, and of those that systems put beside images.
+HIDDEN_NAMES = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+# Read by Pillow if this package is installed.
+HEIC_ENDINGS, HEIC_PACKAGE = (".heic", ".heif"), "pillow-heif"
 
 logger = logging.getLogger(__name__)
 
@@ -32,56 +32,107 @@ class FolderListing:
         class_names: Names of the classes.
         paths: Per split, the images in order of class and path.
         labels: Per split, their class numbers.
-        left_out: What is not used, one sentence for each kind.
+        notes: Sentences to warn of: classes of similar names, and what is read and left out.
     """
 
-    class_names: list[str]
-    paths: dict[str, list[str]]
-    labels: dict[str, np.ndarray]
-    left_out: list[str]
+    class_names: list[str] = field(default_factory=list)
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
-def _list_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
-    """Return the folders in a folder by name; images beside them are left out."""
+def list_subfolders(folder: Path) -> dict[str, Path]:
+    """Return the folders in a folder by name, in order, except hidden ones."""
     with os.scandir(folder) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
-    entries = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
-    loose = sum(not entry.is_dir() and _is_image(entry.name) for entry in entries)
-    if folders and loose:
-        left_out.append(f"{count(loose, 'image')} in {folder}, outside the class folders")
-    return folders
+    visible = [entry for entry in entries if not entry.name.startswith(HIDDEN_NAMES)]
+    return {entry.name: Path(entry.path) for entry in visible if entry.is_dir()}
 
 
 def _is_image(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in list_image_extensions()
 
 
-def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Path]]:
-    """Return the class folders of each split; without split folders, all of them are train.
+def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
+    """Yield the files in a folder and its subfolders by path, and whether each is hidden."""
 
-    A folder with the name of a split is one if it, or another such folder, has class folders.
-    Otherwise it is a class like the others.
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        inside = os.path.relpath(place, folder).split(os.sep)
+        hidden = any(part.startswith(HIDDEN_NAMES) and part != "." for part in inside)
+        # Links to folders are not followed in here, since they may lead back.
+        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
+        for name in sorted(files) + links:
+            yield os.path.join(place, name), hidden or name.startswith(HIDDEN_NAMES)
+
+
+def _count_images(folder: Path, *, nested: bool = True) -> int:
+    """Return the number of visible images in a folder, or of those directly in it."""
+    files = (
+        [path for path, hidden in _walk(folder) if not hidden]
+        if nested
+        else [name for name in os.listdir(folder) if not name.startswith(HIDDEN_NAMES)]
+    )
+    return sum(map(_is_image, files))
+
+
+def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
+    """Return the folders of classes in a folder; images beside them are left out.
+
+    Raises:
+        InputError: There is one folder only, whose folders look like the classes.
     """
-    folders = _list_folders(data_dir, left_out)
-    found: dict[str, Path] = {}
-    for split, aliases in SPLIT_FOLDERS.items():
-        matches = [path for name, path in folders.items() if name.lower() in aliases]
-        if len(matches) > 1:
+    folders = list_subfolders(folder)
+    if folders and (loose := _count_images(folder, nested=False)):
+        left_out.append(f"{count(loose, 'image')} in {folder}, outside the class folders")
+    inner, only = folder, folders
+    while len(only) == 1 and not _count_images(next(iter(only.values())), nested=False):
+        inner = next(iter(only.values()))
+        only = list_subfolders(inner)
+    if inner != folder and len(only) > 1:
+        raise InputError(
+            f"{folder} has one folder only, and the class folders seem to be in {inner} "
+            f"({abbreviate(list(only), 3)}). Pass --data_dir {inner}, or move them up."
+        )
+    return folders
+
+
+def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Path]]:
+    """Return the class folders of each split; without split folders, all of them are train."""
+    folders = list_subfolders(data_dir)
+    splits: dict[str, list[str]] = {}
+    for name in folders:
+        if split := recognize_split(name):
+            splits.setdefault(split, []).append(name)
+    for split, names in splits.items():
+        if len(names) > 1:
             raise InputError(
-                f"--data_dir {data_dir} has two {split} folders, {matches[0].name} and "
-                f"{matches[1].name}. Keep one."
+                f"--data_dir {data_dir} has two {split} folders, {names[0]} and {names[1]}. Keep "
+                "one."
             )
-        if matches:
-            found[split] = matches[0]
-    classes = {split: _list_folders(path, left_out) for split, path in found.items()}
+    found = {split: folders[splits[split][0]] for split in SPLIT_NAMES if split in splits}
+    others = {name: path for name, path in folders.items() if path not in found.values()}
+    full = [f"{name}/" for name, path in others.items() if found and _count_images(path)]
+    if full:
+        named = abbreviate([f"{path.name}/" for path in found.values()])
+        raise InputError(
+            f"--data_dir {data_dir} has {named} beside {abbreviate(full)}: they are splits with "
+            "something else beside them, or classes of which one is called like a split. Move "
+            "the others away, or rename the class."
+        )
+    if not found:
+        classes = {"train": _find_class_folders(data_dir, left_out)}
+    else:
+        left_out += [f"{name}/ beside the split folders (no images)" for name in others]
+        classes = {split: _find_class_folders(path, left_out) for split, path in found.items()}
     if not any(classes.values()):
-        if len(folders) == len(found):
-            raise InputError(
-                f"{data_dir} has no class folders. An image folder holds one folder per class, or "
-                "train/, validation/ and test/ with one folder per class."
-            )
-        return {"train": folders}
+        raise InputError(
+            f"{data_dir} has no class folders. An image folder holds one folder per class, or "
+            "train/, validation/ and test/ with one folder per class."
+        )
     if not classes.get("train"):
         raise InputError(
             f"--data_dir {data_dir} has {' and '.join(path.name for path in found.values())} but "
@@ -89,55 +140,45 @@ def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Pat
             "--data_dir."
         )
     for split in [split for split, inside in classes.items() if not inside]:
-        left_out.append(f"{found[split].name}/ has no class folders, so it has no labels")
+        loose = count(_count_images(found[split]), "image")
+        left_out.append(f"{loose} in {found[split].name}/, which has no class folders")
         del classes[split]
-    others = [f"{name}/" for name, path in folders.items() if path not in found.values()]
-    if others:
-        left_out.append(f"{abbreviate(others)} beside the split folders")
     return classes
-
-
-def _walk(folder: Path) -> Iterator[str]:
-    """Yield the files in a folder and its subfolders, except hidden ones, in order of the path."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        # Links to folders are not followed in here, since they may lead back.
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        names = [name for name in sorted(files) if not name.startswith(".")]
-        yield from (os.path.join(place, name) for name in names + links)
 
 
 def _describe_endings(files: Iterable[str]) -> str:
     """Return a text such as ``9 files of other formats (8 .heic, 1 .txt)``."""
     endings = Counter(os.path.splitext(file)[1].lower() or "no extension" for file in files)
     kinds = [f"{number} {ending}" for ending, number in endings.most_common()]
-    return f"{count(endings.total(), 'file')} of other formats ({abbreviate(kinds)})"
+    hint = f"; {HEIC_PACKAGE} reads HEIC" if any(map(endings.get, HEIC_ENDINGS)) else ""
+    return f"{count(endings.total(), 'file')} of other formats ({abbreviate(kinds)}{hint})"
 
 
 def list_folder(data_dir: Path) -> FolderListing:
     """List the images of an image folder and its subfolders without opening any.
 
-    Hidden files and folders are left out silently; links to class folders are followed.
+    Links to class folders are followed.
 
     Raises:
-        InputError: No class folders, or two folders for one split.
+        InputError: No class folders, ones that are a level deeper, two folders for one split, or
+            split folders beside others.
     """
+    listing, hidden_images = FolderListing(), 0
     left_out: list[str] = []
     others: list[str] = []
-    listing = FolderListing([], {}, {}, left_out)
     try:
         classes = _find_splits(data_dir, left_out)
-        names, numbers = order_names(name for folders in classes.values() for name in folders)
+        given = {name for folders in classes.values() for name in folders}
+        names, numbers = order_names(given)
         listing.class_names.extend(names)
+        listing.notes.extend(describe_similar_names(given))
         for split, folders in classes.items():
             rows = []
             for name, folder in folders.items():
-                for path in _walk(folder.absolute()):
-                    if not _is_image(path):
+                for path, hidden in _walk(folder.absolute()):
+                    if hidden:
+                        hidden_images += _is_image(path)
+                    elif not _is_image(path):
                         others.append(path)
                     elif is_text(path):
                         rows.append((path, numbers[name]))
@@ -157,27 +198,25 @@ def list_folder(data_dir: Path) -> FolderListing:
             f"--data_dir {data_dir} cannot be read ({error.filename}: {error.strerror}). Check "
             "the path and its permissions."
         ) from error
+    if hidden_images:
+        left_out.append(count(hidden_images, "hidden image"))
     if others:
         left_out.append(_describe_endings(others))
+    if left_out:
+        read = count(sum(map(len, listing.paths.values())), "image")
+        listing.notes.append(f"{data_dir}: read {read}; left out: {'; '.join(left_out)}.")
     return listing
 
 
 def load_folder(data_dir: Path) -> dict[str, Dataset]:
-    """Load an image folder as data sets with the columns image and label.
-
-    One line says what is read and what is left out, if anything is.
+    """Load an image folder as data sets with the columns image and label, and log its notes.
 
     Raises:
-        InputError: as :func:`list_folder`.
+        InputError: As :func:`list_folder`.
     """
     listing = list_folder(data_dir)
-    if listing.left_out:
-        logger.warning(
-            "%s: read %s; left out: %s.",
-            data_dir,
-            count(sum(map(len, listing.paths.values())), "image"),
-            "; ".join(listing.left_out),
-        )
+    for note in listing.notes:
+        logger.warning("%s", note)
     features = Features(image=Image(), label=ClassLabel(names=listing.class_names))
     return {
         split: Dataset.from_dict(

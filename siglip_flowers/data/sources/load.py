@@ -1,5 +1,10 @@
-"""One function for four sources: ``load_data`` brings each of them into the same shape."""
+"""``load_data`` brings every source into the same shape.
 
+It is two steps: ``open_data`` reads what is known without decoding an image, ``check_images``
+decodes each once.
+"""
+
+import dataclasses
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -8,6 +13,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.paths import find_nearest
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.inspection import SharedImage, inspect_images
@@ -23,6 +29,7 @@ from siglip_flowers.data.sources.oxford import (
     looks_like_oxford,
     prepare_download,
 )
+from siglip_flowers.data.sources.table import FORMATS, find_tables, load_table
 from siglip_flowers.data.splits import (
     draw_rows,
     fill_missing_splits,
@@ -59,13 +66,13 @@ class ClassificationData:
 
 
 def resolve_source(arguments: DataArguments) -> str:
-    """Return oxford, hub, folder or procedural: the option, or what the others imply."""
+    """Return oxford, hub, folder, table or procedural: the option, or what the others imply."""
     if arguments.data_source is not None:
         return arguments.data_source
     if arguments.dataset_name is not None:
         return "hub"
     if arguments.data_dir is not None and not looks_like_oxford(Path(arguments.data_dir)):
-        return "folder"
+        return "table" if find_tables(Path(arguments.data_dir)) else "folder"
     return "oxford"
 
 
@@ -73,18 +80,24 @@ def check_data_arguments(arguments: DataArguments) -> None:
     """Check everything that needs neither a download nor decoding an image.
 
     Raises:
-        InputError: options that contradict each other, a missing or wrong directory or file.
+        InputError: Options that contradict each other, a missing or wrong directory or file.
     """
     source = resolve_source(arguments)
     folder = Path(arguments.data_dir) if arguments.data_dir is not None else None
     if folder is not None:
-        if source not in ("oxford", "folder"):
+        if source not in ("oxford", "folder", "table"):
             raise InputError(f"--data_source {source} does not use --data_dir {folder}. Drop one.")
-        if not folder.is_dir():
-            problem = "is not a directory" if folder.exists() else "does not exist"
+        if not folder.exists():
             raise InputError(
-                f"--data_dir {folder} {problem}. Give a directory with the original files or an "
-                "image folder."
+                f"--data_dir {folder} does not exist; the nearest existing directory is "
+                f"{find_nearest(folder)}."
+            )
+        if source == "table" and not find_tables(folder):
+            raise InputError(f"--data_dir {folder} has no table ({', '.join(FORMATS)}). Name one.")
+        if source != "table" and not folder.is_dir():
+            raise InputError(
+                f"--data_dir {folder} is neither a directory nor a table ({', '.join(FORMATS)}). "
+                "Give an image folder, a table, or the directory of the original files."
             )
     if source == "hub":
         check_hub_arguments(arguments)
@@ -130,13 +143,17 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
         )
         return splits, "procedural", f"procedural flowers (drawn, {size} px)"
     if source == "hub":
-        given, title = load_hub(arguments), f"{arguments.dataset_name}"
+        given, title, origin = load_hub(arguments), f"{arguments.dataset_name}", "the train split"
     else:
-        assert arguments.data_dir is not None, "the folder source has a directory"
-        given = load_folder(Path(arguments.data_dir))
-        title = f"image folder {Path(arguments.data_dir).resolve().name}"
+        assert arguments.data_dir is not None, "the folder and table sources have a path"
+        path = Path(arguments.data_dir)
+        given = (
+            load_folder(path) if source == "folder" else load_table(find_tables(path), arguments)
+        )
+        kind = "image folder" if source == "folder" else "table"
+        title, origin = f"{kind} {path.resolve().name}", f"one {kind.split()[-1]}"
     splits, protocol = fill_missing_splits(
-        given, arguments.validation_fraction, arguments.split_seed
+        given, arguments.validation_fraction, arguments.split_seed, origin
     )
     return splits, protocol, f"{title}, splits {protocol}"
 
@@ -168,29 +185,41 @@ def _check_classes(splits: DatasetDict, limit: int | None) -> None:
         )
 
 
-def load_data(
-    arguments: DataArguments, forms: Mapping[str, PixelForm] | None = None
+def open_data(arguments: DataArguments) -> ClassificationData:
+    """Load the data without decoding an image, and draw the subsets that are asked for.
+
+    Raises:
+        InputError: Bad options or files, or a class with no training image.
+        RunError: A failed download, or a damaged archive.
+    """
+    check_data_arguments(arguments)
+    source = resolve_source(arguments)
+    splits, protocol, title = _load_source(arguments, source)
+    require_training_images(get_labels(splits["train"]), splits["train"].features["label"].names)
+    return ClassificationData(_thin_splits(splits, arguments), source, protocol, title)
+
+
+def check_images(
+    data: ClassificationData,
+    arguments: DataArguments,
+    forms: Mapping[str, PixelForm] | None = None,
 ) -> ClassificationData:
-    """Load the data, draw the subsets that are asked for and check every image once.
+    """Check every image of opened data once; return the data without those that are dropped.
 
     Args:
+        data: From :func:`open_data`.
         arguments: Where the images come from.
         forms: By split, the pixels that will be asked for. They are put into the cache while the
             images are checked; without them images are not decoded here, see
             :func:`~siglip_flowers.data.inspection.inspect_images`.
 
     Raises:
-        InputError: bad options or files, a class with no training image, or an image in two splits.
-        RunError: a failed download, a damaged archive, or unreadable images.
+        InputError: An image in two splits, or a class that has lost its training images.
+        RunError: Unreadable images.
     """
-    check_data_arguments(arguments)
-    source = resolve_source(arguments)
-    splits, protocol, title = _load_source(arguments, source)
-    require_training_images(get_labels(splits["train"]), splits["train"].features["label"].names)
-    splits = _thin_splits(splits, arguments)
-    known: Collection[frozenset[str]] = KNOWN_SHARED if source == "oxford" else ()
+    known: Collection[frozenset[str]] = KNOWN_SHARED if data.source == "oxford" else ()
     found = inspect_images(
-        splits,
+        data.splits,
         workers=arguments.image_workers or count_cores(),
         skip_corrupt_images=arguments.skip_corrupt_images,
         cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
@@ -198,16 +227,26 @@ def load_data(
         known_shared=known,
         forms=forms,
     )
-    splits = found.splits
-    _check_classes(splits, arguments.max_train_samples)
+    _check_classes(found.splits, arguments.max_train_samples)
     shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
-    sizes = "/".join(str(len(dataset)) for dataset in splits.values())
-    return ClassificationData(
-        splits=splits,
-        source=source,
-        split_protocol=protocol,
-        description=f"{title}{shots}, {sizes} images",
+    sizes = "/".join(str(len(dataset)) for dataset in found.splits.values())
+    return dataclasses.replace(
+        data,
+        splits=found.splits,
+        description=f"{data.description}{shots}, {sizes} images",
         skipped=found.skipped,
         shared=found.shared,
         checked=found.checked,
     )
+
+
+def load_data(
+    arguments: DataArguments, forms: Mapping[str, PixelForm] | None = None
+) -> ClassificationData:
+    """Load the data, draw the subsets that are asked for and check every image once.
+
+    Raises:
+        InputError: As :func:`open_data` and :func:`check_images`.
+        RunError: As these.
+    """
+    return check_images(open_data(arguments), arguments, forms)

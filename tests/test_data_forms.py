@@ -1,0 +1,741 @@
+"""Data in the forms that people have: image folders, tables, data sets of the Hub, few images.
+
+Each case is a row of a table: what lies there, and what is read of it, said or refused.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.prompts import FLOWER_NAMES
+from siglip_flowers.config import DataArguments
+from siglip_flowers.data import check_data_arguments, image_ids, load_data, read_images
+from siglip_flowers.data.names import describe_similar_names, normalize_name, order_names
+from siglip_flowers.data.rows import get_labels
+
+# How many files of a name with a number: {"train/rose/{}.png": 3}.
+Files = dict[str, int]
+FLOWER_FOLDERS = ("azalea", "Passion_Flower", "tiger-lily")
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+def write_files(root: Path, files: Files) -> None:
+    """Write images, no two of which are equal, and other files where the ending is another."""
+    number = 0
+    for name, count in files.items():
+        for index in range(count):
+            path = root / name.format(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            number += 1
+            if path.suffix.lower() in (".png", ".jpg", ".webp", ".avif", ".tif", ".jp2"):
+                # Colors far enough apart for lossy formats.
+                drawn = PIL.Image.new("RGB", (8, 8), (number % 256, number // 256 * 9, 7))
+                drawn.putpixel((number % 8, number // 8 % 8), (255, 255, 255))
+                drawn.save(path, PIL.Image.registered_extensions()[path.suffix.lower()])
+            else:
+                path.write_bytes(b"no image")
+        if not count:
+            (root / name).mkdir(parents=True)
+
+
+def load(path: Path, **options: Any):
+    return load_data(DataArguments(data_dir=str(path), **options))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An image folder, and what is read of it.
+
+    Attributes:
+        files: What lies in it.
+        classes: The classes.
+        sizes: Images in train, validation and test.
+        said: A pattern of each warning.
+        refused: A pattern of the error, instead.
+        cut: How the splits came about.
+    """
+
+    files: Files
+    classes: str = "a b"
+    sizes: str = "12/4/4"
+    said: tuple[str, ...] = ()
+    refused: str = ""
+    cut: str = "cut at random from one folder, seed 0"
+
+
+TOP = {"a/{}.png": 10, "b/{}.png": 10}
+SPLIT = {f"{split}/{name}/{{}}.png": 2 for split in ("train", "val", "test") for name in "ab"}
+SIZES_OF_SPLIT, GIVEN = "4/4/4", "as given"
+FOLDERS = {
+    "class folders at the top": Folder(TOP),
+    "split folders": Folder(SPLIT, sizes=SIZES_OF_SPLIT, cut=GIVEN),
+    "split folders with capitals, and validation": Folder(
+        {f"{s}/{n}/{{}}.png": 2 for s in ("Train", "validation", "TEST") for n in "ab"},
+        sizes=SIZES_OF_SPLIT,
+        cut=GIVEN,
+    ),
+    "no validation folder": Folder(
+        {"train/a/{}.png": 10, "train/b/{}.png": 10, "test/a/{}.png": 2, "test/b/{}.png": 1},
+        sizes="16/4/3",
+        cut="validation cut at random from the train split, seed 0",
+    ),
+    "a level too deep": Folder(
+        {f"data/images/{name}": count for name, count in TOP.items()},
+        refused=r"the class folders seem to be in \S+/data/images \(a, b\). Pass --data_dir \S+/d",
+    ),
+    "a level too deep beside system folders": Folder(
+        {"__MACOSX/images/a/{}.png": 2, **{f"images/{k}": v for k, v in TOP.items()}},
+        refused=r"Pass --data_dir \S+/images, or move them up",
+    ),
+    "a level too deep in train": Folder(
+        {f"train/images/{name}": count for name, count in TOP.items()},
+        refused=r"Pass --data_dir \S+/train/images",
+    ),
+    "split folders a level deeper": Folder(
+        {f"data/{name}": count for name, count in SPLIT.items()},
+        refused=r"Pass --data_dir \S+/data,",
+    ),
+    "the folder of a class": Folder({"{}.png": 3}, refused="has no class folders"),
+    "one class": Folder({"a/{}.png": 9}, refused=r"all of one class \(a\).* at least two apart"),
+    "folders nested in a class": Folder(
+        {"a/2019/may/{}.png": 6, "a/2020/{}.png": 4, "b/{}.png": 10},
+    ),
+    "endings of all kinds": Folder(
+        {
+            "a/{}.JPG": 3,
+            "a/{}.Png": 3,
+            "a/{}.webp": 2,
+            "a/x.avif": 1,
+            "a/x.jp2": 1,
+            "b/{}.png": 9,
+            "b/x.TIF": 1,
+        }
+    ),
+    "files of other formats": Folder(
+        {**TOP, "a/{}.HEIC": 3, "b/Thumbs.db": 1, "b/notes": 1},
+        said=(
+            r"read 20 images; left out: 5 files of other formats \(3 .heic, 1 .db, "
+            r"1 no extension; pillow-heif reads HEIC\).$",
+        ),
+    ),
+    "hidden and system files": Folder(
+        {**TOP, "a/._0.png": 1, "a/.DS_Store": 1, "b/@eaDir/{}.jpg": 2, ".git/x/{}.png": 3}
+        | {"__MACOSX/a/0.png": 1},
+        said=(r"read 20 images; left out: 3 hidden images.$",),
+    ),
+    "loose images": Folder(
+        {**TOP, "{}.png": 2}, said=(r"left out: 2 images in \S+, outside the class folders.$",)
+    ),
+    "names that differ in case": Folder(
+        {"Lily/{}.png": 10, "lily/{}.png": 10},
+        "Lily lily",
+        said=("The classes 'Lily' and 'lily' differ in case, .*; rename one if",),
+    ),
+    "flowers that differ in case": Folder(
+        {"Rose/{}.png": 5, "rose/{}.png": 5, "azalea/{}.png": 10},
+        "azalea rose",
+        said=("The classes 'Rose' and 'rose' differ in case, .*; they are read as one.",),
+    ),
+    "a class called like a split": Folder(
+        {"train/{}.png": 8, "car/{}.png": 8, "test/{}.png": 8},
+        refused="has train/, test/ beside car/: they are splits with something else beside "
+        "them, or classes of which one is called like a split",
+    ),
+    "split folders beside others": Folder(
+        {**SPLIT, "extra/c/{}.png": 1}, refused="has train/, val/, test/ beside extra/"
+    ),
+    "split folders beside one without images": Folder(
+        {**SPLIT, "annotations/{}.txt": 2},
+        sizes=SIZES_OF_SPLIT,
+        said=(r"read 12 images; left out: annotations/ beside the split folders \(no images\).$",),
+        cut=GIVEN,
+    ),
+    "a test folder without class folders": Folder(
+        {f"train/{name}": count for name, count in TOP.items()} | {"test/{}.png": 3},
+        said=(r"left out: 3 images in test/, which has no class folders.$",),
+    ),
+    "flat split folders": Folder(
+        {"train/{}.png": 3, "test/{}.png": 3}, refused="has no class folders"
+    ),
+    "no train folder": Folder({"test/a/0.png": 1}, refused="has test but no train folder"),
+    "two validation folders": Folder(
+        {**SPLIT, "valid/a/{}.png": 2}, refused="two validation folders, val and valid"
+    ),
+    "an empty class": Folder(
+        {**TOP, "lotus": 0}, refused="No training images for 1 of 3 classes: lotus"
+    ),
+    "a class of the test folder alone": Folder(
+        {**SPLIT, "test/c/{}.png": 2}, refused="No training images for 1 of 3 classes: c"
+    ),
+    "an empty split": Folder(
+        {"train/a": 0, "test/a/0.png": 1}, refused="no images in the class folders of the train"
+    ),
+    "Russian names": Folder({"кот/{}.png": 10, "лев/{}.png": 10}, "кот лев"),
+    "numbers": Folder({"10/{}.png": 10, "9/{}.png": 10}, "9 10"),
+    "a class of one image": Folder(
+        {**TOP, "c/0.png": 1},
+        "a b c",
+        "13/4/4",
+        said=(r"1 class has fewer images than the 3 splits .*: c \(1\).$",),
+    ),
+    "two images per class": Folder(
+        {"a/{}.png": 2, "b/{}.png": 2},
+        refused="test split is missing and cannot be cut from the 4 training images: it takes a "
+        "class of at least 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS.values(), ids=FOLDERS)
+def test_image_folders(case, tmp_path, caplog) -> None:
+    write_files(tmp_path, case.files)
+    if case.refused:
+        with pytest.raises(InputError, match=case.refused):
+            load(tmp_path)
+        return
+    data = load(tmp_path)
+    assert data.class_names == case.classes.split()
+    assert "/".join(str(len(rows)) for rows in data.splits.values()) == case.sizes
+    assert data.split_protocol == case.cut
+    assert data.description == (
+        f"image folder {tmp_path.name}, splits {case.cut}, {case.sizes} images"
+    )
+    assert len(caplog.messages) == len(case.said)
+    for message, pattern in zip(caplog.messages, case.said, strict=True):
+        assert re.search(pattern, message), message
+    for rows in data.splits.values():
+        for name, label in zip(image_ids(rows), get_labels(rows), strict=True):
+            assert normalize_name(name.split("/")[0]) == normalize_name(data.class_names[label])
+
+
+def test_folders_of_flowers_are_mapped_by_name(tmp_path) -> None:
+    for split in ("train", "val", "test"):
+        write_files(tmp_path / split, {f"{name}/{split}{{}}.png": 2 for name in FLOWER_FOLDERS})
+    data = load(tmp_path, allow_duplicates=True)
+    assert data.class_names == ["tiger lily", "azalea", "passion flower"]  # 6, 72, 77
+
+
+def test_all_flowers_get_the_original_order_whatever_the_spelling() -> None:
+    assert len({normalize_name(name) for name in FLOWER_NAMES}) == 102
+    spelled = [
+        name.replace(" ", "_").replace("-", "_").replace("'", "").replace("?", "").upper()
+        for name in sorted(FLOWER_NAMES)
+    ]
+    classes, numbers = order_names(spelled)
+    assert tuple(classes) == FLOWER_NAMES
+    assert [numbers[name] for name in ("PASSION_FLOWER", "COLTS_FOOT")] == [76, 11]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["c9", "c10", "rose"],
+        [str(n) for n in range(12)],
+        ["-2", "0.25", "0.5", "9", "10"],
+        ["8", "9" * 5000],
+    ],
+)
+def test_other_names_get_their_natural_order(names) -> None:
+    assert order_names(reversed(names))[0] == names
+
+
+def test_names_that_look_alike_are_shown_apart() -> None:
+    (sentence,) = describe_similar_names(["caf\u00e9", "cafe\u0301", "tea"])
+    assert r"'cafe\u0301' and 'caf\xe9' differ" in sentence
+
+
+def test_cuts_depend_on_the_seed_and_take_a_share_of_each_class(tmp_path) -> None:
+    write_files(tmp_path, {"one/{:03d}.png": 20, "two/{:03d}.png": 20})
+    data = load(tmp_path)
+    ids = {name: image_ids(rows) for name, rows in data.splits.items()}
+    assert sorted(name for part in ids.values() for name in part) == [
+        f"{c}/{n:03d}" for c in ("one", "two") for n in range(20)
+    ]
+    counts = [np.bincount(get_labels(rows)).tolist() for rows in data.splits.values()]
+    assert counts == [[14, 14], [3, 3], [3, 3]]
+    assert {name: image_ids(rows) for name, rows in load(tmp_path).splits.items()} == ids
+    assert image_ids(load(tmp_path, split_seed=1).splits["test"]) != ids["test"]
+
+
+def test_links_are_followed_and_equal_stems_get_their_ending(tmp_path) -> None:
+    write_files(tmp_path / "data", {**SPLIT, "train/a/0.jpg": 1})
+    write_files(tmp_path / "elsewhere", {"{}.png": 30})
+    for number in range(28):
+        os.remove(tmp_path / "elsewhere" / f"{number}.png")
+    (tmp_path / "data" / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    data = load(tmp_path / "data")
+    assert image_ids(data.splits["train"]) == [
+        *("a/0.jpg", "a/0.png", "a/1", "b/0", "b/1", "c/28", "c/29"),
+    ]
+
+
+# Tables. The images of these are a0..a9 and b0..b9 in a folder "photos" beside the table.
+
+
+def list_rows(count: int = 10) -> list[tuple[str, str]]:
+    return [(f"photos/{name}{n}.png", name) for name in "ab" for n in range(count)]
+
+
+def write_text(path: Path, rows: list[tuple[str, ...]], delimiter: str = ",") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(delimiter.join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_lines(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
+    lines = (json.dumps(dict(zip(header, row, strict=True))) for row in rows)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def write_parquet(file: Path, **columns: Any) -> None:
+    pa.parquet.write_table(pa.table(columns), file)
+
+
+def read_bytes(root: Path) -> list[bytes]:
+    return [(root / path).read_bytes() for path, _ in list_rows()]
+
+
+def with_split(values: list[str]) -> list[tuple[str, str, str]]:
+    return [(*row, values[n % len(values)]) for n, row in enumerate(list_rows())]
+
+
+PATHS = [path for path, _ in list_rows()]
+NAMES = [name for _, name in list_rows()]
+HEAD = ("image", "label")
+# Where the table lies or what --data_dir names, and how it is written.
+TABLES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "csv": ("t.csv", lambda p: write_text(p / "t.csv", [HEAD, *list_rows()])),
+    "its folder": (".", lambda p: write_text(p / "t.csv", [HEAD, *list_rows()])),
+    "tsv, a quoted header": (
+        "t.tsv",
+        lambda p: write_text(p / "t.tsv", [('"file_name"', '"class"'), *list_rows()], "\t"),
+    ),
+    "csv of a spreadsheet": (
+        "T.CSV",
+        lambda p: write_text(
+            p / "T.CSV", [("\ufefffilename", "Target"), *list_rows()], delimiter=";"
+        ),
+    ),
+    "absolute paths": (
+        "t.csv",
+        lambda p: write_text(
+            p / "t.csv", [("path", "label"), *((f"{p}/{x}", y) for x, y in list_rows())]
+        ),
+    ),
+    "jsonl": ("t.jsonl", lambda p: write_lines(p / "t.jsonl", ("path", "class"), list_rows())),
+    "parquet of paths": (
+        "t.parquet",
+        lambda p: write_parquet(
+            p / "t.parquet", image=pa.array(PATHS, pa.large_string()), label=NAMES
+        ),
+    ),
+    "parquet of bytes": (
+        "t.parquet",
+        lambda p: write_parquet(p / "t.parquet", bytes=read_bytes(p), target=NAMES),
+    ),
+    "parquet of large_binary": (
+        "t.parquet",
+        lambda p: write_parquet(
+            p / "t.parquet", image=pa.array(read_bytes(p), pa.large_binary()), label=NAMES
+        ),
+    ),
+    "parquet of structs": (
+        "t.parquet",
+        lambda p: write_parquet(
+            p / "t.parquet",
+            image=[{"bytes": content} for content in read_bytes(p)],
+            label=pa.array(NAMES).dictionary_encode().cast(pa.large_string()),
+        ),
+    ),
+    "metadata.csv of datasets": (
+        ".",
+        lambda p: write_text(p / "metadata.csv", [("file_name", "label"), *list_rows()]),
+    ),
+    "metadata.jsonl of datasets": (
+        ".",
+        lambda p: write_lines(p / "metadata.jsonl", ("file_name", "label"), list_rows()),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES.values(), ids=TABLES)
+def test_tables(case, tmp_path, caplog, monkeypatch) -> None:
+    write_files(tmp_path, dict.fromkeys(PATHS, 1))
+    place, write = case
+    write(tmp_path)
+    monkeypatch.chdir(tmp_path.parent)  # paths are relative to the table
+    data = load(Path(tmp_path.name) / place)
+    assert (data.source, data.class_names) == ("table", ["a", "b"])
+    assert data.split_protocol == "cut at random from one table, seed 0"
+    assert [len(rows) for rows in data.splits.values()] == [12, 4, 4]
+    for rows in data.splits.values():
+        for image, label in zip(read_images(rows, range(len(rows))), get_labels(rows), strict=True):
+            # write_files numbers its images: those of a come first.
+            assert (image.getpixel((0, 0))[0] > 10) == label
+    assert not caplog.messages
+
+
+SPLIT_HEAD = ("image", "label", "split")
+DIVIDED = {
+    "a column": (
+        "t.csv",
+        lambda p: write_text(
+            p / "t.csv", [SPLIT_HEAD, *with_split(["train", "Train", "val", "testing", "training"])]
+        ),
+        "12/4/4",
+        "as given",
+    ),
+    "a column without validation": (
+        "t.jsonl",
+        lambda p: write_lines(p / "t.jsonl", SPLIT_HEAD, with_split(["train", "test"])),
+        "8/2/10",
+        "validation cut at random from the train split, seed 0",
+    ),
+    "a table for each split": (
+        ".",
+        lambda p: [
+            write_text(p / f"{name}.csv", [HEAD, *list_rows()[start::3]])
+            for start, name in enumerate(("train", "valid", "test"))
+        ],
+        "7/7/6",
+        "as given",
+    ),
+    "metadata in split folders": (
+        ".",
+        lambda p: [
+            write_text(
+                p / name / "metadata.csv",
+                [HEAD, *((f"../{path}", label) for path, label in list_rows()[start::2])],
+            )
+            for start, name in enumerate(("train", "test"))
+        ],
+        "8/2/10",
+        "validation cut at random from the train split, seed 0",
+    ),
+    "a test split without labels": (
+        "t.csv",
+        lambda p: write_text(
+            p / "t.csv",
+            [
+                SPLIT_HEAD,
+                *((x, "" if s == "test" else y, s) for x, y, s in with_split(["train", "test"])),
+            ],
+        ),
+        "6/2/2",
+        "cut at random from one table, seed 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIVIDED.values(), ids=DIVIDED)
+def test_tables_with_splits(case, tmp_path, caplog) -> None:
+    write_files(tmp_path, dict.fromkeys(PATHS, 1))
+    place, write, sizes, protocol = case
+    write(tmp_path)
+    data = load(tmp_path / place)
+    assert data.class_names == ["a", "b"]
+    assert "/".join(str(len(rows)) for rows in data.splits.values()) == sizes
+    assert data.split_protocol == protocol
+    unlabeled = [
+        message for message in caplog.messages if "has no labels and is left out" in message
+    ]
+    assert len(unlabeled) == len(caplog.messages) == (sizes == "6/2/2")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["NA", "01"], ["01", "NA"]),
+        (["1", "0"], ["0", "1"]),
+        ([10, 9], ["9", "10"]),
+        ([True, False], ["False", "True"]),
+        (["кот", 'a "b", c'], ['a "b", c', "кот"]),
+    ],
+)
+@pytest.mark.parametrize("ending", ["csv", "parquet", "jsonl"])
+def test_labels_of_every_kind(labels, classes, ending, tmp_path) -> None:
+    write_files(tmp_path, dict.fromkeys(PATHS, 1))
+    column, path = [labels[n % 2] for n in range(20)], tmp_path / f"t.{ending}"
+    if ending == "parquet":
+        write_parquet(path, image=PATHS, label=column)
+    elif ending == "jsonl":
+        write_lines(path, HEAD, list(zip(PATHS, column, strict=True)))
+    else:
+        quoted = ['"' + str(label).replace('"', '""') + '"' for label in column]
+        write_text(path, [HEAD, *zip(PATHS, quoted, strict=True)])
+    assert load(path).class_names == classes
+
+
+REFUSED_TABLES = {
+    "several image columns": (
+        {"image": PATHS, "path": PATHS, "label": NAMES},
+        r"has several image columns: image, path. Choose one with --image_column_name",
+    ),
+    "several label columns": (
+        {"image": PATHS, "label": NAMES, "class": NAMES},
+        r"has several label columns: label, class. Choose one with --label_column_name",
+    ),
+    "no image column": (
+        {"photo": PATHS, "label": NAMES},
+        "no column of images .*only photo, label",
+    ),
+    "no label column": ({"kind": NAMES, "image": PATHS}, "no column of labels .*only kind, image"),
+    "another kind": (
+        {"image": PATHS, "label": [[1.5]] * 20},
+        "no column of labels",
+    ),
+    "a split of another name": (
+        {"image": PATHS, "label": NAMES, "split": ["train", "holdout"] * 10},
+        "column split of .* has 'holdout'. Use train, validation and test",
+    ),
+    "no train split": ({"image": PATHS, "label": NAMES, "split": ["test"] * 20}, "has no train"),
+    "some rows without a label": (
+        {"image": PATHS, "label": [*NAMES[:-1], None]},
+        "1 of 20 rows of the train split of .* have no label in the column 'label'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_TABLES.values(), ids=REFUSED_TABLES)
+def test_tables_that_are_refused(case, tmp_path) -> None:
+    write_files(tmp_path, dict.fromkeys(PATHS, 1))
+    columns, message = case
+    write_parquet(tmp_path / "t.parquet", **columns)
+    with pytest.raises(InputError, match=message):
+        load(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "message"),
+    [
+        ("t.csv", b"image,label\na.png\n", "t.csv", r"The table \S+/t.csv cannot be read \("),
+        ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "cannot be read"),
+        ("t.csv", b"", "t.csv", "cannot be read"),
+        ("t.parquet", b"no table", "t.parquet", "cannot be read"),
+        ("t.jsonl", b"{", "t.jsonl", "cannot be read"),
+        ("t.xlsx", b"PK", "t.xlsx", r"neither a directory nor a table \(.csv, .tsv, "),
+        ("t.csv", b"image,label\nno.png,a\nneither.png,b\n" * 9, ".", "cannot be read: .*/no.png"),
+    ],
+)
+def test_files_that_are_no_tables(name, content, place, message, tmp_path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((InputError, RunError), match=message):
+        load(tmp_path / place)
+
+
+def test_several_tables_in_a_folder_are_named(tmp_path) -> None:
+    for name in ("first", "second"):
+        write_text(tmp_path / f"{name}.csv", [HEAD])
+    with pytest.raises(InputError, match=r"several tables: first.csv, second.csv. Name one"):
+        check_data_arguments(DataArguments(data_dir=str(tmp_path)))
+
+
+# Data sets of the Hub, here local ones.
+
+
+def make_split(labels, feature, key: int, image: str = "image", label: str = "label") -> Dataset:
+    """The first pixel of an image holds its row, the second the number of the split."""
+    images = []
+    for row in range(len(labels)):
+        drawn = PIL.Image.new("RGB", (3, 3))
+        drawn.putpixel((0, 0), (row % 256, row // 256, 0))
+        drawn.putpixel((1, 0), (key, 0, 0))
+        images.append(drawn)
+    return Dataset.from_dict(
+        {image: images, label: labels}, features=Features({image: Image(), label: feature})
+    )
+
+
+def save(tmp_path, **splits: Dataset) -> str:
+    DatasetDict(splits).save_to_disk(tmp_path / "set")
+    return str(tmp_path / "set")
+
+
+def load_named(name: str, **options: Any):
+    return load_data(DataArguments(dataset_name=name, **options))
+
+
+def test_class_labels_are_mapped_by_name(tmp_path) -> None:
+    names = sorted(FLOWER_NAMES)
+    feature = ClassLabel(names=names)
+    splits = {
+        s: make_split([*range(102)], feature, k) for k, s in enumerate(("train", "dev", "test"))
+    }
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name, rows in splits.items():
+        rows.to_parquet(folder / f"{name}-00000-of-00001.parquet")
+    data = load_named(str(folder))
+    assert (data.source, data.class_names) == ("hub", list(FLOWER_NAMES))
+    for key, rows in enumerate(data.splits.values()):
+        assert image_ids(rows)[50] == f"{rows.split}_50"
+        for row in (0, 50, 101):
+            image, label = rows[row]["image"], rows[row]["label"]
+            assert (image.getpixel((0, 0))[0], image.getpixel((1, 0))[0]) == (row, key)
+            assert data.class_names[label] == names[row]
+
+
+AB = ClassLabel(names=["a", "b"])
+TEXT = Value("string")
+LABELED = {"train": make_split([0, 1] * 10, AB, 0), "validation": make_split([0, 1] * 4, AB, 1)}
+
+
+def many_labels(**names: Any) -> Dataset:
+    rows = make_split([0, 1] * 10, AB, 0, "img", next(iter(names)))
+    for name in list(names)[1:]:
+        rows = rows.add_column(name, [0, 1] * 10, feature=names[name])
+    return rows
+
+
+# The splits, options, sizes and warnings, or the error.
+HUB: dict[str, tuple[dict, dict, str, str]] = {
+    "an unlabeled test split": (
+        {**LABELED, "test": make_split([-1] * 5, AB, 2)},
+        {},
+        "16/8/4",
+        r"The test split of \S+ has no labels and is left out; .* --test_split_name names another",
+    ),
+    "a test split without the column": (
+        {**LABELED, "test": make_split([0] * 5, AB, 2, label="other")},
+        {},
+        "16/8/4",
+        "The test split of .* has no labels",
+    ),
+    "numbers, -1 in the test split": (
+        {
+            "train": make_split([10, 9] * 10, Value("int64"), 0),
+            "test": make_split([-1] * 5, Value("int64"), 2),
+        },
+        {},
+        "12/4/4",
+        "has no labels|are numbers without names",
+    ),
+    "another test split": (
+        {**LABELED, "test": make_split([-1] * 5, AB, 2)},
+        {"test_split_name": "validation", "validation_split_name": "none"},
+        "16/4/8",
+        "",
+    ),
+    "one split named twice": (
+        {**LABELED},
+        {"test_split_name": "validation"},
+        "",
+        "none cuts a split from the training",
+    ),
+    "a class without rows": (
+        {"train": make_split([0, 1] * 10, ClassLabel(names=["a", "b", "ant"]), 0)},
+        {},
+        "12/4/4",
+        "^Classes without images are left out: ant.$",
+    ),
+    "fine_label": ({"train": many_labels(fine_label=AB)}, {}, "12/4/4", ""),
+    "two label columns": (
+        {"train": many_labels(fine_label=AB, coarse_label=AB)},
+        {},
+        "",
+        "several label columns: fine_label, coarse_label. Choose one with --label_column_name",
+    ),
+    "the named one of two": (
+        {"train": many_labels(fine_label=AB, coarse_label=AB)},
+        {"label_column_name": "coarse_label"},
+        "12/4/4",
+        "",
+    ),
+    "the one called label of two": (
+        {"train": many_labels(label=AB, coarse_label=AB)},
+        {},
+        "12/4/4",
+        "",
+    ),
+    "two image columns": (
+        {"train": many_labels(label=AB).add_column("mask", [None] * 20, feature=Image())},
+        {},
+        "",
+        "several image columns: img, mask",
+    ),
+    "an image beside its path": (
+        {"train": make_split([0, 1] * 10, AB, 0).add_column("path", ["x"] * 20)},
+        {},
+        "12/4/4",
+        "",
+    ),
+    "text labels and other names": (
+        {
+            "training": make_split(["a", "b"] * 5, TEXT, 0, "photo", "species"),
+            "dev": make_split(["a", "b"], TEXT, 1, "photo", "species"),
+            "final": make_split(["a", "b"] * 2, TEXT, 2, "photo", "species"),
+        },
+        {"label_column_name": "species", "test_split_name": "final"},
+        "10/2/4",
+        "",
+    ),
+    "an unknown column": (
+        {**LABELED},
+        {"label_column_name": "y"},
+        "",
+        "has no column 'y', only image, label",
+    ),
+    "a column of another kind": (
+        {"train": LABELED["train"].add_column("x", [1.5] * 20)},
+        {"label_column_name": "x"},
+        "",
+        "'x' of .* holds .* not labels",
+    ),
+    "an unknown split": (
+        {**LABELED},
+        {"test_split_name": "z"},
+        "",
+        "no split 'z', only train, val",
+    ),
+    "rows without a label": (
+        {**LABELED, "test": make_split([-1, -1, 0], AB, 1)},
+        {},
+        "",
+        "2 of 3 rows of the test split of .* have no label",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HUB.values(), ids=HUB)
+def test_data_sets_of_the_hub(case, tmp_path, caplog) -> None:
+    splits, options, sizes, message = case
+    name = save(tmp_path, **splits)
+    if not sizes:
+        with pytest.raises(InputError, match=message):
+            load_named(name, **options)
+        return
+    data = load_named(name, **options)
+    assert "/".join(str(len(rows)) for rows in data.splits.values()) == sizes
+    assert len(data.class_names) == 2
+    assert bool(caplog.messages) == bool(message)
+    assert all(re.search(message, said) for said in caplog.messages), caplog.messages
+
+
+def test_an_unreachable_hub_names_the_offline_ways() -> None:
+    with pytest.raises(RunError, match=r"--data_dir .* --data_source procedural") as caught:
+        load_named("someone/some-flowers", dataset_config_name="big")
+    assert "'someone/some-flowers', configuration 'big'" in str(caught.value)
+
+
+def test_an_unreadable_local_data_set_is_a_run_error(tmp_path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(RunError, match="cannot be loaded"):
+        load_named(str(tmp_path))
+    with pytest.raises(InputError, match="./nowhere does not exist"):
+        check_data_arguments(DataArguments(dataset_name="./nowhere"))
