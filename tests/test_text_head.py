@@ -13,6 +13,7 @@ from transformers import (
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import build_prompts
+from siglip_flowers.config import ModelArguments
 from siglip_flowers.model.losses import class_logits
 from siglip_flowers.model.text_head import (
     check_prompts,
@@ -184,7 +185,12 @@ def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path
     names = ["кот", "лев", "tree"]
     templates = tmp_path / "templates.txt"
     templates.write_text("a {}\nthe {}\n")
-    prompts = read_prompts(names, str(templates), str(tmp_path / "prompts.yaml"))
+    prompts = read_prompts(
+        names,
+        ModelArguments(
+            prompt_templates=str(templates), class_prompts=str(tmp_path / "prompts.yaml")
+        ),
+    )
     assert prompts == [["a cat", "a small cat", "a pet"], ["a lion"], ["a tree", "the tree"]]
     head = zero_shot_head(nano, names, prompts)
     with torch.no_grad():
@@ -205,10 +211,10 @@ def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path
 def test_class_prompts_that_cannot_be_used_are_refused(content, message, tmp_path):
     (tmp_path / "prompts.yaml").write_text(content)
     with pytest.raises(InputError, match=message):
-        read_prompts(["кот", "лев"], None, str(tmp_path / "prompts.yaml"))
+        read_prompts(["кот", "лев"], ModelArguments(class_prompts=str(tmp_path / "prompts.yaml")))
 
 
 def test_templates_speak_of_flowers_only_if_the_classes_are_flowers():
-    assert any("flower" in text for text in read_prompts(["rose"], None, None)[0])
-    assert "a photo of a cat." in read_prompts(["cat"], None, None)[0]
-    assert not any("flower" in text for text in read_prompts(["rose", "cat"], None, None)[0])
+    assert any("flower" in text for text in read_prompts(["rose"], ModelArguments())[0])
+    assert "a photo of a cat." in read_prompts(["cat"], ModelArguments())[0]
+    assert not any("flower" in text for text in read_prompts(["rose", "cat"], ModelArguments())[0])

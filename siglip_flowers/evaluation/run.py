@@ -159,9 +159,7 @@ def prepare_evaluation(
     with state.main_process_first():
         data = open_data(data_arguments)
         if options.zero_shot:
-            prompts = read_prompts(
-                data.class_names, options.prompt_templates, options.class_prompts
-            )
+            prompts = read_prompts(data.class_names, options)
             check_prompts(name, data.class_names, prompts)
         data = check_images(data, data_arguments)
     rows = data.splits[options.split]

@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
 from siglip_flowers.base.text import abbreviate
+from siglip_flowers.config import EvaluationArguments, ModelArguments
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.model.loading import load_checkpoint_config
@@ -121,24 +122,25 @@ def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
 
 
 def read_prompts(
-    class_names: Sequence[str], templates: str | None, class_prompts: str | None
+    class_names: Sequence[str], options: ModelArguments | EvaluationArguments
 ) -> Prompts:
     """Return the prompts of each class.
 
     Args:
         class_names: C names.
-        templates: A file of templates; see :func:`load_templates`.
-        class_prompts: A YAML file with one text or several for a class, under its name. Other
-            classes get the templates.
+        options: ``class_prompts`` is a YAML file with one text or several for a class, under its
+            name. Other classes get the templates of the file ``prompt_templates``, or those of
+            :func:`load_templates`.
 
     Raises:
         InputError: A file cannot be read or used, or names a class that there is not.
     """
+    class_prompts = options.class_prompts
     texts = {} if class_prompts is None else read_yaml(Path(class_prompts))
     names = [name for name in class_names if name not in texts]
     prompts: dict[str, Sequence[str]] = {}
     if names:
-        built = build_prompts(names, load_templates(templates, class_names))
+        built = build_prompts(names, load_templates(options.prompt_templates, class_names))
         prompts = dict(zip(names, built, strict=True))
     for name, given in texts.items():
         found = given if isinstance(given, list) else [given]

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -63,7 +63,6 @@ from siglip_flowers.model.loading import (
     vision_config_of,
 )
 from siglip_flowers.model.text_head import (
-    check_prompts,
     check_text_tower,
     load_calibration,
     read_prompts,
@@ -164,18 +163,6 @@ def check_arguments(arguments: RunArguments) -> None:
         )
 
 
-def check_class_names(arguments: RunArguments, class_names: Sequence[str]) -> None:
-    """Check the prompts of the classes, if the run has any, before anything slow.
-
-    Raises:
-        InputError: Prompts that cannot be read, or that are the same for two classes.
-    """
-    options = arguments.model
-    if needs_text_tower(arguments.options):
-        prompts = read_prompts(class_names, options.prompt_templates, options.class_prompts)
-        check_prompts(options.model_name_or_path, class_names, prompts)
-
-
 def fits_on_features(arguments: RunArguments) -> bool:
     """Return whether a run trains nothing that a logistic regression on features would not."""
     model, training = arguments.model, arguments.training
@@ -216,7 +203,7 @@ def build_model(
         model = load_contrastive(
             options.model_name_or_path,
             data.class_names,
-            read_prompts(data.class_names, options.prompt_templates, options.class_prompts),
+            read_prompts(data.class_names, options),
             image_size=options.image_size,
             train_text_tower=training.train_text_tower,
         )
@@ -257,7 +244,7 @@ def _start_head(
     options, training = arguments.model, arguments.training
     checkpoint = options.model_name_or_path
     if options.head_init == "text":
-        prompts = read_prompts(data.class_names, options.prompt_templates, options.class_prompts)
+        prompts = read_prompts(data.class_names, options)
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, prompts))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)

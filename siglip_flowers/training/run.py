@@ -42,6 +42,7 @@ from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.ensemble import interpolate_weights
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
+from siglip_flowers.model.text_head import check_prompts, read_prompts
 from siglip_flowers.runtime.devices import set_cpu_threads
 from siglip_flowers.runtime.processes import check_world
 from siglip_flowers.tracking import Trackers, build_trackers
@@ -50,7 +51,6 @@ from siglip_flowers.training.build import (
     RunArguments,
     build_model,
     check_arguments,
-    check_class_names,
     draw_train_sample,
     fits_on_features,
     list_pixel_forms,
@@ -160,7 +160,9 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     )
     with training.main_process_first(desc="loading the data"):
         data = open_data(arguments.data)
-        check_class_names(arguments, data.class_names)
+        if needs_text_tower(arguments.options):
+            prompts = read_prompts(data.class_names, options)
+            check_prompts(options.model_name_or_path, data.class_names, prompts)
         data = check_images(data, arguments.data, list_pixel_forms(arguments, processor))
     set_seed(training.seed)
     model = build_model(arguments, data, processor)
