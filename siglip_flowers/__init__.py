@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 from siglip_flowers.base.version import __version__
 
 if TYPE_CHECKING:
+    from siglip_flowers.commands.eval import evaluate
+    from siglip_flowers.commands.train import train
     from siglip_flowers.inference.classifier import SiglipImageClassifier
     from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
-__all__ = ["SiglipClassifier", "SiglipClassifierConfig", "SiglipImageClassifier", "__version__"]
+__all__ = [
+    "SiglipClassifier",
+    "SiglipClassifierConfig",
+    "SiglipImageClassifier",
+    "__version__",
+    "evaluate",
+    "train",
+]
 
 # Imported when they are first asked for: torch takes a second, which --help must not cost.
 _MODULES = {
+    "train": "siglip_flowers.commands.train",
+    "evaluate": "siglip_flowers.commands.eval",
     "SiglipImageClassifier": "siglip_flowers.inference.classifier",
     "SiglipClassifier": "siglip_flowers.model.classifier",
     "SiglipClassifierConfig": "siglip_flowers.model.classifier",

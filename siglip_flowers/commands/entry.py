@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.config.parsing import is_first_process, parse_arguments
+from siglip_flowers.config.parsing import build_options, is_first_process, parse_arguments
 from siglip_flowers.config.rules import Rule
 from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
@@ -65,6 +65,30 @@ class Command:
             defaults=self.defaults if defaults is None else defaults,
             rules=self.rules,
             examples=self.examples,
+        )
+
+    def build(
+        self,
+        options: dict[str, Any],
+        config: str | os.PathLike[str] | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """Return an instance of each dataclass, from options of a call in Python.
+
+        Args:
+            options: Values by the name of the option.
+            config: As ``--config``.
+            defaults: Values instead of those of the command.
+
+        Raises:
+            InputError: As :func:`~siglip_flowers.config.parsing.build_options`.
+        """
+        return build_options(
+            self.kinds,
+            options,
+            config=None if config is None else os.fspath(config),
+            defaults=self.defaults if defaults is None else defaults,
+            rules=self.rules,
         )
 
 

@@ -1,8 +1,12 @@
 """Evaluate a saved classifier: ``eval.py`` and ``siglip-flowers eval``."""
 
+import os
 import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.text import escape_unprintable
@@ -17,6 +21,9 @@ from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
 
+if TYPE_CHECKING:
+    from siglip_flowers.evaluation.run import Evaluation
+
 COMMAND = Command(
     name_program("eval"),
     "Evaluate a classifier on a split and print its metrics.",
@@ -30,50 +37,120 @@ COMMAND = Command(
 )
 
 
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What :func:`evaluate` returns.
+
+    Attributes:
+        metrics: Of the split: ``n``, shares in [0, 1] and losses, by name.
+        intervals: The two ends of the 95 % interval of a metric, by its name.
+        output_dir: Where files were written; the directory of the run if that was not asked for.
+        description: Model and data in a line.
+    """
+
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    output_dir: Path | None
+    description: str
+
+
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, evaluate, and print the metrics table."""
     return run_command(COMMAND, _evaluate, argv, parse=lambda given: (given, COMMAND.parse(given)))
 
 
+def evaluate(
+    *, config: str | os.PathLike[str] | None = None, **options: Any
+) -> EvaluationResult | None:
+    """Evaluate a classifier as ``eval.py`` does, and return its metrics.
+
+    The process is left as it is: no handler of signals is installed.
+
+    Args:
+        config: As ``--config``.
+        options: Those of ``eval.py`` by name, such as ``model="results/my-run"``.
+
+    Returns:
+        The metrics; None for options that do something else, such as ``compare``.
+
+    Raises:
+        InputError: An option is unknown or cannot be carried out.
+        RunError: Something failed on the way.
+    """
+    call = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    return _run(partial(COMMAND.build, options, config), f"siglip_flowers.evaluate({call})")
+
+
 def _evaluate(parsed: tuple[list[str], tuple[Any, ...]]) -> None:
+    # See _run.
+    with defer_signals():
+        from siglip_flowers.runtime.devices import set_cpu_threads
+
+    set_cpu_threads(None)
+    argv, _ = parsed
+    _run(
+        lambda defaults=None: COMMAND.parse(argv, defaults),
+        f"python eval.py {shlex.join(argv)}",
+        show=True,
+    )
+
+
+def _run(
+    read: Callable[..., tuple[Any, ...]], command: str, *, show: bool = False
+) -> EvaluationResult | None:
+    """Evaluate and write what was asked for.
+
+    Args:
+        read: Returns the options; takes ``defaults`` as :class:`Command` does.
+        command: What was typed, for reports.
+        show: Print the table.
+    """
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from accelerate import PartialState
 
         from siglip_flowers.evaluation.run import (
-            format_metrics,
             list_metrics,
             prepare_evaluation,
-            read_choice,
             run_evaluation,
             write_evaluation,
         )
-        from siglip_flowers.runtime.devices import set_cpu_threads
 
-    argv, (options, data_arguments, *asked) = parsed
+    options, data_arguments, *asked = read()
     extensions = load_extensions("eval", asked)
     if any(extension.run_instead(options, data_arguments) for extension in extensions):
-        return
-    set_cpu_threads(None)
+        return None
+    output_dir = None if options.output_dir is None else Path(options.output_dir)
     if not options.zero_shot:
         options.model = find_model(options.model)
         # The data options default to those that the model was trained with.
         config = Path(options.model).parent / CONFIG_FILE
-        data_arguments = COMMAND.parse(argv, read_data_defaults(config, data_arguments))[1]
-    command = f"python eval.py {shlex.join(argv)}"
+        data_arguments = read(defaults=read_data_defaults(config, data_arguments))[1]
+        if output_dir is None and config.is_file():
+            output_dir = config.parent
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)
-    if not PartialState().is_main_process:
-        return
+    assert evaluation.result is not None
+    if PartialState().is_main_process:
+        if show:
+            _print_metrics(evaluation)
+        if options.output_dir is not None:
+            write_evaluation(evaluation, Path(options.output_dir))
+        for extension in extensions:
+            extension.write(evaluation)
+    metrics = list_metrics(evaluation.result)
+    return EvaluationResult(metrics, evaluation.intervals, output_dir, evaluation.title)
+
+
+def _print_metrics(evaluation: "Evaluation") -> None:
+    # See _run.
+    from siglip_flowers.evaluation.run import format_metrics, list_metrics, read_choice
+
+    options = evaluation.options
     assert evaluation.result is not None
     print(escape_unprintable(evaluation.title))
-    print(f"Computed in {evaluation.options.dtype} on {evaluation.environment['device']}.")
-    metrics = {options.split: list_metrics(evaluation.result)}
-    print(format_metrics(metrics, evaluation.intervals))
+    print(f"Computed in {options.dtype} on {evaluation.environment['device']}.")
+    print(format_metrics({options.split: list_metrics(evaluation.result)}, evaluation.intervals))
     if not options.zero_shot:
-        for line in read_choice(Path(options.model).parent):
+        for line in read_choice(Path(str(options.model)).parent):
             print(escape_unprintable(line))
-    if options.output_dir is not None:
-        write_evaluation(evaluation, Path(options.output_dir))
-    for extension in extensions:
-        extension.write(evaluation)

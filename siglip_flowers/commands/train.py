@@ -1,6 +1,7 @@
 """Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers train``."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.paths import check_model
 from siglip_flowers.base.text import escape_unprintable
@@ -19,6 +20,9 @@ from siglip_flowers.config import (
 from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.config.rules import TRAIN_RULES
 from siglip_flowers.runtime.preemption import defer_signals
+
+if TYPE_CHECKING:
+    from siglip_flowers.training.run import RunResult
 
 KINDS = (DataArguments, ModelArguments, TrainingOptions, AugmentationArguments)
 COMMAND = Command(
@@ -47,12 +51,49 @@ def _parse(argv: list[str]) -> tuple[Any, ...]:
 
 
 def _train(parsed: tuple[Any, ...]) -> None:
+    # See _run.
+    with defer_signals():
+        from accelerate import PartialState
+
+        from siglip_flowers.evaluation.run import format_metrics
+        from siglip_flowers.runtime.devices import set_cpu_threads
+
+    set_cpu_threads(None)
+    result = _run(parsed)
+    if PartialState().is_main_process:
+        print(escape_unprintable(result.description))
+        print(format_metrics(result.metrics))
+        print(*result.notes, sep="\n", end="\n" if result.notes else "")
+        program = "python eval.py" if COMMAND.prog == "train.py" else "siglip-flowers eval"
+        print(
+            f"Everything is in {result.output_dir}; evaluate again with: "
+            f"{program} --model {result.output_dir / 'model'} --split test"
+        )
+
+
+def train(*, config: str | os.PathLike[str] | None = None, **options: Any) -> "RunResult":
+    """Fine-tune a classifier as ``train.py`` does, and return its directory and its metrics.
+
+    Progress is printed. No handler of signals is installed and the process is left as it is, except
+    that the random generators are seeded, as any ``Trainer`` does.
+
+    Args:
+        config: As ``--config``: a YAML file, or the name of a shipped configuration.
+        options: Those of ``train.py`` by name, such as ``data_dir="my-images"``.
+
+    Raises:
+        InputError: An option is unknown or cannot be carried out; nothing was written.
+        RunError: Something failed on the way; the same call resumes the run.
+    """
+    return _run(COMMAND.build(options, config))
+
+
+def _run(parsed: tuple[Any, ...]) -> "RunResult":
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from accelerate import PartialState
 
         from siglip_flowers.config.training import SiglipTrainingArguments
-        from siglip_flowers.evaluation.run import format_metrics
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
@@ -65,12 +106,6 @@ def _train(parsed: tuple[Any, ...]) -> None:
             extension.check(arguments)
     result = run_training(arguments)
     if PartialState().is_main_process:
-        print(escape_unprintable(result.description))
-        print(format_metrics(result.metrics))
-        print(*result.notes, sep="\n", end="\n" if result.notes else "")
-        print(
-            f"Everything is in {result.output_dir}; evaluate again with: "
-            f"python eval.py --model {result.output_dir / 'model'} --split test"
-        )
         for extension in extensions:
             extension.finish(arguments)
+    return result

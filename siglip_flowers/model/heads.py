@@ -14,7 +14,12 @@ from torch import nn
 from torch.nn import functional
 
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
-from siglip_flowers.model.loading import load_classifier
+from siglip_flowers.model.loading import (
+    is_classifier,
+    load_checkpoint_config,
+    load_classifier,
+    load_saved_classifier,
+)
 from siglip_flowers.model.text_head import Prompts, ZeroShotHead, zero_shot_head
 
 # Features (N, D) float32 and labels (N,) int64.
@@ -185,6 +190,43 @@ def set_text_head(model: SiglipClassifier, text_head: ZeroShotHead) -> None:
     assert model.config.normalize_features
     head.weight.copy_(text_head.logit_scale.exp() * text_head.weight)
     head.bias.copy_(text_head.logit_bias.expand(head.bias.shape))
+
+
+@torch.no_grad()
+def keep_known_heads(model: SiglipClassifier, checkpoint: str) -> int:
+    """Give each class that a trained classifier knows by name the head it has there.
+
+    Args:
+        model: A model with a fresh head.
+        checkpoint: Any checkpoint; nothing is kept of one that is no classifier.
+
+    Returns:
+        The number of classes whose head was kept: 0 if the classifier's head takes other features
+        (pooling, normalization) than the model's.
+    """
+    if not is_classifier(load_checkpoint_config(checkpoint)):
+        return 0
+    trained = load_saved_classifier(checkpoint)
+    head, saved = model.classifier, trained.classifier
+    assert isinstance(saved, nn.Linear)
+    cosine = isinstance(head, CosineHead)
+    normalizes = cosine or model.config.normalize_features
+    if (model.config.pooling, normalizes) != (
+        trained.config.pooling,
+        trained.config.normalize_features,
+    ):
+        return 0
+    numbers = {name: number for number, name in enumerate(trained.class_names)}
+    rows = [row for row, name in enumerate(model.class_names) if name in numbers]
+    known = [numbers[model.class_names[row]] for row in rows]
+    if isinstance(head, CosineHead):
+        # A saved cosine head is folded: its rows are embeddings times the temperature.
+        norms = saved.weight.norm(dim=1, keepdim=True)
+        head.class_embeddings[rows] = (saved.weight / norms)[known]
+        set_calibration(model, norms.mean().log(), saved.bias.mean())
+    else:
+        head.weight[rows], head.bias[rows] = saved.weight[known], saved.bias[known]
+    return len(rows)
 
 
 def load_zero_shot_classifier(

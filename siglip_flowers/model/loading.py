@@ -283,6 +283,12 @@ def _load_vision_tower(checkpoint: str, *, use_head: bool) -> VisionModel:
     return tower
 
 
+def is_classifier(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration is that of a trained classifier, plain or of this package."""
+    plain = NATIVE_ARCHITECTURES & set(config.architectures or ())
+    return bool(plain) or isinstance(config, SiglipClassifierConfig)
+
+
 def load_saved_classifier(directory: str) -> SiglipClassifier:
     """Load a classifier that was saved by a run or pushed to the Hub.
 

@@ -33,8 +33,10 @@ def _probe(parsed: tuple[ProbeArguments, DataArguments]) -> None:
 
         from siglip_flowers.evaluation.run import format_metrics
         from siglip_flowers.probe.grid import fit_grid, make_run
+        from siglip_flowers.runtime.devices import set_cpu_threads
         from siglip_flowers.training.run import run_training
 
+    set_cpu_threads(None)
     run = make_run(*parsed)
     result = run_training(run, partial(fit_grid, run))
     if PartialState().is_main_process:

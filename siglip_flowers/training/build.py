@@ -18,6 +18,7 @@ from transformers import EvalPrediction, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.text import count
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -54,9 +55,10 @@ from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, check_peft
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
-from siglip_flowers.model.heads import set_calibration, set_text_head
+from siglip_flowers.model.heads import keep_known_heads, set_calibration, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
+    is_classifier,
     load_checkpoint_config,
     load_classifier,
     set_attention,
@@ -248,6 +250,14 @@ def _start_head(
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, prompts))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
+    elif not options.from_scratch and is_classifier(load_checkpoint_config(checkpoint)):
+        kept = keep_known_heads(model, checkpoint)
+        logger.warning(
+            "%s is a trained classifier; the heads of %d of %s are kept.",
+            checkpoint,
+            kept,
+            count(len(data.class_names), "class"),
+        )
     elif options.head_kind == "cosine" and not options.from_scratch:
         calibration = load_calibration(checkpoint)
         if calibration is not None:

@@ -152,7 +152,9 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     training = arguments.training
     check_world(PartialState().num_processes)
     check_arguments(arguments)
-    set_cpu_threads(training.cpu_threads)
+    # A setting of the process, and only if it was asked for.
+    if training.cpu_threads is not None:
+        set_cpu_threads(training.cpu_threads)
     download_data(arguments.data)
     options = arguments.model
     processor = load_image_processor(

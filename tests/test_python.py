@@ -1,0 +1,146 @@
+"""Training and evaluation as calls in Python, and a finished run that is trained further."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from setuptools import build_meta
+
+import siglip_flowers
+from siglip_flowers.base.errors import InputError
+from tests.conftest import REPOSITORY
+from tests.small_runs import CLASSES, make_checkpoint, make_folder
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def describe_process() -> list[object]:
+    return [torch.get_num_threads(), *(signal.getsignal(number) for number in SIGNALS)]
+
+
+def train(model, data, output_dir, **options):
+    """Train for a step that changes nothing, unless the options say otherwise."""
+    defaults = {
+        **{"max_steps": 1, "learning_rate": 1e-12, "head_learning_rate": None, "weight_decay": 0},
+        **{"per_device_train_batch_size": 8, "bf16": False, "report_to": ["none"]},
+        **{"disable_tqdm": True, "train_resize_scale": 1},
+    }
+    given = {"model_name_or_path": model, "data_dir": data, "output_dir": output_dir}
+    return siglip_flowers.train(**{**defaults, **given, **options})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("python")
+    make_checkpoint(directory / "checkpoint")
+    make_folder(directory / "data")
+    # Another order, one class less and one more.
+    shutil.copytree(directory / "data", directory / "more")
+    for split in (directory / "more").iterdir():
+        (split / "borage").rename(split / "zinnia")
+        (split / "aster").rename(split / "wild aster")
+    return directory
+
+
+def test_both_calls_return_what_the_run_recorded_and_change_no_process(place, tmp_path):
+    before = describe_process()
+    run = train(place / "checkpoint", place / "data", tmp_path / "run", learning_rate=1e-3)
+    found = siglip_flowers.evaluate(model=run.output_dir, split="validation", dtype="float32")
+    assert describe_process() == before
+    assert run.output_dir == found.output_dir == tmp_path / "run"
+    splits = json.loads((run.output_dir / "metrics.json").read_text())["splits"]
+    for metrics in (run.metrics["validation"], found.metrics):
+        assert metrics == {name: splits["validation"][name] for name in metrics}
+        assert {"n", "accuracy", "f1_macro", "loss"} <= set(metrics)
+    low, high = found.intervals["accuracy"]
+    assert low <= found.metrics["accuracy"] <= high
+    # A finished run is not overwritten, and nothing exits.
+    with pytest.raises(InputError, match="already holds a finished run"):
+        train(place / "checkpoint", place / "data", tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "message"),
+    [
+        ("train", {"learning_rat": 1}, "Unknown key 'learning_rat' in the call; did you mean lea"),
+        ("train", {"shots": "many"}, "In the call: shots has an invalid int value: 'many'"),
+        ("train", {"config": "lara"}, "There is no configuration 'lara'"),
+        ("evaluate", {"split": "best"}, "--split is 'best'; choose one of"),
+        ("evaluate", {"model": "results/nope"}, "model directory results/nope does not exist"),
+    ],
+)
+def test_options_of_a_call_are_checked(call, options, message):
+    with pytest.raises(InputError, match=message):
+        getattr(siglip_flowers, call)(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"pooling": "mean"}, {"objective": "sigmoid"}],
+    ids=lambda options: " ".join(options.values()) or "default",
+)
+def test_a_finished_run_is_trained_further_with_the_heads_of_its_classes(
+    place, tmp_path, caplog, options
+):
+    first = train(place / "checkpoint", place / "data", tmp_path / "first", **options)
+    again = train(first.output_dir, place / "data", tmp_path / "again", **options)
+    assert again.metrics["test"] == pytest.approx(first.metrics["test"], abs=1e-5)
+    more = train(first.output_dir, place / "more", tmp_path / "more", **options)
+    assert "the heads of 1 of 3 classes are kept" in caplog.text
+    before, after = (
+        load_file(run.output_dir / "model" / "model.safetensors") for run in (first, more)
+    )
+    old, new = CLASSES, ("clover", "wild aster", "zinnia")
+    row, kept = old.index("clover"), new.index("clover")
+    for part in ("weight", "bias"):
+        head, further = before[f"classifier.{part}"], after[f"classifier.{part}"]
+        torch.testing.assert_close(further[kept], head[row], rtol=1e-4, atol=1e-5)
+        if part == "weight":
+            assert not torch.allclose(further[1], head[0], atol=1e-3)
+
+
+def test_heads_for_other_features_are_not_kept(place, tmp_path, caplog):
+    first = train(place / "checkpoint", place / "data", tmp_path / "first")
+    train(first.output_dir, place / "data", tmp_path / "mean", pooling="mean")
+    assert "the heads of 0 of 3 classes are kept" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_trains_evaluates_and_predicts_elsewhere(place, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "results", "tests", "docs", "__pycache__", "benchmarks")
+    shutil.copytree(REPOSITORY, source, symlinks=True, ignore=ignored)
+    monkeypatch.chdir(source)
+    wheel = build_meta.build_wheel(str(tmp_path))
+    with zipfile.ZipFile(tmp_path / wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    work = tmp_path / "work"
+    work.mkdir()
+
+    def run(*words):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "siglip_flowers", *map(str, words)],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    options = ["--data_source", "folder", "--data_dir", place / "data", "--max_steps", "2"]
+    printed = run("train", "--config", "demo", *options, "--output_dir", "results/mine")
+    # It names the command that is there.
+    assert "siglip-flowers eval --model results/mine/model" in printed
+    assert "accuracy" in run("eval", "--model", "results/mine")
+    image = next(Path(place / "data" / "test").rglob("*.png"))
+    assert str(image) in run("predict", image)
