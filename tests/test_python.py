@@ -16,6 +16,8 @@ from setuptools import build_meta
 
 import siglip_flowers
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.model.heads import keep_known_heads
+from siglip_flowers.model.loading import load_classifier
 from tests.conftest import REPOSITORY
 from tests.small_runs import CLASSES, make_checkpoint, make_folder
 
@@ -82,35 +84,46 @@ def test_options_of_a_call_are_checked(call, options, message):
         getattr(siglip_flowers, call)(**options)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"pooling": "mean"}, {"objective": "sigmoid"}],
-    ids=lambda options: " ".join(options.values()) or "default",
-)
-def test_a_finished_run_is_trained_further_with_the_heads_of_its_classes(
-    place, tmp_path, caplog, options
-):
-    first = train(place / "checkpoint", place / "data", tmp_path / "first", **options)
-    again = train(first.output_dir, place / "data", tmp_path / "again", **options)
-    assert again.metrics["test"] == pytest.approx(first.metrics["test"], abs=1e-5)
-    more = train(first.output_dir, place / "more", tmp_path / "more", **options)
+def test_a_finished_run_is_trained_further_with_the_heads_of_its_classes(place, tmp_path, caplog):
+    # Its head takes normalized features, and so does the next one.
+    first = train(place / "checkpoint", place / "data", tmp_path / "first", head="cosine")
+    more = train(first.output_dir, place / "more", tmp_path / "more")
     assert "the heads of 1 of 3 classes are kept" in caplog.text
     before, after = (
-        load_file(run.output_dir / "model" / "model.safetensors") for run in (first, more)
+        load_file(run.output_dir / "model" / "model.safetensors")["classifier.weight"]
+        for run in (first, more)
     )
-    old, new = CLASSES, ("clover", "wild aster", "zinnia")
-    row, kept = old.index("clover"), new.index("clover")
-    for part in ("weight", "bias"):
-        head, further = before[f"classifier.{part}"], after[f"classifier.{part}"]
-        torch.testing.assert_close(further[kept], head[row], rtol=1e-4, atol=1e-5)
-        if part == "weight":
-            assert not torch.allclose(further[1], head[0], atol=1e-3)
+    kept = ("clover", "wild aster", "zinnia").index("clover")
+    torch.testing.assert_close(after[kept], before[CLASSES.index("clover")], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after[1], before[0], atol=1e-3)
 
 
-def test_heads_for_other_features_are_not_kept(place, tmp_path, caplog):
-    first = train(place / "checkpoint", place / "data", tmp_path / "first")
-    train(first.output_dir, place / "data", tmp_path / "mean", pooling="mean")
-    assert "the heads of 0 of 3 classes are kept" in caplog.text
+@pytest.mark.parametrize(
+    ("trained", "model", "kept"),
+    [
+        ({}, {}, 2),
+        ({"pooling": "mean"}, {"pooling": "mean"}, 2),
+        ({"head": "cosine"}, {"head": "cosine"}, 2),
+        ({"head": "cosine", "activation": "sigmoid"}, {"head": "cosine"}, 2),
+        # Heads for other features.
+        ({}, {"pooling": "mean"}, 0),
+        ({}, {"head": "cosine"}, 0),
+        ({"head": "cosine"}, {}, 0),
+    ],
+)
+def test_known_classes_keep_their_logits(place, tmp_path, trained, model, kept):
+    torch.manual_seed(0)
+    old = load_classifier(str(place / "checkpoint"), ["a", "b", "c"], **trained).fold().eval()
+    old.save_pretrained(tmp_path)
+    new = load_classifier(str(tmp_path), ["c", "x", "a", "y"], **model).eval()
+    assert keep_known_heads(new, str(tmp_path)) == kept
+    pixels = torch.randn(5, 3, 16, 16)
+    with torch.no_grad():
+        found, expected = new(pixels).logits[:, [2, 0]], old(pixels).logits[:, [0, 2]]
+    # A softmax does not change if all logits do.
+    found, expected = (logits - logits[:, :1] for logits in (found, expected))
+    assert torch.allclose(found, expected, atol=1e-4) is (kept > 0)
+    assert keep_known_heads(new, str(place / "checkpoint")) == 0
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ from tests.small_runs import CLASSES, make_checkpoint, make_folder, small_option
 SECRET = "hf_" + "q7" * 17
 NAMES = ("aim", "wandb", "tensorboard", "trackio")
 NEEDED = [name for name in NAMES if importlib.util.find_spec(name)]
+# The name of the data set.
+PROJECT = "image-folder-data"
 FIND_SPEC = "importlib.util.find_spec"
 
 
@@ -107,7 +109,7 @@ def read_aim(root, run_hash):
 def test_aim_gives_back_settings_and_metrics_by_split_and_epoch(environment, run_dir, metrics):
     _, run, found = read_aim(environment, read_ids(run_dir)["aim"])
     assert run.name == "run"
-    assert run.experiment == "siglip_flowers"
+    assert run.experiment == PROJECT
     assert run["hparams"]["learning_rate"] == 1e-3
     assert run["hparams"]["num_classes"] == len(CLASSES)
     rows = [row for row in read_history(run_dir) if row["validation_loss"]]
@@ -148,7 +150,7 @@ def test_aim_gives_back_example_images_and_the_confusion_matrix(environment, run
 
 def read_trackio():
     """Return (name of the run, step, logged figures) of every row of Trackio's database."""
-    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], "siglip_flowers.db")) as database:
+    with sqlite3.connect(Path(os.environ["TRACKIO_DIR"], f"{PROJECT}.db")) as database:
         rows = database.execute("select run_name, step, metrics from metrics").fetchall()
     return [(name, step, json.loads(row)) for name, step, row in rows]
 
@@ -183,7 +185,7 @@ def test_wandb_keeps_an_offline_run_that_can_be_synced(environment, run_dir, met
     path = sorted(environment.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb"))[0]
     records = read_wandb(path)
     (start,) = [one.run for one in records if one.WhichOneof("record_type") == "run"]
-    assert (start.project, start.display_name, start.run_id) == ("siglip_flowers", "run", run_id)
+    assert (start.project, start.display_name, start.run_id) == (PROJECT, "run", run_id)
     config = {item.key: json.loads(item.value_json) for item in start.config.update}
     assert config["learning_rate"] == 1e-3
     logged: dict[str, list] = {}
@@ -328,7 +330,7 @@ def test_a_tracker_that_cannot_be_opened_today_keeps_its_id(tmp_path):
 def test_a_repository_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
     trackers = Trackers({"aim": AimTracker(str(tmp_path / "file"))})
-    trackers.open(RunFacts("run", {}, tmp_path))
+    trackers.open(RunFacts("run", "photos", {}, tmp_path))
     trackers.close(failed=False)
     (said,) = [record.message for record in caplog.records if "aim failed" in record.message]
     assert "file" in said
@@ -451,7 +453,7 @@ def test_wandb_never_asks_even_in_a_terminal(nobody, monkeypatch, tmp_path, capl
         patch.setattr(sys, "stdin", keyboard)
         patch.setattr(sys, "stderr", screen)
         assert nobody.errors.term.can_use_terminput()
-        tracker.open(RunFacts("run", {}, tmp_path), None)
+        tracker.open(RunFacts("run", "photos", {}, tmp_path), None)
         settings = tracker._run.settings
         tracker.close(failed=False)
     reader.join(timeout=20)

@@ -93,6 +93,7 @@ REMOVED: dict[str, Any] = {
     "local_rank": -1,
     "log_level": "passive",
     "log_level_replica": "warning",
+    "project": "huggingface",
     "train_sampling_strategy": "random",
     "accelerator_config": {
         **dict.fromkeys(("non_blocking", "split_batches"), False),

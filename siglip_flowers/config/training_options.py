@@ -181,7 +181,6 @@ class InheritedOptions:
         (*TRACKERS, "none"),
     )
     run_name: str | None = option(None, "Name of the run in trackers; default: --output_dir.")
-    project: str = option("huggingface", "Project of the run in trackio.")
     seed: int = common(42, "Seed of everything random in training.", between(0, 2**32 - 1))
     data_seed: int | None = option(
         None, "Seed of the order of images; default: --seed.", between(0, 2**32 - 1)

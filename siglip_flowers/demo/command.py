@@ -1,11 +1,13 @@
 """Try a classifier in the browser: ``siglip-flowers demo``."""
 
 import importlib.util
+import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import CONFIG_FILE
+from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import SOURCE_OPTIONS, parse_with_run_data
@@ -13,6 +15,12 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.runtime.preemption import defer_signals
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from siglip_flowers.data import ClassificationData
+    from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 COMMAND = Command(
     "siglip-flowers demo",
@@ -24,7 +32,6 @@ COMMAND = Command(
         "siglip-flowers demo --neighbors 0 --port 8080",
     ),
 )
-SHOWN_EXAMPLES = 4
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +56,6 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
         from siglip_flowers.data import load_data
-        from siglip_flowers.data.rows import get_labels, read_images
         from siglip_flowers.demo.answer import Explainer, TrainingImages
         from siglip_flowers.demo.page import serve_page
         from siglip_flowers.evaluation.features import load_features
@@ -61,7 +67,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     model_dir = str(options.model)
     classifier = SiglipImageClassifier.from_pretrained(model_dir, dtype=options.dtype)
     processor = load_image_processor(model_dir)
-    data, images, dataset, examples = None, None, None, []
+    data, images = None, None
     # Without data of its run, the default would be to download Flowers102.
     if options.neighbors and (named or (Path(model_dir).parent / CONFIG_FILE).is_file()):
         try:
@@ -71,15 +77,58 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
                 raise
             logger.warning("The page has no training images to show: %s", error)
     if data is not None:
-        model, train, test = classifier.engine.model, data.splits["train"], data.splits["test"]
+        model, train = classifier.engine.model, data.splits["train"]
         dtype = str(classifier.dtype).removeprefix("torch.")
         passing = PassOptions(batch_size=64, dtype=dtype, data_arguments=data_arguments)
         features = load_features(model, processor, train, passing)[model.config.pooling]
         images = TrainingImages(train, features)
-        dataset = shorten_description(data.description)
-        # One image of each of the first classes.
-        labels = get_labels(test).tolist()
-        rows = [labels.index(label) for label in sorted(set(labels))[:SHOWN_EXAMPLES]]
-        names = [data.class_names[labels[row]] for row in rows]
-        examples = list(zip(names, read_images(test, rows), strict=True))
+        dataset: str | None = shorten_description(data.description)
+        examples = _choose_examples(data)
+    else:
+        dataset, examples = _read_dataset(model_dir), _read_examples(model_dir, classifier)
     serve_page(Explainer(classifier, processor, options, images), options, dataset, examples)
+
+
+def _choose_examples(data: "ClassificationData") -> list[tuple[str, "Image.Image"]]:
+    """Return a test image of each of the first classes, with the name of the class."""
+    # See _serve.
+    from siglip_flowers.data.rows import get_labels, read_images
+    from siglip_flowers.inference.sidecars import EXAMPLE_FILES
+
+    labels = get_labels(data.splits["test"]).tolist()
+    rows = [labels.index(label) for label in sorted(set(labels))[: len(EXAMPLE_FILES)]]
+    names = [data.class_names[labels[row]] for row in rows]
+    return list(zip(names, read_images(data.splits["test"], rows), strict=True))
+
+
+def _read_examples(
+    model: str, classifier: "SiglipImageClassifier"
+) -> list[tuple[str, "Image.Image"]]:
+    """Return the images that were published with a model, with the names of their classes."""
+    # See _serve.
+    from PIL import Image
+
+    from siglip_flowers.inference.sidecars import EXAMPLE_FILES, find_sidecar_file
+
+    names = classifier.class_names[: len(EXAMPLE_FILES)]
+    paths = [find_sidecar_file(model, EXAMPLE_FILES[label]) for label in range(len(names))]
+    return [
+        (name, Image.open(path))
+        for name, path in zip(names, paths, strict=True)
+        if path is not None
+    ]
+
+
+def _read_dataset(model: str) -> str | None:
+    """Return the name of the data set in the metrics of a model's run, if they are there."""
+    # See _serve.
+    from siglip_flowers.inference.sidecars import find_sidecar_file
+
+    inside = Path(model).parent / METRICS_FILE
+    path = inside if inside.is_file() else find_sidecar_file(model, METRICS_FILE)
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        return shorten_description(metrics["data"]["description"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        # A model of elsewhere may have a file of that name.
+        return None

@@ -87,8 +87,7 @@ def serve_page(
         import gradio
         from starlette.middleware import Middleware
 
-        description = describe_classes(explainer.classifier.class_names, dataset)
-        page = build_page(explainer, description, examples, Path(folder))
+        page = build_page(explainer, dataset, examples, Path(folder))
         options.check_address()
         page.queue(default_concurrency_limit=1)
         try:
@@ -116,7 +115,7 @@ def serve_page(
 
 def build_page(
     explainer: Explainer,
-    description: str,
+    dataset: str | None,
     examples: Sequence[tuple[str, Image.Image]],
     folder: Path,
 ) -> Any:
@@ -129,10 +128,14 @@ def build_page(
             return EMPTY
         return render_answer(explainer.explain(Path(path).read_bytes()), explainer.pooling)
 
+    title = f"{TITLE}: {dataset}" if dataset else TITLE
+    description = describe_classes(explainer.classifier.class_names, dataset)
     with gradio.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=(KEEP_UPLOADS, KEEP_UPLOADS)
+        title=title, analytics_enabled=False, delete_cache=(KEEP_UPLOADS, KEEP_UPLOADS)
     ) as page:
-        gradio.HTML(f"<h1>{TITLE}</h1><p>{description} Drop an image to classify it.</p>")
+        gradio.HTML(
+            f"<h1>{html.escape(title)}</h1><p>{description} Drop an image to classify it.</p>"
+        )
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):
                 image = gradio.Image(

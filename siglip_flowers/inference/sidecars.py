@@ -1,4 +1,4 @@
-"""Files beside a model's weights: the out-of-distribution (OOD) threshold and the temperature."""
+"""Files beside a model's weights: the out-of-distribution (OOD) threshold and others."""
 
 import json
 import math
@@ -15,6 +15,8 @@ from siglip_flowers.metrics.ood import LOGIT_SCORES, score_class_means, score_lo
 
 OOD_FILE = "open_set.json"
 CALIBRATION_FILE = "calibration.json"
+# A test image of each of the first classes, by the number of the class, if its owner allowed it.
+EXAMPLE_FILES = tuple(f"examples/{label}.jpg" for label in range(4))
 CLASS_MEAN = "class_mean"
 SCORES = (CLASS_MEAN, *LOGIT_SCORES)
 

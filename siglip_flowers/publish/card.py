@@ -18,10 +18,10 @@ from siglip_flowers.config import (
     ModelArguments,
     TrainingOptions,
 )
-from siglip_flowers.evaluation.run import HEADLINE
+from siglip_flowers.evaluation.run import HEADLINE, TOP_K
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.model.towers import is_naflex
-from siglip_flowers.publish.check import LOAD_IMAGE
+from siglip_flowers.publish.check import LOAD_IMAGE, NOT_LOADED
 from siglip_flowers.publish.finished import FinishedRun
 from siglip_flowers.publish.options import PublishArguments
 
@@ -82,6 +82,7 @@ def build_card(
     """Return the card of a run; ``config`` is the configuration of the published model."""
     splits, data, predictions = run.metrics["splits"], run.metrics["data"], run.predictions
     classes = splits["test"]["per_class"]
+    shown = list_shown_metrics(len(classes))
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("siglip_flowers.publish", "."),
         trim_blocks=True,
@@ -94,12 +95,13 @@ def build_card(
         options=options,
         facts=facts,
         load_image=LOAD_IMAGE,
+        not_loaded=NOT_LOADED,
         classes=config.id2label,
         vision=config.vision_config,
         naflex=is_naflex(config.vision_config),
         base_model=run.base_model,
         dataset=run.dataset_title,
-        headline=HEADLINE,
+        headline={name: title for name, title in HEADLINE.items() if name in shown},
         intervals=bootstrap_headline(
             predictions.labels, predictions.predicted, len(classes), hits=predictions.hits
         ),
@@ -113,6 +115,12 @@ def build_card(
         **{name: run.metrics[name] for name in ("model", "data", "training", "environment")},
     )
     return ModelCard(text + "\n")
+
+
+def list_shown_metrics(num_classes: int) -> dict[str, str]:
+    """Return the titles of the test metrics; of few classes the top-5 accuracy is always 1."""
+    left_out = () if num_classes > TOP_K else ("top5_accuracy",)
+    return {name: title for name, title in TEST_METRICS.items() if name not in left_out}
 
 
 def _build_metadata(
@@ -138,8 +146,7 @@ def _build_metadata(
         model_name=facts.model_id.split("/")[-1],
         eval_results=[
             _describe_result(run, dataset or ("imagefolder" if source == "folder" else source), key)
-            for key in TEST_METRICS
-            if key in run.metrics["splits"]["test"]
+            for key in list_shown_metrics(len(run.metrics["splits"]["test"]["per_class"]))
         ],
     )
 

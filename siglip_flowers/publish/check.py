@@ -35,6 +35,11 @@ if image.mode.startswith("I"):  # 16 bits per pixel
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert("RGB")
 """
+# What these lines open with other pixels; the card says so.
+NOT_LOADED = (
+    "They differ from the training on gray images of 9 to 15 bits or of floating-point samples, "
+    "and on 16-bit ones with a transparent value or without a sample of at least 4096."
+)
 
 
 # Classifies files as a machine without this package would, loaded by the card's lines and by the

@@ -1,7 +1,9 @@
 """What ``--push_to_hub`` adds to a training run."""
 
+import dataclasses
+
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.publish.options import PublishArguments, PushArguments
+from siglip_flowers.publish.options import HubArguments, PublishArguments, PushArguments
 from siglip_flowers.publish.publish import check_hub_access, publish_run
 from siglip_flowers.training.build import RunArguments, TrainingExtension
 
@@ -12,7 +14,8 @@ class PushExtension(TrainingExtension):
     def __init__(self, options: PushArguments) -> None:
         assert options.hub_model_id is not None
         self.hub_model_id = options.hub_model_id
-        self.private = options.hub_private_repo
+        shared = dataclasses.fields(HubArguments)
+        self.options = {field.name: getattr(options, field.name) for field in shared}
 
     def check(self, arguments: RunArguments) -> None:
         """Raise RunError unless the Hub accepts the token."""
@@ -25,11 +28,8 @@ class PushExtension(TrainingExtension):
             InputError, RunError: It was not published; the message has the command to retry with.
         """
         run = str(arguments.training.output_dir)
-        options = PublishArguments(
-            run=run, hub_model_id=self.hub_model_id, hub_private_repo=self.private
-        )
         try:
-            publish_run(options, arguments.data, print)
+            publish_run(PublishArguments(run=run, **self.options), arguments.data, print)
         except (InputError, RunError) as error:
             raise RunError(
                 f"{str(error).rstrip('.')}. The run in {run} is complete; publish it with: "

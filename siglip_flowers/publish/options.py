@@ -10,27 +10,55 @@ from siglip_flowers.config.fields import check_fields, common, option, positive
 from siglip_flowers.config.rules import Rule
 
 
-def check_hub_model_id(name: str) -> None:
-    """Raise InputError unless the name can be that of a model on the Hub."""
-    if not is_hub_id(name):
-        raise InputError(
-            f"--hub_model_id is {name!r}; use ORG/NAME, such as my-team/siglip-flowers."
-        )
+def check_hub_model_id(name: str, value: str | None) -> None:
+    """Raise InputError unless the value can be the name of a model on the Hub, or is None."""
+    if value is not None and not is_hub_id(value):
+        raise InputError(f"--{name} is {value!r}; use ORG/NAME, such as my-team/my-model.")
+
+
+def _check_language(name: str, value: str | None) -> None:
+    if not re.fullmatch(r"[a-z]{2,3}", value or "en"):
+        raise InputError(f"--{name} is {value!r}; use an ISO 639 code, such as en.")
+
+
+def _check_license(name: str, value: str | None) -> None:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", value or "mit"):
+        raise InputError(f"--{name} is {value!r}; use the Hub's name of it, such as apache-2.0.")
 
 
 @dataclass
-class PushArguments:
-    """Publish the run to the Hugging Face Hub when the training is finished."""
+class HubArguments:
+    """The model on the Hub, and what is published with it."""
 
-    push_to_hub: bool = common(False, "Publish the finished run to the Hugging Face Hub.")
-    hub_model_id: str | None = common(None, "The model on the Hub, ORG/NAME; created if missing.")
+    hub_model_id: str | None = option(
+        None, "The model on the Hub, ORG/NAME; created if missing.", check_hub_model_id
+    )
     hub_private_repo: bool | None = option(
         None, "Make a new model private; default: the organization's setting."
     )
+    license: str | None = option(
+        None,
+        "License of the published model, as the Hub names it; default: not stated.",
+        _check_license,
+    )
+    language: str | None = option(
+        None,
+        "Language of the class names, as an ISO 639 code; default: not stated.",
+        _check_language,
+    )
+    example_images: bool = option(
+        False, "Publish thumbnails of a few test images, which the model's page shows as examples."
+    )
+
+
+@dataclass
+class PushArguments(HubArguments):
+    """Publish the run to the Hugging Face Hub when the training is finished."""
+
+    push_to_hub: bool = common(False, "Publish the finished run to the Hugging Face Hub.")
 
     def __post_init__(self) -> None:
-        if self.hub_model_id is not None:
-            check_hub_model_id(self.hub_model_id)
+        check_fields(self)
 
     @property
     def is_asked(self) -> bool:
@@ -48,20 +76,16 @@ RULES = (
     Rule(
         lambda options: options.hub_model_id is not None and not options.push_to_hub,
         "--hub_model_id {hub_model_id} does nothing without --push_to_hub; add it.",
-        "--hub_model_id my-team/siglip-flowers",
+        "--hub_model_id my-team/my-model",
     ),
 )
 
 
 @dataclass
-class PublishArguments:
+class PublishArguments(HubArguments):
     """Which run is published, where, and how it is checked before."""
 
     run: str | None = option(None, "The directory of a finished run.", positional=True, path=True)
-    hub_model_id: str | None = option(None, "The model on the Hub, ORG/NAME; created if missing.")
-    hub_private_repo: bool | None = option(
-        None, "Make a new model private; default: the organization's setting."
-    )
     output_dir: str | None = option(
         None,
         "Write the files to this new directory; they are pushed only if "
@@ -71,12 +95,6 @@ class PublishArguments:
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded.", positive
     )
-    license: str | None = option(
-        None, "License of the model, as the Hub names it; default: not stated."
-    )
-    language: str | None = option(
-        None, "Language of the class names, as an ISO 639 code; default: not stated."
-    )
 
     def __post_init__(self) -> None:
         if self.run is None:
@@ -85,14 +103,6 @@ class PublishArguments:
             raise InputError(
                 "Give --hub_model_id ORG/NAME to push, or --output_dir DIR to write the files only."
             )
-        if self.hub_model_id is not None:
-            check_hub_model_id(self.hub_model_id)
         if self.output_dir is not None and Path(self.output_dir).exists():
             raise InputError(f"--output_dir {self.output_dir} exists; name a new directory.")
         check_fields(self)
-        if not re.fullmatch(r"[a-z]{2,3}", self.language or "en"):
-            raise InputError(f"--language is {self.language!r}; use an ISO 639 code, such as en.")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license or "mit"):
-            raise InputError(
-                f"--license is {self.license!r}; use the Hub's name of it, such as apache-2.0."
-            )

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
@@ -24,7 +25,8 @@ from siglip_flowers.base.files import (
 )
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
-from siglip_flowers.inference.sidecars import CALIBRATION_FILE, OOD_FILE
+from siglip_flowers.data.rows import get_labels, read_images
+from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, OOD_FILE
 from siglip_flowers.model.classifier import explain_not_native, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.weights import first_line, quiet_transformers
@@ -38,7 +40,7 @@ AUTO_MAP = {
     "AutoConfig": "modeling_siglip_classifier.SiglipClassifierConfig",
     "AutoModelForImageClassification": "modeling_siglip_classifier.SiglipClassifier",
 }
-# Plots of the training; examples are images of the data set and stay private.
+# Plots of the training; sheets of examples show images of the data set and stay private.
 PLOTS = tuple(name for name in RUN_FILES if name.endswith("_plot.png"))
 LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
 REMEDIES = {
@@ -47,8 +49,9 @@ REMEDIES = {
     404: "check the name and the rights of the token",
 }
 RETRY = "try again later with the same command, which uploads only what is missing"
-# Weights and code that an earlier push of another model may have left.
-REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py"]
+# Weights, code and examples that an earlier push of another model may have left.
+REPLACED_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py", "examples/*"]
+EXAMPLE_PIXELS = 384
 # Base class of the errors of the HTTP library, which differs between versions of the client.
 HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 
@@ -79,6 +82,8 @@ def publish_run(
         images = count(checked.count, "test image")
         report(f"{run.directory}: {kind}; classifies {images} as recorded")
         plots = write_figures(run, staged)
+        if options.example_images:
+            write_examples(rows, staged)
         facts = CardFacts(
             model_id=options.hub_model_id or Path(str(options.output_dir)).name,
             native=native,
@@ -149,6 +154,17 @@ def write_figures(run: FinishedRun, directory: Path) -> list[str]:
     metrics["model"] = {key: value for key, value in metrics["model"].items() if key != "local"}
     write_json(directory / METRICS_FILE, metrics)
     return plots
+
+
+def write_examples(rows: datasets.Dataset, directory: Path) -> None:
+    """Write a thumbnail of a test image of each of the first classes, without metadata."""
+    labels = get_labels(rows).tolist()
+    for label, name in enumerate(EXAMPLE_FILES):
+        if label in labels:
+            (image,) = read_images(rows, [labels.index(label)])
+            image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
+            (directory / name).parent.mkdir(exist_ok=True)
+            image.save(directory / name, quality=85)
 
 
 def check_hub_access(hub_model_id: str) -> None:

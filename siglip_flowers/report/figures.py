@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from siglip_flowers.base.text import count
 from siglip_flowers.metrics.calibration import ReliabilityBin
@@ -17,9 +18,13 @@ from siglip_flowers.plots.theme import (
     TRAIN_COLOR,
     VALIDATION_COLOR,
     make_figure,
+    shorten,
     style_axes,
 )
 from siglip_flowers.report.contents import Report, describe_rows, percent
+
+# More names of classes would fill the figure.
+_LEGEND_CLASSES, _LEGEND_LETTERS = 20, 24
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,19 @@ def draw_confusion(report: Report) -> Drawing:
 
 
 def draw_feature_map(report: Report) -> Drawing:
-    """Draw images as points by their features; ringed points are mistakes."""
+    """Draw images as points by their features, with a legend; ringed points are mistakes."""
     figure = make_figure(9, 6.2)
     axes = figure.add_subplot()
     rows = report.feature_map.rows
-    place = np.argsort(report.class_order)
-    wrong = report.predicted[rows] != report.result.labels[rows]
+    labels, order = report.result.labels[rows], report.class_order
+    colors = matplotlib.colormaps["hsv"](np.argsort(order) / len(order))
+    wrong = report.predicted[rows] != labels
     x, y = report.feature_map.places.T
     points = axes.scatter(
         x,
         y,
         s=30,
-        c=matplotlib.colormaps["hsv"](place[report.result.labels[rows]] / max(len(place), 1)),
+        c=colors[labels],
         alpha=0.85,
         edgecolors=TEXT_COLOR,
         linewidths=np.where(wrong, 1.2, 0.0).tolist(),
@@ -139,7 +145,29 @@ def draw_feature_map(report: Report) -> Drawing:
     for spine in axes.spines.values():
         spine.set_visible(False)
     title = f"{count(len(rows), 'image')} by their features ({report.feature_map.method})"
-    axes.set_title(f"{title}; rings are mistakes", loc="left", fontsize=10, color=TEXT_COLOR)
+    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOR)
+    _add_legend(figure, report, [int(label) for label in order if label in labels], colors)
     captions = describe_rows(report)
     chosen = rows.tolist()
     return Drawing(figure, {"map": [captions[row] for row in chosen]}, {"map": chosen})
+
+
+def _add_legend(figure: Figure, report: Report, classes: list[int], colors: np.ndarray) -> None:
+    """Explain rings and colors: of few classes each, of many only what similar colors mean."""
+    ring = Line2D([], [], marker="o", linestyle="", color="#999999", label="mistake")
+    ring.set(markeredgecolor=TEXT_COLOR, markeredgewidth=1.2)
+    handles = [ring]
+    if len(classes) <= _LEGEND_CLASSES:
+        for label in classes:
+            name = shorten(report.names[label], _LEGEND_LETTERS)
+            handles.append(
+                Line2D([], [], marker="o", linestyle="", color=colors[label], label=name)
+            )
+    else:
+        about = f"{count(len(classes), 'class')}, often confused ones in similar colors"
+        handles.append(Line2D([], [], linestyle="", label=about))
+    legend = figure.legend(
+        handles=handles, loc="outside lower left", ncols=3, frameon=False, fontsize=9
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

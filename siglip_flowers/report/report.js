@@ -54,6 +54,15 @@
     });
   }
 
+  // A large plot grows and shrinks inside its frame.
+  for (const zoom of document.querySelectorAll(".zoom")) {
+    const plot = zoom.parentElement.querySelector("svg.plot");
+    const width = plot.getBoundingClientRect().width;
+    const slider = zoom.querySelector("input");
+    zoom.hidden = false;
+    slider.addEventListener("input", () => { plot.style.width = `${width * slider.value / 100}px`; });
+  }
+
   // Marks of plots tell what they mean: under the pointer, when tapped, and when focused.
   const tip = document.getElementById("tip");
   const [image, words] = tip.children;

@@ -16,8 +16,6 @@ from siglip_flowers.tracking.trackers import FinalResults, Moment, RunFacts, Tra
 
 logger = logging.getLogger(__name__)
 
-# The name of Aim's experiment and of W&B's and Trackio's project.
-PROJECT = "siglip_flowers"
 AIM_SYSTEM_SECONDS = 10
 WANDB_STEP = "global_step"
 # Modes of W&B that need no login.
@@ -62,7 +60,7 @@ class AimTracker(Tracker):
             except MissingRunError:
                 logger.warning("The Aim repository has no run %s; a new one starts.", run_id)
         if self._run is None:
-            self._run = Run(experiment=PROJECT, **options)
+            self._run = Run(experiment=run.project, **options)
         self._run.name = run.name
         self._run.set("hparams", run.config, strict=False)
         return self._run.hash
@@ -125,7 +123,7 @@ class WandbTracker(Tracker):
         run_id, mode = run_id or uuid.uuid4().hex[:8], choose_wandb_mode()
         settings, offline = wandb.setup().settings, mode in WANDB_LOCAL_MODES
         self._run = wandb.init(
-            project=settings.project or PROJECT,
+            project=settings.project or run.project,
             name=run.name,
             id=run_id,
             config=run.config,
@@ -231,7 +229,9 @@ class TrackioTracker(Tracker):
         import trackio
 
         name = run_id or f"{run.name}-{uuid.uuid4().hex[:8]}"
-        self._run = trackio.init(PROJECT, name=name, config=run.config, resume="allow", embed=False)
+        self._run = trackio.init(
+            run.project, name=name, config=run.config, resume="allow", embed=False
+        )
         return name
 
     def log(self, values: Sequence[Value], moment: Moment) -> None:

@@ -27,11 +27,13 @@ class RunFacts:
 
     Attributes:
         name: The name of the run, which is that of its output directory.
+        project: The name of the data set, for Aim's experiment and the project of W&B and Trackio.
         config: Every option, by name; no secrets.
         output_dir: The output directory of the run.
     """
 
     name: str
+    project: str
     config: dict[str, Any]
     output_dir: Path
 

@@ -1,6 +1,7 @@
 """What a run found, in files and for trackers: metrics, curve, predictions and images."""
 
 import csv
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from siglip_flowers.base.files import (
     digest_weight_files,
     write_json,
 )
+from siglip_flowers.base.text import shorten_description
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
@@ -213,7 +215,9 @@ def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFact
     config = yaml.safe_load(arguments.dump())
     config["data_description"] = data.description
     config["num_classes"] = len(data.class_names)
-    return RunFacts(output_dir.resolve().name, config, output_dir)
+    # W&B refuses some characters, and names of more than 128.
+    project = re.sub(r"[^\w.-]+", "-", shorten_description(data.description))[:100].strip("-")
+    return RunFacts(output_dir.resolve().name, project, config, output_dir)
 
 
 def collect_results(
