@@ -85,7 +85,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
         dataset: str | None = shorten_description(data.description)
         examples = _choose_examples(data)
     else:
-        dataset, examples = _read_dataset(model_dir), _read_examples(model_dir, classifier)
+        dataset, examples = read_dataset(model_dir), read_examples(model_dir, classifier)
     serve_page(Explainer(classifier, processor, options, images), options, dataset, examples)
 
 
@@ -101,7 +101,7 @@ def _choose_examples(data: "ClassificationData") -> list[tuple[str, "Image.Image
     return list(zip(names, read_images(data.splits["test"], rows), strict=True))
 
 
-def _read_examples(
+def read_examples(
     model: str, classifier: "SiglipImageClassifier"
 ) -> list[tuple[str, "Image.Image"]]:
     """Return the images that were published with a model, with the names of their classes."""
@@ -119,7 +119,7 @@ def _read_examples(
     ]
 
 
-def _read_dataset(model: str) -> str | None:
+def read_dataset(model: str) -> str | None:
     """Return the name of the data set in the metrics of a model's run, if they are there."""
     # See _serve.
     from siglip_flowers.inference.sidecars import find_sidecar_file

@@ -37,8 +37,8 @@ image = image.convert("RGB")
 """
 # What these lines open with other pixels; the card says so.
 NOT_LOADED = (
-    "They differ from the training on gray images of 9 to 15 bits or of floating-point samples, "
-    "and on 16-bit ones with a transparent value or without a sample of at least 4096."
+    "They differ from the training on gray images of more than 8 bits, except those of 16 bits "
+    "with a sample of at least 4096 and without a transparent value."
 )
 
 

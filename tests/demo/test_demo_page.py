@@ -19,7 +19,7 @@ from PIL import Image
 
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.demo.answer import Answer, Explainer
-from siglip_flowers.demo.command import main
+from siglip_flowers.demo.command import main, read_dataset, read_examples
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.demo.page import describe_classes, render_answer
 from siglip_flowers.model.loading import load_classifier, load_image_processor
@@ -71,6 +71,21 @@ def small_model(tmp_path_factory):
     load_classifier(str(checkpoint), CLASSES).save_pretrained(directory / "model")
     load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
     return directory / "model"
+
+
+def test_a_model_without_its_data_brings_examples_and_the_name_of_the_data_set(
+    small_model, tmp_path
+):
+    model = shutil.copytree(small_model, tmp_path / "model")
+    classifier = SiglipImageClassifier.from_pretrained(model, dtype="float32")
+    assert read_examples(str(model), classifier) == []
+    assert read_dataset(str(model)) is None
+    (model / "examples").mkdir()
+    draw_image(model / "examples" / "1.jpg", "borage", seed=1)
+    (model / "metrics.json").write_text('{"data": {"description": "my garden, 5/1/1 images"}}')
+    ((name, image),) = read_examples(str(model), classifier)
+    assert (name, image.size) == ("borage", (16, 16))
+    assert read_dataset(str(model)) == "my garden"
 
 
 def make_explainer(model):

@@ -62,6 +62,7 @@ class Garden:
         """Train; the push at the end fails, and the command in its message succeeds."""
         self.hub.faults.append(Fault("POST", "garden/mean/commit", status=500))
         out = ["--output_dir", str(self.root / "to-be-published"), "--license", "mit"]
+        out += ["--example_images", "true"]
         again = [str(self.root / "runs" / "mean"), "--hub_model_id", "garden/mean", *out]
         return [
             self._execute(train_command.main, self._train("mean")),
