@@ -85,9 +85,8 @@ def test_options_of_a_call_are_checked(call, options, message):
 
 
 def test_a_finished_run_is_trained_further_with_the_heads_of_its_classes(place, tmp_path, caplog):
-    # Its head takes normalized features, and so does the next one.
     first = train(place / "checkpoint", place / "data", tmp_path / "first", head="cosine")
-    more = train(first.output_dir, place / "more", tmp_path / "more")
+    more = train(first.output_dir, place / "more", tmp_path / "more", head="cosine")
     assert "the heads of 1 of 3 classes are kept" in caplog.text
     before, after = (
         load_file(run.output_dir / "model" / "model.safetensors")["classifier.weight"]

@@ -3,6 +3,7 @@
 The fit is multinomial logistic regression on the features of a frozen encoder.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from siglip_flowers.base.text import count
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import (
     is_classifier,
@@ -21,6 +23,8 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.text_head import Prompts, ZeroShotHead, zero_shot_head
+
+logger = logging.getLogger(__name__)
 
 # Features (N, D) float32 and labels (N,) int64.
 LabeledFeatures = tuple[np.ndarray, np.ndarray]
@@ -201,24 +205,27 @@ def keep_known_heads(model: SiglipClassifier, checkpoint: str) -> int:
         checkpoint: Any checkpoint; nothing is kept of one that is no classifier.
 
     Returns:
-        The number of classes whose head was kept: 0 if the classifier's head takes other features
-        (pooling, normalization) than the model's.
+        The number of classes whose head was kept, which a warning tells: 0 if the classifier's head
+        takes other features (pooling, normalization) than the model's.
     """
     if not is_classifier(load_checkpoint_config(checkpoint)):
         return 0
     trained = load_saved_classifier(checkpoint)
     head, saved = model.classifier, trained.classifier
     assert isinstance(saved, nn.Linear)
-    cosine = isinstance(head, CosineHead)
-    normalizes = cosine or model.config.normalize_features
-    if (model.config.pooling, normalizes) != (
-        trained.config.pooling,
-        trained.config.normalize_features,
-    ):
-        return 0
+    normalizes = isinstance(head, CosineHead) or model.config.normalize_features
+    fits = trained.config.pooling == model.config.pooling
+    fits = fits and trained.config.normalize_features == normalizes
     numbers = {name: number for number, name in enumerate(trained.class_names)}
-    rows = [row for row, name in enumerate(model.class_names) if name in numbers]
+    rows = [row for row, name in enumerate(model.class_names) if name in numbers and fits]
     known = [numbers[model.class_names[row]] for row in rows]
+    logger.warning(
+        "%s is a trained classifier; the heads of %d of %s are kept%s.",
+        checkpoint,
+        len(rows),
+        count(len(model.class_names), "class"),
+        "" if fits else ", since it has another --pooling or --head",
+    )
     if isinstance(head, CosineHead):
         # A saved cosine head is folded: its rows are embeddings times the temperature.
         norms = saved.weight.norm(dim=1, keepdim=True)

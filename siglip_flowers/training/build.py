@@ -18,7 +18,6 @@ from transformers import EvalPrediction, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.text import count
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -53,7 +52,7 @@ from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, check_peft
-from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
+from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.heads import keep_known_heads, set_calibration, set_text_head
 from siglip_flowers.model.loading import (
@@ -214,7 +213,7 @@ def build_model(
             options.model_name_or_path,
             data.class_names,
             pooling=options.pooling,
-            head=_choose_head(options),
+            head=options.head_kind,
             # The text tower's embeddings are compared to images by their direction.
             normalize_features=options.head_init == "text" and options.head_kind == "linear",
             activation=_name_activation(training),
@@ -237,15 +236,6 @@ def build_model(
     return model
 
 
-def _choose_head(options: ModelArguments) -> str:
-    """Return the kind of head: that of the options, or one that a trained classifier's fits."""
-    trained = load_checkpoint_config(options.model_name_or_path)
-    follows = options.head is None and options.head_init == "random" and not options.from_scratch
-    if follows and getattr(trained, "normalize_features", False):
-        return "cosine"
-    return options.head_kind
-
-
 def _start_head(
     model: SiglipClassifier,
     arguments: RunArguments,
@@ -260,14 +250,8 @@ def _start_head(
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
     elif not options.from_scratch and is_classifier(load_checkpoint_config(checkpoint)):
-        kept = keep_known_heads(model, checkpoint)
-        logger.warning(
-            "%s is a trained classifier; the heads of %d of %s are kept.",
-            checkpoint,
-            kept,
-            count(len(data.class_names), "class"),
-        )
-    elif isinstance(model.classifier, CosineHead) and not options.from_scratch:
+        keep_known_heads(model, checkpoint)
+    elif options.head_kind == "cosine" and not options.from_scratch:
         calibration = load_calibration(checkpoint)
         if calibration is not None:
             set_calibration(model, *calibration)
