@@ -57,7 +57,6 @@ from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
 from siglip_flowers.model.heads import keep_known_heads, set_calibration, set_text_head
 from siglip_flowers.model.loading import (
     check_image_size,
-    is_classifier,
     load_checkpoint_config,
     load_classifier,
     set_attention,
@@ -237,10 +236,7 @@ def build_model(
 
 
 def _start_head(
-    model: SiglipClassifier,
-    arguments: RunArguments,
-    data: ClassificationData,
-    processor: Any,
+    model: SiglipClassifier, arguments: RunArguments, data: ClassificationData, processor: Any
 ) -> None:
     options, training = arguments.model, arguments.training
     checkpoint = options.model_name_or_path
@@ -249,11 +245,10 @@ def _start_head(
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, prompts))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
-    elif not options.from_scratch and is_classifier(load_checkpoint_config(checkpoint)):
+    elif not options.from_scratch:
         keep_known_heads(model, checkpoint)
-    elif options.head_kind == "cosine" and not options.from_scratch:
         calibration = load_calibration(checkpoint)
-        if calibration is not None:
+        if calibration is not None and options.head_kind == "cosine":
             set_calibration(model, *calibration)
 
 
