@@ -1,22 +1,19 @@
-"""What the finished runs show: figures of every arm and regime, and differences to the baseline."""
+"""What the finished runs show: figures of every arm, differences between arms, and their verdicts."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.experiment.options import ExperimentArguments
-from siglip_flowers.experiment.runs import PREDICTIONS_FILE, Run, choose_learning_rate, list_runs
+from siglip_flowers.experiment.plan import Plan, Rates
+from siglip_flowers.experiment.records import Record
+from siglip_flowers.experiment.runs import CONSTANT_UNTIL, WARMUP
 from siglip_flowers.experiment.statistics import (
-    CLAIMED_GAIN,
     Finding,
     assess_accuracy,
-    assess_steadiness,
+    assess_measure,
     loss_rise,
     simulate_power,
     steadiness,
@@ -31,53 +28,24 @@ from siglip_flowers.metrics.statistics import (
 
 
 @dataclass(frozen=True)
-class RunFigures:
-    """One run as the analysis sees it.
+class Arm:
+    """An arm: how its runs were trained, each measure of each run, and over the seeds."""
 
-    Attributes:
-        seed: The run's seed.
-        values: One number for each measure.
-        image_ids: The N test images, sorted.
-        correct: (N,) bool, in the order of ``image_ids``.
-        history: The evaluations of the run, a column per measure.
-    """
-
-    seed: int
-    values: dict[str, float]
-    image_ids: tuple[str, ...]
-    correct: NDArray[np.bool_]
-    history: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One arm in one regime: its rate, its runs by seed, and each measure over the seeds."""
-
-    learning_rate: float
-    runs: tuple[RunFigures, ...]
+    rates: Rates
+    epochs: int
+    seeds: list[int]
+    values: dict[str, list[float]]
     over_seeds: dict[str, Interval]
-
-    def list_values(self, measure: str) -> list[float]:
-        """Return a measure of each run."""
-        return [run.values[measure] for run in self.runs]
-
-    def stack_correct(self) -> NDArray[np.bool_]:
-        """Return whether each run is right on each test image: (S, N)."""
-        return np.stack([run.correct for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One arm minus the baseline in one regime."""
+    """An arm minus another, over the seeds that both have."""
 
+    minus: str
     accuracy: Finding
     seed_differences: tuple[float, ...]
-    steadiness: Finding
-
-
-# By regime, then by arm.
-Cells = dict[str, dict[str, Cell]]
-Comparisons = dict[str, dict[str, Comparison]]
+    measures: dict[str, Finding]
 
 
 @dataclass(frozen=True)
@@ -85,148 +53,154 @@ class Analysis:
     """What an experiment found.
 
     Attributes:
-        cells: Figures by regime and arm.
-        comparisons: Differences to the baseline by regime and arm.
-        contrasts: Contrasts of arms in the claim's regime: one family of tests, corrected (Holm).
-        power: How often the rule would show the claimed gain at the spread of these runs.
+        claim: The two arms of the claim, the baseline first.
+        epochs: The chosen length.
+        over_fitted: Whether both fit the training images at that length.
+        arms: The finished arms by name, those of the claim first.
+        comparisons: Differences by arm.
+        contrasts: Loss, head and interaction: one family of tests, corrected (Holm).
+        power: How often the rule shows the claimed gain at the spread of the tuning seeds.
+        detectable: The gain that it would show in 90 % of experiments.
     """
 
-    cells: Cells
-    comparisons: Comparisons
+    claim: tuple[str, str]
+    epochs: int
+    over_fitted: bool
+    arms: dict[str, Arm]
+    comparisons: dict[str, Comparison]
     contrasts: dict[str, Finding]
     power: float
+    detectable: float
 
 
-def analyze(options: ExperimentArguments) -> Analysis:
-    """Read every finished run of the experiment and compare the arms.
+def analyze(plan: Plan) -> Analysis:
+    """Compare the finished arms; those of the part ``others`` may be missing.
 
     Raises:
-        RunError: A run is missing or its files do not match those of the others.
+        RunError: A record is damaged, or the claim's arms were tested on different images.
     """
-    cells: Cells = {regime: {} for regime in options.regimes}
-    for arm in options.arms:
-        rate = choose_learning_rate(options, arm)
-        if rate is None:
-            raise RunError(f"A trial of the arm {arm!r} is missing; repeat the command.")
-        figures = [(run.regime, read_run(options, run)) for run in list_runs(options, arm, rate)]
-        for regime, row in cells.items():
-            runs = tuple(found for where, found in figures if where == regime)
-            over_seeds = {
-                name: summarize([run.values[name] for run in runs]) for name in runs[0].values
-            }
-            row[arm] = Cell(rate, runs, over_seeds)
-    comparisons = {
-        regime: {
-            arm: compare(arm, regime, cell, row[options.baseline])
-            for arm, cell in row.items()
-            if arm != options.baseline
-        }
-        for regime, row in cells.items()
+    options = plan.options
+    baseline, siglip = plan.choose_claim().values()
+    names = dict.fromkeys([baseline, siglip, *options.factorial, *options.further])
+    records = {name: [plan.find(run) for run in plan.list_runs(name)] for name in names}
+    found = {
+        name: [record for record in each if record is not None]
+        for name, each in records.items()
+        if None not in each
     }
-    row = cells[options.claim_regime]
-    claim = row[options.siglip_arm], row[options.baseline]
-    return Analysis(cells, comparisons, assess_contrasts(options, row), estimate_power(*claim))
-
-
-def read_run(options: ExperimentArguments, run: Run) -> RunFigures:
-    """Read the figures of one finished run."""
-    path = run.directory(options) / PREDICTIONS_FILE
-    try:
-        table = pyarrow.parquet.read_table(path, columns=["image_id", "correct"])
-        metrics, history = run.read_metrics(options), run.read_history(options)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise RunError(
-            f"The files of the run {run} cannot be read ({error}). Delete "
-            f"{run.directory(options)} and repeat the command."
-        ) from error
-    ids = np.asarray(table["image_id"].to_pylist(), dtype=str)
-    order = np.argsort(ids, kind="stable")
-    history = history[np.isfinite(history["validation_nll"])]
-    return RunFigures(
-        seed=run.seed,
-        values=measure_run(metrics["splits"], history, options.steady_part),
-        image_ids=tuple(ids[order].tolist()),
-        correct=table["correct"].to_numpy(zero_copy_only=False).astype(np.bool_)[order],
-        history=history,
+    arms = {name: describe_arm(plan, name, each) for name, each in found.items()}
+    comparisons = {}
+    for name in found:
+        further = options.further_arms.get(name)
+        minus = (further and further.minus) or baseline
+        if name != minus and minus in found:
+            # An exploratory arm may have other data than the one it would be compared to.
+            if further is None or found[name][0].images == found[minus][0].images:
+                comparisons[name] = compare(arms, found, name, minus)
+    epochs, over_fitted = plan.choose_length()
+    first = found[baseline][0]
+    power, detectable = simulate_power(
+        *measure_spread(plan, (baseline, siglip), epochs),
+        options.claim_seeds,
+        len(first.unpack_correct()),
+        first.facts["validation_images"],
+    )
+    cells = [found[name] for name in options.factorial if name in found]
+    contrasts = assess_contrasts(cells) if len(cells) == len(options.factorial) == 4 else {}
+    claim = (baseline, siglip)
+    return Analysis(
+        claim, epochs, over_fitted, arms, comparisons, contrasts, power, detectable
     )
 
 
-def measure_run(
-    splits: dict[str, dict[str, Any]], history: NDArray[Any], steady_part: Sequence[float]
-) -> dict[str, float]:
-    """Return the measures of a run.
+def describe_arm(plan: Plan, name: str, records: list[Record]) -> Arm:
+    """Return the measures of an arm; a nan in one makes its interval nan."""
+    runs, measured = plan.list_runs(name), [measure_run(record) for record in records]
+    values = {key: [each[key] for each in measured] for key in measured[0]}
+    unknown = Interval(np.nan, np.nan, np.nan, np.nan, len(records))
+    over_seeds = {
+        key: mean_interval(each) if np.isfinite(each).all() else unknown
+        for key, each in values.items()
+    }
+    return Arm(runs[0].rates, runs[0].epochs, [run.seed for run in runs], values, over_seeds)
 
-    The curve counts from the first evaluation after a step: only some arms have one before it,
-    and curves of different lengths are not comparable in steadiness.
 
-    Args:
-        splits: Metrics of each split.
-        history: The evaluations of the run.
-        steady_part: Shares of the training between which steadiness is measured.
-    """
-    curve = history[history["step"] > 0]
-    first, last = (share * curve["epoch"].max(initial=0.0) for share in steady_part)
-    steady = curve[(curve["epoch"] >= first) & (curve["epoch"] <= last)]
+def measure_run(record: Record) -> dict[str, float]:
+    """Return the measures of a run: of its last weights, and some of its best."""
+    curve = {name: np.asarray(values) for name, values in record.curve.items()}
+    shares = curve["step"] / curve["step"][-1]
+    constant = (shares >= WARMUP) & (shares <= CONSTANT_UNTIL)
+    raw, fitted = curve["validation_nll"], curve["validation_fitted_nll"]
+    last, best = record.last, record.best
     return {
-        "test_accuracy": splits["test"]["accuracy"],
-        "test_macro_accuracy": splits["test"]["recall_macro"],
-        "validation_accuracy": splits["validation"]["accuracy"],
-        "train_accuracy": splits["train"]["accuracy"],
-        "gap": splits["train"]["recall_macro"] - splits["validation"]["recall_macro"],
-        "loss_rise": loss_rise(curve["validation_nll"]),
-        "steadiness": steadiness(steady["validation_nll"]),
+        "test_accuracy": last["test_accuracy"],
+        "test_macro": last["test_macro"],
+        "train_accuracy": last["train_accuracy"],
+        "gap": last["train_macro"] - last["validation_macro"],
+        "rise": loss_rise(raw),
+        "fitted_rise": loss_rise(fitted),
+        "steadiness": steadiness(raw[constant]),
+        "fitted_steadiness": steadiness(fitted[constant]),
+        "best_test_accuracy": best["test_accuracy"],
+        "best_gap": best["train_macro"] - best["validation_macro"],
+        "best_rise": float(raw[curve["validation_accuracy"].argmax()] - raw.min()),
     }
 
 
-def compare(arm: str, regime: str, cell: Cell, baseline: Cell) -> Comparison:
-    """Compare an arm to the baseline, paired by seed and image.
+def stack_correct(records: list[Record], count: int) -> NDArray[np.bool_]:
+    """Return whether each of the first runs is right on each test image: (count, N)."""
+    return np.stack([record.unpack_correct() for record in records[:count]])
+
+
+def compare(
+    arms: dict[str, Arm], records: dict[str, list[Record]], name: str, minus: str
+) -> Comparison:
+    """Compare two arms, paired by seed and test image.
 
     Raises:
         RunError: Runs that were not tested on the same images.
     """
-    if len({run.image_ids for run in (*cell.runs, *baseline.runs)}) > 1:
+    if len({record.images for record in (*records[name], *records[minus])}) > 1:
         raise RunError(
-            f"The arm {arm!r} and the baseline were tested on different images in the regime "
-            f"{regime!r}. Repeat the experiment in another --output_dir."
+            f"The arms {name!r} and {minus!r} were tested on different images. Repeat the "
+            "experiment in another --output_dir."
         )
-    difference = paired_bootstrap(cell.stack_correct(), baseline.stack_correct())
-    return Comparison(
-        accuracy=assess_accuracy(difference),
-        seed_differences=difference.seed_differences,
-        steadiness=assess_steadiness(
-            cell.list_values("steadiness"), baseline.list_values("steadiness")
-        ),
-    )
+    count = min(len(records[name]), len(records[minus]))
+    difference = paired_bootstrap(*(stack_correct(records[each], count) for each in (name, minus)))
+    measures = {
+        key: assess_measure(values[:count], arms[minus].values[key][:count])
+        for key, values in arms[name].values.items()
+    }
+    return Comparison(minus, assess_accuracy(difference), difference.seed_differences, measures)
 
 
-def assess_contrasts(options: ExperimentArguments, row: dict[str, Cell]) -> dict[str, Finding]:
-    """Test weighted sums of the arms' accuracies as one family."""
-    differences = [
-        crossed_bootstrap(
-            np.sum([weight * row[arm].stack_correct() for arm, weight in weights.items()], axis=0)
-        )
-        for weights in options.contrasts.values()
-    ]
-    corrected = holm([difference.p_value for difference in differences]).tolist()
+def assess_contrasts(cells: list[list[Record]]) -> dict[str, Finding]:
+    """Test loss, head and interaction of two losses and two heads as one family.
+
+    cells: The runs of the first loss with each head, then of the second.
+    """
+    count = min(map(len, cells))
+    correct = np.stack([stack_correct(records, count) for records in cells]).astype(np.float64)
+    weights = {
+        "loss": (-0.5, -0.5, 0.5, 0.5),
+        "head": (-0.5, 0.5, -0.5, 0.5),
+        "interaction": (1, -1, -1, 1),
+    }
+    found = [crossed_bootstrap(np.tensordot(each, correct, axes=1)) for each in weights.values()]
+    corrected = holm([difference.p_value for difference in found]).tolist()
     # No size is claimed for them, so that they are shown, the opposite, or not shown.
     return {
         name: assess_accuracy(dataclasses.replace(difference, p_value=p), claimed=-np.inf)
-        for name, difference, p in zip(options.contrasts, differences, corrected, strict=True)
+        for name, difference, p in zip(weights, found, corrected, strict=True)
     }
 
 
-def estimate_power(siglip: Cell, baseline: Cell) -> float:
-    """Simulate the power for the claimed gain at the spread of the runs; one seed shows nothing."""
-    arms = [cell.over_seeds["test_accuracy"] for cell in (siglip, baseline)]
-    if arms[1].n == 1:
-        return 0.0
-    spread = float(np.mean([arm.std**2 for arm in arms])) ** 0.5
-    images = len(baseline.runs[0].image_ids)
-    return simulate_power(CLAIMED_GAIN, spread, arms[1].mean, arms[1].n, images)
+def measure_spread(plan: Plan, claim: tuple[str, str], epochs: int) -> tuple[float, float]:
+    """Return standard deviation and mean of the validation accuracy at the tuning seeds.
 
-
-def summarize(values: list[float]) -> Interval:
-    """Return the mean and interval over seeds; all nan if a value is."""
-    if not np.isfinite(values).all():
-        return Interval(np.nan, np.nan, np.nan, np.nan, len(values))
-    return mean_interval(values)
+    The deviation is that between runs of one arm, pooled over both; the mean is the baseline's.
+    """
+    found = [plan.get(plan.list_tuned(arm, epochs)) for arm in claim]
+    scores = [[record.last["validation_accuracy"] for record in records] for records in found]
+    spread = np.var(scores, axis=1, ddof=1).mean() ** 0.5 if len(scores[0]) > 1 else 0.0
+    return float(spread), float(np.mean(scores[0]))

@@ -1,20 +1,22 @@
-"""Compare arms over regimes and seeds: ``siglip-flowers experiment``."""
+"""Compare two losses as ways to fine-tune: ``siglip-flowers experiment``."""
 
 import os
 import shlex
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.entry import Command, name_program, run_command
-from siglip_flowers.experiment.options import ExperimentArguments, check_arms
+from siglip_flowers.experiment.options import PARTS, ExperimentArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 COMMAND = Command(
     name_program("experiment"),
-    "Train every arm in every regime with every seed, and write a table, plots and a conclusion. "
-    "The same command resumes a stopped experiment.",
+    "Tune and train every arm of a comparison of two losses, and write a table, figures and a "
+    "conclusion. The same command resumes it, also in a clone that has its records.",
     (ExperimentArguments,),
     examples=(
         "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --workers 2",
+        "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --parts "
+        "tuning",
     ),
 )
 
@@ -32,30 +34,28 @@ def _parse(argv: list[str]) -> tuple[ExperimentArguments, str]:
             "The experiment starts its own processes (--workers); use python, not accelerate "
             "launch."
         )
-    check_arms(options)
     return options, f"{COMMAND.prog} {shlex.join(argv)}"
 
 
 def _run(parsed: tuple[ExperimentArguments, str]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from filelock import FileLock, Timeout
-
+        from siglip_flowers.experiment import runs
         from siglip_flowers.experiment.analysis import analyze
+        from siglip_flowers.experiment.plan import Plan
         from siglip_flowers.experiment.report import write_report
-        from siglip_flowers.experiment.runs import check_runs, claim_directory, execute_runs
 
     options, command = parsed
-    check_runs(options)
-    options.directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(options.directory / ".lock", timeout=0):
-            claim_directory(options)
-            execute_runs(options)
-            sentences = write_report(options, analyze(options), command)
-    except Timeout as error:
-        raise InputError(
-            f"Another command is running the experiment in {options.directory}."
-        ) from error
-    print("\n".join(sentences))
+    runs.check_runs(options)
+    runs.claim_directory(options)
+    plan = Plan(options)
+    for part in PARTS:
+        if part in options.parts:
+            runs.execute_part(plan, part)
+        elif not plan.is_finished(part):
+            break
+    if not all(plan.is_finished(part) for part in PARTS[:3]):
+        print("There is no conclusion before the part claim is finished.")
+        return
+    print(*write_report(plan, analyze(plan), command), sep="\n")
     print(f"Everything is in {options.directory}; begin with {options.directory / 'table.md'}.")

@@ -1,31 +1,55 @@
-"""Options of ``siglip-flowers experiment``: arms, regimes, seeds, and the trials each arm gets."""
+"""Options of ``siglip-flowers experiment``: the design of a comparison of two losses."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    TrainingOptions,
-)
-from siglip_flowers.config.fields import check_choice, check_fields, not_negative, option, positive
-from siglip_flowers.config.parsing import parse_arguments
-from siglip_flowers.config.rules import TRAIN_RULES
+from siglip_flowers.config.fields import check_choice, check_fields, option, positive
 
-# The experiment decides these, so that arms differ in nothing that they do not name.
-RESERVED = {
-    "output_dir": "output_dir of the experiment",
-    "overwrite_output_dir": "output_dir of the experiment",
-    "seed": "seeds",
-    "shots_seed": "seeds",
-    "data_seed": "seeds",
-    "learning_rate": "learning_rates",
-    "head_learning_rate": "head_learning_rate_factor",
+# Every run has these: its last weights count, and its rate is constant between warm-up and decay.
+FIXED: dict[str, Any] = {
+    "disable_tqdm": True,
+    "report_to": ["none"],
+    "overwrite_output_dir": True,
+    "lr_scheduler_type": "warmup_stable_decay",
+    "lr_scheduler_kwargs": {"num_decay_steps": 1},
+    "eval_strategy": "steps",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "ema": None,
+    "early_stopping_patience": None,
 }
+RESERVED = {
+    *FIXED,
+    *("output_dir", "seed", "shots_seed", "data_seed", "learning_rate", "head_learning_rate"),
+    *("num_train_epochs", "max_steps", "warmup_steps", "eval_steps", "eval_delay"),
+}
+PARTS = ("tuning", "length", "claim", "others")
+TUNED = "tuned"
+
+
+@dataclass(frozen=True)
+class FurtherArm:
+    """An exploratory arm: the better arm of a loss, but for something.
+
+    Attributes:
+        like: The loss.
+        options: The options of ``train.py`` in which it differs.
+        rates: The loss whose better arm has the same rates, or ``tuned``; default: ``like``.
+        seeds: Number of its runs.
+        epochs: Their length; None: that of all others.
+        minus: The further arm that it is compared to; default: the better arm of the first loss.
+    """
+
+    like: str
+    options: dict[str, Any] = field(default_factory=dict)
+    rates: str = ""
+    seeds: int = 3
+    epochs: int | None = None
+    minus: str = ""
 
 
 @dataclass
@@ -33,111 +57,114 @@ class ExperimentArguments:
     """What is compared, and how often."""
 
     name: str = option("", "Names the default output directory and the titles.")
-    arms: dict[str, Any] = option(
-        {}, "Names of arms, each with the options of train.py in which it differs."
-    )
-    regimes: dict[str, Any] = option(
-        {}, "Names of regimes, each with options of train.py, such as shots and max_steps."
-    )
     base: dict[str, Any] = option({}, "Options of train.py that all runs share.")
-    baseline: str = option("", "The arm that the others are compared to.")
-    siglip_arm: str = option("", "The arm that the claim is about.")
-    claim_regime: str = option("", "The regime in which the claim is tested and curves are drawn.")
-    contrasts: dict[str, Any] = option(
-        {}, "Names of contrasts, such as loss, head and interaction, each with a weight per arm."
+    losses: dict[str, Any] = option(
+        {},
+        "Names of two losses, each with its options of train.py: first the baseline, then the one "
+        "that the claim is about.",
     )
-    tuning_regime: str = option("", "The regime in which learning rates are chosen.")
-    learning_rates: list[float] = option(
-        [], "Rates that each arm tries in --tuning_regime, with the first seed.", positive
+    heads: dict[str, Any] = option(
+        {}, "Names of heads, each with its options of train.py; every loss is tried with each."
     )
-    head_learning_rate_factor: float = option(
-        1.0, "The learning rate of heads, as a multiple of the encoder's.", positive
+    further: dict[str, Any] = option(
+        {},
+        "Names of exploratory arms, each with like (a loss, whose better arm it is but for its "
+        "options), options, rates (a loss, or tuned), seeds, epochs and minus (another such arm).",
     )
-    seeds: list[int] = option(
+    learning_rates: list[float] = option([], "Rates of the encoder to try.", positive)
+    factors: list[float] = option(
+        [1.0], "Rates of the head to try, as multiples of the encoder's.", positive
+    )
+    tuning_seeds: list[int] = option(
         [],
-        "Each decides the few-shot images, the initial weights and the order of images of a run.",
-        not_negative,
+        "Seeds of the runs that choose rates, heads and length: the first runs the whole grid, the "
+        "others its best two.",
     )
-    steady_part: list[float] = option(
-        [0.0, 1.0],
-        "Shares of the training between which steadiness is measured: where the "
-        "learning rate is constant.",
+    claim_seeds: int = option(20, "Runs of both arms of the claim, with the seeds 0, 1, ...", positive)
+    factorial_seeds: int = option(5, "Runs of the other pairs of loss and head.", positive)
+    epochs: list[int] = option(
+        [],
+        "Lengths of training: the first counts at which both arms of the claim have 95 % accuracy "
+        "on unaugmented training images, else the last.",
+        positive,
+    )
+    speeds: list[float] = option(
+        [140.0, 400.0],
+        "Images that a core trains and evaluates per second, for the estimates of time.",
+        positive,
+    )
+    parts: list[str] = option(
+        list(PARTS), f"What is done now, of {', '.join(PARTS)}; each needs those before it.", PARTS
     )
     output_dir: str | None = option(
         None, "Where everything is written; default: results/experiments/NAME.", path="output"
     )
     workers: int | None = option(
-        None,
-        "Parallel runs, each in its own process; default: one per GPU, else 1. With 0, runs share "
-        "the command's process.",
-        not_negative,
+        None, "Parallel runs, each in its own process; default: one per GPU, else 1.", positive
     )
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise InputError(f"--name is {self.name!r}; use letters, digits, '-', '_' and '.'.")
-        self.arms = _check_groups("arms", self.arms)
-        self.regimes = _check_groups("regimes", self.regimes)
-        _check_options("base", self.base)
-        for name in ("baseline", "siglip_arm"):
-            check_choice(name, getattr(self, name), tuple(self.arms))
-        for name in ("claim_regime", "tuning_regime"):
-            check_choice(name, getattr(self, name), tuple(self.regimes))
-        for name, weights in self.contrasts.items():
-            if not isinstance(weights, dict) or not weights.keys() <= self.arms.keys():
-                raise InputError(f"--contrasts has {name}: {weights}; give a weight per arm.")
-        if self.siglip_arm == self.baseline:
-            raise InputError(f"--siglip_arm and --baseline are both {self.baseline!r}.")
-        for name in ("learning_rates", "seeds"):
+        check_fields(self)
+        if len(self.losses) != 2 or not self.heads:
+            raise InputError("--losses must name two losses, and --heads at least one head.")
+        self.losses = {name: own or {} for name, own in self.losses.items()}
+        self.heads = {name: own or {} for name, own in self.heads.items()}
+        for name, arm in self.further_arms.items():
+            check_choice(f"further {name}: like", arm.like, tuple(self.losses))
+            check_choice(f"further {name}: rates", arm.rates, (*self.losses, TUNED))
+            check_choice(f"further {name}: minus", arm.minus, ("", *self.further))
+        owned = [self.base, *self.losses.values(), *self.heads.values()]
+        for values in (*owned, *(arm.options for arm in self.further_arms.values())):
+            for name in RESERVED & set(values):
+                raise InputError(f"The experiment decides {name!r} of every run; remove it.")
+        arms = [*self.factorial, *self.further]
+        if len({to_folder(name) for name in arms}) < len(arms):
+            raise InputError(f"The arms {', '.join(arms)} must differ in letters and digits.")
+        for name in ("learning_rates", "factors", "tuning_seeds", "epochs"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} is {values}; give at least one value, each once.")
-        check_fields(self)
-        if len(self.steady_part) != 2 or not 0 <= self.steady_part[0] < self.steady_part[1] <= 1:
-            raise InputError(f"--steady_part is {self.steady_part}; give two shares from 0 to 1.")
+        if max(self.claim_seeds, self.factorial_seeds) > min(self.tuning_seeds):
+            raise InputError(
+                f"--tuning_seeds are {self.tuning_seeds}; they must not be among the others."
+            )
 
     @property
     def directory(self) -> Path:
         """Where everything is written."""
         return Path(self.output_dir or f"results/experiments/{self.name}")
 
+    @property
+    def factorial(self) -> dict[str, tuple[str, str]]:
+        """Loss and head of each arm that pairs them, by its name."""
+        return {f"{loss}, {head}": (loss, head) for loss in self.losses for head in self.heads}
 
-def _check_groups(key: str, groups: dict[Any, Any]) -> dict[str, dict[str, Any]]:
-    checked = {str(name): _check_options(key, options or {}) for name, options in groups.items()}
-    if not checked or len({to_folder(name) for name in checked}) < len(checked):
-        raise InputError(
-            f"--{key} is {', '.join(checked) or 'empty'}; give one name or more, which differ in "
-            "letters and digits."
-        )
-    return checked
+    @property
+    def further_arms(self) -> dict[str, FurtherArm]:
+        """The exploratory arms by name."""
+        try:
+            return {
+                name: FurtherArm(**{"rates": entry["like"], **entry})
+                for name, entry in self.further.items()
+            }
+        except (TypeError, KeyError) as error:
+            raise InputError(f"An arm of --further is not understood ({error}).") from error
 
+    def combine(self, loss: str, head: str, own: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return the options of train.py for a loss with a head, and what an arm has of its own."""
+        return {**self.base, **FIXED, **self.losses[loss], **self.heads[head], **(own or {})}
 
-def _check_options(key: str, options: Any) -> dict[str, Any]:
-    if not isinstance(options, dict):
-        raise InputError(f"--{key} contains {options!r}; give a mapping of train.py's options.")
-    for name in options:
-        if name in RESERVED:
-            raise InputError(f"--{key} sets {name!r}, which {RESERVED[name]} decides; drop it.")
-    return options
+    def list_combinations(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield each arm's name and its options of train.py, further arms with every head."""
+        for name, (loss, head) in self.factorial.items():
+            yield name, self.combine(loss, head)
+        for name, arm in self.further_arms.items():
+            for head in self.heads:
+                yield name, self.combine(arm.like, head, arm.options)
 
 
 def to_folder(name: str) -> str:
     """Return a name that any file system takes."""
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.") or "-"
-
-
-def check_arms(options: ExperimentArguments) -> None:
-    """Check the options of every arm in every regime, as far as that needs no torch.
-
-    Raises:
-        InputError: An unknown option, a wrong type, or a value or combination that is refused.
-    """
-    kinds = (DataArguments, AugmentationArguments, ModelArguments, TrainingOptions)
-    for arm, own in options.arms.items():
-        for regime, shared in options.regimes.items():
-            values = {**options.base, **shared, **own}
-            try:
-                parse_arguments(kinds, [], defaults=values, rules=TRAIN_RULES)
-            except InputError as error:
-                reason = str(error).removeprefix("In the defaults: ")
-                raise InputError(f"The arm {arm!r} in the regime {regime!r}: {reason}") from error

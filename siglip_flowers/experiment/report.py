@@ -1,171 +1,137 @@
-"""Write what an experiment found: a table with the conclusion, plots, and JSON."""
+"""Write what an experiment found: a table with the conclusion, figures, and JSON."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.text import count, format_markdown_table
-from siglip_flowers.experiment.analysis import Analysis, Cells, Comparisons
-from siglip_flowers.experiment.options import ExperimentArguments
-from siglip_flowers.experiment.runs import list_runs, list_trials
+from siglip_flowers.config.parsing import read_yaml
+from siglip_flowers.experiment.analysis import Analysis
+from siglip_flowers.experiment.figures import draw_figures
+from siglip_flowers.experiment.plan import Plan
+from siglip_flowers.experiment.runs import SETTINGS_FILE
 from siglip_flowers.experiment.statistics import (
     CLAIMED_GAIN,
+    NOT_MEASURABLE,
+    POWER,
     RULE,
+    Finding,
     describe_claim,
     describe_finding,
 )
 from siglip_flowers.metrics.statistics import Interval
-from siglip_flowers.plots.theme import (
-    MUTED_COLOR,
-    TRAIN_COLOR,
-    VALIDATION_COLOR,
-    make_figure,
-    save_figure,
-    style_axes,
-    wrap,
-)
 
-WIDTH, HEIGHT, ROW_HEIGHT = 8.0, 4.6, 0.42
-LABEL_LETTERS = 34
 # Measure, heading, factor and decimals.
-COLUMNS = (
+MEASURES = (
     ("test_accuracy", "test accuracy, %", 100, 1),
-    ("test_macro_accuracy", "macro, %", 100, 1),
+    ("test_macro", "macro, %", 100, 1),
+    ("train_accuracy", "training accuracy, %", 100, 1),
     ("gap", "gap, points", 100, 1),
-    ("loss_rise", "loss rise", 1, 3),
+    ("rise", "loss rise", 1, 3),
+    ("fitted_rise", "loss rise, fitted", 1, 3),
     ("steadiness", "steadiness", 1, 4),
+    ("fitted_steadiness", "steadiness, fitted", 1, 4),
+    ("best_test_accuracy", "test accuracy of the best, %", 100, 1),
+    ("best_gap", "gap of the best, points", 100, 1),
+    ("best_rise", "loss rise of the best", 1, 3),
 )
 DEFINITIONS = """\
-Mean ± standard deviation over seeds, of the weights that a run kept. Differences are the arm minus
-the baseline, paired by seed and test image; all but the claim are exploratory.
+Figures are of the last weights; the best are those with the highest validation accuracy.
+Differences are paired by seed and, for accuracy, by test image. All but the two halves of the claim
+and the contrasts are exploratory, with intervals only.
 
-- **Macro**: the mean of the classes' accuracies. **Gap**, points: macro accuracy on unaugmented
-  training images minus macro accuracy on the validation split.
+- **Macro**: the mean of the classes' accuracies. **Gap**: macro accuracy on all training images,
+  not augmented, minus macro accuracy on the validation split.
 - **Loss rise**, nats: the last validation loss minus the lowest of the run.
-- **Steadiness**, nats, smaller is steadier: root mean square distance of the validation-loss
-  curve from the nearest curve that first falls and then rises.
+- **Steadiness**, nats, smaller is steadier: root mean square distance of the validation loss, while
+  the rate is constant, from the nearest curve that first falls and then rises.
+- **Fitted**: of the loss at a temperature that is fitted on one half of the validation split and
+  scored on the other, both ways, at each evaluation.
+- A measure that is 0 in more than half of the runs of both arms is not measurable.
 
-The validation loss is the softmax negative log-likelihood whatever the arm was trained with, at
-each evaluation after the first step.
+The loss is the softmax negative log-likelihood, whatever an arm was trained with.
 """
 
 
-def write_report(options: ExperimentArguments, analysis: Analysis, command: str) -> list[str]:
+def write_report(plan: Plan, analysis: Analysis, command: str) -> list[str]:
     """Write every file of the report and return the sentences of the conclusion."""
-    cells = analysis.cells
-    conclusion = draw_conclusion(options, analysis)
-    rate = cells[options.claim_regime][options.baseline].learning_rate
-    metrics = list_runs(options, options.baseline, rate)[0].read_metrics(options)
+    directory = plan.options.directory
+    first = plan.get(plan.list_runs(analysis.claim[0]))[0]
     facts = {
         "command": command,
-        "data": metrics["data"]["description"],
-        "precision": metrics["training"]["precision"],
-        "environment": metrics["environment"],
+        "commit": read_yaml(directory / SETTINGS_FILE)["commit"],
+        **first.facts,
     }
-    write_text(
-        options.directory / "table.md",
-        format_markdown(options, analysis, conclusion, facts),
-    )
-    results = {
-        "name": options.name,
-        **facts,
-        "settings": options,
-        "trials": {
-            arm: {f"{run.learning_rate:g}": run.score(options) for run in list_trials(options, arm)}
-            for arm in options.arms
-        },
-        "conclusion": conclusion,
-        "arms": {
-            regime: {
-                arm: {
-                    "learning_rate": cell.learning_rate,
-                    "over_seeds": cell.over_seeds,
-                    "runs": [{"seed": run.seed, **run.values} for run in cell.runs],
-                }
-                for arm, cell in row.items()
-            }
-            for regime, row in cells.items()
-        },
-        "comparisons": analysis.comparisons,
-        "contrasts": analysis.contrasts,
-        "power": analysis.power,
-    }
+    conclusion = draw_conclusion(plan, analysis, facts)
+    write_text(directory / "table.md", format_markdown(plan, analysis, conclusion, facts))
+    tuning = {str(run): plan.get([run])[0].score for run in plan.list_part("tuning")}
+    results = {"conclusion": conclusion, **facts, **dataclasses.asdict(analysis), "tuning": tuning}
     # A number that is not finite becomes null.
-    text = json.dumps(results, default=dataclasses.asdict)
-    plain = json.loads(text, parse_constant=lambda name: None)
-    write_json(options.directory / "results.json", plain)
-    _draw(options, cells, analysis.comparisons)
+    plain = json.loads(json.dumps(results), parse_constant=lambda name: None)
+    write_json(directory / "results.json", plain)
+    draw_figures(plan, analysis)
     return conclusion
 
 
-def draw_conclusion(options: ExperimentArguments, analysis: Analysis) -> list[str]:
-    """Return a sentence for each half of the claim, on the whole, on the power, and the rule."""
-    claim = analysis.comparisons[options.claim_regime][options.siglip_arm]
-    where = describe_regime(options, options.claim_regime)
-    arms = f"{options.siglip_arm} minus {options.baseline}, {where}"
+def draw_conclusion(plan: Plan, analysis: Analysis, facts: dict[str, Any]) -> list[str]:
+    """Return what was asked, done and found, in sentences."""
+    old, new = plan.options.losses
+    baseline, siglip = analysis.claim
+    arms, found = analysis.arms, analysis.comparisons[siglip]
+    steady, gain = found.measures["steadiness"], f"{100 * CLAIMED_GAIN:+.1f} points"
+    fitted = [f"{arms[name].over_seeds['train_accuracy'].mean:.1%}" for name in analysis.claim]
+    power = f"A true {gain} would be shown in {analysis.power:.0%} of experiments"
+    if analysis.power < POWER:
+        power += f", and {100 * analysis.detectable:+.1f} points in {POWER:.0%}"
     return [
-        describe_finding(claim.accuracy, f"Test accuracy of {arms}", 100, "points"),
-        describe_finding(claim.steadiness, f"Steadiness of {arms}", 1, "nats"),
-        describe_claim(claim.accuracy, claim.steadiness),
-        f"A true +{100 * CLAIMED_GAIN:.1f} points would be shown in {analysis.power:.0%} of "
-        f"experiments with the spread of these runs ({len(options.seeds)} seeds).",
+        f"Asked: does fine-tuning with {new} instead of {old} raise test accuracy by "
+        f"{gain.lstrip('+')}, and does the validation loss fall more steadily?",
+        f"Done: {baseline} at rates {arms[baseline].rates} and {siglip} at rates "
+        f"{arms[siglip].rates} (encoder x factor of the head), each the better head of its loss, "
+        f"with {count(plan.options.claim_seeds, 'seed')} each and {analysis.epochs} epochs on "
+        f"{facts['data']}.",
+        f"Found: {describe_claim(found.accuracy, steady)}",
+        describe_finding(found.accuracy, "Test accuracy", 100, "points"),
+        describe_finding(steady, "Steadiness", 1, "nats"),
+        f"Accuracy on the training images at the end is {' and '.join(fitted)}"
+        f"{'' if analysis.over_fitted else ': they did not over-fit'}.",
+        f"{power}, with the spread of the tuning seeds.",
         RULE,
     ]
 
 
-def describe_regime(options: ExperimentArguments, regime: str) -> str:
-    """Describe what the runs of a regime were trained on."""
-    values = {**options.base, **options.regimes[regime]}
-    if values.get("shots") is not None:
-        return f"with {count(values['shots'], 'training image')} per class"
-    if values.get("max_train_samples") is not None:
-        return f"with {count(values['max_train_samples'], 'training image')}"
-    return "on the whole training split"
-
-
 def format_markdown(
-    options: ExperimentArguments, analysis: Analysis, conclusion: list[str], facts: dict[str, Any]
+    plan: Plan, analysis: Analysis, conclusion: list[str], facts: dict[str, Any]
 ) -> str:
-    """Return the conclusion, a table per regime, and the contrasts, as Markdown."""
-    lines = [f"# {options.name}", "", *(f"- {sentence}" for sentence in conclusion)]
-    headings = [heading for _, heading, _, _ in COLUMNS]
-    for regime, row in analysis.cells.items():
-        table = [["arm", "learning rate", *headings, "minus baseline, points", "95 % interval"]]
-        for arm, cell in row.items():
-            line = [arm, f"{cell.learning_rate:g}"]
-            line += [
-                _format_spread(cell.over_seeds[name], factor, decimals)
-                for name, _, factor, decimals in COLUMNS
-            ]
-            if arm == options.baseline:
-                line += ["", ""]
-            else:
-                found = analysis.comparisons[regime][arm].accuracy
-                line.append(f"{100 * found.difference:+.1f}")
-                line.append(f"{100 * found.low:+.1f} to {100 * found.high:+.1f}")
-            table.append(line)
-        where = describe_regime(options, regime)
-        lines += ["", f"## {where[0].upper()}{where[1:]}", "", *format_markdown_table(table)]
-    if analysis.contrasts:
-        lines += ["", "## Contrasts", ""]
-    for name, found in analysis.contrasts.items():
-        weights = ", ".join(f"{weight:+g} {arm}" for arm, weight in options.contrasts[name].items())
-        lines.append(f"- {describe_finding(found, f'{name} ({weights})', 100, 'points')}")
+    """Return the conclusion, a table of the arms, one of differences, and the contrasts."""
+    headings = [heading for _, heading, _, _ in MEASURES]
+    arms = [["arm", "encoder rate x head factor", "seeds", *headings]]
+    for name, arm in analysis.arms.items():
+        cells = [_format_spread(arm.over_seeds[key], *form) for key, _, *form in MEASURES]
+        arms.append([name, str(arm.rates), str(len(arm.seeds)), *cells])
+    differences = [["arm", "minus", *headings]]
+    for name, comparison in analysis.comparisons.items():
+        findings = {**comparison.measures, "test_accuracy": comparison.accuracy}
+        cells = [_format_difference(findings[key], *form) for key, _, *form in MEASURES]
+        differences.append([name, comparison.minus, *cells])
     environment = facts["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    lines += [
+    lines = [
+        *(f"# {plan.options.name}", "", *(f"- {sentence}" for sentence in conclusion)),
+        *("", "## Arms", "", "Mean ± standard deviation over seeds.", ""),
+        *format_markdown_table(arms),
+        *("", "## Differences", "", "Mean and 95 % interval.", ""),
+        *format_markdown_table(differences),
+        *("", "## Contrasts of test accuracy, with Holm's correction", ""),
+        *(
+            f"- {describe_finding(finding, name, 100, 'points')}"
+            for name, finding in analysis.contrasts.items()
+        ),
         *("", "## Definitions", "", DEFINITIONS),
-        f"Data: {facts['data']}. Seeds: {', '.join(map(str, options.seeds))}. Learning rates tried "
-        f"for each arm: {', '.join(map(str, options.learning_rates))}. Precision: "
-        f"{facts['precision']}. Device: {environment['device']}; Python {environment['python']}, "
-        f"{packages}.",
+        f"Commit at the start: {facts['commit']}. Device: {environment['device']}; precision: "
+        f"{facts['precision']}; Python {environment['python']}, {packages}.",
         *("", f"Command: `{facts['command']}`", ""),
     ]
     return "\n".join(lines)
@@ -178,106 +144,9 @@ def _format_spread(interval: Interval, factor: float, decimals: int) -> str:
     return mean if interval.n == 1 else f"{mean} ± {factor * interval.std:.{decimals}f}"
 
 
-def _draw(options: ExperimentArguments, cells: Cells, comparisons: Comparisons) -> None:
-    directory, row = options.directory, cells[options.claim_regime]
-    where = describe_regime(options, options.claim_regime)
-    drawn = {"siglip": options.siglip_arm, "baseline": options.baseline}
-    histories = {arm: [run.history for run in row[arm].runs] for arm in drawn.values()}
-    limits = share_limits([history for each in histories.values() for history in each])
-    for kind, arm in drawn.items():
-        title = f"Loss of {arm}, {where}"
-        plot_loss_band(histories[arm], directory / f"loss_{kind}.png", title, limits)
-    accuracies, effects = {}, {}
-    for regime in cells:
-        for arm, cell in cells[regime].items():
-            over_seeds = cell.over_seeds["test_accuracy"]
-            values = [100 * value for value in cell.list_values("test_accuracy")]
-            name = arm if len(cells) == 1 else f"{arm} ({regime})"
-            accuracies[name] = (values, 100 * over_seeds.low, 100 * over_seeds.high)
-            if arm != options.baseline:
-                comparison = comparisons[regime][arm]
-                effects[name] = (
-                    [100 * value for value in comparison.seed_differences],
-                    100 * comparison.accuracy.low,
-                    100 * comparison.accuracy.high,
-                )
-    note = "seeds, mean and 95 % interval"
-    plot_intervals(accuracies, directory / "accuracy.png", f"Test accuracy: {note}", "accuracy, %")
-    plot_intervals(
-        effects,
-        directory / "effect.png",
-        f"Test accuracy minus that of {options.baseline}: {note}; dashed: 0 and the claimed +1.5",
-        "points",
-        marks=(0.0, 100 * CLAIMED_GAIN),
-    )
-
-
-def plot_loss_band(
-    histories: Sequence[NDArray[Any]], path: Path, title: str, limits: tuple[float, float]
-) -> None:
-    """Draw one arm's train and validation loss: mean line and min-to-max band over seeds.
-
-    Args:
-        histories: The evaluations of each seed, with the columns epoch, train_nll and
-            validation_nll; nan leaves a gap.
-        path: The PNG file.
-        title: The title.
-        limits: Of the loss axis, from :func:`share_limits`.
-    """
-    figure = make_figure(WIDTH, HEIGHT, title)
-    axes = figure.add_subplot()
-    style_axes(axes)
-    axes.set(xlabel="epoch", ylabel="loss, nats", ylim=limits)
-    epochs = histories[0]["epoch"]
-    for split, color in (("train", TRAIN_COLOR), ("validation", VALIDATION_COLOR)):
-        losses = np.stack([history[f"{split}_nll"] for history in histories])
-        mean = losses.mean(axis=0)
-        axes.plot(epochs, mean, color=color, marker="o", markersize=3, label=split)
-        low, high = losses.min(axis=0), losses.max(axis=0)
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
-    axes.legend(title=f"mean, lowest and highest of {len(histories)} seeds", frameon=False)
-    save_figure(figure, path)
-
-
-def share_limits(histories: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    """Return a loss axis that holds every finite loss, with a small margin."""
-    # Not every arm has an evaluation before the first step.
-    losses = np.concatenate(
-        [history[name] for history in histories for name in ("train_nll", "validation_nll")]
-    )
-    low, high = float(np.nanmin(losses)), float(np.nanmax(losses))
-    margin = 0.05 * (high - low) or 0.5
-    return max(0.0, low - margin), high + margin
-
-
-def plot_intervals(
-    rows: Mapping[str, tuple[Sequence[float], float, float]],
-    path: Path,
-    title: str,
-    label: str,
-    marks: Sequence[float] = (),
-) -> None:
-    """Draw a row per name: a hollow point per seed, their mean, and an interval.
-
-    Args:
-        rows: Values of the seeds and the two ends of the interval, which may be nan.
-        path: The PNG file.
-        title: The title.
-        label: What is measured, and its unit.
-        marks: Values with a vertical line.
-    """
-    figure = make_figure(WIDTH, 1.2 + ROW_HEIGHT * len(rows), title)
-    axes = figure.add_subplot()
-    style_axes(axes)
-    axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
-    axes.set_yticks(range(len(rows)), [wrap(name, LABEL_LETTERS, 2) for name in rows])
-    for mark in marks:
-        axes.axvline(mark, color=MUTED_COLOR, linestyle="--", linewidth=1)
-    for number, (values, low, high) in enumerate(rows.values()):
-        if np.isfinite([low, high]).all():
-            axes.plot([low, high], [number, number], color=TRAIN_COLOR, linewidth=2)
-        axes.plot(values, [number] * len(values), "o", color=TRAIN_COLOR, fillstyle="none")
-        axes.plot([np.mean(values)], [number], "D", color=VALIDATION_COLOR, zorder=3)
-    for text in axes.get_yticklabels():
-        text.set_parse_math(False)
-    save_figure(figure, path)
+def _format_difference(finding: Finding, factor: float, decimals: int) -> str:
+    if finding.verdict == NOT_MEASURABLE:
+        return NOT_MEASURABLE
+    ends = (finding.difference, finding.low, finding.high)
+    mean, low, high = (f"{factor * value:+.{decimals}f}" for value in ends)
+    return f"{mean} ({low} to {high})" if math.isfinite(finding.low) else mean

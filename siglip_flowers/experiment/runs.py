@@ -1,357 +1,294 @@
-"""The runs of an experiment: what is planned, what is finished, and doing the rest.
+"""Do the runs of an experiment, in one process or several."""
 
-First come the trials of each arm, then the other runs at the arm's best learning rate. Processes
-do one run after another, since starting one costs more than a short run.
-"""
-
+import copy
 import dataclasses
-import json
-import multiprocessing
-import os
+import functools
 import shutil
-import sys
 import time
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
+from filelock import FileLock, Timeout
+from transformers import EvalPrediction, TrainerCallback, set_seed
 
+from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, RUN_FILES, write_text
+from siglip_flowers.base.files import write_text
+from siglip_flowers.base.text import count
 from siglip_flowers.config.parsing import parse_arguments, read_yaml
-from siglip_flowers.experiment.options import ExperimentArguments, to_folder
-from siglip_flowers.runtime.devices import count_workers, share_machine
-from siglip_flowers.runtime.processes import prepare_worker
-from siglip_flowers.training.build import RunArguments, check_arguments
-from siglip_flowers.training.run import run_training
+from siglip_flowers.data import load_data
+from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
+from siglip_flowers.experiment.options import ExperimentArguments
+from siglip_flowers.experiment.plan import Plan, Run
+from siglip_flowers.experiment.records import Record, list_figures, pack_test, read_curve, write_record
+from siglip_flowers.metrics.calibration import cross_fitted_nll
+from siglip_flowers.model.adapters import fold_model
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.loading import load_image_processor
+from siglip_flowers.runtime.devices import count_workers, describe_device
+from siglip_flowers.runtime.processes import run_workers
+from siglip_flowers.training.attempts import train_to_the_end
+from siglip_flowers.training.build import RunArguments, build_model, check_arguments
+from siglip_flowers.training.callbacks import ProgressLines
+from siglip_flowers.training.output import check_same_settings
+from siglip_flowers.training.trainer import SiglipTrainer
 
-STOP_SECONDS = 10
 SETTINGS_FILE = "experiment.yaml"
-HISTORY_FILE, PREDICTIONS_FILE, LOG_FILE = "history.csv", "predictions_test.parquet", "log.txt"
-KEPT = (METRICS_FILE, CONFIG_FILE, HISTORY_FILE, PREDICTIONS_FILE)
-# May differ when an experiment is resumed; of these, only additions.
-FREE = ("workers", "output_dir", "contrasts", "steady_part")
-GROWING = ("arms", "regimes", "seeds")
+# May differ when an experiment is resumed.
+FREE = ("workers", "output_dir", "parts", "speeds", "commit")
+# Shares of the steps: the rate rises, then is constant, then falls.
+WARMUP, CONSTANT_UNTIL = 0.05, 0.8
+# Runs that decide something are evaluated in this many last epochs only.
+TUNING_EPOCHS = 3
+WAIT_SECONDS = 1
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training run."""
-
-    regime: str
-    arm: str
-    learning_rate: float
-    seed: int
-
-    def __str__(self) -> str:
-        rate = f"learning rate {self.learning_rate:g}"
-        return f"{self.arm} | {self.regime} | {rate} | seed {self.seed}"
-
-    def directory(self, options: ExperimentArguments) -> Path:
-        """Return where the run is written."""
-        name = f"lr{self.learning_rate:g}_seed{self.seed}"
-        return options.directory / "runs" / to_folder(self.regime) / to_folder(self.arm) / name
-
-    def is_finished(self, options: ExperimentArguments) -> bool:
-        """Return whether the run is complete: its metrics are written last."""
-        return (self.directory(options) / METRICS_FILE).is_file()
-
-    def read_metrics(self, options: ExperimentArguments) -> dict[str, Any]:
-        """Return the metrics of the finished run."""
-        text = (self.directory(options) / METRICS_FILE).read_text(encoding="utf-8")
-        return dict(json.loads(text))
-
-    def read_history(self, options: ExperimentArguments) -> NDArray[Any]:
-        """Return the rows of the finished run's curve by column; nan is what was not measured."""
-        path = self.directory(options) / HISTORY_FILE
-        return np.atleast_1d(np.genfromtxt(path, delimiter=",", names=True, encoding="utf-8"))
-
-    def score(self, options: ExperimentArguments) -> float:
-        """Return the mean validation accuracy of the finished run's last three evaluations."""
-        found = self.read_history(options)["validation_accuracy"]
-        return float(found[np.isfinite(found)][-3:].mean())
-
-
-def list_trials(options: ExperimentArguments, arm: str) -> list[Run]:
-    """Return the runs that decide an arm's learning rate."""
-    rates, seed = sorted(options.learning_rates), options.seeds[0]
-    return [Run(options.tuning_regime, arm, rate, seed) for rate in rates]
-
-
-def choose_learning_rate(options: ExperimentArguments, arm: str) -> float | None:
-    """Return the rate with the best score, of equals the lowest.
-
-    None while a trial is missing. The test split plays no part.
-    """
-    trials = list_trials(options, arm)
-    if not all(run.is_finished(options) for run in trials):
-        return None
-    return max(trials, key=lambda run: run.score(options)).learning_rate
-
-
-def list_runs(options: ExperimentArguments, arm: str, learning_rate: float) -> list[Run]:
-    """Return the runs that an arm is compared by; one of them is its best trial."""
-    return [
-        Run(regime, arm, learning_rate, seed)
-        for seed in options.seeds
-        for regime in options.regimes
-    ]
-
-
-def list_known(options: ExperimentArguments) -> list[Run]:
-    """Return all trials and then the runs of arms whose trials are finished, the arms in turn."""
-    trials = [list_trials(options, arm) for arm in options.arms]
-    rates = {arm: choose_learning_rate(options, arm) for arm in options.arms}
-    compared = [list_runs(options, arm, rate) for arm, rate in rates.items() if rate is not None]
-    turns = [*zip(*trials, strict=True), *zip(*compared, strict=True)]
-    return list(dict.fromkeys(run for turn in turns for run in turn))
-
-
-def count_runs(options: ExperimentArguments) -> int:
-    """Return the number of runs of the whole experiment, with its trials."""
-    compared = len(options.regimes) * len(options.seeds)
-    return len(options.arms) * (compared + len(options.learning_rates) - 1)
-
-
-def make_options(options: ExperimentArguments, run: Run) -> dict[str, Any]:
-    """Return the options of ``train.py`` for a run.
-
-    The seed decides the few-shot images, the initial weights and the order of the images, so
-    that the runs of one seed are a pair whatever the arm.
-    """
-    return {
-        "disable_tqdm": True,
-        **options.base,
-        **options.regimes[run.regime],
-        **options.arms[run.arm],
-        "learning_rate": run.learning_rate,
-        "head_learning_rate": run.learning_rate * options.head_learning_rate_factor,
-        "seed": run.seed,
-        "shots_seed": run.seed,
-        "data_seed": run.seed,
-        "output_dir": str(run.directory(options)),
-    }
+# ---- Before the first run
 
 
 def build_arguments(values: dict[str, Any]) -> RunArguments:
-    """Return options as ``run_training`` takes them."""
+    """Return options as a run takes them."""
     kinds = tuple(get_type_hints(RunArguments).values())
-    return RunArguments(*parse_arguments(kinds, [], defaults=values))
+    return RunArguments(*parse_arguments(kinds, [], prog="", description="", defaults=values))
 
 
 def check_runs(options: ExperimentArguments) -> None:
-    """Check every arm in every regime before the first run.
+    """Check every arm.
 
     Raises:
-        InputError: Data or weights that are not there, or that an arm cannot use.
+        InputError: Options, data or weights that are not there or do not fit together.
     """
-    for arm in options.arms:
-        for regime in options.regimes:
-            run = Run(regime, arm, options.learning_rates[0], options.seeds[0])
-            try:
-                check_arguments(build_arguments(make_options(options, run)))
-            except InputError as error:
-                raise InputError(f"The arm {arm!r} in the regime {regime!r}: {error}") from error
+    for arm, values in options.list_combinations():
+        try:
+            check_arguments(build_arguments(values))
+        except InputError as error:
+            reason = str(error).removeprefix("In the defaults: ")
+            raise InputError(f"The arm {arm!r}: {reason}") from error
 
 
 def claim_directory(options: ExperimentArguments) -> None:
     """Claim the output directory, or resume the same experiment in it.
 
+    The settings beside the records name the commit of the code at the first start.
+
     Raises:
-        InputError: It holds an experiment that differs in more than additions.
+        InputError: It holds an experiment of another design.
     """
-    path, now = options.directory / SETTINGS_FILE, dataclasses.asdict(options)
-    before = read_yaml(path) if path.is_file() else now
-    for key in now.keys() - set(FREE):
-        old, new = before.get(key), now[key]
-        parts: list[Any] = [
-            list(value.items()) if isinstance(value, dict) else value for value in (old, new)
-        ]
-        if key in GROWING:
-            parts[1] = parts[1][: len(parts[0])]
-        if parts[0] != parts[1]:
-            raise InputError(
-                f"The experiment in {options.directory} has --{key} {old}, not {new}. Choose "
-                "another --output_dir, or only add arms, regimes and seeds at the end."
-            )
-    write_text(path, yaml.safe_dump(now, sort_keys=False, allow_unicode=True))
+    path = options.directory / SETTINGS_FILE
+    settings = {**dataclasses.asdict(options), "commit": describe_environment("")["commit"]}
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    check_same_settings(path, text, kind="experiment", free=FREE)
+    if not path.is_file():
+        write_text(path, text)
 
 
-def prune(directory: Path) -> None:
-    """Delete what the analysis of a finished run does not need; weights above all."""
-    for name in set(RUN_FILES) - set(KEPT):
-        path = directory / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+# ---- One run
 
 
-def execute_run(values: dict[str, Any]) -> str | None:
-    """Do a run and prune its directory; return None, or why it could not be done."""
-    try:
-        run_training(build_arguments(values))
-    except (InputError, RunError) as error:
-        return str(error)
-    prune(Path(values["output_dir"]))
-    return None
+def make_values(plan: Plan, run: Run) -> dict[str, Any]:
+    """Return the options of ``train.py`` for a run.
+
+    The seed decides the few-shot images, the initial weights and the order of the images, so that
+    the runs of one seed are a pair whatever the arm. Evaluations are half an epoch apart, and the
+    last one is of the last weights.
+    """
+    values = plan.get_options(run.arm)
+    sizes = measure_splits(yaml.safe_dump(values))
+    per_epoch = -(-sizes["train"] // sizes["step"])
+    interval = max(1, per_epoch // 2)
+    steps = run.epochs * per_epoch // interval * interval
+    values |= {
+        "learning_rate": run.rates.encoder,
+        "head_learning_rate": run.rates.encoder * run.rates.factor,
+        **dict.fromkeys(("seed", "shots_seed", "data_seed"), run.seed),
+        "max_steps": steps,
+        "warmup_steps": round(WARMUP * steps),
+        "lr_scheduler_kwargs": {"num_decay_steps": steps - round(CONSTANT_UNTIL * steps)},
+        "eval_steps": interval,
+        "logging_steps": per_epoch,
+        "output_dir": str(plan.options.directory / "work" / run.name),
+    }
+    if plan.is_tuning(run):
+        # Whether it over-fits is measured on all training images.
+        values["train_eval_samples"] = sizes["train"]
+        values["eval_delay"] = max(0, steps - TUNING_EPOCHS * per_epoch + 1)
+    return values
 
 
-def execute_runs(options: ExperimentArguments) -> None:
-    """Do every unfinished run, several at a time if there are workers.
+@functools.cache
+def measure_splits(settings: str) -> dict[str, int]:
+    """Return the number of images of each split, and ``step``, those of an optimizer step.
+
+    settings: Options of train.py as YAML.
+    """
+    run = build_arguments(yaml.safe_load(settings))
+    sizes = {name: len(rows) for name, rows in load_data(run.data).splits.items()}
+    return {**sizes, "step": run.training.images_per_step}
+
+
+class Watch(TrainerCallback):
+    """Keeps a copy of the weights with the highest validation accuracy, and fits temperatures."""
+
+    def __init__(self) -> None:
+        self.best: SiglipClassifier | None = None
+        self._accuracy = -1.0
+
+    def attach(self, trainer: SiglipTrainer) -> None:
+        """Watch a Trainer, and add the NLL at a fitted temperature to its metrics."""
+        measure = trainer.compute_metrics
+        assert measure is not None
+
+        def measure_more(prediction: EvalPrediction) -> dict[str, float]:
+            logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+            return {**measure(prediction), "fitted_nll": cross_fitted_nll(logits, labels)}
+
+        trainer.compute_metrics = measure_more
+        trainer.remove_callback(ProgressLines)
+        trainer.add_callback(self)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, model: Any = None, **_: Any
+    ) -> None:
+        """Copy the weights of a new best."""
+        accuracy = metrics.get("eval_validation_accuracy", -1.0)
+        if accuracy > self._accuracy:
+            self._accuracy, self.best = accuracy, copy.deepcopy(fold_model(model))
+
+
+def train_and_measure(run: RunArguments, is_tuning: bool) -> Record:
+    """Do a run and return its record; one that decides something does not see the test split."""
+    check_arguments(run)
+    options, training = run.model, run.training
+    data = load_data(run.data)
+    set_seed(training.seed)
+    processor = load_image_processor(
+        options.model_name_or_path, options.image_size, options.max_num_patches
+    )
+    model, watch, began = build_model(run, data, processor), Watch(), time.perf_counter()
+    trainer = train_to_the_end(run, data, model, processor, None, prepare=watch.attach)
+    curve = read_curve(trainer.state.log_history)
+    facts = {
+        "data": data.description,
+        "validation_images": len(data.splits["validation"]),
+        "precision": trainer.accelerator.mixed_precision,
+        "seconds": round(time.perf_counter() - began, 1),
+        "environment": describe_environment(describe_device(training.device)),
+    }
+    if is_tuning:
+        return Record(facts, curve, {name: values[-1] for name, values in curve.items()})
+    passes = PassOptions(
+        training.per_device_eval_batch_size,
+        training.dataloader_num_workers or 0,
+        data_arguments=run.data,
+    )
+
+    def evaluate(classifier: Any) -> dict[str, SplitResult]:
+        return {
+            split: evaluate_split(classifier, processor, rows, split, passes)
+            for split, rows in data.splits.items()
+        }
+
+    last = evaluate(fold_model(trainer.accelerator.unwrap_model(trainer.model)))
+    best = list_figures(evaluate(watch.best))
+    return Record(facts, curve, list_figures(last), best, **pack_test(last["test"]))
+
+
+# ---- All runs
+
+
+def execute_part(plan: Plan, part: str) -> None:
+    """Do every unfinished run of a part, several at a time if there are workers.
 
     Raises:
         RunError: Some runs failed; the others were done.
     """
-    progress = _Progress(options)
-    workers = count_workers(options.workers)
-    if workers == 0:
-        while (run := progress.take()) is not None:
-            progress.end(run, execute_run(make_options(options, run)))
+    print(describe_part(plan, part), flush=True)
+    workers = count_workers(plan.options.workers)
+    if workers == 1 and count_workers(None) == 1:
+        do_runs(plan, part)
     else:
-        _execute_parallel(options, workers, progress)
-    progress.raise_failures()
-
-
-def _execute_parallel(options: ExperimentArguments, workers: int, progress: "_Progress") -> None:
-    idle = [Worker(index, workers) for index in range(workers)]
-    busy: dict[Connection, tuple[Worker, Run]] = {}
-    try:
-        while True:
-            while idle and (run := progress.take()) is not None:
-                worker = idle.pop()
-                worker.send(make_options(options, run))
-                busy[worker.connection] = (worker, run)
-            if not busy:
-                return
-            for connection in wait(list(busy)):
-                worker, run = busy.pop(cast(Connection, connection))
-                progress.end(run, worker.receive())
-                idle.append(worker)
-    finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.stop()
-
-
-class _Progress:
-    """Knows what was started, prints a line for each run that ended, and keeps the failures."""
-
-    def __init__(self, options: ExperimentArguments) -> None:
-        self.options = options
-        self.total = count_runs(options)
-        self.started: dict[Run, float] = {}
-        self.failures: list[str] = []
-        finished = [run for run in list_known(options) if run.is_finished(options)]
-        for run in finished:
-            # The command may have been stopped between the last file and the pruning.
-            prune(run.directory(options))
-        self.done = len(finished)
-        if self.done:
-            print(f"{self.done} of {self.total} runs were finished before", flush=True)
-
-    def take(self) -> Run | None:
-        """Return a run to start, or None if none is ready."""
-        for run in list_known(self.options):
-            if run not in self.started and not run.is_finished(self.options):
-                self.started[run] = time.monotonic()
-                return run
-        return None
-
-    def end(self, run: Run, failure: str | None) -> None:
-        """Record that a run succeeded, or why it failed."""
-        if failure is not None:
-            log = run.directory(self.options) / LOG_FILE
-            seen = f" (see {log})" if log.is_file() else ""
-            self.failures.append(f"{run} failed: {failure.rstrip('.')}{seen}")
-            print(self.failures[-1], flush=True)
-            return
-        self.done += 1
-        accuracy = run.score(self.options)
-        seconds = time.monotonic() - self.started[run]
-        print(
-            f"[{self.done}/{self.total}] {run}: validation accuracy {accuracy:.2%} after "
-            f"{seconds:.0f} s",
-            flush=True,
+        run_workers(do_runs, [(plan, part)] * workers)
+    left = [run for run in plan.list_part(part) if plan.find(run) is None]
+    if left:
+        raise RunError(
+            f"{count(len(left), 'run')} of the part {part} failed, first: {left[0]}. Fix the cause "
+            "and repeat the command, which does only the missing runs."
         )
 
-    def raise_failures(self) -> None:
-        """Raise RunError if a run failed."""
-        if self.failures:
-            missing = self.total - self.done
-            raise RunError(
-                f"{missing} of {self.total} runs are missing, first: {self.failures[0]}. Fix the "
-                "cause and repeat the command, which does only the missing runs."
-            )
+
+def describe_part(plan: Plan, part: str) -> str:
+    """Return a line that says what is left of a part, and about how long it takes."""
+    runs = plan.list_part(part)
+    left = [run for run in runs if plan.find(run) is None]
+    minutes = sum(estimate_minutes(plan, run) for run in left)
+    more = "; what they find decides on more" if part in ("tuning", "length") and left else ""
+    return (
+        f"{part}: {len(runs) - len(left)} of {count(len(runs), 'run')} finished, about "
+        f"{minutes:.0f} core-minutes left{more}"
+    )
 
 
-class Worker:
-    """A process that takes runs and answers each with None or a message.
+def estimate_minutes(plan: Plan, run: Run) -> float:
+    """Return about how many minutes a core needs for a run."""
+    sizes = measure_splits(yaml.safe_dump(plan.get_options(run.arm)))
+    values, (trained, evaluated) = make_values(plan, run), plan.options.speeds
+    evaluations = (values["max_steps"] - values.get("eval_delay", 0)) // values["eval_steps"] + 1
+    sample = min(sizes["train"], values.get("train_eval_samples", sizes["train"]))
+    images = evaluations * (sizes["validation"] + sample)
+    if not plan.is_tuning(run):
+        # The last and the best weights.
+        images += 2 * (sizes["train"] + sizes["validation"] + sizes["test"])
+    return float(run.epochs * sizes["train"] / trained + images / evaluated) / 60
 
-    Args:
-        index: Number of the worker.
-        workers: How many there are; they share cores and devices.
+
+def do_runs(plan: Plan, part: str) -> None:
+    """Do unfinished runs of a part that no other process does, until none is left.
+
+    A process that has nothing to do waits: what others finish may decide on more runs.
     """
-
-    def __init__(self, index: int, workers: int) -> None:
-        self.index = index
-        self.workers = workers
-        self.process: Any = None
-        self.busy = False
-
-    def send(self, values: dict[str, Any]) -> None:
-        """Start a run; ``connection`` becomes readable when it ended, or the process with it."""
-        if self.process is None or not self.process.is_alive():
-            context = multiprocessing.get_context("spawn")
-            self.connection, other_end = context.Pipe()
-            # Not a daemon, which could not have processes that load data.
-            self.process = context.Process(target=_work, args=(other_end,))
-            with share_machine(self.index, self.workers):
-                self.process.start()
-            other_end.close()
-        self.connection.send(values)
-        self.busy = True
-
-    def receive(self) -> str | None:
-        """Return None for a run that succeeded, else why it did not."""
-        self.busy = False
-        try:
-            message: str | None = self.connection.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            message = f"its process ended with exit code {self.process.exitcode}"
-        return message
-
-    def stop(self) -> None:
-        """End the process; its run can be resumed."""
-        if self.process is None:
-            return
-        # An idle process sees the closed connection and ends by itself.
-        self.connection.close()
-        if not self.busy:
-            self.process.join(STOP_SECONDS)
-        self.process.terminate()
-        self.process.join(STOP_SECONDS)
-        self.process.kill()
-        self.process.join()
-
-
-def _work(connection: Connection) -> None:
-    prepare_worker()
+    failed: set[Run] = set()
     while True:
-        try:
-            values = connection.recv()
-        except EOFError:
+        missing = [run for run in plan.list_part(part) if plan.find(run) is None]
+        left = [run for run in missing if run not in failed]
+        if not left:
             return
-        directory = Path(values["output_dir"])
-        directory.mkdir(parents=True, exist_ok=True)
-        # At the level of the file descriptors: a crash in native code is logged as well.
-        log = os.open(directory / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-            os.dup2(log, stream.fileno())
-        os.close(log)
-        connection.send(execute_run(values))
+        for run in left:
+            try:
+                do_run(plan, part, run)
+                break
+            except Timeout:
+                continue
+            except (InputError, RunError) as error:
+                print(f"{part}: {run} failed: {error}", flush=True)
+                failed.add(run)
+        else:
+            time.sleep(WAIT_SECONDS)
+
+
+def do_run(plan: Plan, part: str, run: Run) -> None:
+    """Do a run and write its record.
+
+    Raises:
+        Timeout: Another process does it.
+        InputError, RunError: It failed.
+    """
+    values = make_values(plan, run)
+    directory = Path(values["output_dir"])
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{directory}.lock", timeout=0):
+        # It may have ended a moment ago.
+        if plan.find(run) is not None:
+            return
+        try:
+            record = train_and_measure(build_arguments(values), plan.is_tuning(run))
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        write_record(plan.locate(run), record)
+    done = sum(plan.find(each) is not None for each in plan.list_part(part))
+    print(
+        f"{part} [{done}/{len(plan.list_part(part))}] {run}: validation accuracy "
+        f"{record.score:.2%} after {record.facts['seconds']:.0f} s",
+        flush=True,
+    )

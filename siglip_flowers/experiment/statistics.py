@@ -8,19 +8,20 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from siglip_flowers.metrics.calibration import fit_temperature
-from siglip_flowers.metrics.classification import softmax_losses
 from siglip_flowers.metrics.statistics import (
     PairedDifference,
     format_p,
     mean_interval,
     paired_bootstrap,
+    sign_flip_p,
 )
 
 MINIMUM_POINTS = 4
 # The claim: test accuracy rises by this much, and the validation loss falls more steadily.
 CLAIMED_GAIN = 0.015
 SIGNIFICANCE = 0.05
+# The power that an experiment should have.
+POWER = 0.9
 REPETITIONS = 200
 # Variances of the images' difficulty in the simulation, relative to the noise of a single run: what
 # both arms share, and what each has of its own. Runs of one arm agree on most images.
@@ -81,23 +82,6 @@ def steadiness(losses: Sequence[float] | NDArray[np.float64]) -> float:
     return span * float(np.sqrt(np.mean((scaled - fit_valley(scaled)) ** 2)))
 
 
-def cross_fitted_nll(logits: NDArray, labels: NDArray[np.int64], seed: int = 0) -> float:
-    """Compute the mean softmax NLL at a temperature fitted on the other half of the images.
-
-    Takes the scale of the logits out of a comparison of losses. Images are split in two halves at
-    random; each is scored with the temperature that was fitted on the other.
-
-    logits: (N, C); labels: (N,), of two images or more.
-    """
-    halves = np.random.default_rng(seed).permutation(len(labels)) % 2
-    losses = np.empty(len(labels))
-    for half in (0, 1):
-        fitted, scored = halves != half, halves == half
-        temperature = fit_temperature(logits[fitted], labels[fitted], "softmax")
-        losses[scored] = softmax_losses(logits[scored] / temperature, labels[scored])
-    return float(losses.mean())
-
-
 def fit_valley(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Fit the least-squares curve that falls, then rises: (E,) to (E,)."""
     best, best_error = values, np.inf
@@ -141,8 +125,8 @@ def assess_accuracy(accuracy: PairedDifference, claimed: float = CLAIMED_GAIN) -
     return Finding(accuracy.difference, low, high, p, verdict)
 
 
-def assess_steadiness(siglip: Sequence[float], baseline: Sequence[float]) -> Finding:
-    """Apply the rule to steadiness, one value per seed and arm; smaller is steadier.
+def assess_measure(siglip: Sequence[float], baseline: Sequence[float]) -> Finding:
+    """Apply the rule to a measure that should be small, one value per seed and arm.
 
     A measure that is 0 in more than half of the runs of both arms, or nan, is not measurable.
     """
@@ -160,44 +144,35 @@ def assess_steadiness(siglip: Sequence[float], baseline: Sequence[float]) -> Fin
     return Finding(interval.mean, interval.low, interval.high, p, verdict)
 
 
-def sign_flip_p(differences: Sequence[float] | np.ndarray) -> float:
-    """Compute the exact two-sided p of a mean of paired differences under flips of their signs.
-
-    differences: (S,), at most 24 of them. The smallest possible value is 2 / 2^S.
-
-    Source: Fisher 1935, "The Design of Experiments", section 21.
-    """
-    sums = np.zeros(1)
-    for difference in differences:
-        sums = np.concatenate([sums + difference, sums - difference])
-    total = abs(float(np.sum(differences)))
-    # Sums in another order differ in their last digits.
-    return float(np.mean(np.abs(sums) >= total - 1e-9 * np.sum(np.abs(differences))))
-
-
 def simulate_power(
-    gain: float,
     spread: float,
     accuracy: float,
     seeds: int,
     images: int,
+    spread_images: int | None = None,
+    gain: float = CLAIMED_GAIN,
     repetitions: int | None = None,
     resamples: int = 499,
-) -> float:
-    """Return the share of simulated experiments in which the rule shows a gain in accuracy.
+) -> tuple[float, float]:
+    """Simulate experiments with a gain in accuracy that is judged by the rule.
 
     An image has a difficulty, most of which both arms share, and a run an accuracy of its own,
     normal around its arm's. A run is right on an image if its level and fresh noise exceed the
     difficulty.
 
     Args:
-        gain: The true gain, a fraction.
         spread: Standard deviation of the measured accuracy between runs of one arm.
         accuracy: The baseline's accuracy.
         seeds: Runs of each arm.
         images: Test images.
+        spread_images: Images that the spread was measured on; default: ``images``.
+        gain: The true gain, a fraction.
         repetitions: Simulated experiments; default: ``REPETITIONS``.
         resamples: Of the bootstrap.
+
+    Returns:
+        The share of experiments in which the gain is shown, and the gain that 90 % of them would
+        show: the true one less the lower end that 10 % of the intervals stay below.
     """
     generator = np.random.default_rng(0)
     scale = (1 + SHARED_DIFFICULTY + OWN_DIFFICULTY) ** 0.5
@@ -208,9 +183,9 @@ def simulate_power(
     # What is measured includes the noise of single images.
     difficulty = draw(scale**2 - 1, 10_000)
     right = stats.norm.cdf(scale * stats.norm.ppf(accuracy) - difficulty)
-    noise = float(np.mean(right * (1 - right))) / images
-    found, repetitions = 0, repetitions or REPETITIONS
-    for _ in range(repetitions):
+    noise = float(np.mean(right * (1 - right))) / (spread_images or images)
+    findings = []
+    for _ in range(repetitions or REPETITIONS):
         shared = draw(SHARED_DIFFICULTY, images)
         arms = []
         for mean in (accuracy + gain, accuracy):
@@ -218,9 +193,11 @@ def simulate_power(
             level = scale * stats.norm.ppf(np.clip(accuracies, 1e-6, 1 - 1e-6))
             difficulty = shared + draw(OWN_DIFFICULTY, images)
             arms.append(level + draw(1.0, seeds, images) > difficulty)
-        finding = assess_accuracy(paired_bootstrap(arms[0], arms[1], resamples), claimed=-np.inf)
-        found += finding.verdict == SHOWN
-    return found / repetitions
+        difference = paired_bootstrap(arms[0], arms[1], resamples)
+        findings.append(assess_accuracy(difference, claimed=-np.inf))
+    lows = [finding.low for finding in findings]
+    power = float(np.mean([finding.verdict == SHOWN for finding in findings]))
+    return power, gain - float(np.quantile(lows, 1 - POWER))
 
 
 def describe_finding(finding: Finding, what: str, factor: float, unit: str) -> str:

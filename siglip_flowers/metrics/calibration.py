@@ -9,7 +9,12 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 
-from siglip_flowers.metrics.classification import FloatArray, sigmoid_losses, softmax_losses
+from siglip_flowers.metrics.classification import (
+    FloatArray,
+    IntArray,
+    sigmoid_losses,
+    softmax_losses,
+)
 
 BINS = 15
 Binning = Literal["equal_width", "equal_mass"]
@@ -127,6 +132,23 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
         options={"xatol": 1e-6},
     )
     return float(np.exp(found.x))
+
+
+def cross_fitted_nll(logits: FloatArray, labels: IntArray, seed: int = 0) -> float:
+    """Compute the mean softmax NLL at a temperature fitted on the other half of the images.
+
+    Takes the scale of the logits out of a comparison of losses. Images are split in two halves at
+    random; each is scored with the temperature that was fitted on the other.
+
+    logits: (N, C); labels: (N,), of two images or more.
+    """
+    halves = np.random.default_rng(seed).permutation(len(labels)) % 2
+    losses = np.empty(len(labels))
+    for half in (0, 1):
+        fitted, scored = halves != half, halves == half
+        temperature = fit_temperature(logits[fitted], labels[fitted], "softmax")
+        losses[scored] = softmax_losses(logits[scored] / temperature, labels[scored])
+    return float(losses.mean())
 
 
 def _average_ties(confidence: FloatArray, right: FloatArray) -> FloatArray:

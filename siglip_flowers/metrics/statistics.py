@@ -148,6 +148,21 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemarResult:
     return McNemarResult(b, c, float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0)
 
 
+def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:
+    """Compute the exact two-sided p of a mean of paired differences under flips of their signs.
+
+    differences: (S,), at most 24 of them. The smallest possible value is 2 / 2^S.
+
+    Source: Fisher 1935, "The Design of Experiments", section 21.
+    """
+    sums = np.zeros(1)
+    for difference in differences:
+        sums = np.concatenate([sums + difference, sums - difference])
+    total = abs(float(np.sum(differences)))
+    # Sums in another order differ in their last digits.
+    return float(np.mean(np.abs(sums) >= total - 1e-9 * np.sum(np.abs(differences))))
+
+
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Correct p-values for being several, keeping the chance of any false claim at the level.
 

@@ -5,14 +5,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.runtime.allocator import keep_freed_memory
+from siglip_flowers.runtime.devices import share_machine
 
+# How long a worker may take to write a checkpoint when it is stopped.
+STOP_SECONDS = 60
 # What accelerate launch always sets, and what launchers of several processes set.
 LAUNCHED = "ACCELERATE_MIXED_PRECISION"
 WORLD = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -79,6 +84,35 @@ class StopAgreement:
         self._work.wait()
         self._work = None
         return bool(self._flag.item())
+
+
+def run_workers(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Run a function in a process of its own for each tuple of arguments, until all have ended.
+
+    Each process has its device and its share of the cores, and ends with this one.
+    """
+    context = multiprocessing.get_context("spawn")
+    processes: list[Any] = []
+    try:
+        for index, values in enumerate(arguments):
+            # Not a daemon, which could not have processes that load data.
+            process = context.Process(target=_work, args=(work, values))
+            with share_machine(index, len(arguments)):
+                process.start()
+            processes.append(process)
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join(STOP_SECONDS)
+            process.kill()
+
+
+def _work(work: Callable[..., None], values: tuple[Any, ...]) -> None:
+    prepare_worker()
+    work(*values)
 
 
 def prepare_worker() -> None:

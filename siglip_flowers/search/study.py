@@ -1,6 +1,5 @@
 """A search from start to end: Optuna's study, its trials in one process or several, the report."""
 
-import multiprocessing
 import shutil
 import sys
 import warnings
@@ -21,9 +20,9 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
 from siglip_flowers.config.parsing import dump_configuration, parse_arguments
 from siglip_flowers.data import load_data
-from siglip_flowers.runtime.devices import count_workers, set_cpu_threads, share_machine
+from siglip_flowers.runtime.devices import count_workers, set_cpu_threads
 from siglip_flowers.runtime.preemption import stop_on_signals
-from siglip_flowers.runtime.processes import prepare_worker
+from siglip_flowers.runtime.processes import run_workers
 from siglip_flowers.search.options import DEFAULTS, SearchArguments
 from siglip_flowers.search.trials import (
     REASON,
@@ -48,8 +47,6 @@ LOCK_SECONDS = 120
 FREE = (*UNCOMPARED, "n_trials", "workers")
 # User attribute of a trial: the interrupted trial that it repeats.
 REPEATS = "repeats"
-# How long a trial may take to write a checkpoint when it is stopped.
-STOP_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -200,28 +197,11 @@ def _run_missing(search: Search, missing: int, argv: list[str]) -> None:
         run_trials(search, missing)
         return
     # Also for one worker if several devices are visible: the Trainer would use all of them.
-    context = multiprocessing.get_context("spawn")
-    processes: list[Any] = []
-    try:
-        for worker in range(workers):
-            share = missing // workers + (worker < missing % workers)
-            # Not a daemon, which could not have processes that load data.
-            process = context.Process(target=_work, args=(argv, share, worker))
-            with share_machine(worker, workers):
-                process.start()
-            processes.append(process)
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join(STOP_SECONDS)
-            process.kill()
+    shares = [missing // workers + (worker < missing % workers) for worker in range(workers)]
+    run_workers(_work, [(argv, share, worker) for worker, share in enumerate(shares)])
 
 
 def _work(argv: list[str], trials: int, worker: int) -> None:
-    prepare_worker()
     with stop_on_signals():
         try:
             run_trials(read_search(argv), trials, worker)
