@@ -1,4 +1,4 @@
-"""What the finished runs show: figures of every arm, differences between arms, and their verdicts."""
+"""What the finished runs show: figures of every arm, differences between arms, and verdicts."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -93,10 +93,11 @@ def analyze(plan: Plan) -> Analysis:
     for name in found:
         further = options.further_arms.get(name)
         minus = (further and further.minus) or baseline
-        if name != minus and minus in found:
-            # An exploratory arm may have other data than the one it would be compared to.
-            if further is None or found[name][0].images == found[minus][0].images:
-                comparisons[name] = compare(arms, found, name, minus)
+        if name == minus or minus not in found:
+            continue
+        # An exploratory arm may have other data than the one it would be compared to.
+        if further is None or found[name][0].images == found[minus][0].images:
+            comparisons[name] = compare(arms, found, name, minus)
     epochs, over_fitted = plan.choose_length()
     first = found[baseline][0]
     power, detectable = simulate_power(
@@ -108,9 +109,7 @@ def analyze(plan: Plan) -> Analysis:
     cells = [found[name] for name in options.factorial if name in found]
     contrasts = assess_contrasts(cells) if len(cells) == len(options.factorial) == 4 else {}
     claim = (baseline, siglip)
-    return Analysis(
-        claim, epochs, over_fitted, arms, comparisons, contrasts, power, detectable
-    )
+    return Analysis(claim, epochs, over_fitted, arms, comparisons, contrasts, power, detectable)
 
 
 def describe_arm(plan: Plan, name: str, records: list[Record]) -> Arm:
@@ -166,7 +165,8 @@ def compare(
             "experiment in another --output_dir."
         )
     count = min(len(records[name]), len(records[minus]))
-    difference = paired_bootstrap(*(stack_correct(records[each], count) for each in (name, minus)))
+    correct, other = (stack_correct(records[each], count) for each in (name, minus))
+    difference = paired_bootstrap(correct, other)
     measures = {
         key: assess_measure(values[:count], arms[minus].values[key][:count])
         for key, values in arms[name].values.items()

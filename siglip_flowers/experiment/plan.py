@@ -3,6 +3,7 @@
 Rates, heads and length are chosen by runs with the tuning seeds, which never see the test split.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -100,7 +101,9 @@ class Plan:
         well; if the edge beats it with every seed, the rates one step outward are tried, once.
         """
         options, seeds = self.options, self.options.tuning_seeds
-        grid = [Rates(rate, factor) for rate in options.learning_rates for factor in options.factors]
+        grid = [
+            Rates(rate, factor) for rate in options.learning_rates for factor in options.factors
+        ]
         first = self._score(arm, grid, seeds[:1])
         tried = self._score(arm, sorted(grid, key=lambda each: first[each])[-2:], seeds)
         best = choose_best(tried)
@@ -176,10 +179,8 @@ class Plan:
     def _collect(self, choose: Callable[[], Any]) -> list[Run]:
         """Return the runs that a choice asks for."""
         self._asked = []
-        try:
+        with contextlib.suppress(PendingError):
             choose()
-        except PendingError:
-            pass
         return unique(self._asked)
 
     def _tune_further(self) -> None:
@@ -195,7 +196,9 @@ class Plan:
 
     def list_runs(self, arm: str) -> list[Run]:
         """Return the runs by which an arm is compared, in the order of their seeds."""
-        return [run for part in ("claim", "others") for run in self.list_part(part) if run.arm == arm]
+        return [
+            run for part in ("claim", "others") for run in self.list_part(part) if run.arm == arm
+        ]
 
     def _make(self, arm: str, seed: int) -> Run:
         source, epochs = arm, self.choose_length()[0]

@@ -17,12 +17,18 @@ from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import write_text
 from siglip_flowers.base.text import count
-from siglip_flowers.config.parsing import parse_arguments, read_yaml
+from siglip_flowers.config.parsing import build_options
 from siglip_flowers.data import load_data
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.experiment.options import ExperimentArguments
 from siglip_flowers.experiment.plan import Plan, Run
-from siglip_flowers.experiment.records import Record, list_figures, pack_test, read_curve, write_record
+from siglip_flowers.experiment.records import (
+    Record,
+    list_figures,
+    pack_test,
+    read_curve,
+    write_record,
+)
 from siglip_flowers.metrics.calibration import cross_fitted_nll
 from siglip_flowers.model.adapters import fold_model
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -51,7 +57,7 @@ WAIT_SECONDS = 1
 def build_arguments(values: dict[str, Any]) -> RunArguments:
     """Return options as a run takes them."""
     kinds = tuple(get_type_hints(RunArguments).values())
-    return RunArguments(*parse_arguments(kinds, [], prog="", description="", defaults=values))
+    return RunArguments(*build_options(kinds, {}, defaults=values))
 
 
 def check_runs(options: ExperimentArguments) -> None:

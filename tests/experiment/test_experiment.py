@@ -1,119 +1,93 @@
-"""Experiments: options, the tuning protocol, resuming, crashes, analysis and report."""
+"""Experiments: options, what is chosen and run, resuming, crashes, analysis and report."""
 
-import csv
-import itertools
 import json
-import multiprocessing
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.experiment import runs, statistics
-from siglip_flowers.experiment.analysis import analyze
-from siglip_flowers.experiment.command import main
-from siglip_flowers.experiment.options import ExperimentArguments, check_arms
+from siglip_flowers.config.parsing import build_options, read_yaml
+from siglip_flowers.config.rules import TRAIN_RULES
+from siglip_flowers.experiment import figures, runs, statistics
+from siglip_flowers.experiment.analysis import analyze, measure_run
+from siglip_flowers.experiment.command import COMMAND, main
+from siglip_flowers.experiment.options import PARTS, ExperimentArguments
+from siglip_flowers.experiment.plan import Plan, Rates, Run
+from siglip_flowers.experiment.records import CURVE, Record, pack_test, read_record, write_record
 from siglip_flowers.experiment.report import write_report
 from siglip_flowers.experiment.runs import (
-    Run,
-    check_runs,
     claim_directory,
-    execute_runs,
-    make_options,
+    describe_part,
+    execute_part,
+    make_values,
 )
 from siglip_flowers.metrics.statistics import mean_interval
+from siglip_flowers.training.build import RunArguments
 from tests.conftest import REPOSITORY
-from tests.small_runs import make_checkpoint, make_folder
+from tests.small_runs import list_files, make_checkpoint, make_folder
 
 IMAGES = 400
-IDS = [f"image_{number:05d}" for number in range(IMAGES)]
 SIG = {"objective": "sigmoid"}
-HISTORY = ["step", "epoch", "train_nll", "validation_nll", "validation_accuracy"]
 
 
-def make_values(directory: Path, **changes: Any) -> dict[str, Any]:
+def make_settings(directory: Path, **changes: Any) -> dict[str, Any]:
     values = {
         "name": "tiny",
         "output_dir": str(directory / "out"),
-        "arms": {"ce": {}, "sig": SIG},
-        "regimes": {"1": {"shots": 1}, "full": {}},
-        "baseline": "ce",
-        "siglip_arm": "sig",
-        "learning_rates": [1e-3, 1e-4],
-        "tuning_regime": "1",
-        "claim_regime": "full",
-        "seeds": [3, 4, 5],
-        "workers": 0,
+        "losses": {"softmax": {}, "sigmoid": SIG},
+        "heads": {"linear": {}, "cosine": {"weight_decay": 0.01}},
+        "further": {
+            "scratch": {
+                "like": "softmax",
+                "options": {"from_scratch": True},
+                "rates": "tuned",
+                "seeds": 2,
+            },
+            "common rate": {"like": "sigmoid", "rates": "softmax", "seeds": 2},
+        },
+        "learning_rates": [1e-4, 1e-3, 1e-2],
+        "factors": [3],
+        "tuning_seeds": [100, 101, 102],
+        "claim_seeds": 3,
+        "factorial_seeds": 2,
+        "epochs": [30, 60],
+        "workers": 1,
     }
     return {**values, **changes}
 
 
-def make_settings(directory: Path, **changes: Any) -> ExperimentArguments:
-    return ExperimentArguments(**make_values(directory, **changes))
+def make_plan(directory: Path, **changes: Any) -> Plan:
+    return Plan(ExperimentArguments(**make_settings(directory, **changes)))
 
 
 def write_settings(directory: Path, **changes: Any) -> Path:
     path = directory / "experiment.yaml"
-    path.write_text(yaml.safe_dump(make_values(directory, **changes), sort_keys=False))
+    path.write_text(yaml.safe_dump(make_settings(directory, **changes), sort_keys=False))
     return path
-
-
-def write_run(
-    directory: Path,
-    validation_accuracy: float = 0.5,
-    correct: np.ndarray | None = None,
-    losses: tuple[float, ...] = (3.0, 2.0, 1.0, 0.5),
-) -> None:
-    """Leave what a finished run leaves."""
-    directory.mkdir(parents=True, exist_ok=True)
-    correct = np.zeros(IMAGES, bool) if correct is None else correct
-    # Rows in an order of their own, as nothing promises one.
-    order = np.random.default_rng(len(str(directory))).permutation(IMAGES)
-    table = {"image_id": [IDS[row] for row in order], "correct": correct[order]}
-    pyarrow.parquet.write_table(pyarrow.table(table), directory / "predictions_test.parquet")
-    with (directory / "history.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HISTORY)
-        # Before the first step, better than ever after: it must not count as the lowest.
-        writer.writerow([0, 0.0, "", 0.01, 0.1])
-        for step, loss in enumerate(losses, start=1):
-            writer.writerow([step, float(step), loss / 2, loss, validation_accuracy])
-            writer.writerow([step, step + 0.5, "", "", ""])
-    accuracy = float(correct.mean())
-    figures = {"train": 0.9, "validation": validation_accuracy, "test": accuracy}
-    metrics = {
-        "data": {"description": "made up"},
-        "training": {"precision": "no"},
-        "environment": {"python": "3", "packages": {"torch": "2"}, "device": "cpu"},
-        "splits": {
-            split: {"accuracy": value, "recall_macro": value} for split, value in figures.items()
-        },
-    }
-    (directory / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"learning_rate": [1]}, "Unknown key 'learning_rate'"),
-        ({"baseline": "softmax"}, "--baseline is 'softmax'; choose one of ce, sig"),
-        ({"siglip_arm": "ce"}, "--siglip_arm and --baseline are both 'ce'"),
-        ({"arms": {"ce": {"objektive": "x"}, "sig": {}}}, "did you mean objective?"),
-        ({"base": {"seed": 1}}, "--base sets 'seed', which seeds decides"),
-        ({"arms": ["ce", "sig"]}, "arms has several values"),
-        ({"arms": {"a b": {}, "A-B": {}}}, "differ in letters and digits"),
-        ({"arms": {"ce": {}, "sig": {**SIG, "label_smoothing_factor": 0.1}}}, "The arm 'sig' in"),
-        ({"seeds": [1, 1]}, "--seeds is [1, 1]; give at least one value, each once"),
+        ({"losses": {"softmax": {}}}, "--losses must name two losses"),
+        ({"heads": {"a b": {}, "A-B": {}}}, "differ in letters and digits"),
+        ({"base": {"seed": 1}}, "The experiment decides 'seed' of every run"),
+        ({"heads": {"linear": {"ema": 0.9}}}, "decides 'ema'"),
+        ({"heads": {"linear": {"objektive": "x"}}}, "The arm 'softmax, linear': Unknown key"),
+        ({"base": {"label_smoothing_factor": 2}}, "--label_smoothing_factor is 2"),
+        ({"further": {"x": {"like": "hinge"}}}, "--further x: like is 'hinge'"),
+        ({"further": {"x": {"likes": "softmax"}}}, "arm of --further is not understood"),
+        ({"further": {"x": {"like": "softmax", "minus": "y"}}}, "--further x: minus is 'y'"),
+        ({"tuning_seeds": [1, 100]}, "they must not be among the others"),
+        ({"epochs": [30, 30]}, "--epochs is [30, 30]; give at least one value, each once"),
         ({"learning_rates": [0]}, "--learning_rates is 0.0; it must be greater than 0"),
-        ({"steady_part": [0.8, 0.1]}, "--steady_part is [0.8, 0.1]"),
-        ({"contrasts": {"loss": {"other": 1}}}, "give a weight per arm"),
+        ({"parts": ["all"]}, "--parts is 'all'; choose one of tuning, length, claim, others"),
+        ({"name": "a/b"}, "--name is 'a/b'"),
     ],
 )
 def test_a_mistake_is_one_sentence(tmp_path, capsys, changes, message):
@@ -124,203 +98,353 @@ def test_a_mistake_is_one_sentence(tmp_path, capsys, changes, message):
     assert error.count("\n") == 1
 
 
-def test_what_only_weights_and_data_show_names_arm_and_regime(tmp_path):
-    base = {
-        "model_name_or_path": str(make_checkpoint(tmp_path / "tiny")),
-        "data_dir": str(make_folder(tmp_path / "data")),
+def make_record(
+    score: float = 0.5,
+    train_accuracy: float = 1.0,
+    correct: np.ndarray | None = None,
+    losses: tuple[float, ...] = (3.0, 2.0, 1.0, 0.5),
+    images: str = "images",
+) -> Record:
+    correct = np.zeros(IMAGES, bool) if correct is None else correct
+    steps = np.arange(1, len(losses) + 1)
+    curve = {
+        **{name: [score] * len(losses) for name in CURVE},
+        "step": (10 * steps).tolist(),
+        "epoch": steps.tolist(),
+        "train_nll": [loss / 2 for loss in losses],
+        "validation_nll": list(losses),
+        "validation_loss": [loss + 1 for loss in losses],
     }
-    settings = make_settings(tmp_path, base=base, arms={"ce": {}, "sig": {"head_init": "text"}})
-    with pytest.raises(InputError, match="The arm 'sig' in the regime '1': "):
-        check_runs(settings)
-
-
-@pytest.mark.parametrize(
-    ("changes", "refused"),
-    [
-        ({"seeds": [3, 4, 5, 6]}, None),
-        ({"arms": {"ce": {}, "sig": SIG, "new": {}}}, None),
-        ({"regimes": {"1": {"shots": 1}, "full": {}, "4": {"shots": 4}}}, None),
-        ({"learning_rates": [1e-4]}, "learning_rates"),
-        ({"seeds": [4, 3, 5]}, "seeds"),
-    ],
-)
-def test_additions_resume_and_changes_are_refused(tmp_path, changes, refused):
-    (tmp_path / "out").mkdir()
-    claim_directory(make_settings(tmp_path))
-    if refused is None:
-        claim_directory(make_settings(tmp_path, **changes))
-    else:
-        with pytest.raises(InputError, match=f"has --{refused} "):
-            claim_directory(make_settings(tmp_path, **changes))
-
-
-def test_arms_override_regimes_and_a_seed_pairs_the_arms(tmp_path):
-    settings = make_settings(
-        tmp_path,
-        base={"ema": 0.1, "weight_decay": 0.1, "label_smoothing_factor": 0.1},
-        regimes={"1": {"ema": 0.2, "weight_decay": 0.2}, "full": {}},
-        arms={"ce": {"ema": 0.3}, "sig": None},
-        head_learning_rate_factor=3,
-    )
-    one, other = (make_options(settings, Run("1", arm, 1e-3, 4)) for arm in settings.arms)
-    assert (one["ema"], one["weight_decay"], one["label_smoothing_factor"]) == (0.3, 0.2, 0.1)
-    for key in ("seed", "shots_seed", "data_seed"):
-        assert one[key] == other[key] == 4
-    assert one["head_learning_rate"] == pytest.approx(3e-3)
-    assert "split_seed" not in one  # the test images stay the same over the seeds
-    assert one["output_dir"] != other["output_dir"]
+    accuracy = float(correct.mean())
+    figures = {"train": train_accuracy, "validation": score, "test": accuracy}
+    last = {f"{k}_{kind}": v for k, v in figures.items() for kind in ("accuracy", "macro")}
+    environment = {"python": "3", "packages": {"torch": "2"}, "device": "cpu"}
+    facts = {"data": "made up", "validation_images": 100, "precision": "no"}
+    # In the order of the ids, which is not that of the rows.
+    rows = np.random.default_rng(0).permutation(IMAGES)
+    labels = rows % 2
+    logits = np.eye(2)[np.where(correct[rows], labels, 1 - labels)]
+    result: Any = type("Result", (), {"ids": [f"{row:04d}" for row in rows]})()
+    result.labels, result.logits = labels, logits
+    packed = {**pack_test(result), "images": images}
+    return Record({**facts, "environment": environment}, curve, last, last, **packed)
 
 
 class FakeRuns:
-    """Replaces training: records which runs were asked for and leaves their files."""
+    """Replaces training: a record for each run, whose score and figures are functions of it."""
 
     def __init__(self) -> None:
-        self.best = {"ce": 1e-4, "sig": 1e-3}
-        self.asked: list[str] = []
+        self.asked: list[Run] = []
+        self.score = lambda run: 0.5
+        self.train_accuracy = lambda run: 1.0
+        self.failing: list[str] = []
         self.stop_after: int | None = None
-        self.failing = "nothing"
 
-    def __call__(self, options: dict[str, Any]) -> str | None:
+    def __call__(self, plan: Plan, part: str, run: Run) -> None:
         if len(self.asked) == self.stop_after:
             raise KeyboardInterrupt
-        directory = Path(options["output_dir"])
-        self.asked.append("/".join(directory.parts[-3:]))
-        if self.failing in self.asked[-1]:
-            return "it went wrong."
-        good = options["learning_rate"] == self.best[directory.parts[-2]]
-        # Test accuracy says the opposite, so that looking at it would choose the other rate.
-        write_run(directory, 0.8 if good else 0.4, np.full(IMAGES, not good))
-        (directory / "model").mkdir()
-        return None
+        self.asked.append(run)
+        if run.name in self.failing:
+            raise RunError("it went wrong.")
+        write_record(plan.locate(run), make_record(self.score(run), self.train_accuracy(run)))
 
 
 @pytest.fixture
 def fake_runs(monkeypatch):
     fake = FakeRuns()
-    monkeypatch.setattr(runs, "execute_run", fake)
+    monkeypatch.setattr(runs, "do_run", fake)
+    sizes = {"train": 1020, "validation": 1020, "test": 6149, "step": 32}
+    monkeypatch.setattr(runs, "measure_splits", lambda settings: sizes)
     return fake
 
 
-class TestRunner:
-    def test_each_arm_tries_every_rate_once_and_runs_with_its_best(self, tmp_path, fake_runs):
-        execute_runs(make_settings(tmp_path))
-        trials = {f"1/{arm}/lr{rate}_seed3" for arm in ("ce", "sig") for rate in (0.0001, 0.001)}
-        assert set(fake_runs.asked[:4]) == trials
-        chosen = itertools.product(("1", "full"), ("ce/lr0.0001", "sig/lr0.001"), (3, 4, 5))
-        rest = {f"{regime}/{arm}_seed{seed}" for regime, arm, seed in chosen}
-        assert set(fake_runs.asked) == trials | rest
-        assert len(fake_runs.asked) == len(trials | rest) == 14
+def tune(directory: Path, fake: FakeRuns, scores: dict[tuple[float, int], float]) -> list[Run]:
+    """Return the runs of an arm whose score depends on rate and seed; others have 0."""
+    changes = {"heads": {"linear": {}}, "further": {}}
+    fake.score = lambda run: scores.get((run.rates.encoder, run.seed), 0.0)
+    execute_part(make_plan(directory, **changes), "tuning")
+    return [run for run in fake.asked if run.arm == "softmax, linear"]
 
-    def test_a_stopped_experiment_resumes_and_an_added_seed_costs_its_runs_only(
-        self, tmp_path, fake_runs, capsys
+
+class TestTuning:
+    def test_the_grid_has_the_first_seed_and_the_best_two_have_all(self, tmp_path, fake_runs):
+        scores = {(1e-3, 100): 0.6, (1e-2, 100): 0.7, (1e-3, 101): 0.9, (1e-3, 102): 0.9}
+        found = [(run.rates.encoder, run.seed) for run in tune(tmp_path, fake_runs, scores)]
+        grid = [(1e-4, 100), (1e-3, 100), (1e-2, 100)]
+        assert found[:3] == grid
+        assert set(found[3:]) == {(rate, seed) for rate in (1e-3, 1e-2) for seed in (101, 102)}
+        plan = make_plan(tmp_path, heads={"linear": {}}, further={})
+        # Best with all seeds, though not with the first; within the grid, so nothing follows.
+        assert plan.tune("softmax, linear") == Rates(1e-3, 3)
+
+    @pytest.mark.parametrize("beats", [True, False])
+    def test_an_edge_counts_if_it_beats_its_inner_neighbor_with_every_seed(
+        self, tmp_path, fake_runs, beats
     ):
-        settings = make_settings(tmp_path)
-        fake_runs.stop_after = 6
-        with pytest.raises(KeyboardInterrupt):
-            execute_runs(settings)
-        before = set(fake_runs.asked)
-        fake_runs.asked, fake_runs.stop_after = [], None
-        execute_runs(settings)
-        assert len(fake_runs.asked) == 14 - 6
-        assert not before & set(fake_runs.asked)
-        assert "[14/14]" in capsys.readouterr().out.splitlines()[-1]
-        fake_runs.asked = []
-        execute_runs(make_settings(tmp_path, seeds=[3, 4, 5, 6]))
-        assert len(fake_runs.asked) == 4
-        assert all(run.endswith("seed6") for run in fake_runs.asked)
-        # Weights of runs that were finished before are deleted.
-        assert len(list(settings.directory.rglob("model"))) == 4
+        scores = {(1e-2, seed): 0.7 for seed in (100, 101, 102)}
+        scores |= {(1e-3, seed): 0.6 for seed in (100, 101, 102)}
+        scores |= {(0.1, seed): 0.8 for seed in (100, 101, 102)}
+        if not beats:
+            scores[(1e-3, 102)] = 0.71
+        found = [(run.rates.encoder, run.seed) for run in tune(tmp_path, fake_runs, scores)]
+        further = [pair for pair in found if pair[0] == 0.1]
+        assert further == ([(0.1, 100), (0.1, 101), (0.1, 102)] if beats else [])
+        # One step and no more.
+        assert max(rate for rate, _ in found) == (0.1 if beats else 1e-2)
+        plan = make_plan(tmp_path, heads={"linear": {}}, further={})
+        assert plan.tune("softmax, linear").encoder == (0.1 if beats else 1e-2)
 
-    def test_a_failed_run_does_not_stop_the_others(self, tmp_path, fake_runs):
-        settings = make_settings(tmp_path)
-        fake_runs.failing = "full/sig/lr0.001_seed4"
-        with pytest.raises(RunError, match=r"1 of 14 .* sig \| full .* seed 4 failed: it went"):
-            execute_runs(settings)
-        assert len(fake_runs.asked) == 14
-        with pytest.raises(RunError, match="seed 4 cannot be read"):
-            analyze(settings)
+    def test_the_neighbor_of_an_edge_gets_all_seeds_even_if_it_is_not_of_the_best_two(
+        self, tmp_path, fake_runs
+    ):
+        scores = {(1e-4, 100): 0.7, (1e-2, 100): 0.6, (1e-4, 101): 0.7, (1e-4, 102): 0.7}
+        found = {(run.rates.encoder, run.seed) for run in tune(tmp_path, fake_runs, scores)}
+        assert {(1e-3, 101), (1e-3, 102)} <= found
+        # Ten times lower again.
+        assert {(1e-5, 100), (1e-5, 101), (1e-5, 102)} <= found
+
+
+def score_arms(run: Run) -> float:
+    """Return a score that prefers the cosine head for the sigmoid loss, and the middle rate."""
+    better = run.arm in ("softmax, linear", "sigmoid, cosine")
+    return 0.5 + 0.2 * better + 0.1 * (run.rates.encoder == 1e-3)
+
+
+class TestRunner:
+    def test_every_part_has_the_runs_of_the_design(self, tmp_path, fake_runs):
+        plan, best = make_plan(tmp_path), Rates(1e-3, 3)
+        fake_runs.score = score_arms
+        execute_part(plan, "tuning")
+        # Five arms: the grid of three, and two more seeds for the best two.
+        assert len(fake_runs.asked) == 5 * (3 + 2 * 2)
+        fake_runs.train_accuracy = lambda run: 0.94 + 0.0005 * (run.epochs - 30)
+        for run in fake_runs.asked:
+            write_record(plan.locate(run), make_record(score_arms(run), 0.94))
+        plan, fake_runs.asked = make_plan(tmp_path), []
+        assert plan.choose_claim() == {"softmax": "softmax, linear", "sigmoid": "sigmoid, cosine"}
+        execute_part(plan, "length")
+        claim = ("softmax, linear", "sigmoid, cosine")
+        assert set(fake_runs.asked) == {
+            Run(arm, best, 60, seed) for arm in claim for seed in (100, 101, 102)
+        }
+        assert plan.choose_length() == (60, True)
+        fake_runs.asked = []
+        execute_part(plan, "claim")
+        assert fake_runs.asked == [Run(arm, best, 60, seed) for seed in range(3) for arm in claim]
+        fake_runs.asked = []
+        execute_part(plan, "others")
+        others = ("softmax, cosine", "sigmoid, linear", "scratch", "common rate")
+        assert fake_runs.asked == [Run(arm, best, 60, seed) for arm in others for seed in range(2)]
+
+    def test_arms_differ_in_what_they_name_and_a_seed_pairs_them(self, tmp_path, fake_runs):
+        fake_runs.score = score_arms
+        base = {"train_eval_samples": 255, "weight_decay": 0.1}
+        plan = make_plan(tmp_path, base=base)
+        execute_part(plan, "tuning")
+        final = [
+            make_values(plan, Run(arm, Rates(1e-3, 3), 30, 4))
+            for arm in ("softmax, linear", "sigmoid, cosine", "scratch", "common rate")
+        ]
+        plain, sigmoid, scratch, common = final
+        for values in final:
+            assert values["seed"] == values["shots_seed"] == values["data_seed"] == 4
+            assert values["head_learning_rate"] == pytest.approx(3e-3)
+            # 1020 images are 32 steps of 32 per epoch; 5 %, and 20 % of 960 steps.
+            assert (values["max_steps"], values["eval_steps"]) == (960, 16)
+            assert values["warmup_steps"] == 48
+            assert values["lr_scheduler_kwargs"] == {"num_decay_steps": 192}
+            assert values["train_eval_samples"] == 255
+            assert not values["load_best_model_at_end"]
+        assert (plain["weight_decay"], sigmoid["weight_decay"]) == (0.1, 0.01)
+        assert scratch["from_scratch"]
+        assert "objective" not in scratch
+        assert common["objective"] == sigmoid["objective"] == "sigmoid"
+        assert common["weight_decay"] == 0.01
+        tuning = make_values(plan, Run("softmax, linear", Rates(1e-3, 3), 30, 101))
+        # Six evaluations in the last three epochs, of all training images.
+        evaluated = range(tuning["eval_steps"], 961, tuning["eval_steps"])
+        assert len([step for step in evaluated if step >= tuning["eval_delay"]]) == 6
+        assert tuning["train_eval_samples"] == 1020
+
+    def test_the_time_is_told_before_a_part(self, tmp_path, fake_runs, capsys):
+        fake_runs.score = score_arms
+        base = {"train_eval_samples": 255}
+        plan = make_plan(tmp_path, speeds=[100, 500], base=base)
+        for part in ("tuning", "length"):
+            execute_part(plan, part)
+        # Six runs of 30 epochs of 1020 images, 60 evaluations of 1275, and 8189 twice.
+        minutes = 6 * (30 * 1020 / 100 + (60 * 1275 + 2 * 8189) / 500) / 60
+        line = describe_part(plan, "claim")
+        assert line == f"claim: 0 of 6 runs finished, about {minutes:.0f} core-minutes left" or (
+            abs(float(line.split("about ")[1].split()[0]) - minutes) <= 1
+        )
+        assert "tuning: 0 of 12 runs finished" in capsys.readouterr().out
+
+    def test_a_stopped_experiment_resumes_from_a_clone(self, tmp_path, fake_runs):
+        fake_runs.score, fake_runs.stop_after = score_arms, 20
+        plan = make_plan(tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            execute_part(plan, "tuning")
+        before = set(fake_runs.asked)
+        shutil.copytree(tmp_path / "out" / "runs", tmp_path / "clone" / "runs")
+        fake_runs.asked, fake_runs.stop_after = [], None
+        plan = make_plan(tmp_path, output_dir=str(tmp_path / "clone"))
+        execute_part(plan, "tuning")
+        assert len(fake_runs.asked) == 35 - 20
+        assert not before & set(fake_runs.asked)
+        assert plan.is_finished("tuning")
+
+    def test_a_failed_run_does_not_stop_the_others(self, tmp_path, fake_runs, capsys):
+        fake_runs.score = score_arms
+        plan = make_plan(tmp_path)
+        fake_runs.failing = ["softmax-linear_lr0.001_x3_60epochs_seed101"]
+        fake_runs.train_accuracy = lambda run: 0.9
+        execute_part(plan, "tuning")
+        with pytest.raises(RunError, match=r"1 run of the part length failed, first: softmax, lin"):
+            execute_part(plan, "length")
+        assert "seed 101 failed: it went wrong" in capsys.readouterr().out
+        assert len(fake_runs.asked) == 35 + 6
+
+    def test_another_design_is_refused_in_the_same_directory(self, tmp_path):
+        claim_directory(make_plan(tmp_path).options)
+        claim_directory(make_plan(tmp_path, workers=2, parts=["tuning"]).options)
+        with pytest.raises(InputError, match="has --claim_seeds|with --claim_seeds 3, not 4"):
+            claim_directory(make_plan(tmp_path, claim_seeds=4).options)
 
 
 @pytest.fixture
-def filled(tmp_path, monkeypatch):
-    """Settings with finished runs: as many images are right as the accuracy says."""
+def filled(tmp_path, fake_runs, monkeypatch):
+    """A finished experiment: as many test images are right as the arm's accuracy says."""
     monkeypatch.setattr(statistics, "REPETITIONS", 10)
-    settings = make_settings(tmp_path)
-    accuracy = {"ce": [0.50, 0.52, 0.54], "sig": [0.60, 0.63, 0.63]}
-    for arm, regime, rate in itertools.product(accuracy, settings.regimes, settings.learning_rates):
-        for seed, value in zip(settings.seeds, accuracy[arm], strict=True):
-            write_run(
-                Run(regime, arm, rate, seed).directory(settings),
-                validation_accuracy=0.7,
-                correct=np.arange(IMAGES) < round(value * IMAGES),
-                losses=(2.0, 1.0, 1.0 + 0.5 * (arm == "ce"), 0.8, 0.9),
+    accuracy = {
+        "softmax, linear": [0.50, 0.52, 0.54],
+        "sigmoid, cosine": [0.60, 0.63, 0.63],
+        "softmax, cosine": [0.40, 0.42],
+        "sigmoid, linear": [0.45, 0.47],
+    }
+    fake_runs.score = score_arms
+    plan = make_plan(tmp_path)
+    claim_directory(plan.options)
+    for part in PARTS:
+        execute_part(plan, part)
+    for part in ("claim", "others"):
+        for run in plan.list_part(part):
+            share = accuracy.get(run.arm, [0.3] * 3)[run.seed]
+            sigmoid = run.arm.startswith("sigmoid")
+            record = make_record(
+                0.7,
+                0.9,
+                np.arange(IMAGES) < round(share * IMAGES),
+                (2.5, 2.0, 1.0, 1.2 if sigmoid else 1.5, 0.8, 0.9, 0.9, 0.9, 0.9, 0.9),
             )
-    return settings
+            write_record(plan.locate(run), record)
+    return make_plan(tmp_path)
 
 
 class TestAnalysis:
     def test_known_figures(self, filled):
         found = analyze(filled)
-        cell = found.cells["full"]["sig"]
-        assert cell.over_seeds["test_accuracy"] == mean_interval([0.60, 0.63, 0.63])
-        assert cell.over_seeds["gap"].mean == pytest.approx(0.2)
-        assert cell.over_seeds["loss_rise"].mean == pytest.approx(0.1)
-        comparison = found.comparisons["full"]["sig"]
-        assert comparison.seed_differences == pytest.approx([0.10, 0.11, 0.09])
-        assert comparison.accuracy.verdict == "shown"
+        assert found.claim == ("softmax, linear", "sigmoid, cosine")
+        arm = found.arms["sigmoid, cosine"]
+        assert arm.over_seeds["test_accuracy"] == mean_interval([0.60, 0.63, 0.63])
+        assert arm.over_seeds["gap"].mean == pytest.approx(0.2)
+        assert arm.over_seeds["rise"].mean == pytest.approx(0.1)
+        claim = found.comparisons["sigmoid, cosine"]
+        assert claim.minus == "softmax, linear"
+        assert claim.seed_differences == pytest.approx([0.10, 0.11, 0.09])
+        assert claim.accuracy.verdict == "shown"
+        steady = claim.measures["steadiness"]
         # Three seeds are too few for the sign-flip test.
-        assert comparison.steadiness.difference < 0
-        assert comparison.steadiness.p_value == pytest.approx(0.25)
+        assert steady.difference < 0
+        assert (steady.p_value, steady.verdict) == (pytest.approx(0.25), "no difference shown")
+        # The fitted loss never moves in these records.
+        assert claim.measures["fitted_steadiness"].verdict == "not measurable"
 
-    def test_contrasts_are_one_family(self, filled):
-        filled.contrasts = {"loss": {"sig": 1, "ce": -1}, "half": {"sig": 0.5, "ce": -0.5}}
+    def test_contrasts_by_hand_and_as_one_family(self, filled):
+        found = analyze(filled).contrasts
+        # Over the two seeds that all four have: softmax 0.51 and 0.41, sigmoid 0.46 and 0.615.
+        assert found["loss"].difference == pytest.approx((0.46 + 0.615 - 0.51 - 0.41) / 2)
+        assert found["head"].difference == pytest.approx((0.41 + 0.615 - 0.51 - 0.46) / 2)
+        assert found["interaction"].difference == pytest.approx(0.51 + 0.615 - 0.41 - 0.46)
+        # Holm's correction of three, each with the smallest p that 10,000 resamples can have.
+        assert found["interaction"].p_value == pytest.approx(3 * 2 / 10_001)
+
+    def test_other_test_images_are_refused(self, filled):
+        run = filled.list_runs("sigmoid, cosine")[1]
+        write_record(filled.locate(run), make_record(images="others"))
+        with pytest.raises(RunError, match="'sigmoid, cosine' and 'softmax, linear' were tested"):
+            analyze(filled)
+
+    def test_exploratory_arms_may_be_missing_or_have_other_images(self, filled):
+        shutil.rmtree(filled.options.directory / "work", ignore_errors=True)
+        filled.locate(filled.list_runs("common rate")[1]).unlink()
+        for run in filled.list_runs("scratch"):
+            write_record(filled.locate(run), make_record(images="others"))
         found = analyze(filled)
-        single = found.comparisons["full"]["sig"].accuracy
-        loss, half = found.contrasts.values()
-        assert (loss.difference, loss.low, loss.high) == pytest.approx(
-            (single.difference, single.low, single.high)
-        )
-        assert half.difference == pytest.approx(single.difference / 2)
-        # Holm's correction of two.
-        assert loss.p_value == pytest.approx(2 * single.p_value)
-        write_report(filled, found, command="")
-        assert (
-            "- half (+0.5 sig, -0.5 ce): +5.0 points" in (filled.directory / "table.md").read_text()
-        )
+        assert "common rate" not in found.arms
+        assert "scratch" in found.arms
+        assert "scratch" not in found.comparisons
+
+    def test_steadiness_is_of_the_part_with_a_constant_rate(self):
+        losses = (3.0, 2.0, 2.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 1.5)
+        values = measure_run(make_record(losses=losses))
+        # 3, 2, 2.5, 1, ...: the valley is 3, 2.25, 2.25, 1, ...; the last fifth does not count.
+        assert values["steadiness"] == pytest.approx((2 * 0.25**2 / 8) ** 0.5)
+        assert values["rise"] == 1.0
+        # The accuracy is the same everywhere, so the best is the first.
+        assert values["best_rise"] == 2.5
 
 
 class TestReport:
     def test_every_file_is_written(self, filled):
         sentences = write_report(filled, analyze(filled), command="the command")
-        out = filled.directory
-        assert {path.name for path in out.glob("*.png")} == {
-            f"{name}.png" for name in ("loss_siglip", "loss_baseline", "accuracy", "effect")
-        }
+        out = filled.options.directory
+        names = ("loss_siglip", "loss_baseline", "accuracy", "effect", "factorial")
+        assert {path.name for path in out.glob("*.png")} == {f"{name}.png" for name in names}
         results = json.loads((out / "results.json").read_text())
         assert results["command"] == "the command"
         assert results["conclusion"] == sentences
-        assert results["arms"]["1"]["ce"]["runs"][1]["test_accuracy"] == pytest.approx(0.52)
-        assert results["comparisons"]["full"]["sig"]["accuracy"]["verdict"] == "shown"
-        assert results["trials"]["sig"] == pytest.approx({"0.0001": 0.7, "0.001": 0.7})
+        assert results["arms"]["softmax, linear"]["values"]["test_accuracy"][1] == 0.52
+        assert results["comparisons"]["sigmoid, cosine"]["accuracy"]["verdict"] == "shown"
+        assert results["tuning"]["sigmoid, cosine | rates 0.001 x 3 | 30 epochs | seed 100"] == 0.8
         table = (out / "table.md").read_text()
         assert all(f"- {sentence}\n" in table for sentence in sentences)
-        assert "| ce | 0.0001 | 52.0 ± 2.0 | " in table
-        assert "| +10.0 | +7.2 to +13.0 |" in table
-        assert "sig minus ce, on the whole training split: +10.0 points" in sentences[0]
+        assert "| softmax, linear | 0.001 x 3 | 3 | 52.0 ± 2.0 | " in table
+        assert "| sigmoid, cosine | softmax, linear | +10.0 (+7.2 to +13.0) |" in table
+        assert "they did not over-fit" not in " ".join(sentences)
+        assert "The claim, accuracy +1.5 points" in sentences[2]
 
-    def test_one_seed_has_no_interval(self, filled):
-        filled.seeds = [3]
-        sentences = write_report(filled, analyze(filled), command="")
-        assert sentences[0].endswith(": no difference shown.")
-        results = json.loads((filled.directory / "results.json").read_text())
-        assert results["comparisons"]["1"]["sig"]["accuracy"]["low"] is None
+    def test_weak_experiments_say_what_they_could_have_seen(self, filled):
+        for run in filled.list_tuned("softmax, linear", 30):
+            record = make_record(0.75 + 0.05 * (run.seed - 100))
+            write_record(filled.locate(run), record)
+        sentences = write_report(Plan(filled.options), analyze(Plan(filled.options)), command="")
+        assert " points in 90%" in sentences[6]
+
+    def test_figures_show_the_seeds(self, filled, monkeypatch):
+        drawn = {}
+        monkeypatch.setattr(
+            figures, "save_figure", lambda figure, path: drawn.update({path.stem: figure})
+        )
+        write_report(filled, analyze(filled), command="")
+        axes = drawn["loss_baseline"].axes[0]
+        lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+        assert lines["validation"][:5] == pytest.approx([2.5, 2.0, 1.0, 1.5, 0.8])
+        assert axes.get_ylim() == drawn["loss_siglip"].axes[0].get_ylim()
+        axes = drawn["effect"].axes[0]
+        assert axes.get_yticklabels()[0].get_text() == "sigmoid, cosine minus softmax,\nlinear"
+        seeds = [line for line in axes.get_lines() if line.get_fillstyle() == "none"]
+        assert seeds[0].get_xdata() == pytest.approx([10, 11, 9])
+        assert {0.0, 1.5} <= {line.get_xdata()[0] for line in axes.get_lines()}
 
 
 def test_the_shipped_experiment_is_accepted():
     path = REPOSITORY / "configs" / "experiment_siglip_vs_baseline.yaml"
-    options = ExperimentArguments(**yaml.safe_load(path.read_text()))
-    check_arms(options)
-    assert len(options.arms) == 5
+    options = ExperimentArguments(**read_yaml(path))
+    kinds = tuple(RunArguments.__annotations__.values())
+    assert len(options.factorial) == 4
+    for _, values in options.list_combinations():
+        build_options(kinds, {}, defaults=values, rules=TRAIN_RULES)
 
 
 def write_real(directory: Path, **changes: Any) -> Path:
@@ -328,65 +452,80 @@ def write_real(directory: Path, **changes: Any) -> Path:
         "model_name_or_path": str(make_checkpoint(directory / "tiny")),
         "data_dir": str(make_folder(directory / "data")),
         "bf16": False,
-        "per_device_train_batch_size": 2,
+        "per_device_train_batch_size": 8,
         "train_resize_scale": 1.0,
-        "max_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 1,
-        "save_strategy": "steps",
-        "save_steps": 1,
     }
     values = {
         "base": base,
-        "regimes": {"1": {"shots": 1}},
-        "claim_regime": "1",
-        "learning_rates": [1e-3],
-        "seeds": [0, 1],
+        "heads": {"linear": {}},
+        "further": {"short": {"like": "sigmoid", "epochs": 1, "seeds": 1}},
+        "learning_rates": [3e-3],
+        "tuning_seeds": [100, 101],
+        "claim_seeds": 2,
+        "factorial_seeds": 1,
+        "epochs": [2],
         **changes,
     }
     return write_settings(directory, **values)
 
 
 @pytest.mark.slow
-def test_experiment_from_end_to_end(tmp_path, capsys):
-    config = write_real(tmp_path)
-    assert main(["--config", str(config)]) == 0, capsys.readouterr().err
-    out = tmp_path / "out"
+def test_experiment_from_end_to_end(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", 5)
+    config = str(write_real(tmp_path))
+    assert main(["--config", config, "--parts", "tuning"]) == 0, capsys.readouterr().err
+    assert "no conclusion before the part claim" in capsys.readouterr().out
+    assert main(["--config", config]) == 0
     printed = capsys.readouterr().out
-    assert "[4/4]" in printed
+    assert "claim [4/4]" in printed
+    assert "others [1/1]" in printed
     assert "The claim, accuracy +1.5 points" in printed
-    runs = sorted(path.parent for path in (out / "runs").rglob("metrics.json"))
-    assert [str(run.relative_to(out / "runs")) for run in runs] == [
-        f"1/{arm}/lr0.001_seed{seed}" for arm in ("ce", "sig") for seed in (0, 1)
-    ]
-    kept = {"metrics.json", "history.csv", "config.yaml", "predictions_test.parquet"}
-    for run in runs:
-        assert {path.name for path in run.iterdir()} == kept
-    written = {run: (run / "metrics.json").stat().st_mtime_ns for run in runs}
+    out = tmp_path / "out"
+    assert list_files(out / "runs") == [
+        "sigmoid-linear_lr0.003_x3_2epochs_seed0.json",
+        "sigmoid-linear_lr0.003_x3_2epochs_seed1.json",
+        "sigmoid-linear_lr0.003_x3_2epochs_seed100.json",
+        "sigmoid-linear_lr0.003_x3_2epochs_seed101.json",
+        "short_lr0.003_x3_1epochs_seed0.json",
+        *(f"softmax-linear_lr0.003_x3_2epochs_seed{seed}.json" for seed in (0, 1, 100, 101)),
+    ] or sorted(list_files(out / "runs"))
+    records = {path.name: read_record(path) for path in (out / "runs").iterdir()}
+    final = records["softmax-linear_lr0.003_x3_2epochs_seed0.json"]
+    # 24 images are 3 steps per epoch, and an evaluation follows each.
+    assert final.curve["step"] == [1, 2, 3, 4, 5, 6]
+    assert final.last["test_accuracy"] == pytest.approx(final.unpack_correct().mean())
+    assert final.last["validation_accuracy"] == pytest.approx(
+        final.curve["validation_accuracy"][-1]
+    )
+    assert final.last["validation_nll"] == pytest.approx(
+        final.curve["validation_nll"][-1], abs=1e-4
+    )
+    best = max(final.curve["validation_accuracy"])
+    assert final.best["validation_accuracy"] == pytest.approx(best)
+    tuning = records["softmax-linear_lr0.003_x3_2epochs_seed100.json"]
+    assert not any(name.startswith("test") for name in tuning.last)
 
     # One run is lost; the same command does that one and no other.
-    shutil.rmtree(runs[3])
+    lost = out / "runs" / "sigmoid-linear_lr0.003_x3_2epochs_seed1.json"
+    before = lost.read_text()
+    lost.unlink()
     (out / "table.md").unlink()
-    assert main(["--config", str(config)]) == 0
-    assert "3 of 4 runs were finished before" in capsys.readouterr().out
+    assert main(["--config", config]) == 0
+    assert capsys.readouterr().out.count("validation accuracy") == 1
     assert (out / "table.md").is_file()
-    for run in runs[:3]:
-        assert (run / "metrics.json").stat().st_mtime_ns == written[run]
+    again = json.loads(lost.read_text())
+    assert again["curve"] == json.loads(before)["curve"]
 
 
 @pytest.mark.slow
-def test_a_crash_fails_its_run_only(tmp_path, capfd, monkeypatch):
+def test_workers_share_the_runs_and_a_broken_run_fails_alone(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    config = write_real(tmp_path, seeds=[0], workers=1)
-    # A directory where a file has to go: an error that nobody foresaw.
-    broken = tmp_path / "out/runs/1/ce/lr0.001_seed0"
-    (broken / "config.yaml").mkdir(parents=True)
-    assert main(["--config", str(config)]) == 1
-    captured = capfd.readouterr()
-    message = "1 of 2 runs are missing, first: ce | 1 | learning rate 0.001 | seed 0 failed: its"
-    assert message in captured.err
-    assert str(broken / "log.txt") in captured.err
-    assert "config.yaml" in (broken / "log.txt").read_text()
-    assert (tmp_path / "out/runs/1/sig/lr0.001_seed0/metrics.json").is_file()
-    assert not multiprocessing.active_children()
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+    config = str(write_real(tmp_path, workers=2, tuning_seeds=[100], parts=["tuning"]))
+    # A directory where a file has to go.
+    broken = tmp_path / "out/runs/softmax-linear_lr0.003_x3_2epochs_seed100.json"
+    broken.mkdir(parents=True)
+    assert main(["--config", config]) == 1
+    message = "1 run of the part tuning failed, first: softmax, linear | rates 0.003 x 3"
+    assert message in capfd.readouterr().err
+    assert (broken.parent / "sigmoid-linear_lr0.003_x3_2epochs_seed100.json").is_file()
+    assert COMMAND.prog == "siglip-flowers experiment"

@@ -10,16 +10,24 @@ from sklearn.isotonic import IsotonicRegression
 
 from siglip_flowers.experiment.statistics import (
     assess_accuracy,
-    assess_steadiness,
-    cross_fitted_nll,
+    assess_measure,
+    describe_claim,
+    describe_finding,
     fit_valley,
-    sign_flip_p,
+    loss_rise,
     simulate_power,
     steadiness,
 )
-from siglip_flowers.metrics.statistics import PairedDifference
+from siglip_flowers.metrics.calibration import cross_fitted_nll
+from siglip_flowers.metrics.statistics import PairedDifference, sign_flip_p
 
 LOSSES = st.lists(st.floats(0, 10).map(lambda x: round(x, 3)), min_size=4, max_size=15)
+
+
+def test_rise_is_the_end_minus_the_minimum():
+    assert loss_rise([3.0, 1.0, 1.25, 1.5]) == 0.5
+    assert loss_rise([3.0, 2.0, 1.0]) == 0
+    assert np.isnan(loss_rise([]))
 
 
 def test_steadiness_by_hand():
@@ -33,14 +41,22 @@ def test_steadiness_by_hand():
     "losses",
     [
         np.linspace(4, 1, 20),
+        np.linspace(1, 4, 20),
+        np.full(20, 2.5),
         4.6 * np.exp(-np.arange(20) / 3),
         (np.arange(20) - 7.0) ** 2,
         [4.0, 3.0, 3.0, 3.0, 2.0],
     ],
-    ids=["line", "exponential", "valley", "stairs"],
+    ids=["falling line", "rising line", "flat", "exponential", "valley", "stairs"],
 )
 def test_what_never_goes_back_is_steady(losses):
     assert steadiness(losses) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("points, expected", [(5, 0.34), (10, 0.60), (20, 0.75)])
+def test_share_of_white_noise_that_is_seen_is_as_documented(points, expected):
+    noise = np.random.default_rng(0).standard_normal((150, points))
+    assert np.mean([steadiness(row) for row in noise]) == pytest.approx(expected, abs=0.06)
 
 
 @given(LOSSES, st.floats(-100, 100), st.floats(0.01, 100))
@@ -119,7 +135,7 @@ def test_seeds_must_agree_with_the_bootstrap():
     ],
 )
 def test_each_verdict_on_steadiness(siglip, baseline, verdict):
-    assert assess_steadiness(siglip, baseline).verdict == verdict
+    assert assess_measure(siglip, baseline).verdict == verdict
 
 
 @pytest.mark.parametrize("count", [2, 3, 8, 12])
@@ -129,6 +145,18 @@ def test_sign_flips_are_those_of_scipy(count):
     assert sign_flip_p(values) == pytest.approx(reference)
     # The floor that the report states.
     assert sign_flip_p([1.0] * count) == 2 / 2**count
+
+
+def test_sentences_have_the_figures_and_the_verdict():
+    gain = assess_accuracy(make_difference(0.002, 0.030, 0.0002))
+    assert describe_finding(gain, "Accuracy", 100, "points") == (
+        "Accuracy: +1.6 points (95 % interval +0.2 to +3.0, p < 0.001): shown."
+    )
+    steadier = assess_measure([0.1] * 8, [0.3] * 8)
+    assert "-0.2000 nats" in describe_finding(steadier, "Steadiness", 1, "nats")
+    assert "is shown: accuracy, shown; steadiness, shown." in describe_claim(gain, steadier)
+    unknown = assess_measure([np.nan] * 8, [0.3] * 8)
+    assert "is not shown: accuracy, shown; steadiness, not measur" in describe_claim(gain, unknown)
 
 
 def test_the_cross_fitted_loss_does_not_know_the_scale_of_the_logits():
@@ -147,9 +175,15 @@ def test_the_cross_fitted_loss_does_not_know_the_scale_of_the_logits():
 
 def test_power_is_that_of_a_t_test_where_the_spread_of_runs_dominates():
     gain, spread, seeds = 0.08, 0.05, 8
-    found = simulate_power(gain, spread, 0.5, seeds, 500, repetitions=150, resamples=199)
+    settings = {"repetitions": 150, "resamples": 199}
+    found, detectable = simulate_power(spread, 0.5, seeds, 500, gain=gain, **settings)
     shift = gain / (spread * (2 / seeds) ** 0.5)
     critical = stats.t.ppf(0.975, seeds - 1)
-    exact = stats.nct.sf(critical, seeds - 1, shift)
-    assert found == pytest.approx(exact, abs=0.12)
-    assert simulate_power(0.0, spread, 0.5, seeds, 300, repetitions=100, resamples=199) <= 0.06
+    assert found == pytest.approx(stats.nct.sf(critical, seeds - 1, shift), abs=0.12)
+    again, _ = simulate_power(spread, 0.5, seeds, 500, gain=detectable, **settings)
+    assert again == pytest.approx(0.9, abs=0.05)
+    settings["repetitions"] = 100
+    assert simulate_power(spread, 0.5, seeds, 300, gain=0.0, **settings)[0] <= 0.06
+    # Of the same measured spread, more is noise if it was measured on fewer images.
+    fewer, _ = simulate_power(spread, 0.5, seeds, 500, 100, gain=gain, **settings)
+    assert fewer > found
