@@ -25,7 +25,7 @@ COMMANDS: dict[str, tuple[list[str], int]] = {
     BASELINE: (["-c", "import torch"], 0),
     "train.py --help": (["train.py", "--help"], 0),
     "eval.py --help": (["eval.py", "--help"], 0),
-    "-m siglip_flowers.experiment --help": (["-m", "siglip_flowers.experiment", "--help"], 0),
+    "-m siglip_flowers experiment --help": (["-m", "siglip_flowers", "experiment", "--help"], 0),
     "train.py --lerning_rate 1": (["train.py", "--lerning_rate", "1"], 2),
 }
 LIMIT = 1.5

@@ -70,7 +70,7 @@ class Plan:
 
     def locate(self, run: Run) -> Path:
         """Return where the record of a run is kept."""
-        return self.options.directory / "runs" / f"{run.name}.json"
+        return self.options.directory / "records" / f"{run.name}.json"
 
     def find(self, run: Run) -> Record | None:
         """Return the record of a run, or None if it is not finished."""
