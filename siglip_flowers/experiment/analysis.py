@@ -113,14 +113,10 @@ def analyze(plan: Plan) -> Analysis:
 
 
 def describe_arm(plan: Plan, name: str, records: list[Record]) -> Arm:
-    """Return the measures of an arm; a nan in one makes its interval nan."""
+    """Return the measures of an arm."""
     runs, measured = plan.list_runs(name), [measure_run(record) for record in records]
     values = {key: [each[key] for each in measured] for key in measured[0]}
-    unknown = Interval(np.nan, np.nan, np.nan, np.nan, len(records))
-    over_seeds = {
-        key: mean_interval(each) if np.isfinite(each).all() else unknown
-        for key, each in values.items()
-    }
+    over_seeds = {key: mean_interval(each) for key, each in values.items()}
     return Arm(runs[0].rates, runs[0].epochs, [run.seed for run in runs], values, over_seeds)
 
 
