@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
@@ -17,6 +18,8 @@ from siglip_flowers.runtime.preemption import Preempted, is_stop_requested
 from siglip_flowers.runtime.processes import StopAgreement
 
 SHOWN_PARAMETERS = 8
+# After the first one, which is slower.
+MEASURED_STEPS = 4
 CLOCK_FILE = "clock.json"
 
 
@@ -216,8 +219,38 @@ def _format_row(state: TrainerState, shown: Mapping[str, str]) -> str:
     return f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.1f}: {figures}"
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration roughly: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class ProgressLines(TrainerCallback):
-    """Prints loss, accuracy and speed, and the figures of each evaluation, as lines."""
+    """Prints loss, accuracy and speed, and the figures of each evaluation, as lines.
+
+    One line says about how long the run will take, measured over its first steps except the very
+    first one.
+    """
+
+    def __init__(self) -> None:
+        self._steps, self._began = 0, 0.0
+
+    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        """Measure the first steps."""
+        self._steps += 1
+        if self._steps not in (1, 1 + MEASURED_STEPS):
+            return
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        if self._steps == 1:
+            self._began = time.perf_counter()
+            return
+        seconds = (time.perf_counter() - self._began) / MEASURED_STEPS
+        left = state.max_steps - state.global_step
+        if state.is_world_process_zero and left:
+            duration = format_duration(seconds * left)
+            print(f"time: about {duration} for {left} more steps, without evaluation", flush=True)
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any
@@ -226,7 +259,7 @@ class ProgressLines(TrainerCallback):
         shown = describe_log(logs or {})
         if "images/s" in shown:
             images = (state.max_steps - state.global_step) * args.images_per_step
-            shown["left"] = f"{images / logs['images_per_second'] / 60:.1f} min"
+            shown["left"] = format_duration(images / logs["images_per_second"])
         if state.is_world_process_zero and shown:
             print(_format_row(state, shown), flush=True)
 

@@ -1,6 +1,7 @@
 """What a run found, in files and for trackers: metrics, curve, predictions and images."""
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -19,8 +20,10 @@ from siglip_flowers.base.files import (
     digest_weight_files,
     write_json,
 )
-from siglip_flowers.base.text import shorten_description
+from siglip_flowers.base.text import count, shorten_description
 from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.pixels.tensors import PixelForm, get_pixel_shape
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import write_predictions
@@ -135,34 +138,49 @@ def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
 
 
 def describe_plan(
-    arguments: RunArguments, data: ClassificationData, model: Any, checkpoint: str | None
+    arguments: RunArguments,
+    data: ClassificationData,
+    model: Any,
+    checkpoint: str | None,
+    forms: Mapping[str, PixelForm],
 ) -> list[str]:
     """Return what a run is about to do, in five lines."""
     training = arguments.training
     counts = np.bincount(get_labels(data.splits["train"]), minlength=len(data.class_names))
     smallest, largest = int(counts.argmin()), int(counts.argmax())
     spread = (
-        f"{counts[smallest]} training images each"
+        f"{count(int(counts[smallest]), 'training image')} each"
         if counts[smallest] == counts[largest]
-        else f"{data.class_names[smallest]} ({counts[smallest]} training images) the smallest, "
-        f"{data.class_names[largest]} ({counts[largest]}) the largest"
+        else f"{data.class_names[smallest]} ({count(int(counts[smallest]), 'training image')}) "
+        f"the smallest, {data.class_names[largest]} ({counts[largest]}) the largest"
     )
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     size = sum(value.numel() for value in model.parameters())
+    train = "all of them train" if trained == size else f"{trained / 1e6:.2f} million of them train"
     processes = PartialState().num_processes
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     trackers = ", ".join(choose_trackers(training.report_to)) or "none"
-    begin = "from the start" if checkpoint is None else f"resumed from {Path(checkpoint).name}"
+    begin = "from the start"
+    if checkpoint is not None:
+        begin = f"resumed from step {Path(checkpoint).name.rpartition('-')[2]}"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
+    pixels = ""
+    if arguments.data.pixel_cache:
+        sizes = (
+            len(data.splits[split]) * math.prod(get_pixel_shape(form.size))
+            for split, form in forms.items()
+        )
+        place = locate_cache(arguments.data)
+        pixels = f" and {sum(sizes) / 1e6:,.1f} MB of pixels in {place}"
     return [
-        f"data: {data.description} (train/validation/test); {len(data.class_names)} classes, "
-        f"{spread}; {data.checked}",
-        f"model: {arguments.model.model_name_or_path}, {trained / 1e6:.2f} of {size / 1e6:.2f} "
-        "million parameters train",
+        f"data: {data.description} (train/validation/test); "
+        f"{count(len(data.class_names), 'class')}, {spread}; {data.checked}",
+        f"model: {arguments.model.model_name_or_path}, {size / 1e6:.2f} million parameters, "
+        f"{train}",
         f"device: {processes} x {describe_device(training.device)}, {precision}, "
-        f"{training.images_per_step} images per step",
+        f"{count(training.images_per_step, 'image')} per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
-        f"disk: about {disk / 1e6:,.0f} MB of checkpoints; the log tells the time that is left",
+        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; time: after the first steps",
     ]
 
 

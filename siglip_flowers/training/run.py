@@ -165,7 +165,8 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         if needs_text_tower(arguments.options):
             prompts = read_prompts(data.class_names, options)
             check_prompts(options.model_name_or_path, data.class_names, prompts)
-        data = check_images(data, arguments.data, list_pixel_forms(arguments, processor))
+        forms = list_pixel_forms(arguments, processor)
+        data = check_images(data, arguments.data, forms)
     set_seed(training.seed)
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)
@@ -174,7 +175,7 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     with hold_output_dir(run.output_dir), _closing(run.trackers):
         checkpoint = _open(run)
         if PartialState().is_main_process:
-            print("\n".join(describe_plan(arguments, data, model, checkpoint)), flush=True)
+            print("\n".join(describe_plan(arguments, data, model, checkpoint, forms)), flush=True)
         start = _measure_start(run, model)
         if fit is not None or fits_on_features(arguments):
             trained = _fit_on_features(run, model, fit)
