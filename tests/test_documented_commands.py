@@ -33,7 +33,7 @@ NOT_RUN = yaml.safe_load((REPOSITORY / "tests" / "documented_commands.yaml").rea
 # encoder of a few thousand parameters, three classes of drawn images, one epoch.
 SMALL = "SMALL"
 RUN = {
-    "siglip-flowers train --data_dir images --output_dir results/my-run": SMALL,
+    "python train.py --data_dir images --output_dir results/my-run": SMALL,
     "python train.py --data_dir flowers102 --model_name_or_path siglip2-base "
     "--output_dir results/my-run": SMALL,
     "python train.py --config configs/demo.yaml --overwrite_output_dir": SMALL,
@@ -43,7 +43,6 @@ RUN = {
     "python eval.py --compare results/run_a results/run_b results/run_c --output_dir out": "",
     "python eval.py --compare results/my-run results/other-run": "",
     "python eval.py --model results/my-run --split test --report true": "",
-    "siglip-flowers eval --model results/my-run --split test --report true": "",
     "python eval.py --model results/my-run --tta flip": "",
     "python eval.py --leaderboard": "",
     "python eval.py --leaderboard elsewhere --output_dir out": "",
