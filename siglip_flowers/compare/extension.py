@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CONFIG_FILE, write_json, write_text
-from siglip_flowers.base.text import align_columns, escape_unprintable, format_markdown_table
+from siglip_flowers.base.text import align_columns, escape_unprintable
 from siglip_flowers.commands.models import SOURCE_OPTIONS, read_data_defaults
 from siglip_flowers.compare.comparison import (
     RunComparison,
     RunDifference,
     compare_runs,
-    read_metrics,
     read_runs,
 )
-from siglip_flowers.compare.leaderboard import Tabulate, format_leaderboard, rank_runs
+from siglip_flowers.compare.leaderboard import format_leaderboard, rank_runs
 from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process, parse_arguments
@@ -27,15 +25,14 @@ from siglip_flowers.evaluation.run import EvaluationExtension
 from siglip_flowers.metrics.statistics import format_p
 from siglip_flowers.plots.theme import make_figure, save_figure, shorten
 
-JSON_FILE = "comparison.json"
 SHEET_IMAGES = 24
 LISTED_CLASSES = 10
 _SHEET_COLUMNS = 6
 _NAME_LETTERS = 26
 _NOTE = (
-    "Intervals are 95 %: a studentized bootstrap for accuracies, a paired bootstrap over images "
-    "for differences. McNemar's test is the exact one; "
-    "Holm's correction is over the runs, and over the classes of each run."
+    "Intervals are 95 %: a studentized bootstrap for accuracies, a paired bootstrap over images\n"
+    "for differences. McNemar's test is the exact one; Holm's correction is over the runs, and\n"
+    "over the classes of each run."
 )
 
 
@@ -57,12 +54,8 @@ class CompareExtension(EvaluationExtension):
         if self.options.compare:
             _compare(self.options.compare, options.split, data_arguments, output_dir)
         else:
-            rows, left_out = rank_runs(Path(str(self.options.leaderboard)))
-            print(format_leaderboard(rows, left_out, "", _align))
-            if output_dir is not None:
-                text = format_leaderboard(rows, left_out, "## ", format_markdown_table)
-                file = output_dir / "leaderboard.md"
-                write_text(file, f"# Runs by test accuracy\n\n{text}\n")
+            text = format_leaderboard(*rank_runs(Path(str(self.options.leaderboard))))
+            _show(text, "Runs by test accuracy", output_dir and output_dir / "leaderboard.md")
         return True
 
 
@@ -71,29 +64,25 @@ def make_evaluation_extension(options: CompareArguments) -> EvaluationExtension:
     return CompareExtension(options)
 
 
+def _show(text: str, title: str, file: Path | None) -> None:
+    """Print a text and write it into a Markdown file, where its columns stay aligned."""
+    print(text)
+    if file is not None:
+        write_text(file, f"# {title}\n\n```text\n{text}\n```\n")
+
+
 def _compare(names: list[str], split: str, given: DataArguments, output_dir: Path | None) -> None:
     runs = read_runs(names, split)
-    paths = [str(run.path) for run in runs]
-    file = None if output_dir is None else output_dir / JSON_FILE
-    if file is not None and file.exists() and read_metrics(file).get("paths") != paths:
-        raise InputError(
-            f"{output_dir} holds a comparison of other runs. Choose another directory."
-        )
     comparison = compare_runs(runs)
-    print(format_comparison(comparison, "", _align))
+    text = format_comparison(comparison)
+    _show(text, "Comparison of runs", output_dir and output_dir / "comparison.md")
     if output_dir is not None:
-        write_json(output_dir / JSON_FILE, asdict(comparison))
-        text = format_comparison(comparison, "## ", format_markdown_table)
-        write_text(output_dir / "comparison.md", f"# Comparison of runs\n\n{text}\n\n{_NOTE}\n")
+        write_json(output_dir / "comparison.json", asdict(comparison))
         wanted = [image.id for image in comparison.images[:SHEET_IMAGES]]
         directories = [run.path.parent for run in runs]
         found = _read_images(directories, given, comparison.split or split, wanted)
         if found:
             _draw_sheet(comparison, found, output_dir / "comparison_images.png")
-
-
-def _align(rows: list[list[str]]) -> list[str]:
-    return [align_columns(rows)]
 
 
 def _read_images(
@@ -115,26 +104,19 @@ def _read_images(
     return dict(zip(found, images, strict=True))
 
 
-def format_comparison(comparison: RunComparison, heading: str, tabulate: Tabulate) -> str:
-    """Return the comparison as text: to print, or for a Markdown file.
-
-    Args:
-        comparison: Of two or more runs.
-        heading: What a heading starts with.
-        tabulate: Returns the lines of a table.
-    """
+def format_comparison(comparison: RunComparison) -> str:
+    """Return the comparison as text."""
     split = f" of the {comparison.split} split" if comparison.split else ""
     protocol = f", {comparison.protocol} protocol" if comparison.protocol else ""
-    lines = [f"{comparison.n} images{split}{protocol}", "", *tabulate(_list_runs(comparison))]
+    lines = [f"{comparison.n} images{split}{protocol}", "", align_columns(_list_runs(comparison))]
     for difference in comparison.differences:
-        title = f"{heading}{difference.name} minus {comparison.runs[0]}"
-        lines += ["", title, "", difference.conclusion, ""]
+        lines += ["", difference.conclusion]
         classes = _list_classes(comparison, difference)
         if len(classes) > 1:
-            lines += ["Classes with the largest differences:", "", *tabulate(classes)]
+            lines += ["Classes with the largest differences:", "", align_columns(classes)]
     right = sum(any(each.correct) for each in comparison.images)
-    lines += ["", f"The runs disagree on {len(comparison.images)} images, "]
-    lines[-1] += f"{right} of them right in some run."
+    disagreement = f"The runs disagree on {len(comparison.images)} images, {right} of them right"
+    lines += ["", f"{disagreement} in some run.", "", _NOTE]
     return escape_unprintable("\n".join(lines), keep="\n")
 
 
