@@ -12,7 +12,7 @@ from siglip_flowers.commands.train import main as train
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.evaluation.features import digest_weights, list_poolings, load_features
-from siglip_flowers.evaluation.predict import PassOptions, extract_features
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.heads import fit_and_validate, fit_logistic_heads, set_probe_head
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
@@ -70,7 +70,7 @@ def test_features_are_what_the_model_pools(load, rows, nano_dir, processor, pixe
     assert list(features) == ["map", "mean"]
     for pooling, found in features.items():
         model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
-        expected = extract_features(model, processor, rows, PassOptions(20))
+        expected = evaluate_split(model, processor, rows, "train", PassOptions(20)).features
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(features["map"] - features["mean"]).max() > 0.1

@@ -14,7 +14,7 @@ from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
-from siglip_flowers.evaluation.predict import PassOptions, extract_features, predict_logits
+from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
@@ -290,11 +290,11 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_m
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())
-    found = predict_logits(model, processor, rows, PassOptions(24))
-    np.testing.assert_array_equal(found, np.concatenate(logits))
-    found = extract_features(model, processor, rows, PassOptions(24))
-    np.testing.assert_array_equal(found, np.concatenate(features))
-    close = predict_logits(model, processor, rows, PassOptions(24, dtype="bfloat16"))
+    found = evaluate_split(model, processor, rows, "train", PassOptions(24))
+    np.testing.assert_array_equal(found.logits, np.concatenate(logits))
+    np.testing.assert_array_equal(found.features, np.concatenate(features))
+    half = PassOptions(24, dtype="bfloat16")
+    close = evaluate_split(model, processor, rows, "train", half).logits
     assert close.dtype == np.float32
     np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)
     assert (close != np.concatenate(logits)).any()
@@ -305,8 +305,10 @@ def test_decoding_processes_give_the_same_as_threads(small_model, flowers_dir):
     rows = build_flowers(flowers_dir, train=4).splits["train"]
     model = load_saved_classifier(str(small_model))
     processor = load_image_processor(str(small_model))
-    found = [predict_logits(model, processor, rows, PassOptions(5, count)) for count in (0, 1)]
-    np.testing.assert_array_equal(*found)
+    found = [
+        evaluate_split(model, processor, rows, "train", PassOptions(5, count)) for count in (0, 1)
+    ]
+    np.testing.assert_array_equal(*(each.logits for each in found))
 
 
 def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):

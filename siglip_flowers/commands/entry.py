@@ -189,30 +189,15 @@ def run_command(
             check_cache_directories()
             _prepare_process()
             work(parsed)
-    except (InputError, RunError) as error:
+    except (InputError, RunError, OSError, SafetensorError, RuntimeError) as error:
+        message = _explain(error)
+        if message is None:
+            raise
         # Every process of a launch finds the same bad usage; the first one prints it.
-        if isinstance(error, RunError) or is_first_process():
-            message = str(error)
+        if not isinstance(error, InputError) or is_first_process():
             end = "" if message.endswith((".", "?")) else "."
             print(f"{prog}: error: {escape_unprintable(message)}{end}", file=sys.stderr)
-        return error.exit_code
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if is_lost_process(error):
-            print(
-                f"{prog}: error: Another process of this run ended or does not answer. See what it "
-                "printed; the same command resumes from the newest checkpoint.",
-                file=sys.stderr,
-            )
-            return EXIT_RUN_FAILED
-        reason = explain_write_failure(error)
-        if reason is None:
-            raise
-        print(
-            f"{prog}: error: A file could not be written ({reason}). Make room or choose another "
-            "--output_dir; files that were written before are complete.",
-            file=sys.stderr,
-        )
-        return EXIT_RUN_FAILED
+        return getattr(error, "exit_code", EXIT_RUN_FAILED)
     except Preempted as stop:
         if is_first_process():
             print(f"{prog}: {_end(stop.message, resumes)}", file=sys.stderr)
@@ -221,3 +206,19 @@ def run_command(
         print(f"{prog}: {_end('stopped', resumes)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _explain(error: Exception) -> str | None:
+    """Return what to tell about an error, or None if it deserves its traceback."""
+    if isinstance(error, (InputError, RunError)):
+        return str(error)
+    if is_lost_process(error):
+        return (
+            "Another process of this run ended or does not answer. See what it printed; the same "
+            "command resumes from the newest checkpoint."
+        )
+    reason = explain_write_failure(error)
+    return reason and (
+        f"A file could not be written ({reason}). Make room or choose another --output_dir; files "
+        "that were written before are complete."
+    )

@@ -16,12 +16,7 @@ from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.evaluation import PredictionArguments
 from siglip_flowers.config.rules import PREDICT_RULES
-from siglip_flowers.inference.finding import (
-    STANDARD_INPUT,
-    check_paths,
-    find_images,
-    insert_list,
-)
+from siglip_flowers.inference.finding import STANDARD_INPUT, check_paths, find_images, insert_list
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:

@@ -14,12 +14,7 @@ from torch import uint8 as torch_uint8
 
 from siglip_flowers.config import DataArguments, SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
-from siglip_flowers.data.pixels.array_cache import (
-    ArrayEntry,
-    find_array,
-    locate_cache,
-    open_array,
-)
+from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
 from siglip_flowers.data.pixels.decoding import DECODING_VERSION
 from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
 from siglip_flowers.data.rows import fingerprint_images, get_labels

@@ -22,12 +22,7 @@ from siglip_flowers.inference.finding import find_images
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.inference.sidecars import SCORES, OodDetector, save_temperature
 from siglip_flowers.metrics.calibration import fit_temperature
-from siglip_flowers.metrics.ood import (
-    ACCEPTED,
-    average_classes,
-    fit_threshold,
-    measure_separation,
-)
+from siglip_flowers.metrics.ood import ACCEPTED, average_classes, fit_threshold, measure_separation
 from siglip_flowers.model.classifier import SiglipClassifier
 
 IMAGES_PER_KIND = 16
@@ -116,10 +111,7 @@ def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activatio
 
 
 def classify_images(
-    model: SiglipClassifier,
-    processor: Any,
-    images: list[Image.Image],
-    dtype: str = "float32",
+    model: SiglipClassifier, processor: Any, images: list[Image.Image], dtype: str = "float32"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and logits (N, C) float32; every process classifies all images.
 

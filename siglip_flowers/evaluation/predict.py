@@ -121,40 +121,6 @@ def evaluate_split(
     )
 
 
-def predict_logits(
-    model: SiglipClassifier,
-    processor: Any,
-    rows: datasets.Dataset,
-    options: PassOptions,
-) -> np.ndarray:
-    """Return the logits of every row, in row order: (N, C) float32."""
-    engine = prepare_engine(model, processor, options.dtype, options.compile)
-    return run_over(
-        lambda batch: engine.classify(batch["pixel_values"]).cpu().numpy(),
-        processor,
-        rows,
-        options,
-        "classifying",
-    )
-
-
-def extract_features(
-    model: SiglipClassifier,
-    processor: Any,
-    rows: datasets.Dataset,
-    options: PassOptions,
-) -> np.ndarray:
-    """Return the pooled, unnormalized features of every row, in row order: (N, D) float32."""
-    engine = prepare_engine(model, processor, options.dtype, options.compile)
-    return run_over(
-        lambda batch: engine.extract_features(batch["pixel_values"]).cpu().numpy(),
-        processor,
-        rows,
-        options,
-        "extracting features",
-    )
-
-
 def prepare_engine(
     model: SiglipClassifier, processor: Any, dtype: str = "float32", compile: bool = False
 ) -> InferenceEngine:

@@ -31,10 +31,7 @@ def normalize_rows(features: np.ndarray) -> np.ndarray:
 
 
 def find_neighbors(
-    features: np.ndarray,
-    queries: np.ndarray | None,
-    count: int,
-    device: torch.device | None = None,
+    features: np.ndarray, queries: np.ndarray | None, count: int, device: torch.device | None = None
 ) -> Neighbors:
     """Find the rows that are most similar to each query.
 
@@ -59,11 +56,6 @@ def find_neighbors(
     return Neighbors(torch.cat(rows).numpy(), torch.cat(cosines).numpy())
 
 
-def count_votes(neighbors: Neighbors, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return how many of the neighbors belong to each class, but for ties: (M, C) float64."""
-    return _add_votes(neighbors, labels, num_classes, np.ones_like(neighbors.cosines))
-
-
 def vote_neighbors(
     features: np.ndarray,
     labels: np.ndarray,
@@ -76,7 +68,8 @@ def vote_neighbors(
 ) -> np.ndarray:
     """Let the most similar training rows vote on the class of each query.
 
-    The vote of a neighbor with cosine s weighs exp(s / temperature).
+    The vote of a neighbor with cosine s weighs exp(s / temperature). Of equal sums of votes that
+    of the nearest neighbor becomes higher.
 
     Args:
         features: Training rows (N, D) float32.
@@ -96,15 +89,7 @@ def vote_neighbors(
     found = find_neighbors(features, queries, neighbors, device)
     # A softmax keeps the ratios of the votes and cannot overflow.
     votes = scipy.special.softmax(found.cosines.astype(np.float64) / temperature, axis=1)
-    return _add_votes(found, labels, num_classes, votes)
-
-
-def _add_votes(
-    neighbors: Neighbors, labels: np.ndarray, num_classes: int, votes: np.ndarray
-) -> np.ndarray:
-    """Add up votes (M, K) by class; of equal sums that of the nearest neighbor becomes higher."""
     ranks = 0.5 ** np.arange(1, votes.shape[1] + 1)
-    total = np.zeros((len(neighbors.rows), num_classes))
-    queries = np.arange(len(total))[:, None]
-    np.add.at(total, (queries, np.asarray(labels)[neighbors.rows]), votes + TIE * ranks)
+    total = np.zeros((len(votes), num_classes))
+    np.add.at(total, (np.arange(len(votes))[:, None], labels[found.rows]), votes + TIE * ranks)
     return total

@@ -24,7 +24,7 @@ from siglip_flowers.evaluation.fitting import (
     classify_folder,
     classify_images,
 )
-from siglip_flowers.evaluation.predict import extract_features
+from siglip_flowers.evaluation.predict import evaluate_split
 from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
 from siglip_flowers.inference.finding import check_paths, find_images
 from siglip_flowers.inference.sidecars import (
@@ -126,7 +126,8 @@ def build_report(evaluation: Evaluation, unknown_dir: str | None = None) -> Repo
     train_features = None
     if own != "train":
         rows = splits["train"].select(sample)
-        train_features = extract_features(model, processor, rows, evaluation.pass_options)
+        passed = evaluate_split(model, processor, rows, "train", evaluation.pass_options)
+        train_features = passed.features
     if not PartialState().is_main_process:
         return None
     none = np.zeros(0, dtype=np.int64)

@@ -172,7 +172,7 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
         impossible = trial.params == {"layer_decay": 0.7, "trainable": "head"}
         assert (trial.state is TrialState.PRUNED) == impossible
         assert ("--layer_decay" in trial.user_attrs.get("reason", "")) == impossible
-    assert "--layer_decay 0.7 acts on" in capsys.readouterr().out
+    assert "--layer_decay acts on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
