@@ -54,9 +54,8 @@ class DataArguments:
     train_split_name: str = option("train", "The split of --dataset_name to train on.")
     validation_split_name: str = option(
         "validation",
-        "The split of --dataset_name to validate on. If it does not exist, has no labels, or is "
-        "none, it is cut from the training split (--validation_fraction, stratified, by "
-        "--split_seed).",
+        "The split to validate on. If it is missing, unlabeled or none, it is cut from the "
+        "training split (--validation_fraction, stratified, by --split_seed).",
     )
     test_split_name: str = option("test", "The split to test on; see --validation_split_name.")
     validation_fraction: float = option(0.15, "Share of a missing validation or test split.")
@@ -124,8 +123,7 @@ class AugmentationArguments:
     augment: bool = common(True, "Augment training images. false trains on them as they are.")
     train_resize_scale: float = option(
         1.15,
-        "Images are decoded to this multiple of the model's size before a training crop is cut, so "
-        "that a crop keeps its detail; use 1 if the images are no larger than that.",
+        "Training images are decoded at this multiple of the size, so that crops keep detail.",
         between(1, 4),
     )
     crop_min_scale: float = option(

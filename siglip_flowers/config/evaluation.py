@@ -84,8 +84,7 @@ class PredictionArguments:
     no_threshold: bool = option(False, "Do not mark images of none of the known classes.")
     calibrated: bool = option(
         False,
-        "Divide the logits by the fitted temperature. Scores are then as often right as they say; "
-        "the order of classes does not change.",
+        "Divide logits by the fitted temperature, so that scores are as often right as they say.",
     )
     allow_urls: bool = option(False, "Fetch http and https URLs, up to 64 MiB and 20 seconds each.")
 

@@ -29,16 +29,10 @@ class ModelArguments:
     )
     trainable: str = common("all", "all, head (the head alone) or last:N encoder layers.")
     image_size: int | None = common(
-        None,
-        "Side of the images in pixels; default: the checkpoint's own. Position embeddings are "
-        "interpolated for another size.",
-        positive,
+        None, "Side of images in pixels, by interpolation; default: the checkpoint's own.", positive
     )
     max_num_patches: int | None = option(
-        None,
-        "Maximum number of patches per image, for NaFlex checkpoints, which keep the aspect ratio; "
-        "default: the checkpoint's own.",
-        positive,
+        None, "Most patches per image of a NaFlex checkpoint; default: its own.", positive
     )
     attn_implementation: str | None = option(
         None, "sdpa, eager, flash_attention_2, ...; default: the fastest for the model."
@@ -66,10 +60,7 @@ class ModelArguments:
         path=True,
     )
     lora_r: int | None = common(
-        None,
-        "Rank of low-rank adapters (LoRA) on a frozen encoder. Only they and the head are trained. "
-        "Requires the package peft.",
-        positive,
+        None, "Rank of adapters (LoRA, requires peft) on an encoder that stays frozen.", positive
     )
     lora_alpha: int | None = option(
         None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r.", positive
@@ -78,15 +69,10 @@ class ModelArguments:
         0.0, "Dropout before adapters, except in the pooling head's attention.", between(0, 0.99)
     )
     use_dora: bool = option(
-        False,
-        "Weight-decomposed adapters (DoRA). The pooling head's attention gets none, since peft has "
-        "none for it.",
+        False, "Weight-decomposed adapters (DoRA), but for the pooling head's attention."
     )
     lora_target_modules: list[str] | None = option(
-        None,
-        f"Modules that get adapters, of {', '.join(LORA_MODULES)} (the pooling head's); default: "
-        "all of them.",
-        LORA_MODULES,
+        None, f"Modules that get adapters; default: all of {', '.join(LORA_MODULES)}.", LORA_MODULES
     )
 
     def __post_init__(self) -> None:

@@ -95,10 +95,7 @@ class InheritedOptions:
     per_device_eval_batch_size: int = option(128, "Evaluation images per device.", positive)
     gradient_accumulation_steps: int = common(1, "Batches per optimizer step.", positive)
     learning_rate: float = common(
-        2e-5,
-        "Peak learning rate of the encoder. Released SigLIP checkpoints need 1e-5 to 3e-5; small "
-        "or untrained encoders need more.",
-        positive,
+        2e-5, "Peak rate of the encoder: 1e-5 to 3e-5 for released ones, else more.", positive
     )
     weight_decay: float = common(
         0.05, "Weight decay except for biases, norms, probe.", not_negative
@@ -142,9 +139,7 @@ class InheritedOptions:
     )
     eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.", STRATEGIES)
     eval_steps: float | None = option(
-        None,
-        "Steps between evaluations, or below 1 a share of all steps; default: --logging_steps.",
-        steps_or_share,
+        None, "Steps, or a share below 1, per evaluation; default: --logging_steps.", steps_or_share
     )
     eval_delay: float = option(0.0, "Epochs or steps before the first evaluation.", not_negative)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
@@ -285,9 +280,8 @@ class TrainingOptions(InheritedOptions):
     )
     on_nan: str = option(
         "stop",
-        "What happens if a loss or gradient norm is not finite: stop or skip. stop: the run ends "
-        "before a checkpoint is written with it; skip: the step's update is left out, which waits "
-        "for the device in every step.",
+        "If a loss or gradient norm is not finite: stop before a checkpoint is written with it, or "
+        "skip the update, which waits for the device in every step.",
         ("stop", "skip"),
     )
     max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out at most.", positive)
@@ -296,8 +290,7 @@ class TrainingOptions(InheritedOptions):
     )
     cpu_threads: int | None = option(
         None,
-        "Threads that compute on a CPU; default: OMP_NUM_THREADS, or under accelerate launch, "
-        "which sets that to 1, this process's share of the cores.",
+        "Threads on a CPU; default: OMP_NUM_THREADS, or this process's share of the cores.",
         positive,
     )
     aim_repo: str | None = option(

@@ -15,16 +15,12 @@ class DemoArguments:
     model: str | None = option(None, MODEL_HELP, path=True)
     host: str = option(
         "127.0.0.1",
-        "Address to serve on. 127.0.0.1 is this machine alone; 0.0.0.0 admits "
-        "everybody who can reach it.",
+        "Address to serve on. 127.0.0.1: this machine alone; 0.0.0.0: all who can reach it.",
     )
     port: int = option(7860, "Port to serve on.", between(1, 65535))
     top_k: int = option(5, "Classes named for an image.", positive)
     neighbors: int = option(
-        6,
-        "Nearest training images to show; 0 shows none and requires no data. The data "
-        "are those of the model's training, unless data options name others.",
-        between(0, 1000),
+        6, "Nearest training images to show; 0 shows none and requires no data.", between(0, 1000)
     )
     dtype: str = option("auto", DTYPE_HELP, DTYPES)
 

@@ -17,17 +17,15 @@ class ExportArguments:
     model: str | None = option(None, MODEL_HELP, path=True)
     format: str | None = option(
         None,
-        "onnx (model.onnx, for ONNX Runtime), exported_program (model.pt2, for "
-        "torch.export.load) or safetensors_native (a plain SiglipForImageClassification, for "
-        "transformers without this package).",
+        "onnx (for ONNX Runtime), exported_program (for torch.export.load) or safetensors_native "
+        "(a plain SiglipForImageClassification, for transformers without this package).",
         FORMATS,
     )
     output: str | None = option(None, "The new directory to write.", path="output")
     int8: str | None = option(
         None,
-        "onnx: also write model_int8.onnx and print its accuracy on the test split. "
-        "dynamic: 8-bit weights, activations scaled at run time; static: activations by fixed "
-        "scales, calibrated on training images.",
+        "onnx: also write 8-bit weights and print their test accuracy; activations are scaled at "
+        "run time (dynamic) or by fixed scales that training images set (static).",
         ("dynamic", "static"),
     )
     calibration_images: int = option(

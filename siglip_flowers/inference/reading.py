@@ -69,23 +69,21 @@ class ImageBatch:
     pixels: torch.Tensor
 
 
+@dataclass(frozen=True)
 class ImageReader:
     """Reads sources as batches of pixels.
 
-    Args:
+    Attributes:
         size: S, the side in pixels that images are resized to, or a budget of patches.
         resample: PIL's resampling filter, from the checkpoint's image processor.
         num_workers: Decoding threads.
         allow_urls: Whether strings that are http or https URLs are fetched.
     """
 
-    def __init__(
-        self, size: ImageSize, resample: int, *, num_workers: int, allow_urls: bool = False
-    ) -> None:
-        self.size = size
-        self.resample = resample
-        self.num_workers = num_workers
-        self.allow_urls = allow_urls
+    size: ImageSize
+    resample: int
+    num_workers: int
+    allow_urls: bool = False
 
     def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches of the sources in order, decoded ahead of the consumer."""

@@ -19,9 +19,7 @@ class ProbeArguments:
         path=True,
     )
     output_dir: str = option(
-        "results/linear_probe",
-        "Where the model, its metrics and the grid are written.",
-        path="output",
+        "results/linear_probe", "Where model, metrics and grid are written.", path="output"
     )
     overwrite_output_dir: bool = option(False, "Replace what an earlier run left in --output_dir.")
     image_size: int | None = option(None, "Image side; default: the checkpoint's own.", positive)
@@ -30,14 +28,10 @@ class ProbeArguments:
         list(POOLINGS), "Poolings to try: map (the attention pooling) and mean.", POOLINGS
     )
     penalties: list[float] = option(
-        [],
-        "L2 penalties to try with each; default: two per decade from 1 to 3e-5.",
-        positive,
+        [], "L2 penalties to try; default: two per decade from 1 to 3e-5.", positive
     )
     class_weights: list[str] = option(
-        list(CLASS_WEIGHTS),
-        "Class weights to try: none, and balanced (by inverse frequency).",
-        CLASS_WEIGHTS,
+        list(CLASS_WEIGHTS), "Class weights to try: none, balanced.", CLASS_WEIGHTS
     )
     neighbors: int = option(20, "Training images that vote in the k-NN accuracy.", positive)
     per_device_eval_batch_size: int = option(128, "Images per device and batch.", positive)

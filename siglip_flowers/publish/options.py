@@ -87,10 +87,7 @@ class PublishArguments(HubArguments):
 
     run: str | None = option(None, "The directory of a finished run.", positional=True, path=True)
     output_dir: str | None = option(
-        None,
-        "Write the files to this new directory; they are pushed only if "
-        "--hub_model_id is given too.",
-        path="output",
+        None, "Write the files here; they are pushed only with --hub_model_id.", path="output"
     )
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded.", positive

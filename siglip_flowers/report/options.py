@@ -17,8 +17,7 @@ class ReportArguments:
     )
     unknown_dir: str | None = option(
         None,
-        "--report: a folder of images that show none of the classes; the report says how well "
-        "scores separate them from the split's images.",
+        "--report: a folder of images of no class, to report how well scores separate them.",
         path=True,
     )
 

@@ -12,9 +12,7 @@ class RobustnessArguments:
 
     robustness: bool = option(
         False,
-        "Also measure accuracy on changed images: noise, blur, fog, snow, JPEG and others at five "
-        "strengths, rotation, scale and resolution. Takes 75 more passes; --max_eval_samples makes "
-        "it shorter.",
+        "Also measure accuracy on 15 kinds of changed images, each at five strengths: 75 passes.",
     )
     tta: str = option(
         "none",

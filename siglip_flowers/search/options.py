@@ -34,8 +34,7 @@ class SearchArguments:
     n_trials: int = option(20, "Trials in total, earlier and pruned ones included.", positive)
     pruner: str = option(
         "median",
-        "median: stop a trial that is worse than the median of the others at the same evaluation; "
-        "or none.",
+        "median: stop a trial that is worse than the median at the same evaluation; or none.",
         ("median", "none"),
     )
     pruning_startup_trials: int = option(
@@ -44,8 +43,7 @@ class SearchArguments:
     pruning_warmup: int = option(1, "Evaluations of a trial before it may be pruned.", not_negative)
     workers: int | None = option(
         None,
-        "Parallel trials, each in its own process with one of the visible GPUs (or a share of the "
-        "cores); default: one per GPU, else 1.",
+        "Parallel trials, each with a GPU or a share of the cores; default: one per GPU, else 1.",
         positive,
     )
 

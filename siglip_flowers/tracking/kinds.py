@@ -143,10 +143,6 @@ class WandbTracker(Tracker):
         self._run.define_metric("*", step_metric=WANDB_STEP)
         return run_id
 
-    def log(self, values: Sequence[Value], moment: Moment) -> None:
-        """Log figures as ``SPLIT/NAME``."""
-        self._log({value.tag: value.value for value in values}, moment)
-
     def log_results(self, results: FinalResults, moment: Moment) -> None:
         """Log test images, all metrics and, if requested, the model."""
         import wandb
@@ -170,8 +166,8 @@ class WandbTracker(Tracker):
             self._run.finish(exit_code=int(failed))
             wandb.teardown()
 
-    def _log(self, values: dict[str, Any], moment: Moment) -> None:
-        self._run.log({**values, "epoch": moment.epoch, WANDB_STEP: moment.step})
+    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
+        self._run.log({**figures, "epoch": moment.epoch, WANDB_STEP: moment.step})
 
 
 def choose_wandb_mode() -> Any:
@@ -209,16 +205,10 @@ class TensorBoardTracker(Tracker):
             self._run.add_text("config", f"```\n{yaml.safe_dump(run.config)}```")
         return str(directory)
 
-    def log(self, values: Sequence[Value], moment: Moment) -> None:
-        """Log figures as ``SPLIT/NAME``."""
-        for value in values:
-            self._run.add_scalar(value.tag, value.value, moment.step)
+    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
+        for tag, value in figures.items():
+            self._run.add_scalar(tag, value, moment.step)
         self._run.flush()
-
-    def close(self, *, failed: bool) -> None:
-        """Close the file."""
-        if self._run is not None:
-            self._run.close()
 
 
 class TrackioTracker(Tracker):
@@ -234,9 +224,7 @@ class TrackioTracker(Tracker):
         )
         return name
 
-    def log(self, values: Sequence[Value], moment: Moment) -> None:
-        """Log figures as ``SPLIT/NAME``."""
-        figures = {value.tag: value.value for value in values}
+    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
         self._run.log({**figures, "epoch": moment.epoch}, step=moment.step)
 
     def close(self, *, failed: bool) -> None:

@@ -86,7 +86,10 @@ class Tracker:
         raise NotImplementedError
 
     def log(self, values: Sequence[Value], moment: Moment) -> None:
-        """Log figures."""
+        """Log figures, as ``SPLIT/NAME`` unless the tracker has splits of its own."""
+        self._log({value.tag: value.value for value in values}, moment)
+
+    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
         raise NotImplementedError
 
     def log_results(self, results: FinalResults, moment: Moment) -> None:
@@ -94,6 +97,8 @@ class Tracker:
 
     def close(self, *, failed: bool) -> None:
         """End the run, if it was opened, and close its files."""
+        if self._run is not None:
+            self._run.close()
 
 
 class Trackers(TrainerCallback):
