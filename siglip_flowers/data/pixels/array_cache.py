@@ -12,8 +12,10 @@ import logging
 import os
 import shutil
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -102,7 +104,38 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
         return None
     if array.shape != entry.shape or array.dtype != np.dtype(entry.dtype):
         return None
-    return array if found == entry.describe_with(array) else None
+    if found != entry.describe_with(array):
+        return None
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(path / ENTRY_FILE)  # the time of the last use
+    return array
+
+
+@dataclass(frozen=True)
+class StoredEntry:
+    """An entry on disk: its directory, the shape of its array, bytes, and seconds since its use."""
+
+    path: Path
+    shape: tuple[int, ...]
+    nbytes: int
+    unused_seconds: float
+
+    def remove(self) -> None:
+        """Delete it; a process that has it open keeps its pages."""
+        shutil.rmtree(self.path)
+        self.path.with_name(f"{self.path.name}.lock").unlink(missing_ok=True)
+
+
+def list_entries(directory: Path) -> list[StoredEntry]:
+    """Return what a cache directory holds, the longest unused first."""
+    entries = []
+    for file in directory.glob(f"*/{ENTRY_FILE}"):
+        with suppress(OSError, ValueError, KeyError):
+            shape = tuple(json.loads(file.read_text(encoding="utf-8"))["shape"])
+            nbytes = (file.parent / ARRAY_FILE).stat().st_size
+            unused = time.time() - file.stat().st_mtime
+            entries.append(StoredEntry(file.parent, shape, nbytes, unused))
+    return sorted(entries, key=lambda entry: -entry.unused_seconds)
 
 
 def open_array(
