@@ -19,6 +19,7 @@ VERSIONED = (
 )
 PAIRS = [
     ("README.md", "README.ru.md"),
+    ("docs/howto/own-data.md", "docs/ru/own-data.md"),
     *((f"docs/{name}.md", f"docs/ru/{name}.md") for name in ("tutorial", "method")),
 ]
 
