@@ -99,8 +99,7 @@ class Explainer:
     @property
     def pooling(self) -> str:
         """The pooling of the model: ``map`` or ``mean``."""
-        pooling: str = self.classifier.engine.model.config.pooling
-        return pooling
+        return str(self.classifier.engine.model.config.pooling)
 
     def explain(self, content: bytes) -> Answer:
         """Return what an image file shows, or why it cannot be read."""

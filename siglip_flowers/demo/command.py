@@ -110,13 +110,10 @@ def read_examples(
 
     from siglip_flowers.inference.sidecars import EXAMPLE_FILES, find_sidecar_file
 
-    names = classifier.class_names[: len(EXAMPLE_FILES)]
-    paths = [find_sidecar_file(model, EXAMPLE_FILES[label]) for label in range(len(names))]
-    return [
-        (name, Image.open(path))
-        for name, path in zip(names, paths, strict=True)
-        if path is not None
-    ]
+    paths = [find_sidecar_file(model, name) for name in EXAMPLE_FILES]
+    # There may be fewer classes than files.
+    found = zip(classifier.class_names, paths, strict=False)
+    return [(name, Image.open(path)) for name, path in found if path is not None]
 
 
 def read_dataset(model: str) -> str | None:

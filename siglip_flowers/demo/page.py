@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
 from PIL import Image
 
-from siglip_flowers.base.text import count
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.demo.answer import Answer, Explainer
 from siglip_flowers.demo.options import DemoArguments
 
@@ -57,9 +58,8 @@ class _PolicyHeader:
 def describe_classes(names: Sequence[str], dataset: str | None) -> str:
     """Return a sentence in HTML about what the model knows."""
     source = f" of {dataset}" if dataset else ""
-    shown = ", ".join(names[:NAMED_CLASSES])
-    more = f" and {len(names) - NAMED_CLASSES} more" if len(names) > NAMED_CLASSES else ""
-    return html.escape(f"The model knows {count(len(names), 'class')}{source}: {shown}{more}.")
+    known = f"{count(len(names), 'class')}{source}: {abbreviate(names, NAMED_CLASSES)}"
+    return html.escape(f"The model knows {known}.")
 
 
 def serve_page(
@@ -88,7 +88,6 @@ def serve_page(
         from starlette.middleware import Middleware
 
         page = build_page(explainer, dataset, examples, Path(folder))
-        options.check_address()
         page.queue(default_concurrency_limit=1)
         try:
             _, url, _ = page.launch(
@@ -177,38 +176,15 @@ def _write_examples(examples: Sequence[tuple[str, Image.Image]], folder: Path) -
 
 def render_answer(answer: Answer, pooling: str) -> str:
     """Return the HTML of an answer; names are escaped."""
-    if answer.problem:
-        return (
-            '<div class="sf-answer" role="alert"><p class="sf-problem">This file cannot be read as '
-            f"an image: {html.escape(answer.problem)}.</p></div>"
-        )
-    best = answer.results[0]
-    summary = f"{best['label']}, {_format_share(best['score'])}"
-    if answer.known is False:
-        summary = f"Not one of the known classes; nearest: {best['label']}"
-    overlay = ""
-    if answer.overlay is not None:
-        overlay = "<h3>Where the model looks</h3>" + _render_image(
-            answer.overlay,
-            "The image, brighter where the model looks",
-            f"Brighter patches weigh more ({HOW_SALIENCY[pooling]}).",
-            "sf-overlay",
-        )
-    nearest = '<p class="sf-hint">Not available: the page was started without data.</p>'
-    if answer.neighbors:
-        figures = "".join(
-            _render_image(thumbnail, f"Training image: {name}", f"{name}, {cosine:.2f}")
-            for thumbnail, name, cosine in answer.neighbors
-        )
-        nearest = (
-            f'<div class="sf-nearest">{figures}</div>'
-            '<p class="sf-hint">With the cosine similarity of their features.</p>'
-        )
-    return (
-        f'<div class="sf-answer" role="status"><h2>{html.escape(summary)}</h2>'
-        f'<div class="sf-columns"><div><h3>Likeliest classes</h3>{_render_classes(answer)}</div>'
-        f"<div>{overlay}</div></div><h3>Nearest training images</h3>{nearest}</div>"
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("siglip_flowers.demo", ""),
+        autoescape=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
+    environment.filters |= {"uri": _encode_image, "share": _format_share}
+    template = environment.get_template("answer.html.jinja")
+    return template.render(answer=answer, how=HOW_SALIENCY[pooling])
 
 
 def _format_share(score: float) -> str:
@@ -216,22 +192,8 @@ def _format_share(score: float) -> str:
     return f"{100 * score:.1f}\u00a0%"
 
 
-def _render_classes(answer: Answer) -> str:
-    items = [
-        f'<li><span class="sf-name">{html.escape(result["label"])}</span>'
-        f'<span class="sf-share">{_format_share(result["score"])}</span>'
-        f'<span class="sf-bar" aria-hidden="true"><span style="width:{100 * result["score"]:.1f}%">'
-        "</span></span></li>"
-        for result in answer.results
-    ]
-    return f'<ol class="sf-classes">{"".join(items)}</ol>'
-
-
-def _render_image(image: Image.Image, description: str, caption: str, kind: str = "") -> str:
+def _encode_image(image: Image.Image) -> str:
+    """Return an image as the data URI of a JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
-    content = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return (
-        f'<figure class="{kind}"><img src="data:image/jpeg;base64,{content}" '
-        f'alt="{html.escape(description)}"><figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -119,8 +119,8 @@ def build_card(
 
 def list_shown_metrics(num_classes: int) -> dict[str, str]:
     """Return the titles of the test metrics; of few classes the top-5 accuracy is always 1."""
-    left_out = () if num_classes > TOP_K else ("top5_accuracy",)
-    return {name: title for name, title in TEST_METRICS.items() if name not in left_out}
+    few = num_classes <= TOP_K
+    return {n: title for n, title in TEST_METRICS.items() if not (few and n == "top5_accuracy")}
 
 
 def _build_metadata(

@@ -12,14 +12,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from siglip_flowers.base import files
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import (
-    CONFIG_FILE,
-    METRICS_FILE,
-    MODEL_DIR,
-    digest_weight_files,
-    is_finished,
-)
 from siglip_flowers.base.text import is_hub_id, shorten_description
 from siglip_flowers.config.parsing import read_yaml
 from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
@@ -61,7 +55,7 @@ class FinishedRun:
     @property
     def model_dir(self) -> Path:
         """The directory of model and image processor."""
-        return self.directory / MODEL_DIR
+        return self.directory / files.MODEL_DIR
 
     @property
     def base_model(self) -> str | None:
@@ -84,14 +78,14 @@ class FinishedRun:
 
 def check_finished(directory: Path) -> None:
     """Raise InputError unless the directory holds a finished run."""
-    if not is_finished(directory):
-        if is_finished(directory.parent):
+    if not files.is_finished(directory):
+        if files.is_finished(directory.parent):
             raise InputError(f"{directory} is part of a run; name the run: {directory.parent}.")
         raise InputError(
-            f"{directory} holds no finished run ({METRICS_FILE} or {MODEL_DIR}/ is missing); "
-            "finish it with the command that started it, or name another."
+            f"{directory} holds no finished run ({files.METRICS_FILE} or {files.MODEL_DIR}/ is "
+            "missing); finish it with the command that started it, or name another."
         )
-    for name in (CONFIG_FILE, PREDICTIONS_FILE):
+    for name in (files.CONFIG_FILE, PREDICTIONS_FILE):
         if not (directory / name).is_file():
             raise InputError(f"The run in {directory} lacks {name}; copy the whole directory.")
 
@@ -104,9 +98,9 @@ def read_finished_run(directory: Path) -> FinishedRun:
         RunError: The weights are not those that were measured, or figures contradict predictions.
     """
     check_finished(directory)
-    settings = read_yaml(directory / CONFIG_FILE)
+    settings = read_yaml(directory / files.CONFIG_FILE)
     try:
-        metrics = json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = json.loads((directory / files.METRICS_FILE).read_text(encoding="utf-8"))
         recorded, test = metrics["weights"], metrics["splits"]["test"]
         table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
     except (LookupError, OSError, ValueError, pyarrow.ArrowException) as error:
@@ -114,10 +108,10 @@ def read_finished_run(directory: Path) -> FinishedRun:
             f"The results in {directory} cannot be read ({type(error).__name__}: "
             f"{first_line(error)}); copy the whole directory again."
         ) from error
-    if digest_weight_files(directory / MODEL_DIR) != recorded:
+    if files.digest_weight_files(directory / files.MODEL_DIR) != recorded:
         raise RunError(
-            f"The weights in {directory / MODEL_DIR} are not those that {METRICS_FILE} measured "
-            "(another SHA-256); restore the model of the run."
+            f"The weights in {directory / files.MODEL_DIR} are not those that "
+            f"{files.METRICS_FILE} measured (another SHA-256); restore the model of the run."
         )
     rows = table.to_pandas()
     labels = rows["label"].to_numpy(np.int64)
@@ -153,8 +147,8 @@ def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predic
         if abs(test[name] - value) > 1e-9:
             raise RunError(
                 f"The figures in {directory} contradict each other: {name} is {test[name]:.6g} in "
-                f"{METRICS_FILE} and {value:.6g} by {PREDICTIONS_FILE}; copy the whole directory "
-                "again."
+                f"{files.METRICS_FILE} and {value:.6g} by {PREDICTIONS_FILE}; copy the whole "
+                "directory again."
             )
 
 

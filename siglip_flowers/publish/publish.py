@@ -14,15 +14,8 @@ from huggingface_hub.utils import logging as hub_logging
 from safetensors.torch import load_file
 from torch import Tensor
 
+from siglip_flowers.base import files
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import (
-    METRICS_FILE,
-    RUN_FILES,
-    atomic_directory,
-    digest_weight_files,
-    write_json,
-    write_text,
-)
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.rows import get_labels, read_images
@@ -41,7 +34,7 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_siglip_classifier.SiglipClassifier",
 }
 # Plots of the training; sheets of examples show images of the data set and stay private.
-PLOTS = tuple(name for name in RUN_FILES if name.endswith("_plot.png"))
+PLOTS = tuple(name for name in files.RUN_FILES if name.endswith("_plot.png"))
 LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
 REMEDIES = {
     401: LOGIN,
@@ -88,12 +81,12 @@ def publish_run(
             model_id=options.hub_model_id or Path(str(options.output_dir)).name,
             native=native,
             plots=plots,
-            weights=digest_weight_files(staged),
+            weights=files.digest_weight_files(staged),
             pipeline_differences=checked.pipeline_differences,
         )
-        write_text(staged / "README.md", str(build_card(run, config, options, facts)))
+        files.write_text(staged / "README.md", str(build_card(run, config, options, facts)))
         if options.output_dir is not None:
-            with atomic_directory(Path(options.output_dir)) as directory:
+            with files.atomic_directory(Path(options.output_dir)) as directory:
                 shutil.copytree(staged, directory, dirs_exist_ok=True)
             report(f"the files are in {options.output_dir}")
         if options.hub_model_id is not None:
@@ -150,9 +143,9 @@ def write_figures(run: FinishedRun, directory: Path) -> list[str]:
     for name in (*plots, "history.csv"):
         shutil.copy(run.directory / name, directory)
     # The tensors are the same, but the metadata of the file may differ.
-    metrics: dict[str, Any] = {**run.metrics, "weights": digest_weight_files(directory)}
+    metrics: dict[str, Any] = {**run.metrics, "weights": files.digest_weight_files(directory)}
     metrics["model"] = {key: value for key, value in metrics["model"].items() if key != "local"}
-    write_json(directory / METRICS_FILE, metrics)
+    files.write_json(directory / files.METRICS_FILE, metrics)
     return plots
 
 

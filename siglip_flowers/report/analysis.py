@@ -5,7 +5,6 @@ import logging
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import leaves_list, linkage
@@ -16,18 +15,8 @@ from threadpoolctl import threadpool_limits
 
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import HEADLINE, Evaluation, list_metrics
-from siglip_flowers.metrics.calibration import (
-    area_under_risk_coverage,
-    best_area_under_risk_coverage,
-    brier_score,
-    coverage_at_risk,
-    expected_calibration_error,
-    reliability_bins,
-    risk_coverage,
-    to_probabilities,
-)
+from siglip_flowers.metrics import calibration
 from siglip_flowers.metrics.classification import (
-    FloatArray,
     IntArray,
     confusion_matrix,
     sigmoid_losses,
@@ -36,17 +25,7 @@ from siglip_flowers.metrics.classification import (
 from siglip_flowers.metrics.neighbors import normalize_rows
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.plots.examples import spread_classes
-from siglip_flowers.report.contents import (
-    Calibration,
-    ClassGroup,
-    ClassRow,
-    ConfusedPair,
-    Estimate,
-    FeatureMap,
-    LabelSuspect,
-    Report,
-    Selective,
-)
+from siglip_flowers.report import contents
 from siglip_flowers.report.images import SplitRows, encode_thumbnail, find_duplicates
 
 GALLERY = SUSPECTS = 24
@@ -63,7 +42,7 @@ _PERPLEXITY = 30.0
 
 def analyze(
     evaluation: Evaluation, splits: Mapping[str, SplitRows], temperature: float | None
-) -> Report:
+) -> contents.Report:
     """Analyze one pass over a split of N images with C classes.
 
     Args:
@@ -83,7 +62,7 @@ def analyze(
     placing = background.submit(map_features, result.features, labels)
     background.shutdown(wait=False)
     predicted = result.logits.argmax(axis=1)
-    probabilities = to_probabilities(result.logits, activation)
+    probabilities = calibration.to_probabilities(result.logits, activation)
     confidence = probabilities.max(axis=1)
     correct = predicted == labels
     headline = _measure_headline(evaluation, result)
@@ -106,7 +85,7 @@ def analyze(
         *(duplicate.row for duplicate in duplicates),
     }
     images = splits[result.split].images.read(sorted(shown))
-    return Report(
+    return contents.Report(
         evaluation=evaluation,
         predicted=predicted,
         confidence=confidence,
@@ -150,7 +129,7 @@ def order_classes(counts: IntArray) -> np.ndarray:
 
 def find_pairs(
     confusion: IntArray, labels: IntArray, predicted: IntArray, confidence: np.ndarray
-) -> list[ConfusedPair]:
+) -> list[contents.ConfusedPair]:
     """Return the class pairs with the most confused images, the most confused pair first.
 
     Equal counts are ordered by the share of the true class. Each pair has its most confident
@@ -164,11 +143,13 @@ def find_pairs(
         rows = np.flatnonzero((labels == label) & (predicted == other))
         surest = rows[np.argsort(-confidence[rows], kind="stable")][:IMAGES_PER_PAIR]
         counted = int(confusion[label, other]), float(shares[label, other])
-        pairs.append(ConfusedPair(label, other, *counted, surest.tolist()))
+        pairs.append(contents.ConfusedPair(label, other, *counted, surest.tolist()))
     return pairs
 
 
-def score_classes(result: SplitResult, confusion: IntArray, trained: IntArray) -> list[ClassRow]:
+def score_classes(
+    result: SplitResult, confusion: IntArray, trained: IntArray
+) -> list[contents.ClassRow]:
     """Return one row per class, in label order; a class without images has recall 0 in [0, 1].
 
     trained: (C,) number of training images.
@@ -183,7 +164,7 @@ def score_classes(result: SplitResult, confusion: IntArray, trained: IntArray) -
     return rows
 
 
-def group_classes(rows: list[ClassRow]) -> list[ClassGroup]:
+def group_classes(rows: list[contents.ClassRow]) -> list[contents.ClassGroup]:
     """Average rare, medium and frequent classes; nothing if all classes are of one kind."""
     groups = []
     for name, low, high in (
@@ -196,11 +177,11 @@ def group_classes(rows: list[ClassRow]) -> list[ClassGroup]:
             support = sum(row["support"] for row in found)
             recall = float(np.mean([row["recall"]["value"] for row in found]))
             f1 = float(np.mean([row["f1"] for row in found]))
-            groups.append(ClassGroup(name, len(found), support, recall, f1))
+            groups.append(contents.ClassGroup(name, len(found), support, recall, f1))
     return groups if len(groups) > 1 else []
 
 
-def find_label_suspects(labels: IntArray, probabilities: np.ndarray) -> list[LabelSuspect]:
+def find_label_suspects(labels: IntArray, probabilities: np.ndarray) -> list[contents.LabelSuspect]:
     """Return the images whose label confident learning doubts, the most doubtful first.
 
     The model must not have been trained on them. Classes without an image in the split are left
@@ -230,12 +211,12 @@ def find_label_suspects(labels: IntArray, probabilities: np.ndarray) -> list[Lab
         )
     quality = get_label_quality_scores(place, shares)
     return [
-        LabelSuspect(int(row), int(probabilities[row].argmax()), float(quality[row]))
+        contents.LabelSuspect(int(row), int(probabilities[row].argmax()), float(quality[row]))
         for row in rows[:SUSPECTS]
     ]
 
 
-def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> FeatureMap:
+def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> contents.FeatureMap:
     """Place images on a plane so that images with similar features are close.
 
     At most ``MAP_IMAGES`` images are drawn, as many of each class if there are enough. The
@@ -252,7 +233,7 @@ def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> Featu
     components = min(_COMPONENTS, *(side - 1 for side in values.shape))
     if components < 2:
         places = np.stack([np.arange(len(rows)), np.zeros(len(rows))], axis=1)
-        return FeatureMap(rows, _scale(places), "in order")
+        return contents.FeatureMap(rows, _scale(places), "in order")
     left, sizes, _ = svds(values, k=components, rng=seed)
     reduced = (left * sizes)[:, ::-1]
     # Its threads would wait for each other longer than they work.
@@ -264,7 +245,7 @@ def map_features(features: np.ndarray, labels: IntArray, seed: int = 0) -> Featu
             # Half of the default: the map hardly changes after that.
             max_iter=500,
         ).fit_transform(reduced)
-    return FeatureMap(rows, _scale(places), "t-SNE")
+    return contents.FeatureMap(rows, _scale(places), "t-SNE")
 
 
 def _scale(places: np.ndarray) -> np.ndarray:
@@ -272,40 +253,40 @@ def _scale(places: np.ndarray) -> np.ndarray:
     return ((places - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
 
 
-def _measure_losses(logits: Any, labels: IntArray, activation: str) -> FloatArray:
-    return (softmax_losses if activation == "softmax" else sigmoid_losses)(logits, labels)
-
-
-def _measure_headline(evaluation: Evaluation, result: SplitResult) -> dict[str, Estimate]:
+def _measure_headline(evaluation: Evaluation, result: SplitResult) -> dict[str, contents.Estimate]:
     """Return the metrics of the evaluation with intervals, of no width if they have none."""
     metrics, ends = list_metrics(result), evaluation.intervals
     values = {name: metrics[name] for name in (*HEADLINE, "loss") if name in metrics}
     return {
-        name: Estimate(value, *ends.get(name, (value, value))) for name, value in values.items()
+        name: contents.Estimate(value, *ends.get(name, (value, value)))
+        for name, value in values.items()
     }
 
 
-def _calibrate(result: SplitResult, activation: str, temperature: float) -> Calibration:
+def _calibrate(result: SplitResult, activation: str, temperature: float) -> contents.Calibration:
     labels = result.labels
-    probabilities = to_probabilities(result.logits, activation, temperature)
+    probabilities = calibration.to_probabilities(result.logits, activation, temperature)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    losses = _measure_losses(result.logits / temperature, labels, activation)
-    return Calibration(
+    measure = softmax_losses if activation == "softmax" else sigmoid_losses
+    losses = measure(result.logits / temperature, labels)
+    return contents.Calibration(
         temperature=temperature,
-        ece_equal_width=expected_calibration_error(confidence, correct),
-        ece_equal_mass=expected_calibration_error(confidence, correct, binning="equal_mass"),
-        brier=brier_score(probabilities, labels),
+        ece_equal_width=calibration.expected_calibration_error(confidence, correct),
+        ece_equal_mass=calibration.expected_calibration_error(
+            confidence, correct, binning="equal_mass"
+        ),
+        brier=calibration.brier_score(probabilities, labels),
         loss=float(losses.mean()),
-        bins=reliability_bins(confidence, correct),
+        bins=calibration.reliability_bins(confidence, correct),
     )
 
 
-def _select(confidence: np.ndarray, correct: np.ndarray) -> Selective:
-    coverage, risk = risk_coverage(confidence, correct)
-    return Selective(
+def _select(confidence: np.ndarray, correct: np.ndarray) -> contents.Selective:
+    coverage, risk = calibration.risk_coverage(confidence, correct)
+    return contents.Selective(
         coverage=coverage,
         risk=risk,
-        aurc=area_under_risk_coverage(confidence, correct),
-        best_aurc=best_area_under_risk_coverage(correct),
-        coverage_at_5_percent_risk=coverage_at_risk(confidence, correct, RISK),
+        aurc=calibration.area_under_risk_coverage(confidence, correct),
+        best_aurc=calibration.best_area_under_risk_coverage(correct),
+        coverage_at_5_percent_risk=calibration.coverage_at_risk(confidence, correct, RISK),
     )

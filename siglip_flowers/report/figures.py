@@ -11,16 +11,7 @@ from matplotlib.lines import Line2D
 
 from siglip_flowers.base.text import count
 from siglip_flowers.metrics.calibration import ReliabilityBin
-from siglip_flowers.plots import figures
-from siglip_flowers.plots.theme import (
-    MUTED_COLOR,
-    TEXT_COLOR,
-    TRAIN_COLOR,
-    VALIDATION_COLOR,
-    make_figure,
-    shorten,
-    style_axes,
-)
+from siglip_flowers.plots import figures, theme
 from siglip_flowers.report.contents import Report, describe_rows, percent
 
 # More names of classes would fill the figure.
@@ -57,34 +48,34 @@ def draw_reliability(report: Report) -> Drawing:
     shown = [("as trained", report.calibration)]
     if report.calibrated is not None:
         shown.append((f"temperature {report.calibrated.temperature:.3g}", report.calibrated))
-    figure = make_figure(4.2 * len(shown), 4.2)
+    figure = theme.make_figure(4.2 * len(shown), 4.2)
     labels = {}
     for number, (title, calibration) in enumerate(shown):
         axes = figure.add_subplot(1, len(shown), number + 1)
         labels[f"reliability-{number}"] = _draw_bins(axes, calibration.bins, number)
         ece = percent(calibration.ece_equal_width)
-        axes.set_title(f"{title}: ECE {ece}", loc="left", fontsize=10, color=TEXT_COLOR)
+        axes.set_title(f"{title}: ECE {ece}", loc="left", fontsize=10, color=theme.TEXT_COLOR)
     return Drawing(figure, labels)
 
 
 def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]:
-    style_axes(axes)
+    theme.style_axes(axes)
     bars = PolyCollection(
         [
             [(row.low, 0), (row.high, 0), (row.high, row.accuracy), (row.low, row.accuracy)]
             for row in bins
         ],
-        facecolors=TRAIN_COLOR,
+        facecolors=theme.TRAIN_COLOR,
         edgecolors="white",
     )
     bars.set_gid(f"reliability-{number}")
     axes.add_collection(bars)
     means = [row.confidence for row in bins]
-    axes.plot(means, means, "_", color=VALIDATION_COLOR, label="mean confidence")
+    axes.plot(means, means, "_", color=theme.VALIDATION_COLOR, label="mean confidence")
     axes.lines[-1].set(markersize=12, markeredgewidth=2)
-    axes.plot([0, 1], [0, 1], color=MUTED_COLOR, linewidth=1, linestyle="--")
+    axes.plot([0, 1], [0, 1], color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=TEXT_COLOR)
+    axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=theme.TEXT_COLOR)
     return [
         f"confidence {percent(row.low, 1)} to {percent(row.high, 1)}: {count(row.n, 'image')}, "
         f"mean confidence {percent(row.confidence, 1)}, accuracy {percent(row.accuracy, 1)}"
@@ -94,16 +85,16 @@ def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]
 
 def draw_risk_coverage(report: Report) -> Drawing:
     """Draw the share of errors among the images that are kept, by how many are kept."""
-    figure = make_figure(4.8, 4.2)
+    figure = theme.make_figure(4.8, 4.2)
     axes = figure.add_subplot()
-    style_axes(axes)
+    theme.style_axes(axes)
     selective = report.selective
-    axes.plot(100 * selective.coverage, 100 * selective.risk, color=TRAIN_COLOR, linewidth=2)
-    axes.axhline(5, color=MUTED_COLOR, linewidth=1, linestyle="--")
+    axes.plot(100 * selective.coverage, 100 * selective.risk, color=theme.TRAIN_COLOR, linewidth=2)
+    axes.axhline(5, color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="coverage: images kept, %", ylabel="risk: errors among them, %", xlim=(0, 101))
     axes.set_ylim(bottom=0)
     title = f"AURC {selective.aurc:.4f} (lowest possible {selective.best_aurc:.4f})"
-    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOR)
+    axes.set_title(title, loc="left", fontsize=10, color=theme.TEXT_COLOR)
     return Drawing(figure)
 
 
@@ -124,7 +115,7 @@ def draw_confusion(report: Report) -> Drawing:
 
 def draw_feature_map(report: Report) -> Drawing:
     """Draw images as points by their features, with a legend; ringed points are mistakes."""
-    figure = make_figure(9, 6.2)
+    figure = theme.make_figure(9, 6.2)
     axes = figure.add_subplot()
     rows = report.feature_map.rows
     labels, order = report.result.labels[rows], report.class_order
@@ -137,7 +128,7 @@ def draw_feature_map(report: Report) -> Drawing:
         s=30,
         c=colors[labels],
         alpha=0.85,
-        edgecolors=TEXT_COLOR,
+        edgecolors=theme.TEXT_COLOR,
         linewidths=np.where(wrong, 1.2, 0.0).tolist(),
     )
     points.set_gid("map")
@@ -145,7 +136,7 @@ def draw_feature_map(report: Report) -> Drawing:
     for spine in axes.spines.values():
         spine.set_visible(False)
     title = f"{count(len(rows), 'image')} by their features ({report.feature_map.method})"
-    axes.set_title(title, loc="left", fontsize=10, color=TEXT_COLOR)
+    axes.set_title(title, loc="left", fontsize=10, color=theme.TEXT_COLOR)
     _add_legend(figure, report, [int(label) for label in order if label in labels], colors)
     captions = describe_rows(report)
     chosen = rows.tolist()
@@ -155,11 +146,11 @@ def draw_feature_map(report: Report) -> Drawing:
 def _add_legend(figure: Figure, report: Report, classes: list[int], colors: np.ndarray) -> None:
     """Explain rings and colors: of few classes each, of many only what similar colors mean."""
     ring = Line2D([], [], marker="o", linestyle="", color="#999999", label="mistake")
-    ring.set(markeredgecolor=TEXT_COLOR, markeredgewidth=1.2)
+    ring.set(markeredgecolor=theme.TEXT_COLOR, markeredgewidth=1.2)
     handles = [ring]
     if len(classes) <= _LEGEND_CLASSES:
         for label in classes:
-            name = shorten(report.names[label], _LEGEND_LETTERS)
+            name = theme.shorten(report.names[label], _LEGEND_LETTERS)
             handles.append(
                 Line2D([], [], marker="o", linestyle="", color=colors[label], label=name)
             )

@@ -13,26 +13,9 @@ from markupsafe import Markup
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import atomic_directory, write_json, write_text
-from siglip_flowers.base.text import align_columns, count, escape_unprintable
-from siglip_flowers.plots.theme import (
-    GRID_COLOR,
-    MUTED_COLOR,
-    TEXT_COLOR,
-    TRAIN_COLOR,
-    VALIDATION_COLOR,
-    WRONG_COLOR,
-    save_figure,
-    to_svg,
-)
-from siglip_flowers.report.contents import (
-    Report,
-    clean_names,
-    describe_rows,
-    format_interval,
-    format_metric,
-    name_metric,
-    percent,
-)
+from siglip_flowers.base.text import count, escape_unprintable
+from siglip_flowers.plots import theme
+from siglip_flowers.report import contents
 from siglip_flowers.report.figures import Drawing, draw_figures
 
 PAGE_FILE = "report.html"
@@ -55,18 +38,17 @@ SCORE_NAMES = {
 # The first metrics are shown large.
 LARGE = ("accuracy", "top5_accuracy", "f1_macro", "loss")
 # Figures take the colors of the page, light or dark.
-_COLORS = {
+_VARIABLES = {
     "#000000": "ink",
-    TEXT_COLOR: "ink",
-    MUTED_COLOR: "muted",
+    theme.TEXT_COLOR: "ink",
+    theme.MUTED_COLOR: "muted",
     "#999999": "muted",
-    GRID_COLOR: "rule",
-    TRAIN_COLOR: "accent",
-    VALIDATION_COLOR: "second",
-    WRONG_COLOR: "wrong",
+    theme.GRID_COLOR: "rule",
+    theme.TRAIN_COLOR: "accent",
+    theme.VALIDATION_COLOR: "second",
+    theme.WRONG_COLOR: "wrong",
     "#ffffff": "paper",
 }
-_VARIABLES = {color.lower(): f"var(--{name})" for color, name in _COLORS.items()}
 # Inches; wider figures scroll on small screens instead of shrinking.
 _NARROW = 6.0
 
@@ -88,7 +70,7 @@ def check_report_dir(directory: Path, title: str) -> None:
         )
 
 
-def write_report(report: Report, directory: Path) -> Path:
+def write_report(report: contents.Report, directory: Path) -> Path:
     """Write all files of a report, or none, and return the path of the page.
 
     An earlier report in the directory is replaced; see :func:`check_report_dir`.
@@ -98,11 +80,11 @@ def write_report(report: Report, directory: Path) -> Path:
         write_text(temporary / PAGE_FILE, render_page(report, drawings))
         write_json(temporary / NUMBERS_FILE, list_numbers(report))
         for name, drawing in drawings.items():
-            save_figure(drawing.figure, temporary / f"{name}.png")
+            theme.save_figure(drawing.figure, temporary / f"{name}.png")
     return directory / PAGE_FILE
 
 
-def list_numbers(report: Report) -> dict[str, Any]:
+def list_numbers(report: contents.Report) -> dict[str, Any]:
     """Return everything but the images as JSON data; rows are image ids, classes are names."""
     names, result, evaluation = report.names, report.result, report.evaluation
     ids, labels = result.ids, result.labels
@@ -115,7 +97,6 @@ def list_numbers(report: Report) -> dict[str, Any]:
             "confidence": float(report.confidence[row]),
         }
 
-    selective = ("aurc", "best_aurc", "coverage_at_5_percent_risk")
     return {
         "title": evaluation.title,
         "model": evaluation.name,
@@ -126,42 +107,28 @@ def list_numbers(report: Report) -> dict[str, Any]:
         "headline": {name: asdict(estimate) for name, estimate in report.headline.items()},
         "calibration": asdict(report.calibration),
         "calibrated": report.calibrated and asdict(report.calibrated),
-        "selective": {name: getattr(report.selective, name) for name in selective},
+        "selective": _pick(report.selective, "aurc", "best_aurc", "coverage_at_5_percent_risk"),
         "class_names": names,
         "class_order": report.class_order.tolist(),
         "confusion": report.confusion.tolist(),
         "per_class": report.per_class,
         "class_groups": [asdict(group) for group in report.groups],
         "confused_pairs": [
-            {
-                "label": names[pair.label],
-                "predicted": names[pair.predicted],
-                "count": pair.count,
-                "share": pair.share,
-                "images": [ids[row] for row in pair.rows],
-            }
+            {"label": names[pair.label], "predicted": names[pair.predicted]}
+            | _pick(pair, "count", "share")
+            | {"images": [ids[row] for row in pair.rows]}
             for pair in report.confused_pairs
         ],
         "confident_mistakes": [describe(row) for row in report.mistakes],
         "least_certain_hits": [describe(row) for row in report.uncertain_hits],
         "label_suspects": [
-            {
-                **describe(each.row),
-                "suggested": names[each.suggested],
-                "label_quality": each.label_quality,
-            }
+            describe(each.row) | {"suggested": names[each.suggested]} | _pick(each, "label_quality")
             for each in report.label_suspects
         ],
         "near_duplicates": [
-            {
-                **describe(pair.row),
-                "other_split": pair.other_split,
-                "other_id": pair.other_id,
-                "other_label": names[pair.other_label],
-                "hash_distance": pair.hash_distance,
-                "cosine": pair.cosine,
-                "found_by": pair.found_by,
-            }
+            describe(pair.row)
+            | _pick(pair, "other_split", "other_id", "hash_distance", "cosine", "found_by")
+            | {"other_label": names[pair.other_label]}
             for pair in report.near_duplicates
         ],
         "unknowns": report.unknowns,
@@ -171,7 +138,11 @@ def list_numbers(report: Report) -> dict[str, Any]:
     }
 
 
-def render_page(report: Report, drawings: Mapping[str, Drawing]) -> str:
+def _pick(found: Any, *fields: str) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in fields}
+
+
+def render_page(report: contents.Report, drawings: Mapping[str, Drawing]) -> str:
     """Return the page as HTML.
 
     Names of classes and files are shown as text whatever they contain: the template escapes
@@ -185,9 +156,12 @@ def render_page(report: Report, drawings: Mapping[str, Drawing]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=percent, uri=encode_image, clean=escape_unprintable, metric=name_metric
+        percent=contents.percent,
+        uri=encode_image,
+        clean=escape_unprintable,
+        metric=contents.name_metric,
     )
-    names, ids = clean_names(report)
+    names, ids = contents.clean_names(report)
     evaluation = report.evaluation
     marks = {
         key: {
@@ -205,12 +179,12 @@ def render_page(report: Report, drawings: Mapping[str, Drawing]) -> str:
         augmented=evaluation.figures.get("augmented", []),
         names=names,
         ids=ids,
-        captions=describe_rows(report),
+        captions=contents.describe_rows(report),
         count=count,
         trained_on=TRAINED_ON,
         large=[name for name in LARGE if name in report.headline],
-        format_metric=format_metric,
-        format_interval=format_interval,
+        format_metric=contents.format_metric,
+        format_interval=contents.format_interval,
         figures={name: _embed(drawing) for name, drawing in drawings.items()},
         score_names=SCORE_NAMES,
         facts=list(_flatten(evaluation.environment)),
@@ -226,10 +200,11 @@ def encode_image(jpeg: bytes) -> str:
 
 def _embed(drawing: Drawing) -> Markup:
     """Return a figure as SVG in the colors of the page, with the ids of its marks only."""
+    variables = {color.lower(): f"var(--{name})" for color, name in _VARIABLES.items()}
     svg = re.sub(
         r"(fill|stroke): (#[0-9a-f]{6})",
-        lambda found: f"{found[1]}: {_VARIABLES.get(found[2], found[2])}",
-        to_svg(drawing.figure),
+        lambda found: f"{found[1]}: {variables.get(found[2], found[2])}",
+        theme.to_svg(drawing.figure),
     )
     svg = re.sub(r' id="[\w.]+_\d+"', "", svg)
     kind = "narrow" if drawing.figure.get_figwidth() <= _NARROW else "wide"
@@ -245,18 +220,15 @@ def _flatten(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             yield key, escape_unprintable(str(value))
 
 
-def summarize_report(report: Report) -> str:
-    """Return the metrics with intervals, and what the report found, as plain text."""
-    rows = [("metric", "value", "95 % interval")]
-    for name, estimate in report.headline.items():
-        values = format_metric(name, estimate.value), format_interval(name, estimate)
-        rows.append((name_metric(name), *values))
+def summarize_report(report: contents.Report) -> str:
+    """Return what the report found, as plain text; the command prints the metrics itself."""
     lines = [
-        f"Calibration error: {percent(each.ece_equal_width)} at temperature {each.temperature:.3g}."
+        f"Calibration error: {contents.percent(each.ece_equal_width)} at temperature "
+        f"{each.temperature:.3g}."
         for each in (report.calibration, report.calibrated)
         if each is not None
     ]
-    kept = percent(report.selective.coverage_at_5_percent_risk, 1)
+    kept = contents.percent(report.selective.coverage_at_5_percent_risk, 1)
     lines += [
         f"{kept} of the images can be kept at 5 % errors.",
         f"{count(len(report.label_suspects), 'suspected label error')} and "
@@ -264,4 +236,4 @@ def summarize_report(report: Report) -> str:
     ]
     if report.trained_on and report.label_suspects:
         lines.append(TRAINED_ON)
-    return "\n".join([align_columns(rows), "", *lines])
+    return "\n".join(lines)
