@@ -211,8 +211,8 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
         (True, False, {"persistent_workers": False}, 99, (6, False)),
         # Taken from a run on a GPU, for example.
         (False, True, {"persistent_workers": True}, 99, (0, False)),
-        # Each prepares 2 batches; the Trainer holds two of training and two of evaluation.
-        (True, False, {}, 9, (2, True)),
+        # Each prepares 2 batches; the Trainer holds two of training, and four are of evaluation.
+        (True, False, {}, 9, (1, True)),
         (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, (1, False)),
         (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, (0, False)),
     ],

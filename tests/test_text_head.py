@@ -140,8 +140,8 @@ def drop_text(weights):
     [
         (drop_text, r"lacks \d+ text weights"),
         (lambda w: {k: w[k] for k in w if k != "text_model.head.weight"}, r"1 text .*head\.weight"),
-        (lambda w: {k: w[k] for k in w if k != "logit_scale"}, "lack logit_scale or logit_bias"),
-        (lambda w: {k: w[k] for k in w if k != "logit_bias"}, "lack logit_scale or logit_bias"),
+        (lambda w: {k: w[k] for k in w if k != "logit_scale"}, "lacks 1 weights .*logit_scale"),
+        (lambda w: {k: w[k] for k in w if k != "logit_bias"}, "lacks 1 weights .*logit_bias"),
         (lambda w: w | {"text_model.more": w["logit_bias"].clone()}, r"not belong .*\(more\)"),
     ],
 )

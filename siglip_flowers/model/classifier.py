@@ -71,14 +71,13 @@ class SiglipClassifierConfig(PreTrainedConfig):
         activation: str = "softmax",
         **kwargs: Any,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(POOLINGS)}.")
-        if head not in HEADS:
-            raise ValueError(f"head is {head!r}; choose one of {', '.join(HEADS)}.")
-        if activation not in PROBLEM_TYPES:
-            raise ValueError(
-                f"activation is {activation!r}; choose one of {', '.join(PROBLEM_TYPES)}."
-            )
+        for name, value, choices in (
+            ("pooling", pooling, POOLINGS),
+            ("head", head, HEADS),
+            ("activation", activation, tuple(PROBLEM_TYPES)),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
         if vision_config is None:
             vision_config = SiglipVisionConfig()
         elif isinstance(vision_config, dict):

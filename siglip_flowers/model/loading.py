@@ -222,7 +222,7 @@ def load_classifier(
         check_image_size(image_size, vision_config)
     tower = None
     if not from_scratch:
-        tower = _load_vision_tower(checkpoint, use_head=pooling == "map")
+        tower = _load_vision_tower(checkpoint, vision_config, use_head=pooling == "map")
         vision_config = tower.config
     target_config = copy.deepcopy(vision_config)
     if image_size is not None:
@@ -265,21 +265,17 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
         ) from error
 
 
-def _load_vision_tower(checkpoint: str, *, use_head: bool) -> VisionModel:
-    config = load_checkpoint_config(checkpoint)
-    vision_config = vision_config_of(config)
+def _load_vision_tower(checkpoint: str, config: VisionConfig, *, use_head: bool) -> VisionModel:
     # Not every version of transformers has a default for the setting, and released files lack it.
-    if use_head and not getattr(vision_config, "vision_use_head", True):
+    if use_head and not getattr(config, "vision_use_head", True):
         raise InputError(
             f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
             "false), which --pooling map requires; use --pooling mean."
         )
-    vision_config = copy.deepcopy(vision_config)
-    vision_config.vision_use_head = use_head
-    vision_class: Any = get_vision_class(vision_config)
-    tower: VisionModel = load_weights(
-        vision_class, checkpoint, "vision weights", config=vision_config
-    )
+    config = copy.deepcopy(config)
+    config.vision_use_head = use_head
+    vision_class: Any = get_vision_class(config)
+    tower: VisionModel = load_weights(vision_class, checkpoint, "vision weights", config=config)
     return tower
 
 

@@ -1,19 +1,20 @@
 """Class embeddings from a checkpoint's own text tower: the zero-shot head."""
 
-import json
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from torch import Tensor, nn
+from transformers import (
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
@@ -23,17 +24,8 @@ from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
-from siglip_flowers.model.weights import (
-    INDEX_FILE,
-    MALFORMED,
-    UNREADABLE,
-    check_shard_names,
-    first_line,
-    load_weights,
-)
+from siglip_flowers.model.weights import MALFORMED, UNREADABLE, first_line, load_weights
 
-CALIBRATION = ("logit_scale", "logit_bias")
-_WEIGHTS = "model.safetensors"
 _REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
 _T = TypeVar("_T")
 # Texts of each class; a class may have more than another.
@@ -86,12 +78,18 @@ def load_text_tower(checkpoint: str) -> TextTower:
     tokenizer = load_tokenizer(checkpoint)
     text_class: Any = get_text_class(config)
     model = load_weights(text_class, checkpoint, "text weights", config=config.text_config)
-    calibration = load_calibration(checkpoint)
-    if calibration is None:
-        raise InputError(
-            f"The weights of {checkpoint!r} lack {' or '.join(CALIBRATION)}; {_REMEDY}."
-        )
-    return TextTower(model.eval(), tokenizer, *calibration)
+    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
+    return TextTower(model.eval(), tokenizer, scalars.logit_scale.data, scalars.logit_bias.data)
+
+
+class _Calibration(PreTrainedModel):
+    """The two weights of a checkpoint that belong to neither tower."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.logit_bias = nn.Parameter(torch.zeros(1))
+        self.post_init()
 
 
 def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
@@ -99,14 +97,11 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
 
     None for a checkpoint of a vision tower alone, which has neither.
     """
-    if load_checkpoint_config(checkpoint).model_type not in VISION_TYPES:
+    config = load_checkpoint_config(checkpoint)
+    if config.model_type not in VISION_TYPES:
         return None
-    found: dict[str, Tensor] = {}
-    for path in _find_weight_files(checkpoint):
-        with safe_open(path, framework="pt") as file:
-            for name in set(CALIBRATION) & set(file.keys()):
-                found[name] = file.get_tensor(name).float()
-    return (found["logit_scale"], found["logit_bias"]) if len(found) == 2 else None
+    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
+    return scalars.logit_scale.data, scalars.logit_bias.data
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
@@ -272,30 +267,3 @@ def tokenize_prompts(
         return_tensors="pt",
     )
     return tokens["input_ids"]
-
-
-def _find_weight_files(checkpoint: str) -> list[str]:
-    """Locate or fetch the safetensors files with the calibration, in one file or in shards."""
-    try:
-        whole = _fetch(checkpoint, _WEIGHTS)
-        if whole is not None:
-            return [whole]
-        index = _fetch(checkpoint, INDEX_FILE)
-        if index is None:
-            raise InputError(f"{checkpoint!r} has no {_WEIGHTS}; {_REMEDY}.")
-        content = json.loads(Path(index).read_text(encoding="utf-8"))
-        check_shard_names(index, content)
-        places = content["weight_map"]
-        shards = {places[name] for name in CALIBRATION if name in places}
-        return [path for shard in sorted(shards) if (path := _fetch(checkpoint, shard))]
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise RunError(
-            f"The weights of {checkpoint!r} cannot be read ({first_line(error)}). Check the name "
-            "and the connection, or copy the checkpoint again."
-        ) from error
-
-
-def _fetch(checkpoint: str, name: str) -> str | None:
-    return cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import abbreviate
-from siglip_flowers.model.towers import TextModel, name_kind
+from siglip_flowers.model.towers import TextModel, VisionModel, name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -144,12 +144,15 @@ def find_left_over(model: PreTrainedModel, unexpected: Iterable[str]) -> list[st
     files contain.
     """
     own = "text_model" if isinstance(model, TextModel) else "vision_model"
-    absent = {part for part in PARTS if part != own and not hasattr(model, part)}
+    absent = {part for part in PARTS if not hasattr(model, part)}
+    if isinstance(model, TextModel | VisionModel):
+        absent.discard(own)
     tower: Any = getattr(model, own, model)
     # Not every version of transformers gives the setting a default.
     if own == "vision_model" and not getattr(tower.config, "vision_use_head", True):
         absent.add("head")
-    names = {name: name.removeprefix(f"{own}.") for name in unexpected}
+    prefix = "" if own in absent else f"{own}."
+    names = {name: name.removeprefix(prefix) for name in unexpected}
     return sorted(
         name
         for name, short in names.items()
@@ -168,15 +171,12 @@ def check_weight_files(checkpoint: str) -> None:
             "the model that it was merged into."
         )
     index = Path(checkpoint) / INDEX_FILE
-    if index.is_file():
-        try:
-            check_shard_names(str(index), json.loads(index.read_text(encoding="utf-8")))
-        except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(f"{index} cannot be read; copy the checkpoint again.") from error
-
-
-def check_shard_names(index: str, content: Any) -> None:
-    """Raise InputError unless the files of an index are safetensors files in its directory."""
+    if not index.is_file():
+        return
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{index} cannot be read; copy the checkpoint again.") from error
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not isinstance(content.get("metadata", {}), dict):
         raise InputError(f"{index} is not an index of weights; copy the checkpoint again.")
@@ -191,53 +191,52 @@ def check_shard_names(index: str, content: Any) -> None:
 
 def check_sizes(checkpoint: str, config: Any) -> None:
     """Raise InputError unless the sizes in a tower's configuration are possible."""
-    problem = ""
+    file = f"config.json of {checkpoint!r}"
     for name, limit in SIZE_LIMITS.items():
-        value = getattr(config, name, 1)
-        if not _is_whole(value, limit):
-            problem = f"{name} is {str(value)[:100]!r}; it must be a whole number from 1 to {limit}"
+        _check_whole(file, name, getattr(config, name, 1), limit)
     activation = getattr(config, "hidden_act", None)
     if not isinstance(activation, str) or activation not in ACT2FN:
-        problem = f"hidden_act is {str(activation)[:100]!r}, which transformers does not know"
-    if not problem and config.hidden_size % config.num_attention_heads:
-        problem = (
-            f"hidden_size {config.hidden_size} is not divisible by its "
-            f"{config.num_attention_heads} heads"
-        )
-    if problem:
-        raise InputError(f"In the config.json of {checkpoint!r}, {problem}.")
+        raise _refuse(file, "hidden_act", activation, "which transformers does not know")
+    heads = config.num_attention_heads
+    if config.hidden_size % heads:
+        problem = f"which is not divisible by its {heads} heads"
+        raise _refuse(file, "hidden_size", config.hidden_size, problem)
 
 
 def check_processor(checkpoint: str, processor: Any) -> None:
     """Raise InputError unless the values of an image processor are possible."""
-    names = ("patch_size", "max_num_patches")
-    sides = {name: getattr(processor, name, None) for name in names}
-    if sides["max_num_patches"] is None:
+    file = f"preprocessor_config.json of {checkpoint!r}"
+    if getattr(processor, "max_num_patches", None) is None:
         # Not a dict, but a class of transformers that behaves like one.
-        sides = {name: processor.size[name] for name in ("height", "width")}
-    problem = ""
-    for name, side in sides.items():
-        limit = SIZE_LIMITS["num_patches" if name == "max_num_patches" else "image_size"]
-        if not _is_whole(side, limit):
-            problem = f"{name} is {str(side)[:100]!r}; it must be a whole number from 1 to {limit}"
-    if not problem and sides.get("height") != sides.get("width"):
-        problem = f"height is {sides['height']} and width {sides['width']}; they must be equal"
+        height, width = processor.size["height"], processor.size["width"]
+        _check_whole(file, "height", height, SIZE_LIMITS["image_size"])
+        if height != width:
+            raise _refuse(file, "height", height, f"and width {width!r}; they must be equal")
+    else:
+        _check_whole(file, "patch_size", processor.patch_size, SIZE_LIMITS["image_size"])
+        _check_whole(file, "max_num_patches", processor.max_num_patches, SIZE_LIMITS["num_patches"])
     for name in ("image_mean", "image_std"):
         values = getattr(processor, name)
         if not (isinstance(values, (list, tuple)) and len(values) == 3 and _are_finite(values)):
-            problem = f"{name} is {str(values)[:100]!r}; it must be three numbers"
-        elif name == "image_std" and min(values) <= 0:
-            problem = f"image_std is {values}; its numbers must be above 0"
-    if not _are_finite([processor.rescale_factor]) or processor.rescale_factor <= 0:
-        problem = f"rescale_factor is {processor.rescale_factor!r}; it must be a number above 0"
+            raise _refuse(file, name, values, "but must be three numbers")
+        if name == "image_std" and min(values) <= 0:
+            raise _refuse(file, name, values, "but its numbers must be above 0")
+    factor = processor.rescale_factor
+    if not _are_finite([factor]) or factor <= 0:
+        raise _refuse(file, "rescale_factor", factor, "but must be a number above 0")
     if processor.resample not in list(PIL.Image.Resampling):
-        problem = f"resample is {processor.resample!r}; it must be one of Pillow's filters, 0 to 5"
-    if problem:
-        raise InputError(f"In the preprocessor_config.json of {checkpoint!r}, {problem}.")
+        problem = "but must be one of Pillow's filters, 0 to 5"
+        raise _refuse(file, "resample", processor.resample, problem)
 
 
-def _is_whole(value: Any, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= limit
+def _refuse(file: str, name: str, value: Any, problem: str) -> InputError:
+    return InputError(f"In the {file}, {name} is {repr(value)[:100]}, {problem}.")
+
+
+def _check_whole(file: str, name: str, value: Any, limit: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+        problem = f"but it must be a whole number from 1 to {limit}"
+        raise _refuse(file, name, value, problem)
 
 
 def _are_finite(values: Sequence[Any]) -> bool:

@@ -52,7 +52,7 @@ def run_in_parts(
         size //= 2
 
 
-def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 2) -> int:
+def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 4) -> int:
     """Return how many data loading processes, at most as many, the shared memory has room for.
 
     One that finds no room for a batch dies of a bus error, as in a Docker container, which has 64
@@ -62,7 +62,7 @@ def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 2) -
         workers: Processes that are asked for.
         batch_bytes: Size of a batch.
         ahead: Batches that each of them prepares ahead.
-        used: Batches that the process they work for holds at a time.
+        used: Batches that are elsewhere: with the process they work for, and on the way to it.
     """
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free

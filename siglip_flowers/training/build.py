@@ -368,8 +368,8 @@ def choose_workers(
         math.prod(get_pixel_shape(forms["train"].size)) * training.per_device_train_batch_size,
         math.prod(get_pixel_shape(forms["validation"].size)) * training.per_device_eval_batch_size,
     )
-    # Accelerate fetches a batch ahead of those of a step, which stay while evaluation uses two.
-    used = training.gradient_accumulation_steps + 3
+    # Those of a step, and one that accelerate fetches ahead, stay while evaluation has its own.
+    used = training.gradient_accumulation_steps + 5
     return fit_workers(workers, batch_bytes, training.dataloader_prefetch_factor or 2, used)
 
 
