@@ -15,8 +15,6 @@ COMMAND = Command(
     (ExperimentArguments,),
     examples=(
         "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --workers 2",
-        "siglip-flowers experiment --config configs/experiment_siglip_vs_baseline.yaml --parts "
-        "tuning",
     ),
 )
 

@@ -19,13 +19,12 @@ FIXED: dict[str, Any] = {
     "eval_strategy": "steps",
     "save_strategy": "no",
     "load_best_model_at_end": False,
-    "ema": None,
-    "early_stopping_patience": None,
 }
 RESERVED = {
     *FIXED,
     *("output_dir", "seed", "shots_seed", "data_seed", "learning_rate", "head_learning_rate"),
     *("num_train_epochs", "max_steps", "warmup_steps", "eval_steps", "eval_delay"),
+    *("ema", "early_stopping_patience"),
 }
 PARTS = ("tuning", "length", "claim", "others")
 TUNED = "tuned"
@@ -90,11 +89,6 @@ class ExperimentArguments:
         "on unaugmented training images, else the last.",
         positive,
     )
-    speeds: list[float] = option(
-        [140.0, 400.0],
-        "Images that a core trains and evaluates per second, for the estimates of time.",
-        positive,
-    )
     parts: list[str] = option(
         list(PARTS), f"What is done now, of {', '.join(PARTS)}; each needs those before it.", PARTS
     )
@@ -111,8 +105,6 @@ class ExperimentArguments:
         check_fields(self)
         if len(self.losses) != 2 or not self.heads:
             raise InputError("--losses must name two losses, and --heads at least one head.")
-        self.losses = {name: own or {} for name, own in self.losses.items()}
-        self.heads = {name: own or {} for name, own in self.heads.items()}
         for name, arm in self.further_arms.items():
             check_choice(f"further {name}: like", arm.like, tuple(self.losses))
             check_choice(f"further {name}: rates", arm.rates, (*self.losses, TUNED))

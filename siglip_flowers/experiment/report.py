@@ -37,22 +37,6 @@ MEASURES = (
     ("best_gap", "gap of the best, points", 100, 1),
     ("best_rise", "loss rise of the best", 1, 3),
 )
-DEFINITIONS = """\
-Figures are of the last weights; the best are those with the highest validation accuracy.
-Differences are paired by seed and, for accuracy, by test image. All but the two halves of the claim
-and the contrasts are exploratory, with intervals only.
-
-- **Macro**: the mean of the classes' accuracies. **Gap**: macro accuracy on all training images,
-  not augmented, minus macro accuracy on the validation split.
-- **Loss rise**, nats: the last validation loss minus the lowest of the run.
-- **Steadiness**, nats, smaller is steadier: root mean square distance of the validation loss, while
-  the rate is constant, from the nearest curve that first falls and then rises.
-- **Fitted**: of the loss at a temperature that is fitted on one half of the validation split and
-  scored on the other, both ways, at each evaluation.
-- A measure that is 0 in more than half of the runs of both arms is not measurable.
-
-The loss is the softmax negative log-likelihood, whatever an arm was trained with.
-"""
 
 
 def write_report(plan: Plan, analysis: Analysis, command: str) -> list[str]:
@@ -116,8 +100,6 @@ def format_markdown(
         findings = {**comparison.measures, "test_accuracy": comparison.accuracy}
         cells = [_format_difference(findings[key], *form) for key, _, *form in MEASURES]
         differences.append([name, comparison.minus, *cells])
-    environment = facts["environment"]
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     lines = [
         *(f"# {plan.options.name}", "", *(f"- {sentence}" for sentence in conclusion)),
         *("", "## Arms", "", "Mean ± standard deviation over seeds.", ""),
@@ -129,9 +111,10 @@ def format_markdown(
             f"- {describe_finding(finding, name, 100, 'points')}"
             for name, finding in analysis.contrasts.items()
         ),
-        *("", "## Definitions", "", DEFINITIONS),
-        f"Commit at the start: {facts['commit']}. Device: {environment['device']}; precision: "
-        f"{facts['precision']}; Python {environment['python']}, {packages}.",
+        *(
+            "",
+            f"Commit at the start: {facts['commit']}. Measures are defined in docs/experiment.md.",
+        ),
         *("", f"Command: `{facts['command']}`", ""),
     ]
     return "\n".join(lines)

@@ -269,11 +269,11 @@ class TestRunner:
     def test_the_time_is_told_before_a_part(self, tmp_path, fake_runs, capsys):
         fake_runs.score = score_arms
         base = {"train_eval_samples": 255}
-        plan = make_plan(tmp_path, speeds=[100, 500], base=base)
+        plan = make_plan(tmp_path, base=base)
         for part in ("tuning", "length"):
             execute_part(plan, part)
         # Six runs of 30 epochs of 1020 images, 60 evaluations of 1275, and 8189 twice.
-        minutes = 6 * (30 * 1020 / 100 + (60 * 1275 + 2 * 8189) / 500) / 60
+        minutes = 6 * (30 * 1020 / 140 + (60 * 1275 + 2 * 8189) / 400) / 60
         assert describe_part(plan, "claim").startswith("claim: 0 of 6 runs finished, about ")
         found = float(describe_part(plan, "claim").split("about ")[1].split()[0])
         assert found == pytest.approx(minutes, rel=0.03)
