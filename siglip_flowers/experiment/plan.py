@@ -169,12 +169,12 @@ class Plan:
             return self._collect(self.choose_length)
         claim = list(self.choose_claim().values())
         if part == "claim":
-            seeds = range(self.options.claim_seeds)
-            return [self._make(arm, seed) for seed in seeds for arm in claim]
+            both = [self._list_arm(arm, self.options.claim_seeds) for arm in claim]
+            return [run for pair in zip(*both, strict=True) for run in pair]
         cells = [arm for arm in self.options.factorial if arm not in claim]
         others = dict.fromkeys(cells, self.options.factorial_seeds)
         others |= {name: arm.seeds for name, arm in self.options.further_arms.items()}
-        return [self._make(arm, seed) for arm, seeds in others.items() for seed in range(seeds)]
+        return [run for arm, seeds in others.items() for run in self._list_arm(arm, seeds)]
 
     def _collect(self, choose: Callable[[], Any]) -> list[Run]:
         """Return the runs that a choice asks for."""
@@ -200,14 +200,16 @@ class Plan:
             run for part in ("claim", "others") for run in self.list_part(part) if run.arm == arm
         ]
 
-    def _make(self, arm: str, seed: int) -> Run:
+    def _list_arm(self, arm: str, seeds: int) -> list[Run]:
+        """Return the runs of an arm with the seeds 0, 1, ..."""
         source, epochs = arm, self.choose_length()[0]
         further = self.options.further_arms.get(arm)
         if further is not None:
             epochs = further.epochs or epochs
             if further.rates != TUNED:
                 source = self.choose_claim()[further.rates]
-        return Run(arm, self.tune(source), epochs, seed)
+        rates = self.tune(source)
+        return [Run(arm, rates, epochs, seed) for seed in range(seeds)]
 
     def get_options(self, arm: str) -> dict[str, Any]:
         """Return the options of train.py for an arm, without rates, length and seed."""

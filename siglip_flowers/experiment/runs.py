@@ -50,7 +50,7 @@ TRAINED, EVALUATED = 140.0, 400.0
 WARMUP, CONSTANT_UNTIL = 0.05, 0.8
 # Runs that decide something are evaluated in this many last epochs only.
 TUNING_EPOCHS = 3
-WAIT_SECONDS = 1
+WAIT_SECONDS = 5
 
 
 # ---- Before the first run
