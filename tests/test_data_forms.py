@@ -174,7 +174,7 @@ FOLDERS = {
     "flat split folders": Folder(
         {"train/{}.png": 3, "test/{}.png": 3}, refused="has no class folders"
     ),
-    "no train folder": Folder({"test/a/0.png": 1}, refused="has test but no train folder"),
+    "no train folder": Folder({"test/a/0.png": 1}, refused="has no class folders in train/"),
     "two validation folders": Folder(
         {**SPLIT, "valid/a/{}.png": 2}, refused="two validation folders, val and valid"
     ),

@@ -73,7 +73,12 @@ def find_column(dataset: Dataset, kind: str, named: str | None, name: str) -> st
 
 
 def _read_labels(dataset: Dataset, column: str) -> tuple[list[str], np.ndarray]:
-    """Return the names of a label column, and for each row an index into them, or -1."""
+    """Return the names of a label column, and for each row an index into them, or -1.
+
+    A data set without the column has no labels.
+    """
+    if column not in dataset.features:
+        return [], np.full(len(dataset), -1)
     feature = dataset.features[column]
     values = dataset.select_columns(column).with_format("arrow")[:][column].combine_chunks()
     if isinstance(feature, ClassLabel):
@@ -92,11 +97,7 @@ def _label_splits(
     """Read the labels of all splits; a held-out split without any is left out."""
     labels = {}
     for split, dataset in splits.items():
-        if column in dataset.features:
-            find_column(dataset, "label", column, f"The {split} split of {name}")
-            names, codes = _read_labels(dataset, column)
-        else:
-            names, codes = [], np.full(len(dataset), -1)
+        names, codes = _read_labels(dataset, column)
         # Numbers without names have no sign for "no label" but -1 in every row.
         unlabeled = len(codes) if names == ["-1"] else int(np.sum(codes < 0))
         if unlabeled == len(dataset) and split != "train":

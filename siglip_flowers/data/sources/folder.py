@@ -69,14 +69,10 @@ def _walk(folder: Path) -> Iterator[tuple[str, bool]]:
             yield os.path.join(place, name), hidden or name.startswith(HIDDEN_NAMES)
 
 
-def _count_images(folder: Path, *, nested: bool = True) -> int:
-    """Return the number of visible images in a folder, or of those directly in it."""
-    files = (
-        [path for path, hidden in _walk(folder) if not hidden]
-        if nested
-        else [name for name in os.listdir(folder) if not name.startswith(HIDDEN_NAMES)]
-    )
-    return sum(map(_is_image, files))
+def _count_images(folder: Path) -> int:
+    """Return the number of visible images directly in a folder."""
+    names = [name for name in os.listdir(folder) if not name.startswith(HIDDEN_NAMES)]
+    return sum(map(_is_image, names))
 
 
 def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
@@ -86,10 +82,10 @@ def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
         InputError: There is one folder only, whose folders look like the classes.
     """
     folders = list_subfolders(folder)
-    if folders and (loose := _count_images(folder, nested=False)):
+    if folders and (loose := _count_images(folder)):
         left_out.append(f"{count(loose, 'image')} in {folder}, outside the class folders")
     inner, only = folder, folders
-    while len(only) == 1 and not _count_images(next(iter(only.values())), nested=False):
+    while len(only) == 1 and not _count_images(next(iter(only.values()))):
         inner = next(iter(only.values()))
         only = list_subfolders(inner)
     if inner != folder and len(only) > 1:
@@ -115,29 +111,27 @@ def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Pat
             )
     found = {split: folders[splits[split][0]] for split in SPLIT_NAMES if split in splits}
     others = {name: path for name, path in folders.items() if path not in found.values()}
-    full = [f"{name}/" for name, path in others.items() if found and _count_images(path)]
-    if full:
+    full = [
+        f"{name}/"
+        for name, path in others.items()
+        if any(_is_image(file) and not hidden for file, hidden in _walk(path))
+    ]
+    if found and full:
         named = abbreviate([f"{path.name}/" for path in found.values()])
         raise InputError(
             f"--data_dir {data_dir} has {named} beside {abbreviate(full)}: they are splits with "
             "something else beside them, or classes of which one is called like a split. Move "
             "the others away, or rename the class."
         )
-    if not found:
-        classes = {"train": _find_class_folders(data_dir, left_out)}
-    else:
+    if found:
         left_out += [f"{name}/ beside the split folders (no images)" for name in others]
-        classes = {split: _find_class_folders(path, left_out) for split, path in found.items()}
-    if not any(classes.values()):
-        raise InputError(
-            f"{data_dir} has no class folders. An image folder holds one folder per class, or "
-            "train/, validation/ and test/ with one folder per class."
-        )
+    places = found or {"train": data_dir}
+    classes = {split: _find_class_folders(path, left_out) for split, path in places.items()}
     if not classes.get("train"):
+        where = f"{data_dir} has no class folders" + (" in train/" if any(classes.values()) else "")
         raise InputError(
-            f"--data_dir {data_dir} has {' and '.join(path.name for path in found.values())} but "
-            "no train folder with class folders. Add one, or put the class folders directly into "
-            "--data_dir."
+            f"{where}. An image folder holds one folder per class, or train/, validation/ and "
+            "test/ with one folder per class."
         )
     for split in [split for split, inside in classes.items() if not inside]:
         loose = count(_count_images(found[split]), "image")

@@ -92,13 +92,9 @@ def check_data_arguments(arguments: DataArguments) -> None:
                 f"--data_dir {folder} does not exist; the nearest existing directory is "
                 f"{find_nearest(folder)}."
             )
-        if source == "table" and not find_tables(folder):
-            raise InputError(f"--data_dir {folder} has no table ({', '.join(FORMATS)}). Name one.")
-        if source != "table" and not folder.is_dir():
-            raise InputError(
-                f"--data_dir {folder} is neither a directory nor a table ({', '.join(FORMATS)}). "
-                "Give an image folder, a table, or the directory of the original files."
-            )
+        if not (find_tables(folder) if source == "table" else folder.is_dir()):
+            what = "has no table" if folder.is_dir() else "is neither a directory nor a table"
+            raise InputError(f"--data_dir {folder} {what} ({', '.join(FORMATS)}). Name another.")
     if source == "hub":
         check_hub_arguments(arguments)
     elif source == "oxford" and folder is not None:
