@@ -12,7 +12,7 @@ SLOT = "{}"
 # For data that are not flowers, whatever their classes are.
 NEUTRAL_TEMPLATES = (
     *("a photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.", "a photo of one {}."),
-    *("a good photo of a {}.", "an image of a {}.", "a picture of a {}.", "{}."),
+    *("a good photo of a {}.", "an image of a {}.", "a photo of my {}.", "{}."),
 )
 TEMPLATES_FILE = "prompt_templates.txt"
 # Class n of ``imagelabels.mat`` (1-based) is FLOWER_NAMES[n - 1].

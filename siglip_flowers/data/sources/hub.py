@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import find_nearest, is_path, prepare_hub
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.sources.columns import prepare_columns
+from siglip_flowers.data.sources.table import prepare_columns
 from siglip_flowers.data.splits import SPLIT_ALIASES, SPLIT_NAMES
 
 # The error base class of huggingface_hub's HTTP client, which has changed twice.

@@ -1,24 +1,40 @@
-"""Tables of images: CSV, TSV, Parquet or JSON lines with a column of paths or of bytes.
+"""Tables of images and labels: find their columns, and read them from files.
 
-A table is a file, or lies in a folder: ``metadata.*`` of ``datasets``, beside the images or in
-each split folder, or tables that are called after the splits. Paths are relative to the table.
+A table is a CSV, TSV, Parquet or JSON lines file with a column of paths or of bytes; a data set of
+the Hub is one as well. It is named itself, or lies in a folder: ``metadata.*`` of ``datasets``,
+beside the images or in each split folder, or tables that are called after the splits. Paths are
+relative to the table.
 """
 
 import csv
+import logging
+import re
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-from datasets import Dataset, Value
+from datasets import ClassLabel, Dataset, Image, Value
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.sources.columns import find_column, prepare_columns
+from siglip_flowers.data.names import describe_similar_names, order_names
 from siglip_flowers.data.sources.folder import list_subfolders
 from siglip_flowers.data.splits import recognize_split
 
+# Names and types that are recognized, besides columns of the types Image and ClassLabel.
+COLUMN_NAMES = {
+    "image": ("image", "path", "file_name", "filename", "bytes"),
+    "label": ("label", "class", "target"),
+}
+COLUMN_TYPES = {
+    "image": r"(large_)?(string|binary)(_view)?",
+    "label": r"(large_)?string(_view)?|u?int\d+|bool",
+}
+FEATURES = {"image": Image, "label": ClassLabel}
 # What datasets calls the builder of a format.
 FORMATS = {
     **dict.fromkeys((".csv", ".tsv"), "csv"),
@@ -27,6 +43,149 @@ FORMATS = {
 }
 DELIMITERS = ",;\t"
 SPLIT_COLUMN = "split"
+
+logger = logging.getLogger(__name__)
+
+
+def _is_usable(kind: str, feature: Any) -> bool:
+    """Return whether a column of this feature can hold images or labels."""
+    if isinstance(feature, Value):
+        return re.fullmatch(COLUMN_TYPES[kind], feature.dtype) is not None
+    is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
+    return isinstance(feature, FEATURES[kind]) or (kind == "image" and is_struct)
+
+
+def find_column(dataset: Dataset, kind: str, named: str | None, name: str) -> str:
+    """Return the column of images or labels.
+
+    Args:
+        dataset: With any columns.
+        kind: ``image`` or ``label``.
+        named: What the user asked for. Without it, the column is found by its name, or else by
+            its type, ``Image`` or ``ClassLabel``. Of several names of image columns, the one of
+            type ``Image`` counts.
+        name: Names the data set in messages.
+
+    Raises:
+        InputError: No such column, one of another kind, or several candidates.
+    """
+    features = dataset.features
+    choose = f"Choose one with --{kind}_column_name."
+    if named in features:
+        if not _is_usable(kind, features[named]):
+            raise InputError(
+                f"The column {named!r} of {name} holds {features[named]}, not {kind}s. {choose}"
+            )
+        return str(named)
+    listed = abbreviate(list(features))
+    if named is not None:
+        raise InputError(f"{name} has no column {named!r}, only {listed}. {choose}")
+    usable = [column for column in features if _is_usable(kind, features[column])]
+    typed = [column for column in usable if isinstance(features[column], FEATURES[kind])]
+    by_name = [column for column in usable if column.lower() in COLUMN_NAMES[kind]]
+    both = [column for column in by_name if column in typed and kind == "image"]
+    candidates = both or by_name or typed
+    if len(candidates) > 1:
+        raise InputError(f"{name} has several {kind} columns: {abbreviate(candidates)}. {choose}")
+    if not candidates:
+        known = ", ".join(COLUMN_NAMES[kind])
+        raise InputError(f"{name} has no column of {kind}s ({known}), only {listed}. {choose}")
+    return candidates[0]
+
+
+def _read_labels(dataset: Dataset, column: str) -> tuple[list[str], np.ndarray]:
+    """Return the names of a label column, and for each row an index into them, or -1.
+
+    A data set without the column has no labels.
+    """
+    if column not in dataset.features:
+        return [], np.full(len(dataset), -1)
+    feature = dataset.features[column]
+    values = dataset.select_columns(column).with_format("arrow")[:][column].combine_chunks()
+    if isinstance(feature, ClassLabel):
+        names = list(feature.names)
+    else:
+        encoded = values.dictionary_encode()
+        values, names = encoded.indices, [str(name) for name in encoded.dictionary.to_pylist()]
+    codes = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    without = [code for code, name in enumerate(names) if not name]
+    return names, np.where((codes < len(names)) & ~np.isin(codes, without), codes, -1)
+
+
+def _label_splits(
+    splits: dict[str, Dataset], column: str, name: str
+) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Read the labels of all splits; a held-out split without any is left out."""
+    labels = {}
+    for split, dataset in splits.items():
+        names, codes = _read_labels(dataset, column)
+        # Numbers without names have no sign for "no label" but -1 in every row.
+        unlabeled = len(codes) if names == ["-1"] else int(np.sum(codes < 0))
+        if unlabeled == len(dataset) and split != "train":
+            logger.warning(
+                "The %s split of %s has no labels and is left out; it is cut from the training "
+                "split, or --%s_split_name names another.",
+                split,
+                name,
+                split,
+            )
+        elif unlabeled:
+            raise InputError(
+                f"{unlabeled} of {len(dataset)} rows of the {split} split of {name} have no label "
+                f"in the column {column!r}. Remove them, or choose another split with "
+                f"--{split}_split_name."
+            )
+        else:
+            labels[split] = names, codes
+    return labels
+
+
+def prepare_columns(
+    splits: dict[str, Dataset], arguments: DataArguments, name: str
+) -> dict[str, Dataset]:
+    """Bring data sets to the columns image and label.
+
+    Labels are matched by name (see ``order_names``); names that no row uses are dropped.
+    Whole-number labels have no names; their numbers become the class names.
+
+    Args:
+        splits: The train split, and validation and test if there are any.
+        arguments: The names of the columns, unless they are to be found.
+        name: Names the data in messages.
+
+    Returns:
+        The train split and those of the others that have labels.
+
+    Raises:
+        InputError: See :func:`find_column`; rows without a label, or a name that is no text.
+    """
+    train = splits["train"]
+    image_column = find_column(train, "image", arguments.image_column_name, name)
+    label_column = find_column(train, "label", arguments.label_column_name, name)
+    labels = _label_splits(splits, label_column, name)
+    used = {names[code] for names, codes in labels.values() for code in np.unique(codes)}
+    unused = {name for names, _ in labels.values() for name in names} - used
+    if unused:
+        logger.warning("Classes without images are left out: %s.", abbreviate(sorted(unused)))
+    class_names, numbers = order_names(used)
+    for sentence in describe_similar_names(used):
+        logger.warning("%s", sentence)
+    if all(name.isdecimal() for name in class_names):
+        logger.warning(
+            "The labels of %s are numbers without names; the numbers serve as class names.", name
+        )
+    prepared: dict[str, Dataset] = {}
+    for split, (names, codes) in labels.items():
+        mapped = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)[codes]
+        find_column(splits[split], "image", image_column, f"The {split} split of {name}")
+        images = splits[split].select_columns(image_column)
+        if image_column != "image":
+            images = images.rename_column(image_column, "image")
+        # cast_column, unlike cast, does not write the images to the cache a second time.
+        images = images.cast_column("image", Image())
+        feature = ClassLabel(names=class_names)
+        prepared[split] = images.add_column("label", mapped, feature=feature)
+    return prepared
 
 
 def find_tables(data_dir: Path) -> dict[str, Path]:
