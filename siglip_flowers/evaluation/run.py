@@ -119,7 +119,7 @@ class EvaluationExtension:
     instance of its ``EXTENDS["eval"]``. It is imported only if ``options.is_asked``.
     """
 
-    def run_instead(self, options: EvaluationArguments, data_arguments: DataArguments) -> bool:
+    def run_instead(self, options: EvaluationArguments) -> bool:
         """Do something else than evaluate and return True."""
         return False
 

@@ -235,7 +235,8 @@ def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFact
     config["num_classes"] = len(data.class_names)
     # W&B refuses some characters, and names of more than 128.
     project = re.sub(r"[^\w.-]+", "-", shorten_description(data.description))[:100].strip("-")
-    return RunFacts(output_dir.resolve().name, project, config, output_dir)
+    name = arguments.training.run_name or output_dir.resolve().name
+    return RunFacts(name, project, config, output_dir)
 
 
 def collect_results(
