@@ -381,10 +381,12 @@ def _copy_for_trainer(training: SiglipTrainingArguments, workers: int) -> Siglip
     # The objective smooths its targets itself.
     copied.label_smoothing_factor = 0.0
     copied.dataloader_num_workers = workers
-    # torch refuses both settings if there are none.
+    # torch refuses both settings if there are none. Workers that stay would draw the images of the
+    # first epoch in every one.
     keep = training.dataloader_persistent_workers
-    copied.dataloader_persistent_workers = workers > 0 and (
-        training.device.type == "cuda" if keep is None else keep
+    stays = training.device.type == "cuda" if keep is None else keep
+    copied.dataloader_persistent_workers = (
+        workers > 0 and stays and training.class_balance != "sampler"
     )
     if workers == 0:
         copied.dataloader_prefetch_factor = None
