@@ -19,8 +19,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from siglip_flowers.base.errors import explain_write_failure, is_lost_process
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
 from siglip_flowers.runtime.preemption import (
     EXIT_PREEMPTED,
     Preempted,

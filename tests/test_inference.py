@@ -13,6 +13,7 @@ from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
+from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.inference.engine import InferenceEngine
@@ -23,7 +24,6 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.runtime.devices import choose_attention, resolve_device, resolve_dtype
-from siglip_flowers.runtime.prefetch import map_ahead
 from tests.small_flowers import build_flowers, read_images
 from tests.small_runs import CLASSES, make_checkpoint
 

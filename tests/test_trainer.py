@@ -18,7 +18,7 @@ from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import draw_train_sample
-from siglip_flowers.training.saving import CheckpointingTrainer
+from siglip_flowers.training.checkpoints import CheckpointingTrainer
 from siglip_flowers.training.trainer import PRIVATE_OVERRIDES, SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_trainers import copy_weights, list_changed, start_trainer

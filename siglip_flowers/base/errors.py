@@ -1,7 +1,20 @@
-"""The two errors a user is meant to read, and the exit codes that go with them."""
+"""The two errors a user is meant to read, with their exit codes; and failures of the machine.
+
+Without torch, since every command imports this module first.
+"""
+
+import errno
+import os
+import re
+
+from safetensors import SafetensorError
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_USAGE = 2
+WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# Classes of torch.distributed, and words in the messages of gloo and NCCL.
+PROCESS_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
+PROCESS_WORDS = ("gloo", "NCCL", "ProcessGroup", "monitoredBarrier")
 
 
 class InputError(ValueError):
@@ -20,3 +33,30 @@ class RunError(RuntimeError):
     """
 
     exit_code = EXIT_RUN_FAILED
+
+
+def explain_write_failure(error: BaseException) -> str | None:
+    """Return why a file could not be written, or None for any other error."""
+    if isinstance(error, OSError):
+        if error.errno not in WRITE_ERRORS:
+            return None
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+    # safetensors and torch.save report the system's error only as text.
+    text = str(error)
+    if isinstance(error, SafetensorError):
+        number = re.search(r"os error (\d+)", text)
+        if number is None or int(number[1]) not in WRITE_ERRORS:
+            return None
+        return os.strerror(int(number[1]))
+    if isinstance(error, RuntimeError) and (
+        "inline_container" in text or "PytorchStreamWriter" in text
+    ):
+        return "the disk may be full"
+    return None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Return whether an error means that another process of the run no longer responds."""
+    if type(error).__name__ in PROCESS_ERRORS:
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in PROCESS_WORDS)

@@ -11,12 +11,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from siglip_flowers.base.errors import EXIT_RUN_FAILED, InputError, RunError
+from siglip_flowers.base.errors import (
+    EXIT_RUN_FAILED,
+    InputError,
+    RunError,
+    explain_write_failure,
+    is_lost_process,
+)
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config.parsing import build_options, is_first_process, parse_arguments
 from siglip_flowers.config.rules import Rule
 from siglip_flowers.runtime.allocator import keep_freed_memory
-from siglip_flowers.runtime.failures import explain_write_failure, is_lost_process
 from siglip_flowers.runtime.preemption import (
     EXIT_PREEMPTED,
     Preempted,

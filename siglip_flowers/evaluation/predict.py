@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments
+from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
@@ -28,7 +29,6 @@ from siglip_flowers.metrics.classification import compute_metrics, per_class_row
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.runtime.memory import fit_workers
-from siglip_flowers.runtime.prefetch import map_ahead
 
 # Each holds a batch of its own.
 MAX_THREADS = 8

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import align_columns
+from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
@@ -33,7 +34,6 @@ from siglip_flowers.robustness.corruptions import (
     crop_and_resize,
 )
 from siglip_flowers.robustness.options import RobustnessArguments
-from siglip_flowers.runtime.prefetch import map_ahead
 
 CLEAN, PLAIN = "clean", "plain"
 # Side of a crop, as a share of the image's.

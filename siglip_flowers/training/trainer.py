@@ -27,11 +27,10 @@ from siglip_flowers.training.callbacks import (
     Throughput,
     UpdateAverage,
 )
-from siglip_flowers.training.checkpoints import had_ended
+from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended
 from siglip_flowers.training.muon import build_muon
 from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
-from siglip_flowers.training.saving import CheckpointingTrainer
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
     choose_wrapped_layers,

@@ -20,11 +20,13 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -55,6 +57,9 @@ TRANSPOSITIONS = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 SAMPLE_BITS = (8, 10, 12, 16, 24, 32)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ImageError(ValueError):
@@ -276,3 +281,24 @@ def list_image_extensions() -> frozenset[str]:
     extensions = PIL.Image.registered_extensions()
     readable = PIL.Image.OPEN.keys() - PROGRAM_FORMATS
     return frozenset(ending for ending, name in extensions.items() if name in readable)
+
+
+def map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+) -> Iterator[Result]:
+    """Yield ``function(item)`` in the order of the items, computed in threads.
+
+    At most ``ahead`` results are pending or ready beyond the one being consumed, so a long input
+    takes no more memory than a short one. Only the consumer's thread draws items.
+    """
+    pending: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
