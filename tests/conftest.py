@@ -4,9 +4,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -62,6 +64,19 @@ def tiny_dir(nano_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.small_runs import make_two_towers
 
     return make_two_towers(tmp_path_factory.mktemp("tiny"), nano_dir)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Save empty figures: drawing takes half of a small run. Modules marked ``figures`` draw."""
+
+    def save_blank(figure: object, target: Any, **options: Any) -> None:
+        Image.new("RGB", (128, 128)).save(target, "PNG")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("figures") is None:
+            patch.setattr("siglip_flowers.plots.theme._render", save_blank)
+        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs" / "accelerate"
-LAUNCH_SECONDS = 240
+LAUNCH_SECONDS = 600
 CLEANUP_SECONDS = 60
 # Python runs a module of this name in every process whose path has it. Events of Python's own audit
 # are what the process does, whoever calls it; ranks are told apart, launchers (no rank) left out.
@@ -71,14 +71,17 @@ def find_port() -> int:
         return free.getsockname()[1]
 
 
-def launch(folder: Path, config: str, options: list[str], *machines: list[str]) -> Launch:
-    """Start ``train.py`` by ``accelerate launch`` once for every machine and wait for all.
+def launch(
+    folder: Path, config: str, options: list[str], *machines: list[str], script: str = "train.py"
+) -> Launch:
+    """Start a script by ``accelerate launch`` once for every machine and wait for all.
 
     Args:
         folder: An empty folder; the run gets its ``run`` for output and ``cache`` for arrays.
         config: Name of a shipped configuration.
-        options: Options of train.py.
+        options: Options of the script.
         machines: Options of each machine's launcher.
+        script: train.py or eval.py.
     """
     writes, observer = folder / "writes", folder / "observer"
     for directory in (writes, observer):
@@ -101,7 +104,7 @@ def launch(folder: Path, config: str, options: list[str], *machines: list[str]) 
                 *(sys.executable, "-m", "accelerate.commands.launch"),
                 *("--config_file", str(CONFIGS / config)),
                 *("--tee", "3", "--log_dir", str(folder / f"log{number}"), *machine),
-                *("train.py", *options, *directories),
+                *(script, *options, *directories),
             ],
             cwd=REPOSITORY,
             env=environment,

@@ -1,11 +1,9 @@
 """Arrays on disk: built once, whole or absent, and never taken for something else."""
 
 import json
-import logging
 import multiprocessing
 import os
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,19 +129,6 @@ def test_nothing_is_left_of_an_array_that_could_not_be_built(tmp_path):
     with pytest.raises(ValueError, match="a broken image"):
         open_array(tmp_path, ENTRY, fail)
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
-
-
-def test_too_little_disk_is_said_once_and_nothing_is_written(tmp_path, monkeypatch, caplog):
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2**20))
-    build = Builder()
-    with caplog.at_level(logging.WARNING):
-        assert open_array(tmp_path, ENTRY, build) is None
-        assert open_array(tmp_path, ENTRY, build) is None
-    assert build.calls == 0
-    assert len(caplog.messages) == 1
-    assert "0.0 GB free" in caplog.messages[0]
-    assert not (tmp_path / ENTRY.name).exists()
 
 
 def build_and_count(directory: Path, barrier, calls, sums) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import scaling, train_profile, train_throughput
+from benchmarks import train_throughput
 from benchmarks.flops import count_forward_flops
 from benchmarks.harness import (
     Sample,
@@ -16,9 +16,7 @@ from benchmarks.harness import (
     compare,
     summarize,
 )
-from benchmarks.images import write_full_size, write_random_images
 from benchmarks.report import format_table, make_axes, write_report
-from siglip_flowers.data.sources.folder import list_folder
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from tests.small_runs import make_checkpoint, make_folder
 
@@ -92,21 +90,6 @@ def test_flops_agree_with_torchs_counter(pooling):
     assert ours == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)
 
 
-def test_written_images_are_jpeg_files_of_the_originals_size_or_all_different(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr("benchmarks.images.SPECIES_COUNT", 2)
-    write_full_size(tmp_path / "full", None, per_class=2)
-    paths = list_folder(tmp_path / "full").paths
-    assert {split: len(found) for split, found in paths.items()} == {"train": 4, "validation": 4}
-    with Image.open(paths["train"][0]) as image:
-        assert image.format == "JPEG"
-        assert sorted(image.size) == [500, 667]
-    write_random_images(tmp_path / "random", per_class=4, size=24)
-    contents = [path.read_bytes() for path in (tmp_path / "random").rglob("*.jpg")]
-    assert len(contents) == len(set(contents)) == 2 * (4 + 1 + 1)
-
-
 def run_tiny(benchmark, directory, *options) -> dict:
     """Run a benchmark of training on a tiny model and return its results."""
     argv = [
@@ -134,23 +117,3 @@ def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path)
     # Without --memory, whether its target is met is not known.
     assert results["memory_over_usual"] is None
     assert not results["targets"]["met"]
-
-
-@pytest.mark.slow
-def test_a_tiny_profile_finds_time_in_every_part_of_the_step(tmp_path):
-    parts = run_tiny(train_profile, tmp_path, "--steps", "3")["milliseconds"]
-    assert all(parts["ours"][part] > 0 for part in train_profile.PARTS)
-    bare = {part for part, value in parts["limit"].items() if value > 0}
-    assert {"forward and loss", "backward", "clip", "optimizer", "zero_grad"} <= bare
-    assert not bare & {"fetch", "augment", "normalize", "scheduler", "callbacks and log"}
-
-
-@pytest.mark.slow
-def test_one_cell_of_the_scaling_benchmark(tmp_path):
-    make_checkpoint(tmp_path / "model")
-    make_folder(tmp_path / "images", train=8)
-    options = scaling.ScalingOptions(batch_size=4, num_workers=0)
-    cell = scaling.measure_cell("ours", tmp_path, options)
-    assert cell["images"] == 24
-    assert min(cell["setup_seconds"], cell["input_seconds"], cell["epoch_seconds"]) > 0
-    assert cell["peak_memory"]["resident_bytes"] > 0

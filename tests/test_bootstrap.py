@@ -88,33 +88,3 @@ def test_the_interval_of_an_accuracy_needs_the_counts_alone(predictions):
     assert found == bootstrap_headline(labels, predicted, CLASSES)["accuracy"]
     # Classes without images change nothing.
     assert found == accuracy_interval([0, *right], [0, *np.bincount(labels)])
-
-
-def test_classes_of_one_image_vary_together():
-    labels = np.arange(40)
-    predicted = np.where(labels % 4 == 0, (labels + 1) % 40, labels)
-    found = bootstrap_headline(labels, predicted, 40, resamples=2000)
-    expected = wilson_interval(30, 40)
-    assert found["accuracy"] == pytest.approx(expected, abs=0.05)
-    low, high = found["f1_macro"]
-    assert 0.4 < low < 0.7 < high < 0.95
-
-
-@pytest.mark.slow
-def test_intervals_of_macro_figures_cover_the_truth():
-    generator = np.random.default_rng(0)
-    labels = np.repeat(np.arange(30), 10)
-    chance = np.where(labels % 3 == 0, 0.7, 0.02)
-    truth, covered = 0.0, 0
-    for trial in range(-500, 100):
-        similar = (labels // 3) * 3 + generator.integers(0, 3, labels.size)
-        predicted = np.where(generator.random(labels.size) < chance, similar, labels)
-        named = np.bincount(predicted, minlength=30)
-        hits = np.bincount(labels[labels == predicted], minlength=30)
-        precision = np.mean(hits / np.maximum(named, 1))
-        if trial < 0:
-            truth += precision / 500
-        else:
-            low, high = bootstrap_headline(labels, predicted, 30, resamples=300)["precision_macro"]
-            covered += low <= truth <= high
-    assert covered >= 85

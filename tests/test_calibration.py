@@ -84,19 +84,6 @@ def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predicti
     )
 
 
-def test_known_answers():
-    right = np.array([True, True, False, False])
-    assert expected_calibration_error(np.full(4, 0.5), right) == 0
-    assert expected_calibration_error(np.ones(4), right) == 0.5
-    assert expected_calibration_error(np.ones(4), np.ones(4, dtype=bool)) == 0
-    assert expected_calibration_error(np.ones(4), np.zeros(4, dtype=bool)) == 1
-    # Confidence 0 belongs to the first bin, 1 to the last.
-    assert [row.n for row in reliability_bins([0.0, 1.0], [False, True], 2)] == [1, 1]
-    assert brier_score([[1.0, 0.0]], [0]) == 0
-    assert brier_score([[1.0, 0.0]], [1]) == 2
-    assert brier_score([[1.0], [1.0]], [0, 0]) == 0
-
-
 def test_the_curve_is_that_of_a_loop_over_thresholds():
     generator = np.random.default_rng(0)
     confidence = generator.permutation(200) / 200

@@ -188,13 +188,3 @@ def test_eval_writes_nothing_unless_asked(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "validation" in shown
     assert "accuracy" in shown
-
-
-def test_an_interrupted_command_exits_with_130(tiny_dir, monkeypatch, capsys):
-    def stop(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("siglip_flowers.training.run.run_training", stop)
-    options = ["--data_source", "procedural", "--model_name_or_path", str(tiny_dir)]
-    assert train_command.main(options) == 130
-    assert "the same command resumes it" in capsys.readouterr().err

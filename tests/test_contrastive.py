@@ -7,7 +7,7 @@ import torch
 from transformers import AutoTokenizer, SiglipModel
 
 from siglip_flowers.base.prompts import build_prompts, canonicalize
-from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
+from siglip_flowers.model.contrastive import load_contrastive
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.towers import freeze
@@ -157,18 +157,3 @@ def test_training_loss_is_the_sigmoid_loss_of_siglips_features(
     torch.testing.assert_close(loss, through_loss, **CLOSE)
     torch.testing.assert_close(loss, by_hand, **CLOSE)
     assert (signs == 1).sum() == 12
-
-
-@torch.no_grad()
-def test_other_image_size_interpolates_as_transformers_does(tiny_dir, siglip):
-    model = load_contrastive(str(tiny_dir), NAMES, PROMPTS, image_size=24).eval()
-    pixels = draw_pixel_values(2, 24)
-    images = siglip.vision_model(pixels, interpolate_pos_encoding=True).pooler_output
-    cosine = torch.nn.functional.normalize(images) @ model.embed_classes().T
-    expected = siglip.logit_scale.exp() * cosine + siglip.logit_bias
-    torch.testing.assert_close(model(pixels).logits, expected, **CLOSE)
-    assert isinstance(model, ContrastiveSiglip)
-    assert model.num_templates == 3
-    folded = model.fold()
-    assert folded.config.vision_config.image_size == 24
-    torch.testing.assert_close(folded(pixels).logits, expected, **CLOSE)

@@ -52,17 +52,6 @@ def test_opaque_modes_convert_as_the_image_processor_does(mode: str) -> None:
     np.testing.assert_array_equal(np.asarray(decoded), convert_to_rgb(image, return_numpy=True))
 
 
-@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
-def test_a_transparent_color_becomes_white(tmp_path, mode: str) -> None:
-    image = PIL.Image.new("L", (2, 1))
-    image.putpixel((1, 0), 90)
-    image = image.convert(mode)
-    key = {"P": image.getpixel((0, 0)), "RGB": (0, 0, 0), "L": 0}[mode]
-    image.save(tmp_path / "a.png", transparency=key)
-    decoded = decode_rgb(PIL.Image.open(tmp_path / "a.png"))
-    assert list(decoded.get_flattened_data()) == [(255, 255, 255), (90, 90, 90)]
-
-
 def read(content: bytes) -> np.ndarray:
     with read_image(content) as image:
         return np.asarray(image)
@@ -81,18 +70,6 @@ def test_fewer_bits_in_sixteen_are_told_by_the_brightest_sample(bits: int) -> No
     expected = (ramp >> (bits - 8)).astype(np.uint8)
     np.testing.assert_array_equal(read(save(ramp, "TIFF"))[..., 0], expected)
     np.testing.assert_array_equal(read(save(ramp, "PNG"))[..., 0], expected)
-
-
-def test_the_bits_that_a_file_names_count() -> None:
-    # A TIFF of 12 bits per sample, two samples in three bytes; dark ones stay dark.
-    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1)]
-    entries.append((279, 3))
-    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
-    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
-    packed = bytes([0x01, 0x02, 0xFF])  # 0x010, 0x2FF
-    content = head + body + struct.pack("<I", 0)
-    assert len(content) == 122
-    assert read(content + packed)[0, :, 0].tolist() == [0x01, 0x2F]
 
 
 @pytest.mark.parametrize("scale, white", [(1, 255), (200, 200), (3000, 255)])
@@ -135,13 +112,6 @@ def test_whatever_a_decoder_raises_means_that_the_image_cannot_be_read(broken, e
     assert examine_image({"bytes": b"BROKEN", "path": None}).problem == "of the decoder"
     (batch,) = ImageReader(8, 2, num_workers=1).read_batches([b"BROKEN", None], 2)
     assert batch.problems == ["of the decoder", "no image"]
-
-
-@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt, SystemExit])
-def test_a_lack_of_memory_and_an_interruption_pass(broken, error) -> None:
-    broken.error = error
-    with pytest.raises(error):
-        read(b"BROKEN")
 
 
 def test_metadata_that_cannot_be_read_do_not_make_pixels_unreadable(monkeypatch) -> None:

@@ -60,6 +60,9 @@ class _Page(HTMLParser):
             self.links.append(str(values["href"]))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The site, built strictly: a warning of MkDocs or of a plugin is an error."""

@@ -29,7 +29,6 @@ from transformers import (
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
 from siglip_flowers.inference.engine import InferenceEngine
-from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import (
     load_classifier,
@@ -37,7 +36,6 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.text_head import load_text_tower
-from siglip_flowers.model.towers import locate_parameters
 from tests.small_flowers import read_images
 
 NAMES = ["rose", "tulip", "daisy"]
@@ -242,25 +240,6 @@ def test_published_shape_loads_weight_for_weight(shape, photograph, tmp_path):
             torch.testing.assert_close(
                 model(**inputs).logits, functional.linear(features, head.weight, head.bias), **CLOSE
             )
-
-
-@pytest.mark.parametrize("shape", mark_slow(SHAPES), ids=lambda shape: shape.name)
-def test_published_shape_at_full_size_has_the_weights_of_transformers(shape):
-    """All layers and widths, without memory: names and shapes, and every one has its place."""
-    vision = describe_vision(shape)
-    config = SiglipClassifierConfig(
-        vision_config=vision, id2label=dict(enumerate(NAMES)), label2id={}
-    )
-    tower_class = Siglip2VisionModel if shape.naflex else SiglipVisionModel
-    with torch.device("meta"):
-        model = SiglipClassifier(config)
-        tower = tower_class(type(config.vision_config)(**vision))
-    ours = {name: value.shape for name, value in model.vision_model.state_dict().items()}
-    assert ours == {name: value.shape for name, value in tower.state_dict().items()}
-    places = locate_parameters(model)
-    depth = TOWERS[shape.tower][1]
-    assert {place.height for place in places.values()} == set(range(depth + 2))
-    assert {place.part for place in places.values()} == {"vision", "head"}
 
 
 @pytest.mark.parametrize("name", ["siglip2-base-patch32-256", "siglip2-so400m-patch16-naflex"])

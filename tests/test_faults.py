@@ -202,22 +202,6 @@ def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.slow
-def test_at_the_end_of_an_epoch_a_signal_waits_for_the_evaluation(options, disturb, tmp_path):
-    def strike(step, loss):
-        if step == 9:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss
-
-    disturb(strike)
-    epochs = ("--save_strategy", "epoch", "--eval_strategy", "epoch")
-    assert train_command.main(options("run", *epochs)) == 143
-    assert list_steps(tmp_path / "run") == [9]
-    state = tmp_path / "run" / "checkpoints" / "checkpoint-9" / "trainer_state.json"
-    logged = json.loads(state.read_text())["log_history"]
-    assert [row["step"] for row in logged if "eval_validation_accuracy" in row] == [9]
-
-
 def test_a_signal_after_training_ends_at_once_and_nothing_is_trained_twice(
     options, disturb, tmp_path, monkeypatch
 ):
@@ -236,26 +220,6 @@ def test_a_signal_after_training_ends_at_once_and_nothing_is_trained_twice(
     assert not (tmp_path / "run" / "metrics.json").exists()
     assert train_command.main(options()) == 0
     assert steps == [*range(1, 19), 0]
-
-
-@pytest.mark.slow
-def test_training_that_ran_out_of_patience_is_not_taken_up_again(
-    options, disturb, tmp_path, monkeypatch
-):
-    steps = []
-    disturb(lambda step, loss: steps.append(step) or 0 * loss)
-    patience = ("--early_stopping_patience", "2", "--learning_rate", "1e-30")
-    patience += ("--head_learning_rate", "1e-30")
-
-    def die(*arguments, **named):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "evaluate_split", die)
-    assert train_command.main(options("run", *patience)) == 130
-    assert steps == [*range(1, 10)]  # the first evaluation is the best, two more are not better
-    monkeypatch.undo()
-    assert train_command.main(options("run", *patience)) == 0
-    assert read_steps(tmp_path / "run")["steps"] == 9
 
 
 def test_a_loss_that_is_not_finite_stops_and_resumes_past_the_step_when_told_to(

@@ -10,7 +10,6 @@ from PIL import Image
 from transformers import pipeline
 
 from siglip_flowers import SiglipImageClassifier
-from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.data.pixels.decoding import map_ahead
@@ -28,9 +27,6 @@ from tests.small_flowers import build_flowers, read_images
 from tests.small_runs import CLASSES, make_checkpoint
 
 CPU = torch.device("cpu")
-NATIVE_BFLOAT16 = pytest.mark.skipif(
-    not computes_bfloat16("cpu"), reason="this processor emulates bfloat16"
-)
 
 
 def save_classifier(checkpoint, directory, names, **options):
@@ -55,12 +51,6 @@ def small_model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small(small_model):
     return SiglipImageClassifier.from_pretrained(small_model, dtype="float32", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def nano_model(nano_dir, tmp_path_factory):
-    """The real encoder with a random head."""
-    return save_classifier(nano_dir, tmp_path_factory.mktemp("nano") / "model", FLOWER_NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -143,15 +133,6 @@ def test_order_is_kept_with_many_threads(small_model):
     ] * len(arrays)
 
 
-def test_the_same_unread_image_may_stand_in_a_list_many_times(small, tmp_path):
-    path = tmp_path / "turned.jpg"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    read_gradient().resize((600, 800)).save(path, exif=exif)
-    results = small([Image.open(path)] * 20)
-    assert_same(results, [small(path)] * 20, 1e-6)
-
-
 def test_broken_images_are_reported_and_the_others_classified(small, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
     good = encode(read_gradient(), format="JPEG")
@@ -212,14 +193,6 @@ def test_decoding_threads_end_with_the_stream(small):
     assert threading.active_count() == before
 
 
-def test_map_ahead_keeps_order_and_passes_errors_on():
-    assert list(map_ahead(lambda x: x * x, range(50), workers=4, ahead=7)) == [
-        x * x for x in range(50)
-    ]
-    with pytest.raises(ZeroDivisionError):
-        list(map_ahead(lambda x: 1 // x, [1, 0, 1], workers=2, ahead=1))
-
-
 @pytest.mark.parametrize(("count", "batch_size"), [(0, 4), (7, 3), (20, 10), (33, 16)])
 def test_batches_have_the_size_asked_for(count, batch_size):
     reader = ImageReader(16, Image.Resampling.BICUBIC, num_workers=3)
@@ -229,24 +202,6 @@ def test_batches_have_the_size_asked_for(count, batch_size):
     assert sizes == [min(batch_size, count - start) for start in range(0, count, batch_size)]
     values = [int(row[0, 0, 0]) for batch in batches for row in batch.pixels]
     assert values == list(range(count))
-
-
-@NATIVE_BFLOAT16
-def test_bfloat16_is_close_to_float32(nano_model, photograph_paths):
-    exact = SiglipImageClassifier.from_pretrained(nano_model, dtype="float32", device="cpu")
-    fast = SiglipImageClassifier.from_pretrained(nano_model, dtype="auto", device="cpu")
-    assert fast.dtype == torch.bfloat16
-    assert fast.engine.model.classifier.weight.dtype == torch.float32
-    pairs = [
-        ({row["label"]: row["score"] for row in a}, {row["label"]: row["score"] for row in b})
-        for a, b in zip(
-            exact(photograph_paths, top_k=102), fast(photograph_paths, top_k=102), strict=True
-        )
-    ]
-    differences = [abs(a[label] - b[label]) for a, b in pairs for label in a]
-    assert 0 < max(differences) < 0.02
-    same = [max(a, key=a.__getitem__) == max(b, key=b.__getitem__) for a, b in pairs]
-    assert np.mean(same) >= 0.95
 
 
 def test_float32_products_are_computed_in_float32_during_the_pass_alone(small):
@@ -261,19 +216,6 @@ def test_float32_products_are_computed_in_float32_during_the_pass_alone(small):
     hook.remove()
     assert seen == [("ieee", "ieee")]
     assert read_precisions() == before
-
-
-def test_a_model_is_not_changed_by_inference_in_another_format(small_model):
-    model = load_saved_classifier(str(small_model))
-    processor = load_image_processor(str(small_model))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    attention = model.config._attn_implementation
-    InferenceEngine(model, processor, device=CPU, dtype="bfloat16", attn_implementation="eager")
-    assert model.config._attn_implementation == attention
-    assert all(
-        value.dtype == torch.float32 and torch.equal(value, before[name])
-        for name, value in model.state_dict().items()
-    )
 
 
 def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_model, flowers_dir):
@@ -298,17 +240,6 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_m
     assert close.dtype == np.float32
     np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)
     assert (close != np.concatenate(logits)).any()
-
-
-@pytest.mark.slow
-def test_decoding_processes_give_the_same_as_threads(small_model, flowers_dir):
-    rows = build_flowers(flowers_dir, train=4).splits["train"]
-    model = load_saved_classifier(str(small_model))
-    processor = load_image_processor(str(small_model))
-    found = [
-        evaluate_split(model, processor, rows, "train", PassOptions(5, count)) for count in (0, 1)
-    ]
-    np.testing.assert_array_equal(*(each.logits for each in found))
 
 
 def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):

@@ -1,6 +1,7 @@
 """``accelerate launch`` with the shipped configurations: one run, whatever starts it."""
 
 import csv
+import functools
 import json
 import math
 from collections import Counter
@@ -24,12 +25,13 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.commands.eval import main as evaluate
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.training.sharding import choose_wrapped_layers
 from tests.conftest import REPOSITORY
 from tests.launched import CONFIGS, find_port, launch
-from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_runs import make_folder, small_options
 
 SHIPPED = sorted([*CONFIGS.glob("*.yaml"), REPOSITORY / "accelerate_config.yaml"])
 # 48 images in batches of 8 make 6 full steps an epoch, the same images in each however many
@@ -43,10 +45,21 @@ SMALL = {
 }
 
 
+SLOWLY = ("--learning_rate", "1e-4")
+# Each with a run of one process that it is compared to.
+VARIANTS = {
+    "plain": [],
+    "mean": [*SLOWLY, "--pooling", "mean", "--ema", "0.5", "--label_smoothing_factor", "0.1"],
+    "contrastive": [*SLOWLY, "--objective", "contrastive", "--gradient_checkpointing", "true"],
+    # Of the last 6 images, the second process has 2, and 2 that are repeated to fill its batch.
+    "filled": [*SLOWLY, "--max_train_samples", "46", "--class_balance", "weights"],
+    "muon": [*SLOWLY, "--optim", "muon", "--optim_args", "lr=0.002,adjust_lr_fn=original"],
+}
+
+
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("launch")
-    return make_checkpoint(folder / "tiny"), make_folder(folder / "flowers", 16, 5)
+def small(tiny_dir, tmp_path_factory):
+    return tiny_dir, make_folder(tmp_path_factory.mktemp("launch") / "flowers", 16, 5)
 
 
 def write_options(small, processes, *more):
@@ -58,40 +71,54 @@ def write_options(small, processes, *more):
 
 
 @pytest.fixture(scope="module")
-def one(small, tmp_path_factory):
-    """A run in this process alone; returns its output directory."""
-    folder = tmp_path_factory.mktemp("one")
-    threads = torch.get_num_threads()
-    directories = ["--output_dir", str(folder / "run"), "--cache_dir", str(folder / "cache")]
-    assert train([*write_options(small, 1), *directories]) == 0
-    torch.set_num_threads(threads)
-    return folder / "run"
+def ones(small, tmp_path_factory):
+    """Return how to get the output directory of a variant in this process alone, run once."""
+
+    @functools.cache
+    def run(variant):
+        threads, folder = torch.get_num_threads(), tmp_path_factory.mktemp(variant)
+        directories = ["--output_dir", str(folder / "run"), "--cache_dir", str(folder / "cache")]
+        assert train([*write_options(small, 1, *VARIANTS[variant]), *directories]) == 0
+        torch.set_num_threads(threads)
+        return folder / "run"
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def launched(small, tmp_path_factory):
-    """Launches on two processes, on two machines of two, and sharded on two machines of one."""
+    """Return how to launch, once: two processes, two machines of two, or sharded on two of one."""
 
     def name_machines(processes):
         address = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(find_port())]
         size = ["--num_machines", "2", "--num_processes", str(processes), *address]
         return [[*size, "--machine_rank", str(rank)] for rank in range(2)]
 
-    plans = {
-        "two": ("cpu.yaml", 2, [["--num_processes", "2"]]),
-        "machines": ("multi_machine.yaml", 4, name_machines(4)),
-        "sharded": ("fsdp2.yaml", 2, name_machines(2)),
-    }
-    return {
-        name: launch(
-            tmp_path_factory.mktemp(name), config, write_options(small, processes), *machines
-        )
-        for name, (config, processes, machines) in plans.items()
-    }
+    configs = {"machines": "multi_machine.yaml", "sharded": "fsdp2.yaml"}
+
+    @functools.cache
+    def start(kind):
+        processes = PROCESSES[kind]
+        machines = name_machines(processes) if kind in configs else [["--num_processes", "2"]]
+        options = write_options(small, processes, *VARIANTS[name_variant(kind)])
+        folder = tmp_path_factory.mktemp(kind)
+        return launch(folder, configs.get(kind, "cpu.yaml"), options, *machines)
+
+    return start
 
 
-KINDS = ("two", "machines", "sharded")
+def name_variant(kind):
+    return kind if kind in VARIANTS else "plain"
+
+
+def choose_tolerance(kind):
+    """Sums in another order differ by rounding, which some optimizers and losses enlarge."""
+    return 1e-3 if kind in VARIANTS else 1e-5
+
+
 PROCESSES = {"two": 2, "machines": 4, "sharded": 2}
+PROCESSES |= dict.fromkeys((name for name in VARIANTS if name != "plain"), 2)
+KINDS = tuple(PROCESSES)
 
 
 def read_curve(directory, column):
@@ -101,26 +128,38 @@ def read_curve(directory, column):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_launch_trains_along_the_curve_of_one_process(one, launched, kind):
-    directory = launched[kind].output_dir
+def test_any_launch_trains_along_the_curve_of_one_process(ones, launched, tiny_dir, kind):
+    one, directory = ones(name_variant(kind)), launched(kind).output_dir
     training = json.loads((directory / "metrics.json").read_text())["training"]
     assert training["processes"] == PROCESSES[kind]
     losses = read_curve(one, "loss")
     assert len(losses) == STEPS
-    assert np.ptp(losses) > 0.05
-    for column in ("loss", "train_loss", "validation_loss"):
+    assert np.ptp(losses) > 0.01
+    columns = ["loss", "train_loss", "validation_loss"]
+    # A batch of the contrastive loss has no classes to be accurate in.
+    columns += [] if kind == "contrastive" else ["accuracy"]
+    for column in columns:
         expected = read_curve(one, column)
-        np.testing.assert_allclose(read_curve(directory, column), expected, atol=1e-5, rtol=0)
-    np.testing.assert_allclose(
-        read_curve(directory, "accuracy"), read_curve(one, "accuracy"), atol=1e-6
-    )
+        np.testing.assert_allclose(
+            read_curve(directory, column), expected, rtol=choose_tolerance(kind), err_msg=column
+        )
+    found, expected = (load_file(path / "model" / "model.safetensors") for path in (directory, one))
+    assert found.keys() == expected.keys()
+    start = load_file(tiny_dir / "model.safetensors")
+    for name, weight in expected.items():
+        if kind == "muon" and "encoder.layers" in name and weight.ndim == 2:
+            # These updates may be computed in bfloat16: they agree within 2 % in norm.
+            assert (found[name] - weight).norm() < 0.02 * (weight - start[name]).norm(), name
+        # AdamW makes whole steps out of the rounding that key biases have for a gradient.
+        elif not name.endswith(("k_proj.bias", "in_proj_bias")):
+            torch.testing.assert_close(found[name], weight, atol=2e-4, rtol=0, msg=name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(one, launched, kind):
+def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(ones, launched, kind):
     """15 images on 2 or 4 processes in batches of 4: shares of different sizes."""
-    directory = launched[kind].output_dir
+    one, directory = ones(name_variant(kind)), launched(kind).output_dir
     found, expected = (
         json.loads((path / "metrics.json").read_text())["splits"] for path in (directory, one)
     )
@@ -128,18 +167,31 @@ def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(one
         assert found[split].keys() == figures.keys()
         for name, value in figures.items():
             if name in ("loss", "nll"):
-                assert found[split][name] == pytest.approx(value, abs=1e-5), (split, name)
-            else:
-                assert found[split][name] == value, (split, name)
+                value = pytest.approx(value, abs=choose_tolerance(kind))
+            assert found[split][name] == value, (split, name)
     tables = [pd.read_parquet(path / "predictions_test.parquet") for path in (directory, one)]
     assert len(tables[0]) == TEST
-    pd.testing.assert_frame_equal(*tables, rtol=0, atol=1e-5)
+    pd.testing.assert_frame_equal(*tables, rtol=0, atol=choose_tolerance(kind))
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_has_no_image_to_evaluate(small, ones, tmp_path):
+    options = ["--model", str(ones("plain")), "--max_eval_samples", "1", "--cpu_threads", "1"]
+    assert evaluate([*options, "--output_dir", str(tmp_path / "alone")]) == 0
+    run = launch(tmp_path, "cpu.yaml", options, ["--num_processes", "2"], script="eval.py")
+    found, expected = (
+        json.loads((path / "metrics_test.json").read_text())
+        for path in (run.output_dir, tmp_path / "alone")
+    )
+    assert found["n"] == expected["n"] == 1
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    assert not run.said[1].strip()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_is_written_once_by_the_first_process(launched, kind):
-    run = launched[kind]
+    run = launched(kind)
     own = {f"rng_state_{rank}.pth" for rank in range(PROCESSES[kind])}
     for change in run.changes:
         if change.rank and run.output_dir in change.path.parents:
@@ -162,7 +214,7 @@ def test_every_file_is_written_once_by_the_first_process(launched, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_entry_of_the_cache_is_built_once(launched, kind):
-    run = launched[kind]
+    run = launched(kind)
     entries = {path for path in run.cache_dir.iterdir() if path.is_dir()}
     built = Counter(
         change.path
@@ -177,21 +229,16 @@ def test_every_entry_of_the_cache_is_built_once(launched, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_first_process_prints_and_logs(launched, kind):
-    said = launched[kind].said
+    said = launched(kind).said
     assert sorted(said) == list(range(PROCESSES[kind]))
     assert said[0].count("Everything is in") == 1
     assert {rank: text for rank, text in said.items() if rank and text.strip()} == {}
 
 
 @pytest.mark.slow
-def test_sharded_run_leaves_whole_weights_and_checkpoints_in_two_halves(one, launched):
-    directory = launched["sharded"].output_dir
-    found, expected = (load_file(path / "model" / "model.safetensors") for path in (directory, one))
-    assert found.keys() == expected.keys()
-    for name, weight in expected.items():
-        # AdamW makes whole steps out of the rounding that key biases have for a gradient.
-        if not name.endswith(("k_proj.bias", "in_proj_bias")):
-            torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=0, msg=name)
+def test_checkpoints_of_a_sharded_run_are_two_halves(launched):
+    directory = launched("sharded").output_dir
+    expected = load_file(directory / "model" / "model.safetensors")
     load_saved_classifier(str(directory / "model"))
     for checkpoint in directory.glob("checkpoints/*/pytorch_model_fsdp_0"):
         stored = FileSystemReader(checkpoint).read_metadata()

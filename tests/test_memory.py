@@ -13,21 +13,6 @@ from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
 from tests.small_runs import CLASSES, draw_image, make_checkpoint
 
-FAULTS = """
-import resource, sys, torch
-from siglip_flowers.runtime.allocator import keep_freed_memory
-if sys.argv[1] == "keep":
-    assert keep_freed_memory()
-def work():
-    # Several large tensors at once, as a forward and backward pass holds them.
-    kept = [torch.ones(4_000_000) for _ in range(12)]
-    return sum(len(part) for part in kept)
-work()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    work()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
 # The libraries are imported first: only what this package changes counts.
 HOST = """
 import gc, json, logging, os, signal, sys, warnings
@@ -70,15 +55,6 @@ def run_script(script: str, *words: str) -> str:
         check=True,
     )
     return done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-def test_large_tensors_get_the_pages_of_freed_ones():
-    # How many there are depends on which pages the system joins to huge ones.
-    kept = min(int(run_script(FAULTS, "keep")) for _ in range(2))
-    left = max(int(run_script(FAULTS, "leave")) for _ in range(2))
-    assert kept < left / 2
 
 
 @pytest.mark.slow

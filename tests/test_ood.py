@@ -22,10 +22,8 @@ from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
 from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
 from siglip_flowers.metrics.ood import (
     area_under_roc,
-    average_classes,
     fit_threshold,
     measure_separation,
-    score_class_means,
     score_logits,
     score_neighbors,
 )
@@ -55,15 +53,6 @@ def test_neighbor_scores_are_scikit_learns_distances():
     np.testing.assert_allclose(score_neighbors(known, asked, 5), -distances[:, 4], atol=1e-9)
     # More neighbors than there are images: the farthest.
     assert score_neighbors(known[:2], asked, 5).shape == (270,)
-
-
-def test_class_means_leave_out_classes_without_images():
-    features, labels = RANDOM.normal(size=(20, 4)), np.repeat([0, 3], 10)
-    means = average_classes(features, labels)
-    np.testing.assert_allclose(means[1], features[10:].mean(0), rtol=1e-6)
-    assert means.shape == (2, 4)
-    expected = (normalize(features) @ normalize(means).T).max(1)
-    np.testing.assert_allclose(score_class_means(means, features), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("digits", [1, 8])

@@ -1,7 +1,6 @@
 """The output directory: every promised file, and who may write there."""
 
 import csv
-import errno
 import json
 import os
 import re
@@ -23,6 +22,8 @@ from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
 from siglip_flowers.training.results import COLUMNS
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
+
+pytestmark = pytest.mark.figures
 
 HEADER = f"# siglip_flowers {__version__}\n"
 SETTINGS = f"{HEADER}learning_rate: 0.1\nseed: 1\n"
@@ -228,22 +229,6 @@ def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, shar
         # The half-written checkpoint must not block the same command.
         assert train_command.main(wide) == 0
         assert is_finished(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors"),
-        SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
-    ],
-)
-def test_no_space_is_told_apart_from_other_failures(wide, monkeypatch, capsys, error):
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(Trainer, "_save", fail)
-    assert train_command.main(wide) == 1
-    assert "No space left on device" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [SafetensorError("invalid header"), RuntimeError("a bug")])

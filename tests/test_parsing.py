@@ -3,7 +3,6 @@
 import dataclasses
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from siglip_flowers.commands.main import list_extension_options
 from siglip_flowers.commands.train import COMMAND as TRAIN
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
 from siglip_flowers.config import SiglipTrainingArguments
-from siglip_flowers.config.fields import list_options, option
+from siglip_flowers.config.fields import list_options
 from siglip_flowers.config.parsing import parse_arguments
 from siglip_flowers.config.saved import dump_configuration, read_version
 from tests.conftest import REPOSITORY
@@ -183,30 +182,6 @@ def test_a_dumped_configuration_reads_back_to_equal_arguments(write_yaml, argv):
     # What a run saves is what train.py accepts.
     accepted = {item.name for kind in TRAIN_KINDS for item in list_options(kind)}
     assert set(yaml.safe_load(text)) <= accepted
-
-
-@dataclass
-class Point:
-    """Two numbers and words."""
-
-    x: int = option(1, "100% of x. More.", common=True)
-    names: list[str] = option([], "Words.", positional=True)
-    limit: int | None = option(7, "None is no limit. Really (e.g. 0.5) none.")
-    flag: bool = option(False, "Yes or no.")
-
-
-def test_a_value_that_equals_the_default_and_one_unset_on_purpose_are_told_apart(write_yaml):
-    text = dump_configuration(Point(limit=None))
-    assert yaml.safe_load(text) == {"x": 1, "limit": None, "flag": False}
-    path = write_yaml(text)
-    assert parse("--config", path, kinds=(Point,)).limit is None
-
-
-def test_a_switch_takes_no_word_where_words_are_expected():
-    found = parse("a", "--flag", "b", "--x", "2", "true", kinds=(Point,))
-    assert (found.names, found.flag, found.x) == (["a", "b", "true"], True, 2)
-    found = parse("a", "--flag", "false", "b", kinds=(Point,))
-    assert (found.names, found.flag) == (["a", "b"], False)
 
 
 def test_help_of_train_is_two_screens(capsys):

@@ -13,7 +13,7 @@ from siglip_flowers.data.pixels.tensors import (
     collate_pixels,
 )
 from siglip_flowers.model.loading import load_image_processor
-from tests.small_flowers import build_flowers, read_images
+from tests.small_flowers import read_images
 
 
 def to_pixel_values(processor, images):
@@ -83,18 +83,3 @@ def test_pixels_follow_another_checkpoints_preprocessing(nano_dir, images, tmp_p
     default = load_image_processor(str(nano_dir))
     plain = by_processor(default, images)
     assert expected.shape != plain.shape or not torch.allclose(expected, plain, atol=1e-3)
-
-
-def test_items_carry_label_and_row_number_one_by_one_and_in_batches(flowers_dir):
-    rows = build_flowers(flowers_dir, train=3).splits["train"]
-    pixels = PixelDataset(rows, 64, Image.Resampling.BICUBIC)
-    chosen = [7, 0, 11]
-    batch = collate_pixels(pixels.__getitems__(chosen))
-    single = collate_pixels([pixels[index] for index in chosen])
-    assert batch["index"].tolist() == chosen
-    assert batch["labels"].tolist() == [rows[index]["label"] for index in chosen]
-    assert batch["labels"].dtype == batch["index"].dtype == torch.int64
-    for key in batch:
-        assert torch.equal(batch[key], single[key])
-    expected = np.asarray(rows[7]["image"].convert("RGB"))
-    assert np.array_equal(batch["pixel_values"][0].permute(1, 2, 0).numpy(), expected)

@@ -10,8 +10,10 @@ from PIL import Image
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.plots import examples, figures, theme
-from siglip_flowers.plots.examples import choose_examples, save_examples
+from siglip_flowers.plots.examples import save_examples
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
+
+pytestmark = pytest.mark.figures
 
 HISTORY = [
     {"step": 1, "epoch": 0.5, "learning_rate": 1e-4, "loss": 4.0, "accuracy": 0.1},
@@ -171,30 +173,3 @@ def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn)
     ]
     assert wrong[1:] == ["✗ wrong", "true\npredicted\nconfidence", "rose\nlotus\n> 99.9 %"]
     assert sheet == right + wrong[1:]
-
-
-def make_predictions(right, wrong, classes=4):
-    labels = np.arange(right + wrong) % classes
-    predictions = np.where(np.arange(right + wrong) < right, labels, (labels + 1) % classes)
-    return labels, np.eye(classes)[predictions]
-
-
-def test_the_choice_mixes_right_and_wrong_rows_by_its_seed():
-    labels, probabilities = make_predictions(40, 20)
-    chosen = choose_examples(labels, probabilities, 3, 2, seed=0)
-    assert [row < 40 for row in chosen] == [True, False, True, False, True]
-    assert len({int(labels[row]) for row in chosen if row < 40}) == 3
-    np.random.seed(9)
-    assert choose_examples(labels, probabilities, 3, 2, seed=0) == chosen
-    others = [choose_examples(labels, probabilities, 3, 2, seed=seed) for seed in range(1, 6)]
-    assert any(other != chosen for other in others)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong", "expected"),
-    [(10, 0, (5, 0)), (0, 10, (0, 5)), (1, 10, (1, 4)), (10, 1, (4, 1)), (2, 1, (2, 1))],
-)
-def test_the_choice_fills_up_with_the_other_kind(right, wrong, expected):
-    chosen = choose_examples(*make_predictions(right, wrong), 3, 2, seed=1)
-    assert (sum(row < right for row in chosen), sum(row >= right for row in chosen)) == expected
-    assert len(set(chosen)) == len(chosen)

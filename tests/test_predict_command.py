@@ -74,17 +74,6 @@ def test_csv_has_a_line_for_each_class(model, images, capsys):
     assert all(row["label"] in CLASSES and 0 < float(row["score"]) < 1 for row in rows)
 
 
-def test_the_table_names_a_image_once(model, images, capsys):
-    assert main([str(images / "b.png"), "--model", model]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["image", "score", "class"]
-    assert len(lines) == 1 + len(CLASSES)
-    assert lines[1].startswith(str(images / "b.png"))
-    assert all(line.startswith("   ") for line in lines[2:])
-    assert {line.split()[-1] for line in lines[1:]} == set(CLASSES)
-    assert all(" % " in line for line in lines[1:])
-
-
 def test_patterns_are_matched_recursively_and_sorted(model, images, capsys):
     assert main([str(images / "**" / "*"), "--model", model, "--json"]) == 0
     names = [row["image"] for row in read_lines(capsys.readouterr().out)]

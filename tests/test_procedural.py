@@ -6,7 +6,6 @@ import io
 import numpy as np
 import pytest
 from PIL import Image as PILImage
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
 from siglip_flowers.data.sources.procedural import (
     SPECIES_NAMES,
@@ -39,16 +38,6 @@ def test_any_size_from_16_gives_rgb_bytes_with_contrast(size):
         assert image.std() > 5
 
 
-def test_sizes_show_the_same_scene():
-    def shrink(species, index, size):
-        image = PILImage.fromarray(draw_flower(species, index, size))
-        return np.asarray(image.resize((16, 16), PILImage.Resampling.BOX), dtype=float)
-
-    for species in range(0, 102, 20):
-        large, small, other = (shrink(species, *key) for key in ((1, 128), (1, 64), (2, 64)))
-        assert np.abs(large - small).mean() < 0.25 * np.abs(large - other).mean()
-
-
 @pytest.fixture(scope="module")
 def small_data():
     return load_procedural(6, 16, 5)
@@ -75,51 +64,3 @@ def test_rows_hold_each_drawn_image_once_under_its_own_label(small_data):
             assert int(species) == label
             decoded = np.asarray(PILImage.open(io.BytesIO(row["bytes"])))
             assert np.array_equal(decoded, draw_flower(label, int(index), 16, seed=5))
-
-
-@pytest.fixture(scope="module")
-def drawn():
-    """Images (102, 20, 32, 32, 3) and labels (102, 20)."""
-    images = np.stack([[draw_flower(s, i, 32) for i in range(20)] for s in range(102)])
-    return images, np.repeat(np.arange(102)[:, None], 20, axis=1)
-
-
-def count_colors(images):
-    """Square roots of a 64-bin color histogram: blind to place, rotation and shape."""
-    bins = (images // 64).astype(int)
-    codes = (bins[..., 0] * 16 + bins[..., 1] * 4 + bins[..., 2]).reshape(len(images), -1)
-    counts = np.stack([np.bincount(row, minlength=64) for row in codes])
-    return np.sqrt(counts / codes.shape[1])
-
-
-def split_rows(features, labels):
-    features = features.reshape(102, 20, -1)
-    train = features[:, :15].reshape(102 * 15, -1), labels[:, :15].ravel()
-    return train, (features[:, 15:].reshape(102 * 5, -1), labels[:, 15:].ravel())
-
-
-@pytest.mark.slow
-def test_linear_models_of_pixels_and_of_the_mean_color_do_poorly(drawn):
-    images, labels = drawn
-    scaled = images.astype(np.float64) / 255
-    for features, strength in ((scaled, 300.0), (scaled.mean(axis=(2, 3)), 1e-3)):
-        train, test = split_rows(features, labels)
-        assert RidgeClassifier(alpha=strength).fit(*train).score(*test) < 0.15
-
-
-@pytest.mark.slow
-def test_species_can_be_told_by_a_descriptor_that_ignores_the_pose(drawn):
-    images, labels = drawn
-    features = count_colors(images.reshape(-1, 32, 32, 3))
-    train, test = split_rows(features, labels)
-    chance = 1 / 102
-    model = LogisticRegression(C=30, max_iter=100).fit(*train)
-    assert model.score(*test) > 12 * chance
-
-    by_species = features.reshape(102, 20, -1)
-    halves = by_species[:, :10].mean(axis=1), by_species[:, 10:].mean(axis=1)
-    distances = np.linalg.norm(halves[0][:, None] - halves[1][None], axis=2)
-    within = np.diag(distances).mean()
-    between = distances[~np.eye(102, dtype=bool)].mean()
-    assert between > 1.3 * within
-    assert (distances.argmin(axis=1) == np.arange(102)).mean() > 20 * chance

@@ -1,4 +1,4 @@
-"""Models that version 0.1 saved give the same scores today, in eval.py and predict.
+"""Models that version 0.1 saved give the same scores today, in eval.py, predict and the page.
 
 ``saved_models/`` holds five of them, each trained for a moment on drawn squares, with the scores
 that version 0.1 printed for the images beside them.
@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict
+from siglip_flowers.model.loading import load_image_processor
 
 SAVED = Path(__file__).with_name("saved_models")
 EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
@@ -35,6 +37,20 @@ def test_a_saved_model_gives_the_same_figures_and_scores(name, tmp_path, capsys)
         assert row["known"] == wanted["known"]
         scores = {one["label"]: one["score"] for one in row["predictions"]}
         assert scores == pytest.approx(wanted["scores"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_page_shows_the_same_scores(name):
+    answer = pytest.importorskip("siglip_flowers.demo.answer")
+    options = pytest.importorskip("siglip_flowers.demo.options").DemoArguments()
+    model = str(SAVED / name / "model")
+    classifier = SiglipImageClassifier.from_pretrained(model, dtype=options.dtype)
+    explainer = answer.Explainer(classifier, load_image_processor(model), options)
+    for wanted in EXPECTED[name]["predictions"]:
+        shown = explainer.explain((IMAGES / wanted["image"]).read_bytes())
+        scores = {one["label"]: one["score"] for one in shown.results}
+        assert scores == pytest.approx(wanted["scores"], abs=1e-5)
+        assert shown.known == wanted["known"]
 
 
 def test_the_saved_models_differ():

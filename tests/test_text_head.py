@@ -114,17 +114,6 @@ def test_tokens_ignore_case_and_punctuation_and_are_cut_or_padded_on_the_right(t
     assert torch.equal(plain, tokenize(nano, ["a sword lily"])[0])
 
 
-def test_sharded_and_half_precision_checkpoints_give_float32_heads(nano, siglip, copy):
-    (copy / "model.safetensors").unlink()
-    model = SiglipModel.from_pretrained(nano, dtype=torch.bfloat16)
-    model.save_pretrained(copy, max_shard_size="2MB")
-    assert len(list(copy.glob("model-*.safetensors"))) > 1
-    head = build_head(str(copy), NAMES, ["a {}"])
-    assert {tensor.dtype for tensor in head} == {torch.float32}
-    expected = build_head(nano, NAMES, ["a {}"])
-    torch.testing.assert_close(head.weight, expected.weight, atol=0.02, rtol=0)
-
-
 def test_a_vision_only_checkpoint_is_refused_before_its_weights_are_read(siglip, tmp_path):
     siglip.vision_model.config.save_pretrained(tmp_path)  # there are no weights at all
     with pytest.raises(InputError, match=r"no text tower .*'siglip_vision_model'.*two-tower"):

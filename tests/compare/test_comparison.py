@@ -18,6 +18,8 @@ from siglip_flowers.compare.leaderboard import rank_runs
 from siglip_flowers.metrics.bootstrap import accuracy_interval, bootstrap_headline
 from tests.small_runs import CLASSES
 
+pytestmark = pytest.mark.figures
+
 IDS = [f"{name}/{number}" for name in CLASSES for number in range(4)]
 TRUE = [name for name in CLASSES for _ in range(4)]
 
@@ -210,18 +212,3 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     results.mkdir()
     assert eval_command.main(["--leaderboard", "results"]) == 2
     assert "no finished run with test figures" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("argv", "reason"),
-    [
-        (["--compare", "a"], "--compare names one run, a"),
-        (["--compare", "a", "b", "--leaderboard"], "Give one of them"),
-        (["--compare", "a", "b", "--model", "c"], "--robustness have no use"),
-        (["--leaderboard", "nowhere"], "nowhere is no directory"),
-        (["--tta", "rotate"], "choose one of none, flip, multicrop"),
-    ],
-)
-def test_bad_usage_is_one_sentence(argv, reason, capsys):
-    assert eval_command.main(argv) == 2
-    assert reason in capsys.readouterr().err

@@ -85,11 +85,6 @@ def test_the_modeling_file_computes_the_same_logits(naflex, pooling, head, tmp_p
     assert theirs.config.problem_type == model.config.problem_type
 
 
-def test_an_unfolded_head_is_refused_by_the_modeling_file():
-    with pytest.raises(ValueError, match="whose head is linear"):
-        remote.SiglipClassifier(remote.SiglipClassifierConfig(head="cosine"))
-
-
 def test_a_plain_export_names_no_path_and_knows_its_activation(tmp_path):
     vision = SiglipVisionConfig(**SIZES, num_attention_heads=2, image_size=16, patch_size=8)
     vision._name_or_path = str(tmp_path / "checkpoint")

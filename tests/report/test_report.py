@@ -10,23 +10,21 @@ import imagehash
 import numpy as np
 import pyarrow.parquet
 import pytest
-import torch
 from PIL import Image, ImageOps
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
-from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.evaluation import predict
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import Evaluation, format_metrics
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.sidecars import load_temperature
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.report import analysis
-from siglip_flowers.report.analysis import analyze, find_label_suspects, order_classes
+from siglip_flowers.report.analysis import analyze, find_label_suspects
 from siglip_flowers.report.figures import draw_figures
 from siglip_flowers.report.images import (
     SplitRows,
@@ -276,29 +274,6 @@ def test_mirrored_images_are_found_by_features_alone_and_copies_by_the_hash():
     assert [pair.cosine for pair in found] == pytest.approx([1] * 4)
 
 
-def test_pairs_that_only_the_hash_finds_alike_crowd_out_no_others():
-    # 45 pairs with the same hash and nothing in common, and one pair a little apart that is alike.
-    first = draw(1, seed=3)[0]
-    images = Images([first] * 10 + draw(1, seed=4) * 2)
-    images[11] = Image.fromarray(np.asarray(images[10]) // 2)
-    features = np.eye(12, dtype=np.float32)[[*range(11), 10]]
-    rows = make_rows(images, lambda read: features)
-    rows = dataclasses.replace(rows, encode=features.__getitem__)
-    (pair,) = find_duplicates("test", {"test": rows})
-    assert (pair.row, pair.other_id, pair.found_by) == (10, "image 11", "hash")
-
-
-def test_confused_classes_are_side_by_side():
-    counts = np.diag([10] * 6)
-    for one, other in ((0, 3), (1, 5), (2, 4)):
-        counts[one, other] = counts[other, one] = 5
-    order = order_classes(counts).tolist()
-    assert sorted(order) == list(range(6))
-    assert {frozenset(order[place : place + 2]) for place in (0, 2, 4)} == {
-        frozenset({0, 3}), frozenset({1, 5}), frozenset({2, 4})
-    }  # fmt: skip
-
-
 def test_wrong_labels_are_suspected_and_without_cleanlab_none(monkeypatch):
     truth = np.arange(120) % 4
     probabilities = softmax(make_logits(truth, 4, 6.0), axis=1)
@@ -309,32 +284,6 @@ def test_wrong_labels_are_suspected_and_without_cleanlab_none(monkeypatch):
     assert all(suspect.suggested == truth[suspect.row] for suspect in found)
     monkeypatch.setattr(analysis.importlib.util, "find_spec", lambda name: None)
     assert find_label_suspects(labels, probabilities) == []
-
-
-@pytest.mark.parametrize(
-    ("labels", "logits"),
-    [
-        pytest.param([0, 1, 2] * 4, 9 * np.eye(3)[[0, 1, 2] * 4], id="all right"),
-        pytest.param([1], [[1.0, 0.0]], id="one image, wrong"),
-    ],
-)
-def test_degenerate_results_give_a_page(labels, logits):
-    report = build(labels, logits, temperature=None)
-    page = render(report)
-    accuracy = report.headline["accuracy"].value
-    assert ("Confident mistakes" in page) == (accuracy < 1)
-    assert ("Least certain hits" in page) == (accuracy > 0)
-    assert "can be kept at 5 % errors" in summarize_report(report)
-
-
-def test_logits_that_are_not_finite_are_an_error():
-    logits = make_logits([0, 1, 2], 3)
-    logits[1, 2] = np.nan
-    good = build([0, 1, 2], np.nan_to_num(logits))
-    result = dataclasses.replace(good.result, logits=logits)
-    evaluation = dataclasses.replace(good.evaluation, result=result)
-    with pytest.raises(RunError, match="finite"):
-        analyze(evaluation, {}, None)
 
 
 def test_markup_in_names_does_nothing(hostile, hostile_page):
@@ -447,24 +396,6 @@ def test_eval_writes_the_report_of_a_run(small_run, tmp_path, capsys):
     options = ["--unknown_dir", str(tmp_path / "nothing"), "--model", str(small_run)]
     assert eval_command.main([*options, "--report", "true"]) == 2
     assert "nothing' does not exist" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_all_that_a_report_compares_is_computed_in_one_dtype(small_run, tmp_path, monkeypatch):
-    asked = []
-
-    class Engine(predict.InferenceEngine):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            asked.append(self.dtype)
-
-    monkeypatch.setattr(predict, "InferenceEngine", Engine)
-    arguments = ["--model", str(small_run), "--report", "true", "--dtype", "bfloat16"]
-    arguments += ["--unknown_dir", str(small_run.parent / "data" / "train")]
-    assert eval_command.main([*arguments, "--output_dir", str(tmp_path)]) == 0
-    # The split, the sample of training images, the drawn images and the given ones.
-    assert len(asked) >= 4
-    assert set(asked) == {torch.bfloat16}
 
 
 @pytest.mark.slow

@@ -12,9 +12,7 @@ from PIL import Image
 from siglip_flowers.robustness.corruptions import (
     KINDS,
     STRENGTHS,
-    blur_disk,
     blur_gaussian,
-    blur_line,
     corrupt,
     rotate,
     scale_quality,
@@ -88,31 +86,6 @@ def test_the_gaussian_is_that_of_scipy(sigma):
         pixels.numpy(), sigma, mode="mirror", truncate=4.0, axes=(2, 3)
     )
     np.testing.assert_allclose(blur_gaussian(pixels, sigma).numpy(), expected, atol=1e-2)
-
-
-def test_the_disk_is_that_of_scipy():
-    radius = 4.0
-    pixels = draw_images(32, 2).float()
-    reach = int(np.ceil(radius))
-    # The area of each pixel inside the circle, by a much finer grid.
-    fine = (np.arange((2 * reach + 1) * 101) + 0.5) / 101 - reach - 0.5
-    inside = (fine[:, None] ** 2 + fine[None] ** 2 <= radius**2).astype(float)
-    kernel = inside.reshape(2 * reach + 1, 101, 2 * reach + 1, 101).mean(axis=(1, 3))
-    kernel /= kernel.sum()
-    expected = scipy.ndimage.convolve(pixels.double().numpy(), kernel[None, None], mode="mirror")
-    np.testing.assert_allclose(blur_disk(pixels, radius).numpy(), expected, atol=0.5)
-
-
-def test_a_horizontal_line_is_a_mean_along_rows_and_a_vertical_one_along_columns():
-    pixels = draw_images(32, 2).float()
-    blurred = blur_line(pixels, 8.0, torch.tensor([0.0, 90.0]))
-    # Its ends lie in the middle of their pixels.
-    kernel = np.array([0.5, 1, 1, 1, 1, 1, 1, 1, 0.5]) / 8
-    for number, axis in ((0, 2), (1, 1)):
-        expected = scipy.ndimage.convolve1d(
-            pixels[number].numpy(), kernel, axis=axis, mode="mirror"
-        )
-        np.testing.assert_allclose(blurred[number].numpy(), expected, atol=0.01)
 
 
 @pytest.mark.parametrize("angle", [-45.0, 30.0])

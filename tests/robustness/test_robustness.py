@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
@@ -19,7 +18,6 @@ from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.robustness.corruptions import CORRUPTIONS, KINDS, STRENGTHS, VIEWS, corrupt
 from siglip_flowers.robustness.extension import (
-    RobustnessExtension,
     format_robustness,
     list_views,
     measure_augmented,
@@ -27,6 +25,8 @@ from siglip_flowers.robustness.extension import (
     summarize_robustness,
 )
 from tests.small_runs import make_checkpoint, make_folder, small_options
+
+pytestmark = pytest.mark.figures
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,6 @@ def test_augmented_answers_are_those_of_the_mean_probabilities(evaluation, kind,
     assert augmented["gain"] == pytest.approx(augmented["accuracy"] - plain["accuracy"])
     assert augmented["gain_low"] <= augmented["gain"] <= augmented["gain_high"]
     assert (plain["gain"], plain["cost"], augmented["cost"]) == (0, 1, cost)
-
-
-def test_patches_of_any_shape_are_refused():
-    naflex = SimpleNamespace(processor=SimpleNamespace(patch_size=16, max_num_patches=256))
-    with pytest.raises(InputError, match="NaFlex"):
-        RobustnessExtension(None).check(naflex)
 
 
 def test_the_command_prints_and_writes_both(run, tmp_path, capsys):
