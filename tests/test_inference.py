@@ -12,7 +12,6 @@ from transformers import pipeline
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
-from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.inference.engine import InferenceEngine

@@ -41,6 +41,8 @@ from siglip_flowers.report.output import (
 )
 from tests.small_runs import list_files, make_checkpoint, make_folder, small_options
 
+pytestmark = pytest.mark.figures
+
 CHROMIUM = shutil.which("chromium")
 ALERTS = (
     "<script>alert(1)</script>",
