@@ -152,7 +152,7 @@ def test_the_curve_covers_every_epoch(small_run):
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == COLUMNS
     assert [int(row["step"]) for row in rows if row["validation_accuracy"]] == [3, 6, 9]
-    assert [int(row["step"]) for row in rows if row["loss"]] == [2, 4, 6, 8]
+    assert [int(row["step"]) for row in rows if row["loss"]] == [2, 3, 4, 6, 8, 9]
     for row in rows:
         if row["validation_accuracy"]:
             assert 0 <= float(row["validation_accuracy"]) <= 1

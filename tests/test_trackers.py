@@ -124,8 +124,9 @@ def test_aim_gives_back_settings_and_metrics_by_split_and_epoch(environment, run
     ((epoch, accuracy),) = found["accuracy", "test"].values()
     assert (epoch, accuracy) == (2, pytest.approx(metrics["test"]["accuracy"]))
     assert run["results"]["validation"]["loss"] == pytest.approx(metrics["validation"]["loss"])
-    assert len(found["batch_loss", "train"]) == 3
-    assert len(found["learning_rate", None]) == 3
+    # Every 2 of 6 steps, and with the checkpoint of step 3.
+    assert len(found["batch_loss", "train"]) == 4
+    assert len(found["learning_rate", None]) == 4
     assert {"__system__cpu", "__system__p_memory_percent"} <= {name for name, _ in found}
 
 

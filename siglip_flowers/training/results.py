@@ -130,7 +130,6 @@ def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
         "best_step": state.best_global_step,
         "best_metric": metric,
         "best_value": state.best_metric,
-        "best_validation_accuracy": state.best_metric if metric == "validation_accuracy" else None,
         "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
         "precision": trainer.accelerator.mixed_precision,
