@@ -132,7 +132,9 @@ def read_prompts(
         InputError: A file cannot be read or used, or names a class that there is not.
     """
     class_prompts = options.class_prompts
-    texts = {} if class_prompts is None else read_yaml(Path(class_prompts))
+    # YAML reads names such as 7 as numbers.
+    read = {} if class_prompts is None else read_yaml(Path(class_prompts))
+    texts = {str(name): given for name, given in read.items()}
     names = [name for name in class_names if name not in texts]
     prompts: dict[str, Sequence[str]] = {}
     if names:
@@ -141,7 +143,7 @@ def read_prompts(
     for name, given in texts.items():
         found = given if isinstance(given, list) else [given]
         if name not in class_names:
-            nearest = suggest_nearest(str(name), set(class_names))
+            nearest = suggest_nearest(name, set(class_names))
             raise InputError(
                 f"{class_prompts} has {name!r}, which is no class of the data{nearest}"
             )
