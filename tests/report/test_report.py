@@ -435,7 +435,7 @@ def browser():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_the_page_works_in_a_browser(hostile, hostile_page, browser, tmp_path, width, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     path = tmp_path / "report.html"
@@ -476,4 +476,8 @@ def test_the_page_works_in_a_browser(hostile, hostile_page, browser, tmp_path, w
     assert page.evaluate(background) != before
     assert not [url for url in asked if not url.startswith(("data:", "file:"))]
     assert said == []
+    # A sheet of paper has everything too.
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 700
     page.close()
