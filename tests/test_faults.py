@@ -202,6 +202,7 @@ def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_signal_after_training_ends_at_once_and_nothing_is_trained_twice(
     options, disturb, tmp_path, monkeypatch
 ):

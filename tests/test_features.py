@@ -28,16 +28,16 @@ def rows(flowers_dir):
 
 
 @pytest.fixture(scope="module")
-def processor(nano_dir):
-    return load_image_processor(str(nano_dir))
+def processor(tiny_dir):
+    return load_image_processor(str(tiny_dir))
 
 
 @pytest.fixture
-def load(nano_dir, processor, tmp_path):
+def load(tiny_dir, processor, tmp_path):
     """Load features with a cache of its own, and record the batches that the tower encodes."""
 
     def load(rows, pooling="map", change=None, cache="cache", batch_size=7, **options):
-        model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
+        model = load_classifier(str(tiny_dir), NAMES, pooling=pooling)
         if change is not None:
             change(model)
         load.seen = []
@@ -65,19 +65,19 @@ def load(nano_dir, processor, tmp_path):
 
 
 @pytest.mark.parametrize("pixel_cache", [True, False])
-def test_features_are_what_the_model_pools(load, rows, nano_dir, processor, pixel_cache):
+def test_features_are_what_the_model_pools(load, rows, tiny_dir, processor, pixel_cache):
     features = load(rows, pixel_cache=pixel_cache)
     assert list(features) == ["map", "mean"]
     for pooling, found in features.items():
-        model = load_classifier(str(nano_dir), NAMES, pooling=pooling)
+        model = load_classifier(str(tiny_dir), NAMES, pooling=pooling)
         expected = evaluate_split(model, processor, rows, "train", PassOptions(20)).features
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(features["map"] - features["mean"]).max() > 0.1
 
 
-def test_a_tower_without_attention_pooling_gives_the_mean_alone(load, rows, nano_dir):
-    model = load_classifier(str(nano_dir), NAMES, pooling="mean")
+def test_a_tower_without_attention_pooling_gives_the_mean_alone(load, rows, tiny_dir):
+    model = load_classifier(str(tiny_dir), NAMES, pooling="mean")
     assert list_poolings(model) == ("mean",)
     expected = load(rows)["mean"]
     found = load(rows, pooling="mean")
@@ -110,7 +110,7 @@ def change_head(model):
 
 def change_tower(model):
     with torch.no_grad():
-        model.vision_model.encoder.layers[3].mlp.fc1.bias[5] += 0.5
+        model.vision_model.encoder.layers[1].mlp.fc1.bias[5] += 0.5
 
 
 def test_memory_that_runs_out_loses_no_image(load, rows):
@@ -177,9 +177,9 @@ def test_heads_are_scikit_learns_logistic_regression_on_half_whitened_features(c
         np.testing.assert_allclose(logits.softmax(1), reference.predict_proba(white), atol=0.02)
 
 
-def test_validation_chooses_the_penalty(nano_dir):
-    train, validation = draw_features(80, width=192), draw_features(40, width=192, seed=2)
-    model = load_classifier(str(nano_dir), NAMES)
+def test_validation_chooses_the_penalty(tiny_dir):
+    train, validation = draw_features(80, width=32), draw_features(40, width=32, seed=2)
+    model = load_classifier(str(tiny_dir), NAMES)
     chosen = set_probe_head(model, train, validation)
     fits = fit_and_validate(train, validation, 4)
     best = max(fit.validation_accuracy for fit in fits)

@@ -193,6 +193,7 @@ def encode_class(name, tmp_path):
     return (tmp_path / f"{name}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_an_uploaded_image_is_explained_without_another_host(open_page, served, tmp_path):
     page = open_page()
     assert "The model knows 3 classes of image folder flowers: aster, borage, clover." in (
@@ -262,6 +263,7 @@ def test_names_are_escaped_and_unknown_images_are_called_so():
     )
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_one_sentence_and_the_page_still_works(open_page, served, tmp_path):
     page = open_page()
     upload(page, BROKEN["cut"], "broken.png")

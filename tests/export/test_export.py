@@ -143,6 +143,7 @@ def test_int8_is_measured_on_the_test_images(models, onnx_export):
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.7
 
 
+@pytest.mark.slow
 def test_an_exported_program_carries_its_facts_and_any_batch(models, capsys):
     output = models / "program"
     options = ["--model", str(models / "map"), "--format", "exported_program"]

@@ -143,6 +143,7 @@ def test_augmented_answers_are_those_of_the_mean_probabilities(evaluation, kind,
     assert (plain["gain"], plain["cost"], augmented["cost"]) == (0, 1, cost)
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_both(run, tmp_path, capsys):
     argv = ["--model", str(run), "--output_dir", str(tmp_path), "--max_eval_samples", "6"]
     assert eval_command.main([*argv, "--robustness", "true", "--tta", "flip"]) == 0

@@ -71,6 +71,7 @@ def finished(small, tmp_path_factory):
     os.environ.update(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_unset_determinism")
 def test_the_best_configuration_trains_to_the_value_of_its_trial(finished, tmp_path):
     trials = list_trials(finished)
