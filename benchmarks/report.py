@@ -26,7 +26,7 @@ def write_report(
     settings: Mapping[str, Any],
     results: Mapping[str, Any],
     table: str,
-    figure: Figure,
+    figure: Figure | None,
     directory: Path = RESULTS,
 ) -> Path:
     """Write ``<name>_<device>.json``, ``.md`` and ``.png``, each whole or not at all.
@@ -38,7 +38,7 @@ def write_report(
         settings: The options it ran with.
         results: The figures; no NaN.
         table: Markdown.
-        figure: The plot.
+        figure: The plot; None writes no ``.png``.
         directory: Where the files go.
 
     Returns:
@@ -60,8 +60,10 @@ def write_report(
     packages = machine["packages"]
     versions = ", ".join(f"{key} {packages[key]}" for key in ("torch", "transformers"))
     heading = f"`{command}` on {machine['device']} ({machine['cores']} cores; {versions})"
-    write_text(directory / f"{base}.md", f"{heading}\n\n{table}\n\n![{name}]({base}.png)\n")
-    save_figure(figure, directory / f"{base}.png")
+    image = "" if figure is None else f"\n![{name}]({base}.png)\n"
+    write_text(directory / f"{base}.md", f"{heading}\n\n{table}\n{image}")
+    if figure is not None:
+        save_figure(figure, directory / f"{base}.png")
     return path
 
 

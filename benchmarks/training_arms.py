@@ -90,17 +90,15 @@ def prepare_job(
     **training: Any,
 ) -> TrainingJob:
     """Resolve the options and load the data; ``training`` goes to ``SiglipTrainingArguments``."""
+    quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     options = SiglipTrainingArguments(
         output_dir=str(output_dir),
         per_device_train_batch_size=batch_size,
         max_steps=skip_steps + steps,
         dataloader_num_workers=num_workers,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
         disable_tqdm=True,
         overwrite_output_dir=True,
-        **training,
+        **{**quiet, **training},
     )
     # As in a run; the other arms share the process and profit as well.
     keep_freed_memory()
@@ -208,28 +206,10 @@ def time_trainer(trainer: Trainer, job: TrainingJob) -> Sample:
 
 
 def time_limit(trainer: SiglipTrainer, job: TrainingJob) -> Sample:
-    """Run one round of the bare loop."""
-    sample = time_bare_loop(trainer, job)
-    _release(trainer)
-    return sample
-
-
-def time_bare_loop(
-    trainer: SiglipTrainer,
-    job: TrainingJob,
-    wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]] = lambda part, function: function,
-    close_step: Callable[[], None] = lambda: None,
-) -> Sample:
     """Train on one batch that lies on the device: nothing but the model's own work.
 
     Model, objective, precision, optimizer and clipping are those of the Trainer, whose parts are
-    used.
-
-    Args:
-        trainer: Where the parts come from.
-        job: Steps and device.
-        wrap: Gets each part's name and function and returns the function to call, for profiles.
-        close_step: Called between steps.
+    used; it is used up.
     """
     training, device = trainer.args, job.device
     model: Any = trainer.model
@@ -239,28 +219,20 @@ def time_bare_loop(
     if training.torch_compile:
         model = torch.compile(model)
 
-    def compute_loss() -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bool(training.bf16)):
-            return model(pixel_values=inputs, labels=labels).loss
-
-    forward = wrap("forward and loss", compute_loss)
-    backward = wrap("backward", torch.Tensor.backward)
-    clip = wrap("clip", torch.nn.utils.clip_grad_norm_)
-    optimize, zero_grad = wrap("optimizer", optimizer.step), wrap("zero_grad", optimizer.zero_grad)
-
     def step() -> None:
-        close_step()
-        backward(forward())
-        clip(model.parameters(), training.max_grad_norm)
-        optimize()
-        zero_grad()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bool(training.bf16)):
+            loss = model(pixel_values=inputs, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
 
     for _ in range(job.skip_steps):
         step()
     with Stopwatch(device) as watch:
         for _ in range(job.steps):
             step()
-    close_step()
+    _release(trainer)
     return Sample(job.images, watch.seconds, 0.0)
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SiglipVisionConfig
 
-from benchmarks import train_throughput
+from benchmarks import gpu_check, train_throughput
 from benchmarks.flops import count_forward_flops
 from benchmarks.harness import (
     Sample,
@@ -117,3 +117,37 @@ def test_a_tiny_training_benchmark_has_three_arms_with_positive_speeds(tmp_path)
     # Without --memory, whether its target is met is not known.
     assert results["memory_over_usual"] is None
     assert not results["targets"]["met"]
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_runs_all_its_parts_on_a_cpu(tmp_path, capsys):
+    assert gpu_check.main(["--cpu", "--output_dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    ends = [line.split(",")[0] for line in printed if line.startswith("part ")]
+    assert ends == [f"part {number}" for number in range(1, 6)]
+    results = json.loads((tmp_path / "gpu_check_cpu.json").read_text("utf-8"))["results"]
+    assert list(results["seconds"]) == [name for name, _ in gpu_check.PARTS.values()]
+    rows = {row["name"]: row for row in results["rows"]}
+    assert not [name for name, row in rows.items() if row["met"] is False]
+    assert rows["weights that differ after a resume"]["value"] == "0"
+    assert rows["a run in two processes"]["value"] == "trained"
+    assert "| drawn flowers, test accuracy |" in (tmp_path / "gpu_check_cpu.md").read_text("utf-8")
+
+
+def test_a_part_that_fails_is_named_and_the_others_still_run(tmp_path, capsys, monkeypatch):
+    def fail(bench):
+        yield gpu_check.Row("first", "1 image/s", "at least 2", False)
+        raise ValueError("broken")
+
+    def run(bench):
+        yield gpu_check.Row("second", "3")
+
+    monkeypatch.setattr(gpu_check, "PARTS", {1: ("one", fail), 2: ("two", run)})
+    monkeypatch.setattr(gpu_check, "Bench", lambda device, directory: None)
+    assert gpu_check.main(["--cpu", "--parts", "1", "2", "--output_dir", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert "first 1 image/s (MISSED: at least 2); one failed: ValueError" in captured.out
+    assert "s: second 3" in captured.out
+    assert "These parts failed: one" in captured.err
+    table = (tmp_path / "gpu_check_cpu.md").read_text("utf-8")
+    assert "| first | 1 image/s | at least 2 | no |" in table
