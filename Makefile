@@ -3,6 +3,7 @@
 # make test-all   the same with the slow tests, the soak and the documentation
 # make soak   kills small runs again and again, for MINUTES, and compares what they end with
 # make docs   builds the documentation into site/
+# make keep   copies the finished run runs/nano_64px, with its weights, to results/
 # make figures   fills README and docs/ with the figures of committed results
 # All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-all soak docs figures lint format clean
+.PHONY: install demo test test-all soak docs keep figures lint format clean
 
 install: $(STAMP)
 
@@ -52,6 +53,12 @@ soak: $(STAMP)
 # Without the check for newer builders of sites, which is an advertisement.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+keep:
+	test -f runs/nano_64px/metrics.json
+	rm -rf results/nano_64px
+	mkdir -p results/nano_64px
+	cd runs/nano_64px && cp -r $$(ls | grep -v checkpoints) ../../results/nano_64px
 
 figures: $(STAMP)
 	$(BIN)/python -m docs.figures

@@ -1,18 +1,22 @@
-"""Models that version 0.1 saved give the same scores today, in eval.py, predict and the page.
+"""Models that were saved earlier give the same scores today, in eval.py, predict and the page.
 
 ``saved_models/`` holds five of them, each trained for a moment on drawn squares, with the scores
 that version 0.1 printed for the images beside them.
 """
 
 import json
+import tarfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from siglip_flowers import SiglipImageClassifier
+from siglip_flowers.base.files import digest_weight_files
 from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict
 from siglip_flowers.model.loading import load_image_processor
+from tests.conftest import REPOSITORY
 
 SAVED = Path(__file__).with_name("saved_models")
 EXPECTED = json.loads((SAVED / "expected.json").read_text(encoding="utf-8"))
@@ -58,3 +62,19 @@ def test_the_saved_models_differ():
     tops = {name: rows["predictions"][0]["scores"]["aster"] for name, rows in EXPECTED.items()}
     assert len({round(top, 4) for top in tops.values()}) == len(tops)
     assert {row["known"] for row in EXPECTED["naflex"]["predictions"]} == {True, False}
+
+
+def test_the_weights_beside_the_code_are_those_of_the_committed_figures(flowers_dir, tmp_path):
+    """The model of results/nano_64px predicts what its files say, in float32 from bfloat16."""
+    run = REPOSITORY / "results" / "nano_64px"
+    metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    assert digest_weight_files(run / "model") == metrics["weights"]
+    assert sum(path.stat().st_size for path in (run / "model").iterdir()) < 10e6
+    rows = pq.read_table(run / "predictions_test.parquet").to_pylist()[:24]
+    classifier = SiglipImageClassifier.from_pretrained(str(run / "model"))
+    names = [f"jpg/{row['image_id']}.jpg" for row in rows]
+    with tarfile.open(flowers_dir / "102flowers.tgz") as archive:
+        archive.extractall(tmp_path, [archive.getmember(name) for name in names], filter="data")
+    for row, answers in zip(rows, classifier([tmp_path / name for name in names]), strict=True):
+        scores = dict(zip(row["top_names"], row["top_probabilities"], strict=True))
+        assert {one["label"]: one["score"] for one in answers} == pytest.approx(scores, abs=1e-4)
