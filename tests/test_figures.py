@@ -72,10 +72,8 @@ def test_the_first_screen_of_readme():
     for name in ("README.md", "README.ru.md"):
         lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
         assert sum(len(line) + 1 for line in lines) <= 12_000
-        picture = next(
-            n for n, line in enumerate(lines, 1) if re.match(r"!\[[^]]+\]\(\S+\)$", line)
-        )
-        assert picture <= 30
+        image = next(n for n, line in enumerate(lines, 1) if re.match(r"!\[[^]]+\]\(\S+\)$", line))
+        assert image <= 30
         snippet = lines.index("```python") + 1
         assert lines.index("```text", snippet) + 1 <= 80
 

@@ -154,7 +154,7 @@ def simulate_power(
     repetitions: int | None = None,
     resamples: int = 499,
 ) -> tuple[float, float]:
-    """Simulate experiments with a gain in accuracy that is judged by the rule.
+    """Simulate experiments with a gain in accuracy that the rule decides on.
 
     An image has a difficulty, most of which both arms share, and a run an accuracy of its own,
     normal around its arm's. A run is right on an image if its level and fresh noise exceed the
