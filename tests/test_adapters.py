@@ -302,7 +302,7 @@ def test_a_run_leaves_a_merged_model_and_a_small_adapter_that_agree(small, tmp_p
         small_options(
             *small, run, "--lora_r", "2", "--objective", "sigmoid", "--learning_rate", "0.03",
             "--lora_target_modules", "q_proj", "v_proj", "attention", "--ema", "0.5",
-            "--layer_decay", "0.8",
+            "--layer_decay", "0.8", "--head", "cosine",
         )
     ) == 0  # fmt: skip
     model = load_saved_classifier(str(run / "model"))

@@ -245,9 +245,9 @@ class TrainingOptions(InheritedOptions):
     )
     class_balance: str = common(
         "none",
-        "What is done about classes of different sizes: none, weights (of the loss, by inverse "
-        "frequency), sampler (images of small classes are drawn more often), or logit_adjustment "
-        "(small classes get a margin while training; scores then assume equal frequencies).",
+        "For classes of different sizes: none, weights, sampler or logit_adjustment. weights: of "
+        "the loss, by inverse frequency; sampler: images of small classes are drawn more often; "
+        "logit_adjustment: they get a margin in training, and scores assume equal frequencies.",
         CLASS_BALANCES,
     )
     class_balance_strength: float = option(
