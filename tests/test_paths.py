@@ -125,7 +125,7 @@ def test_what_commands_of_the_documentation_write_is_not_tracked():
         pytest.skip("this is no checkout")
     written = [
         *("metrics.json", "my-run/config.yaml", "my-run/report_test/report.html", "lora/adapter/x"),
-        *("search/best.yaml", "nano_64px/model/config.json", "nano_64px/.lock-holder.json"),
+        *("search/best.yaml", "nano_64px/report_test/report.html", "nano_64px/.lock-holder.json"),
         *("experiments/siglip_vs_baseline/work/x", "experiments/mine/table.md"),
     ]
     paths = [f"results/{name}" for name in written]
