@@ -176,7 +176,7 @@ def test_sharded_evaluation_gives_the_figures_and_predictions_of_one_process(one
 
 @pytest.mark.slow
 def test_of_two_processes_one_has_no_image_to_evaluate(small, ones, tmp_path):
-    options = ["--model", str(ones("plain")), "--max_eval_samples", "1", "--cpu_threads", "1"]
+    options = ["--model", str(ones("plain")), "--max_eval_samples", "1"]
     assert evaluate([*options, "--output_dir", str(tmp_path / "alone")]) == 0
     run = launch(tmp_path, "cpu.yaml", options, ["--num_processes", "2"], script="eval.py")
     found, expected = (

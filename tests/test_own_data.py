@@ -12,6 +12,9 @@ from tests.conftest import REPOSITORY
 from tests.publish.small_hub import open_garden
 from tests.test_documented_commands import list_blocks
 
+# The report has its figures in the page, as SVG.
+pytestmark = pytest.mark.figures
+
 CLASSES, PHOTOGRAPHS = ("anthurium", "artichoke", "azalea"), 6
 # The page starts from a checkpoint of the Hub and trains for longer.
 SMALL = "--num_train_epochs 1 --per_device_train_batch_size 4 --report_to none --bf16 false"

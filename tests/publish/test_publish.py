@@ -121,7 +121,9 @@ def test_after_a_failed_push_the_command_it_names_uploads_only_what_is_missing(g
     assert len(pushed.commits) == 1
     # The same files in a directory, by --output_dir.
     written = garden.root / "to-be-published"
-    assert {name: (written / name).read_bytes() for name in list_files(written)} == pushed.files
+    files = [path for path in written.rglob("*") if path.is_file()]
+    found = {path.relative_to(written).as_posix(): path.read_bytes() for path in files}
+    assert found == pushed.files
 
 
 @BOTH
