@@ -16,8 +16,8 @@ from siglip_flowers.model.losses import (
     contrastive_sigmoid_loss,
     cross_entropy_loss,
     sigmoid_loss,
-    smooth_targets,
 )
+from siglip_flowers.training.objectives import smooth_targets
 from tests.ring_worker import (
     CASES,
     POOL,

@@ -60,6 +60,13 @@ def draw_patches(seed: int, step: int, rows: np.ndarray, count: int, kept: int) 
     return torch.from_numpy(np.sort(order[:, :kept], axis=1))
 
 
+def encode_labels(labels: torch.Tensor, num_labels: int) -> torch.Tensor:
+    """Return labels (B,) int64 as distributions (B, C) float32, all on their own class."""
+    # Not one_hot, which looks at the labels' values on the host.
+    classes = torch.arange(num_labels, device=labels.device)
+    return (labels[:, None] == classes).float()
+
+
 def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy an array to a device without waiting for the device."""
     tensor = torch.from_numpy(array)
@@ -238,9 +245,7 @@ class BatchAugmenter:
             share = 1 - cut * cut / side**2
         else:
             pixels = pixels.roll(1, dims=0).lerp_(pixels, share)
-        # Not one_hot, which looks at the labels' values on the host.
-        classes = torch.arange(self.num_labels, device=labels.device)
-        targets = (labels[:, None] == classes).float()
+        targets = encode_labels(labels, self.num_labels)
         return pixels, share * targets + (1 - share) * targets.roll(1, dims=0)
 
 

@@ -46,22 +46,6 @@ def sigmoid_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Ten
     return losses if reduction == "none" else losses.mean()
 
 
-def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Return target distributions: ``(1 - smoothing) * target + smoothing / num_classes``.
-
-    ``labels`` (B,) integer ids or (B, C) distributions. Returns (B, C) float32 whose rows sum to
-    1, for either loss; without smoothing ``labels`` as they are.
-
-    Source: Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
-    """
-    if smoothing == 0:
-        return labels
-    # Not one_hot, which looks at the labels' values on the host.
-    classes = torch.arange(num_classes, device=labels.device)
-    targets = (labels[:, None] == classes).float() if labels.dim() == 1 else labels
-    return (1 - smoothing) * targets + smoothing / num_classes
-
-
 def class_logits(
     image_embeddings: Tensor,
     class_embeddings: Tensor,

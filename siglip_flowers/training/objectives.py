@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from siglip_flowers.data.augmentation import uniform_numbers
-from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss, smooth_targets
+from siglip_flowers.data.augmentation import encode_labels, uniform_numbers
+from siglip_flowers.model.losses import cross_entropy_loss, sigmoid_loss
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class TrainingBatch:
 # Returns the loss of each image (B,) and the logits (B, C); of a contrastive batch a scalar, its
 # mean, and None.
 Objective = Callable[[nn.Module, TrainingBatch], tuple[Tensor, Tensor | None]]
+
+
+def smooth_targets(labels: Tensor, num_labels: int, smoothing: float) -> Tensor:
+    """Return target distributions: ``(1 - smoothing) * target + smoothing / num_labels``.
+
+    ``labels`` (B,) integer ids or (B, C) distributions. Returns (B, C) float32 whose rows sum to
+    1, for either loss; without smoothing ``labels`` as they are.
+
+    Source: Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
+    """
+    if smoothing == 0:
+        return labels
+    targets = encode_labels(labels, num_labels) if labels.dim() == 1 else labels
+    return (1 - smoothing) * targets + smoothing / num_labels
 
 
 def build_classification(
