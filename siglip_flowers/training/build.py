@@ -247,7 +247,6 @@ def _start_head(
         fit_head(model, processor, data, arguments.data, training)
     elif not options.from_scratch:
         keep_known_heads(model, checkpoint)
-        # A linear head has none, and the weights need not be read for it.
         calibration = load_calibration(checkpoint) if options.head_kind == "cosine" else None
         if calibration is not None:
             set_calibration(model, *calibration)

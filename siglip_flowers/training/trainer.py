@@ -190,8 +190,8 @@ class SiglipTrainer(CheckpointingTrainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Fetch the batches of one step, and count the time that takes.
 
-        Returns the batches, each with ``weights`` (B,) of its images, and the sum of the weights
-        over the batches of all processes.
+        Returns the batches, each with ``counted`` (B,) bool, false for images that are repeated to
+        fill the batch; and the sum of the weights of those counted over all processes' batches.
         """
         with self.throughput.waiting():
             samples, _ = super().get_batch_samples(*args, **kwargs)
@@ -200,13 +200,13 @@ class SiglipTrainer(CheckpointingTrainer):
         for batch in samples:
             # The labels may still be on their way to the device.
             batch.wait()
-            batch["weights"] = weigh_images(batch["labels"], self.class_weights)
+            batch["counted"] = torch.ones_like(batch["labels"], dtype=torch.bool)
         if not samples:
             return samples, None
         if self.accelerator.gradient_state.end_of_dataloader:
-            samples[-1]["weights"] *= self._find_first_reads(samples[-1]["labels"])
-        total = torch.stack([batch["weights"].sum() for batch in samples]).sum()
-        return samples, self.accelerator.gather(total).sum()
+            samples[-1]["counted"] = self._find_first_reads(samples[-1]["labels"])
+        weights = [weigh_images(b["labels"], self.class_weights) * b["counted"] for b in samples]
+        return samples, self.accelerator.gather(torch.cat(weights).sum()).sum()
 
     def _find_first_reads(self, labels: torch.Tensor) -> torch.Tensor:
         """Return which images (B,) of the last batch of an epoch have not been seen in it.
@@ -242,7 +242,7 @@ class SiglipTrainer(CheckpointingTrainer):
 
         Over all batches and processes of a step the shares add up, when the processes' gradients
         are averaged, to the weighted mean over its images. ``num_items_in_batch`` is the sum of
-        their weights; None: of this batch alone.
+        their weights.
         """
         pixels, labels, rows = inputs["pixel_values"], inputs["labels"], inputs["index"]
         step = self.state.global_step
@@ -261,16 +261,12 @@ class SiglipTrainer(CheckpointingTrainer):
             loss = losses / getattr(self, "current_gradient_accumulation_steps", 1)
             return (loss, {"logits": None}) if return_outputs else loss
         hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
-        weights = weigh_images(targets, self.class_weights)
-        if "weights" in inputs:
-            weights = weights * (inputs["weights"] > 0)
-        hits = (logits.detach().argmax(dim=-1) == hard) & (weights > 0)
-        self._running_hits.append(torch.stack([hits.sum(), (weights > 0).sum()]))
-        loss = (losses * weights).sum()
-        if num_items_in_batch is None:
-            loss = loss / weights.sum()
-        else:
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        counted = inputs["counted"]
+        hits = (logits.detach().argmax(dim=-1) == hard) & counted
+        self._running_hits.append(torch.stack([hits.sum(), counted.sum()]))
+        weights = weigh_images(targets, self.class_weights) * counted
+        assert num_items_in_batch is not None  # get_batch_samples has counted them
+        loss = (losses * weights).sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _drop_patches(self, rows: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
