@@ -38,6 +38,12 @@ def find_nearest(path: Path) -> Path:
     return path if nearest == absolute else Path(os.path.relpath(nearest))
 
 
+def describe_missing(what: str, name: str | Path) -> str:
+    """Return a sentence about a path that does not exist, with the nearest directory that does."""
+    nearest = find_nearest(Path(name))
+    return f"{what} {name} does not exist; the nearest existing directory is {nearest}."
+
+
 def enter_run(name: str) -> str:
     """Return the model of a run if the name is that of a run's directory, else the name itself."""
     inner = Path(name) / MODEL_DIR
@@ -87,9 +93,7 @@ def _refuse_path(name: str) -> NoReturn:
             f"The model directory {name} contains no config.json. Name a directory written by "
             "save_pretrained, or a model on the Hub."
         )
-    raise InputError(
-        f"The model directory {name} does not exist; the nearest existing directory is {nearest}."
-    )
+    raise InputError(describe_missing("The model directory", name))
 
 
 def prepare_hub() -> str:

@@ -169,7 +169,7 @@ class ImageCheck:
                     open_array(self.cache_dir, entry, lambda pixels: fill_both(digests, pixels))
             # The pixels may have been there, or there may be no room for them.
             if not digests.any():
-                self._fill(dataset, digests, lambda _, value: self._examine_one(value))
+                self._fill(dataset, digests, self._examine_one)
 
         def fill_both(digests: np.ndarray, pixels: np.ndarray) -> None:
             assert self.forms is not None
@@ -195,14 +195,12 @@ class ImageCheck:
         findings = [Finding(digest=digest.tobytes()) for digest in digests]
         # An unreadable image has no digest; reading it once more tells what is wrong with it.
         failed = [row for row, finding in enumerate(findings) if finding == Finding()]
-        again = _examine_rows(
-            dataset.select(failed), self.workers, lambda _, value: self._examine_one(value)
-        )
+        again = _examine_rows(dataset.select(failed), self.workers, self._examine_one)
         for row, finding in zip(failed, again, strict=True):
             findings[row] = finding
         return findings
 
-    def _examine_one(self, value: dict[str, Any] | None) -> Finding:
+    def _examine_one(self, _row: int, value: dict[str, Any] | None) -> Finding:
         return examine_image(value) if self.decode else examine_file(value)
 
     def _fill(self, dataset: Dataset, digests: np.ndarray, examine: Examine) -> None:

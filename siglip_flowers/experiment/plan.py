@@ -190,9 +190,13 @@ class Plan:
             if arm.rates == TUNED:
                 self.tune(name)
 
+    def list_missing(self, part: str) -> list[Run]:
+        """Return the runs of a part that are not finished."""
+        return [run for run in self.list_part(part) if self.find(run) is None]
+
     def is_finished(self, part: str) -> bool:
         """Return whether all runs of a part are finished."""
-        return None not in map(self.find, self.list_part(part))
+        return not self.list_missing(part)
 
     def list_runs(self, arm: str) -> list[Run]:
         """Return the runs by which an arm is compared, in the order of their seeds."""

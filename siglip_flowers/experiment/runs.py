@@ -218,7 +218,7 @@ def execute_part(plan: Plan, part: str) -> None:
         do_runs(plan, part)
     else:
         run_workers(do_runs, [(plan, part)] * workers)
-    left = [run for run in plan.list_part(part) if plan.find(run) is None]
+    left = plan.list_missing(part)
     if left:
         raise RunError(
             f"{count(len(left), 'run')} of the part {part} failed, first: {left[0]}. Fix the cause "
@@ -228,8 +228,7 @@ def execute_part(plan: Plan, part: str) -> None:
 
 def describe_part(plan: Plan, part: str) -> str:
     """Return a line that says what is left of a part, and about how long it takes."""
-    runs = plan.list_part(part)
-    left = [run for run in runs if plan.find(run) is None]
+    runs, left = plan.list_part(part), plan.list_missing(part)
     minutes = sum(estimate_minutes(plan, run) for run in left)
     more = "; what they find decides on more" if part in ("tuning", "length") and left else ""
     return (
@@ -258,8 +257,7 @@ def do_runs(plan: Plan, part: str) -> None:
     """
     failed: set[Run] = set()
     while True:
-        missing = [run for run in plan.list_part(part) if plan.find(run) is None]
-        left = [run for run in missing if run not in failed]
+        left = [run for run in plan.list_missing(part) if run not in failed]
         if not left:
             return
         for run in left:
@@ -294,9 +292,9 @@ def do_run(plan: Plan, part: str, run: Run) -> None:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
         write_record(plan.locate(run), record)
-    done = sum(plan.find(each) is not None for each in plan.list_part(part))
+    total = len(plan.list_part(part))
     print(
-        f"{part} [{done}/{len(plan.list_part(part))}] {run}: validation accuracy "
+        f"{part} [{total - len(plan.list_missing(part))}/{total}] {run}: validation accuracy "
         f"{record.score:.2%} after {record.facts['seconds']:.0f} s",
         flush=True,
     )

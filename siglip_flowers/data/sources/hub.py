@@ -8,7 +8,7 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HfHubHTTPError
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.paths import find_nearest, is_path, prepare_hub
+from siglip_flowers.base.paths import describe_missing, is_path, prepare_hub
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.sources.table import prepare_columns
 from siglip_flowers.data.splits import SPLIT_ALIASES, SPLIT_NAMES
@@ -28,10 +28,8 @@ def check_hub_arguments(arguments: DataArguments) -> None:
     name = arguments.dataset_name
     assert name is not None, "the hub source has a dataset name"
     if is_path(name) and not Path(name).exists():
-        raise InputError(
-            f"--dataset_name {name} does not exist; the nearest existing directory is "
-            f"{find_nearest(Path(name))}. Give an existing path or a Hub id (owner/name)."
-        )
+        missing = describe_missing("--dataset_name", name)
+        raise InputError(f"{missing} Give an existing path or a Hub id (owner/name).")
     chosen = [getattr(arguments, f"{split}_split_name") for split in SPLIT_NAMES]
     used = [name for name in chosen if name != NO_SPLIT]
     if len(set(used)) < len(used):

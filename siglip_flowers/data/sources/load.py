@@ -13,7 +13,7 @@ from pathlib import Path
 from datasets import DatasetDict
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.paths import find_nearest
+from siglip_flowers.base.paths import describe_missing
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.inspection import SharedImage, inspect_images
@@ -88,10 +88,7 @@ def check_data_arguments(arguments: DataArguments) -> None:
         if source not in ("oxford", "folder", "table"):
             raise InputError(f"--data_source {source} does not use --data_dir {folder}. Drop one.")
         if not folder.exists():
-            raise InputError(
-                f"--data_dir {folder} does not exist; the nearest existing directory is "
-                f"{find_nearest(folder)}."
-            )
+            raise InputError(describe_missing("--data_dir", folder))
         if not (find_tables(folder) if source == "table" else folder.is_dir()):
             what = "has no table" if folder.is_dir() else "is neither a directory nor a table"
             raise InputError(f"--data_dir {folder} {what} ({', '.join(FORMATS)}). Name another.")
