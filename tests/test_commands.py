@@ -17,6 +17,7 @@ from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
+from siglip_flowers.commands.models import find_model
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
 from tests.conftest import REPOSITORY
@@ -170,9 +171,9 @@ def test_eval_takes_the_newest_model_below_results(tmp_path, monkeypatch, caplog
         path.write_text("{}")
         os.utime(path, (time.time() - age,) * 2)
     monkeypatch.chdir(tmp_path)
-    assert Path(eval_command.find_model(None)) == Path("results/newer/model")
+    assert Path(find_model(None)) == Path("results/newer/model")
     assert "2 models in results/" in caplog.text
-    assert eval_command.find_model("results/older") == "results/older/model"
+    assert find_model("results/older") == "results/older/model"
 
 
 def test_eval_writes_nothing_unless_asked(tmp_path, capsys):

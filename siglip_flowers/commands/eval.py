@@ -16,7 +16,7 @@ from siglip_flowers.commands.main import (
     list_extension_rules,
     load_extensions,
 )
-from siglip_flowers.commands.models import find_model, read_data_defaults
+from siglip_flowers.commands.models import follow_run
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
@@ -122,12 +122,10 @@ def _run(
         return None
     output_dir = None if options.output_dir is None else Path(options.output_dir)
     if not options.zero_shot:
-        options.model = find_model(options.model)
-        # The data options default to those that the model was trained with.
-        config = Path(options.model).parent / CONFIG_FILE
-        data_arguments = read(defaults=read_data_defaults(config, data_arguments))[1]
-        if output_dir is None and config.is_file():
-            output_dir = config.parent
+        data_arguments = follow_run(options, data_arguments, read)
+        run = Path(options.model).parent
+        if output_dir is None and (run / CONFIG_FILE).is_file():
+            output_dir = run
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)
     assert evaluation.result is not None

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,22 @@ def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]
     return {name: value for name, value in read_yaml(run_config).items() if name in known}
 
 
+def follow_run(
+    options: Any, given: DataArguments, read: Callable[..., tuple[Any, ...]]
+) -> DataArguments:
+    """Find the model that ``options.model`` names, and return the data options of its training.
+
+    Args:
+        options: Its ``model`` becomes the directory or Hub id that is used.
+        given: The data options without those of the run.
+        read: Returns all options again, data options second; takes ``defaults``.
+    """
+    options.model = find_model(options.model)
+    config = Path(options.model).parent / CONFIG_FILE
+    data_arguments: DataArguments = read(defaults=read_data_defaults(config, given))[1]
+    return data_arguments
+
+
 def parse_with_run_data(command: Command, argv: list[str]) -> tuple[Any, ...]:
     """Parse the options of a command that takes ``--model`` and data options.
 
@@ -72,6 +90,4 @@ def parse_with_run_data(command: Command, argv: list[str]) -> tuple[Any, ...]:
         argv: The command line without the program's name.
     """
     options, given, *others = command.parse(argv)
-    options.model = find_model(options.model)
-    defaults = read_data_defaults(Path(options.model).parent / CONFIG_FILE, given)
-    return options, command.parse(argv, defaults)[1], *others
+    return options, follow_run(options, given, partial(command.parse, argv)), *others

@@ -18,13 +18,11 @@ from siglip_flowers.config.rules import Rule, check_rules, merge_options
 from siglip_flowers.config.saved import (
     REFUSED,
     drop_removed,
-    dump_configuration,
     find_config,
     read_version,
     read_yaml,
 )
 
-__all__ = ["dump_configuration", "read_yaml"]
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
 
@@ -37,6 +35,15 @@ class _Parser(argparse.ArgumentParser):
         # Every process of a launch is asked; one of them answers.
         if is_first_process():
             super().print_help(file)
+
+
+def _index_options(
+    dataclass_types: Sequence[type],
+) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
+    """Return the fields that are options, and the types of all fields, by name."""
+    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
+    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
+    return fields, hints
 
 
 def is_first_process() -> bool:
@@ -69,8 +76,7 @@ def parse_arguments(
         InputError: Unknown option or key, wrong type, unreadable file, value out of range, or a
             combination that a rule refuses.
     """
-    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
-    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
+    fields, hints = _index_options(dataclass_types)
     parser = _build_parser(
         dataclass_types, hints, prog, description, examples, everything="--help_all" in argv
     )
@@ -107,8 +113,7 @@ def build_options(
     Raises:
         InputError: As :func:`parse_arguments`.
     """
-    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
-    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
+    fields, hints = _index_options(dataclass_types)
     values = {name: _copy_default(field) for name, field in fields.items()}
     layers: list[tuple[str, dict[str, Any], Path | None]] = [("the defaults", defaults or {}, None)]
     if config is not None:

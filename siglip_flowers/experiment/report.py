@@ -7,7 +7,7 @@ from typing import Any
 
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.text import count, format_markdown_table
-from siglip_flowers.config.parsing import read_yaml
+from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.experiment.analysis import Analysis
 from siglip_flowers.experiment.figures import draw_figures
 from siglip_flowers.experiment.plan import Plan

@@ -18,7 +18,7 @@ from siglip_flowers.config import (
     ModelArguments,
     SiglipTrainingArguments,
 )
-from siglip_flowers.config.parsing import dump_configuration
+from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.features import FittedHead, load_split_features

@@ -15,7 +15,7 @@ import pyarrow.parquet
 from siglip_flowers.base import files
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import is_hub_id, shorten_description
-from siglip_flowers.config.parsing import read_yaml
+from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
 from siglip_flowers.model.weights import first_line
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config.parsing import build_options, read_yaml
+from siglip_flowers.config.parsing import build_options
 from siglip_flowers.config.rules import TRAIN_RULES
+from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.experiment import figures, runs, statistics
 from siglip_flowers.experiment.analysis import analyze, measure_run
 from siglip_flowers.experiment.command import COMMAND, main
