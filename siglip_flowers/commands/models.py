@@ -47,6 +47,11 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     return str(newest)
 
 
+def names_source(given: DataArguments) -> bool:
+    """Return whether the options name a source of data."""
+    return any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3])
+
+
 def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]:
     """Return the data options of a run's configuration, {} if there is no such file.
 
@@ -58,7 +63,7 @@ def read_data_defaults(run_config: Path, given: DataArguments) -> dict[str, Any]
     if not run_config.is_file():
         return {}
     known = {item.name for item in dataclasses.fields(DataArguments)}
-    if any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3]):
+    if names_source(given):
         known -= set(SOURCE_OPTIONS)
     return {name: value for name, value in read_yaml(run_config).items() if name in known}
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import Command, run_command
-from siglip_flowers.commands.models import SOURCE_OPTIONS, parse_with_run_data
+from siglip_flowers.commands.models import follow_run, names_source
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.demo.options import DemoArguments
@@ -43,13 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str]) -> tuple[DemoArguments, DataArguments, bool]:
     """Return the options, and whether the command line names data."""
-    options, data_arguments = parse_with_run_data(COMMAND, argv)
+    options, given = COMMAND.parse(argv)
+    data_arguments = follow_run(options, given, partial(COMMAND.parse, argv))
     options.check_address()
     if importlib.util.find_spec("gradio") is None:
         raise InputError("The page requires gradio; run pip install 'siglip_flowers[demo]'.")
-    given = COMMAND.parse(argv)[1]
-    named = any(getattr(given, name) is not None for name in SOURCE_OPTIONS[:3])
-    return options, data_arguments, named
+    return options, data_arguments, names_source(given)
 
 
 def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
