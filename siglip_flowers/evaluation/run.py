@@ -31,7 +31,7 @@ from siglip_flowers.data import (
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
-from siglip_flowers.metrics.classification import are_in_top_k, sigmoid_losses, softmax_losses
+from siglip_flowers.metrics.classification import activation_losses, are_in_top_k
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
@@ -102,13 +102,12 @@ class Evaluation:
         result = self.result
         assert result is not None
         num_classes = result.logits.shape[1]
-        is_softmax = self.model.config.activation == "softmax"
         return bootstrap_headline(
             result.labels,
             result.logits.argmax(axis=1),
             num_classes,
             hits=are_in_top_k(result.labels, result.logits, min(TOP_K, num_classes)),
-            losses=(softmax_losses if is_softmax else sigmoid_losses)(result.logits, result.labels),
+            losses=activation_losses(result.logits, result.labels, self.model.config.activation),
         )
 
 

@@ -12,7 +12,7 @@ from scipy.special import expit, softmax
 from siglip_flowers.metrics.classification import (
     FloatArray,
     IntArray,
-    sigmoid_losses,
+    activation_losses,
     softmax_losses,
 )
 
@@ -124,9 +124,10 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     Source: Guo et al. 2017, "On calibration of modern neural networks", section 4.2.
     """
     values = np.asarray(logits, dtype=np.float64)
-    losses = softmax_losses if activation == "softmax" else sigmoid_losses
     found = minimize_scalar(
-        lambda log_temperature: losses(values / np.exp(log_temperature), labels).mean(),
+        lambda log_temperature: activation_losses(
+            values / np.exp(log_temperature), labels, activation
+        ).mean(),
         bounds=tuple(np.log(TEMPERATURES)),
         method="bounded",
         options={"xatol": 1e-6},

@@ -135,6 +135,11 @@ def sigmoid_losses(logits: ArrayLike, labels: ArrayLike) -> FloatArray:
     return np.logaddexp(0.0, -signs * values).sum(axis=1)
 
 
+def activation_losses(logits: ArrayLike, labels: ArrayLike, activation: str) -> FloatArray:
+    """Return each image's loss of the activation a model was trained with: (N,)."""
+    return (softmax_losses if activation == "softmax" else sigmoid_losses)(logits, labels)
+
+
 def per_class_rows(
     labels: ArrayLike, predictions: ArrayLike, names: list[str] | tuple[str, ...]
 ) -> list[dict[str, Any]]:

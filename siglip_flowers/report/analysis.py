@@ -18,9 +18,8 @@ from siglip_flowers.evaluation.run import HEADLINE, Evaluation, list_metrics
 from siglip_flowers.metrics import calibration
 from siglip_flowers.metrics.classification import (
     IntArray,
+    activation_losses,
     confusion_matrix,
-    sigmoid_losses,
-    softmax_losses,
 )
 from siglip_flowers.metrics.neighbors import normalize_rows
 from siglip_flowers.metrics.statistics import wilson_interval
@@ -267,8 +266,7 @@ def _calibrate(result: SplitResult, activation: str, temperature: float) -> cont
     labels = result.labels
     probabilities = calibration.to_probabilities(result.logits, activation, temperature)
     confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    measure = softmax_losses if activation == "softmax" else sigmoid_losses
-    losses = measure(result.logits / temperature, labels)
+    losses = activation_losses(result.logits / temperature, labels, activation)
     return contents.Calibration(
         temperature=temperature,
         ece_equal_width=calibration.expected_calibration_error(confidence, correct),
