@@ -159,7 +159,6 @@ def check_options(program: str, words: list[str], capsys, monkeypatch) -> None:
         raise Parsed
 
     monkeypatch.setattr(entry, "_prepare_process", stop)
-    monkeypatch.setattr("siglip_flowers.commands.train.check_model", lambda name: None)
     module = importlib.import_module(COMMANDS[program][0])
     if not words:
         return  # The command's name alone, in running text.

@@ -15,7 +15,7 @@ from siglip_flowers.commands.train import COMMAND as TRAIN
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
 from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.config.fields import list_options
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.saved import dump_configuration, read_version
 from tests.conftest import REPOSITORY
 
@@ -38,7 +38,7 @@ NON_DEFAULT = [
 
 def parse(*argv, kinds=TRAIN_KINDS, **options):
     """Return an object with every option."""
-    parsed = parse_arguments(kinds, argv, prog="x", description="y", **options)
+    parsed = Command("x", "y", kinds).parse(argv, **options)
     found = type("Found", (), {})()
     for instance in parsed:
         for item in list_options(type(instance)):
@@ -139,6 +139,7 @@ def test_a_wrong_option_is_named_with_the_nearest(argv, message):
         ("shot: 1\n", r"Unknown key 'shot' in .*c\.yaml; did you mean shots\?"),
         ("shots: x\n", r"In .*c\.yaml: shots has an invalid int value: 'x'"),
         ("augment: 7\n", r"In .*c\.yaml: augment has an invalid value: '7'"),
+        ("lora_target_modules: []\n", r"--lora_target_modules is empty"),
         ("seed: [1, 2]\n", r"In .*c\.yaml: seed has several values; give one"),
         ("learning_rate: .nan\n", r"In .*c\.yaml: learning_rate has an invalid float"),
         ("num_train_epochs: null\n", r"c\.yaml: num_train_epochs is null; give a value"),
@@ -170,10 +171,11 @@ def test_a_file_that_is_not_text_is_named(tmp_path):
 def test_a_dumped_configuration_reads_back_to_equal_arguments(write_yaml, argv):
     kinds = [kind for kind in TRAIN_KINDS if kind.__name__ != "TrainingOptions"]
     kinds.append(SiglipTrainingArguments)
-    first = parse_arguments(kinds, argv, prog="x", description="y")
+    command = Command("x", "y", tuple(kinds))
+    first = command.parse(argv)
     text = dump_configuration(*first)
     path = write_yaml(text)
-    second = parse_arguments(kinds, ["--config", path], prog="x", description="y")
+    second = command.parse(["--config", path])
     for one, other in zip(first, second, strict=True):
         for item in list_options(type(one)):
             assert getattr(one, item.name) == getattr(other, item.name), item.name

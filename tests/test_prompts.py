@@ -42,16 +42,16 @@ def test_comments_and_blank_lines_are_not_templates(write):
     assert load_templates(str(path)) == load_templates(path)
 
 
-def test_a_template_without_a_slot_is_refused_with_its_line(write):
+def test_a_template_without_a_slot_is_refused(write):
     path = write("# first\na photo of a {}.\na photo of a { }.\n")
-    with pytest.raises(InputError, match=r"templates\.txt, line 3\) has no slot: put \{\}"):
+    with pytest.raises(InputError, match=r"'a photo of a \{ \}\.' in .*templates\.txt has no slot"):
         load_templates(path)
 
 
 def test_a_file_that_cannot_be_read_is_refused(write, tmp_path):
-    with pytest.raises(InputError, match=r"cannot read the prompt templates .*absent\.txt"):
+    with pytest.raises(InputError, match=r"The prompt templates .*absent\.txt cannot be read"):
         load_templates(tmp_path / "absent.txt")
-    with pytest.raises(InputError, match="cannot read the prompt templates"):
+    with pytest.raises(InputError, match="cannot be read"):
         load_templates(write("a photo of a {} é", encoding="latin-1"))
 
 
@@ -100,5 +100,5 @@ def test_prompts_put_every_class_into_every_template():
 
 @pytest.mark.parametrize("name", ["", "  ", "_-_", "???"])
 def test_a_class_with_an_empty_name_is_refused(name):
-    with pytest.raises(InputError, match=r"class 1 has the name .* which leaves no words"):
+    with pytest.raises(InputError, match=r"Class 1 has the name .* which leaves no words"):
         build_prompts(["rose", name], ["a {}"])

@@ -35,30 +35,27 @@ def load_templates(
     Without ``path``, the packaged ones for flowers if all classes are of Flowers102, else
     ``NEUTRAL_TEMPLATES``.
 
-    Raises InputError for a file that cannot be read or holds no template, and for a template
-    without a slot.
+    Raises:
+        InputError: The file cannot be read, or a line has no slot for the name.
     """
     if path is None and not set(class_names) <= set(FLOWER_NAMES):
         return list(NEUTRAL_TEMPLATES)
     source = files("siglip_flowers") / TEMPLATES_FILE if path is None else Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"cannot read the prompt templates {source} ({error}): give a UTF-8 text file "
-            f"with one template per line"
+            f"The prompt templates {source} cannot be read ({error}). Give a UTF-8 text file with "
+            "one template per line."
         ) from error
-    templates = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        template = line.strip()
-        if not template or template.startswith("#"):
-            continue
-        _check_slot(template, f"{source}, line {number}")
-        templates.append(template)
-    if not templates:
-        raise InputError(
-            f"{source} holds no prompt template: write at least one, such as 'a photo of a {{}}.'"
-        )
+    templates = [line for line in lines if line and not line.startswith("#")]
+    # A file of comments alone has no template either.
+    for template in templates or [""]:
+        if SLOT not in template:
+            raise InputError(
+                f"The prompt template {template!r} in {source} has no slot; put {{}} where the "
+                "class name belongs."
+            )
     return templates
 
 
@@ -85,31 +82,16 @@ def canonicalize(text: str) -> str:
 def build_prompts(class_names: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
     """Put every class name into every template: one list of ``len(templates)`` prompts a class.
 
-    Raises InputError for no classes, a class whose name has no letter or digit, no templates, or a
-    template without a slot.
+    Raises:
+        InputError: A class has a name without a letter or digit.
     """
-    if not class_names:
-        raise InputError("there are no classes to write prompts for: give their names")
-    if not templates:
-        raise InputError("there are no prompt templates: give at least one with the slot {}")
-    for template in templates:
-        _check_slot(template, "the list of templates")
     prompts = []
     for index, name in enumerate(class_names):
         words = clean_class_name(name)
         if not canonicalize(words):
             raise InputError(
-                f"class {index} has the name {name!r}, which leaves no words for a prompt: "
-                "give it a name"
+                f"Class {index} has the name {name!r}, which leaves no words for a prompt; give it "
+                "a name."
             )
         prompts.append([template.replace(SLOT, words) for template in templates])
     return prompts
-
-
-def _check_slot(template: str, place: str) -> None:
-    """Raise InputError if ``template`` from ``place`` has no slot for the class name."""
-    if SLOT not in template:
-        raise InputError(
-            f"the prompt template {template!r} ({place}) has no slot: "
-            "put {} where the class name belongs"
-        )

@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from siglip_flowers.base.errors import (
     is_lost_process,
 )
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.config.parsing import build_options, is_first_process, parse_arguments
-from siglip_flowers.config.rules import Rule
+from siglip_flowers.config.parsing import Command, is_first_process
 from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.preemption import (
     EXIT_PREEMPTED,
@@ -30,71 +28,6 @@ from siglip_flowers.runtime.preemption import (
 )
 
 EXIT_INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command and its options.
-
-    Attributes:
-        prog: What the user typed to run it, for messages and ``--help``.
-        description: One line for ``--help``.
-        kinds: The dataclasses of its options.
-        rules: Rules about combinations of options.
-        examples: Command lines for ``--help``.
-        defaults: Values that replace the defaults of the dataclasses.
-    """
-
-    prog: str
-    description: str
-    kinds: tuple[type, ...]
-    rules: tuple[Rule, ...] = ()
-    examples: tuple[str, ...] = ()
-    defaults: dict[str, Any] | None = None
-
-    def parse(self, argv: list[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
-        """Return an instance of each dataclass.
-
-        Args:
-            argv: The command line without the program's name.
-            defaults: Values instead of those of the command.
-
-        Raises:
-            InputError: As :func:`~siglip_flowers.config.parsing.parse_arguments`.
-        """
-        return parse_arguments(
-            self.kinds,
-            argv,
-            prog=self.prog,
-            description=self.description,
-            defaults=self.defaults if defaults is None else defaults,
-            rules=self.rules,
-            examples=self.examples,
-        )
-
-    def build(
-        self,
-        options: dict[str, Any],
-        config: str | os.PathLike[str] | None = None,
-        defaults: dict[str, Any] | None = None,
-    ) -> tuple[Any, ...]:
-        """Return an instance of each dataclass, from options of a call in Python.
-
-        Args:
-            options: Values by the name of the option.
-            config: As ``--config``.
-            defaults: Values instead of those of the command.
-
-        Raises:
-            InputError: As :func:`~siglip_flowers.config.parsing.build_options`.
-        """
-        return build_options(
-            self.kinds,
-            options,
-            config=None if config is None else os.fspath(config),
-            defaults=self.defaults if defaults is None else defaults,
-            rules=self.rules,
-        )
 
 
 class _PlainFormatter(logging.Formatter):

@@ -3,7 +3,6 @@
 import os
 from typing import TYPE_CHECKING, Any
 
-from siglip_flowers.base.paths import check_model
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.main import (
@@ -40,14 +39,7 @@ COMMAND = Command(
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
-    return run_command(COMMAND, _train, argv, parse=_parse, resumes=True)
-
-
-def _parse(argv: list[str]) -> tuple[Any, ...]:
-    parsed = COMMAND.parse(argv)
-    # Before seconds of imports.
-    check_model(parsed[1].model_name_or_path)
-    return parsed
+    return run_command(COMMAND, _train, argv, resumes=True)
 
 
 def _train(parsed: tuple[Any, ...]) -> None:

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import (
+    Options,
     between,
-    check_fields,
     common,
     not_negative,
     option,
@@ -17,7 +16,7 @@ SPLIT_PROTOCOLS = ("swapped", "official")
 
 
 @dataclass
-class DataArguments:
+class DataArguments(Options):
     """Data: where the images come from and how they are split."""
 
     data_source: str | None = option(
@@ -58,7 +57,9 @@ class DataArguments:
         "training split (--validation_fraction, stratified, by --split_seed).",
     )
     test_split_name: str = option("test", "The split to test on; see --validation_split_name.")
-    validation_fraction: float = option(0.15, "Share of a missing validation or test split.")
+    validation_fraction: float = option(
+        0.15, "Share of a missing validation or test split.", between(0.001, 0.499)
+    )
     split_protocol: str = common(
         "swapped",
         "Splits of Flowers102: swapped or official. swapped: 6149 train / 1020 validation / 1020 "
@@ -80,8 +81,12 @@ class DataArguments:
     max_eval_samples: int | None = common(
         None, "Evaluate on at most this many images of each split, drawn at random.", positive
     )
-    procedural_images_per_class: int = option(60, "Images per class in all three splits (3:1:1).")
-    procedural_image_size: int = option(64, "Side of a procedural image, in pixels.")
+    procedural_images_per_class: int = option(
+        60, "Images per class in all three splits (3:1:1).", between(5, 100_000)
+    )
+    procedural_image_size: int = option(
+        64, "Side of a procedural image, in pixels.", between(16, 4096)
+    )
     procedural_seed: int = option(0, "Seed of the procedural images.", not_negative)
     skip_corrupt_images: bool = common(False, "Skip and count unreadable images; default: stop.")
     allow_duplicates: bool = option(False, "Accept images that are in more than one split.")
@@ -98,26 +103,9 @@ class DataArguments:
         path="output",
     )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if not 0.0 < self.validation_fraction < 0.5:
-            raise InputError(
-                f"--validation_fraction is {self.validation_fraction}; it must be between 0 and "
-                "0.5, since a missing test split takes the same share."
-            )
-        if self.procedural_images_per_class < 5:
-            raise InputError(
-                f"--procedural_images_per_class is {self.procedural_images_per_class}; it must be "
-                "at least 5, so that every split has an image of every class."
-            )
-        if self.procedural_image_size < 16:
-            raise InputError(
-                f"--procedural_image_size is {self.procedural_image_size}; it must be at least 16."
-            )
-
 
 @dataclass
-class CacheArguments:
+class CacheArguments(Options):
     """Cache: which decoded pixels and features are removed."""
 
     cache_dir: str | None = option(
@@ -130,12 +118,9 @@ class CacheArguments:
         None, "Remove the entries that no command used for this many days.", not_negative
     )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass
-class AugmentationArguments:
+class AugmentationArguments(Options):
     """Augmentation: how training images are changed; evaluation images never are."""
 
     augment: bool = common(True, "Augment training images. false trains on them as they are.")
@@ -153,6 +138,3 @@ class AugmentationArguments:
     )
     mixup_alpha: float = common(0.0, "Beta of mixup (Zhang et al. 2018); 0: off.", between(0, 100))
     cutmix_alpha: float = common(0.0, "Beta of CutMix (Yun et al. 2019); 0: off.", between(0, 100))
-
-    def __post_init__(self) -> None:
-        check_fields(self)

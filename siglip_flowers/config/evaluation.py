@@ -1,12 +1,12 @@
 """What is evaluated, predicted and fitted on a trained model, and how."""
 
-import math
 from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import (
     DTYPES,
-    check_fields,
+    Options,
+    between,
     common,
     not_negative,
     option,
@@ -24,7 +24,7 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(Options):
     """Evaluation: which model, on which split."""
 
     model: str | None = common(None, MODEL_HELP, path=True)
@@ -49,12 +49,9 @@ class EvaluationArguments:
     dtype: str = common("float32", DTYPE_HELP, DTYPES)
     compile: bool = option(False, "Compile the model: a slower start, then faster.")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass
-class PredictionArguments:
+class PredictionArguments(Options):
     """Prediction: which images are classified, and how."""
 
     paths: list[str] = option(
@@ -94,19 +91,19 @@ class PredictionArguments:
                 "There is nothing to classify; name files, folders or quoted patterns, or - for a "
                 "list on standard input."
             )
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise InputError(f"--threshold is {self.threshold}; it must be a finite number.")
-        check_fields(self)
+        super().__post_init__()
 
 
 @dataclass
-class ThresholdArguments:
+class ThresholdArguments(Options):
     """Threshold: which model gets one, and how many images of known classes pass it."""
 
     model: str | None = common(
         None, "A model's or a run's directory; default: the newest model under results/.", path=True
     )
-    accepted: float = common(0.95, "Share of validation images that pass as known.")
+    accepted: float = common(
+        0.95, "Share of validation images that pass as known.", between(0.001, 1)
+    )
     ood_dir: str | None = common(
         None,
         "A folder of images of none of the known classes, for a test. Prints how well the "
@@ -114,10 +111,3 @@ class ThresholdArguments:
         path=True,
     )
     per_device_eval_batch_size: int = common(128, "Images per device and step.", positive)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.accepted <= 1:
-            raise InputError(
-                f"--accepted is {self.accepted}; it must be greater than 0 and at most 1."
-            )
-        check_fields(self)

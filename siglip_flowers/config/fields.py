@@ -48,16 +48,32 @@ def list_options(kind: type) -> tuple[dataclasses.Field[Any], ...]:
     return tuple(field for field in fields if field.init)
 
 
+def get_default(field: dataclasses.Field[Any]) -> Any:
+    """Return the default of an option, a new list or dictionary each time."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
 def suggest_nearest(name: str, known: set[str], prefix: str = "") -> str:
     """Return the end of an error about an unknown name: the known one nearest to it, or --help."""
     matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
     return f"; did you mean {prefix}{matches[0]}?" if matches else "; see --help."
 
 
+class Options:
+    """Base of dataclasses of options, whose values are checked when an instance is made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 def check_fields(options: Any) -> None:
     """Raise InputError if an option of a dataclass has a value that it cannot have."""
     for field in list_options(type(options)):
         check, value = field.metadata.get("check"), getattr(options, field.name)
+        if value == [] and get_default(field) != []:
+            raise InputError(f"--{field.name} is empty; remove it or name a value.")
         if isinstance(check, tuple):
             check = partial(check_choice, choices=check)
         if check is not None:

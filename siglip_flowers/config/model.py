@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import enter_run
-from siglip_flowers.config.fields import between, check_fields, common, option, positive
+from siglip_flowers.config.fields import Options, between, common, option, positive
 
 HEADS = ("linear", "cosine")
 HEAD_INITS = ("random", "text", "probe")
@@ -13,7 +13,7 @@ LORA_MODULES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "attenti
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(Options):
     """Model: which encoder, and which parts of it are trained."""
 
     model_name_or_path: str = common(
@@ -77,10 +77,8 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         self.model_name_or_path = enter_run(self.model_name_or_path)
-        check_fields(self)
+        super().__post_init__()
         parse_trainable(self.trainable)
-        if self.lora_target_modules == []:
-            raise InputError("--lora_target_modules is empty; remove it to adapt all modules.")
 
     @property
     def head_kind(self) -> str:

@@ -8,12 +8,14 @@ import math
 import os
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import list_options, suggest_nearest
+from siglip_flowers.config.fields import get_default, list_options, suggest_nearest
 from siglip_flowers.config.rules import Rule, check_rules, merge_options
 from siglip_flowers.config.saved import (
     REFUSED,
@@ -37,128 +39,146 @@ class _Parser(argparse.ArgumentParser):
             super().print_help(file)
 
 
-def _index_options(
-    dataclass_types: Sequence[type],
-) -> tuple[dict[str, dataclasses.Field[Any]], dict[str, Any]]:
-    """Return the fields that are options, and the types of all fields, by name."""
-    fields = {field.name: field for kind in dataclass_types for field in list_options(kind)}
-    hints = {name: hint for kind in dataclass_types for name, hint in get_type_hints(kind).items()}
-    return fields, hints
-
-
 def is_first_process() -> bool:
     """Return whether this is the only process of a launch, or the first of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def parse_arguments(
-    dataclass_types: Sequence[type],
-    argv: Sequence[str],
-    *,
-    prog: str = "",
-    description: str = "",
-    defaults: dict[str, Any] | None = None,
-    rules: Iterable[Rule] = (),
-    examples: Sequence[str] = (),
-) -> tuple[Any, ...]:
-    """Build one instance of each dataclass from ``--config`` and command-line options.
+@dataclass(frozen=True)
+class Command:
+    """A command and its options.
 
-    Args:
-        dataclass_types: The dataclasses, whose field names are the known keys and options.
-        argv: The command line without the program's name.
-        prog: The program's name, for ``--help``.
+    Attributes:
+        prog: What the user typed to run it, for messages and ``--help``.
         description: One line for ``--help``.
-        defaults: Values that replace the dataclasses' defaults; the YAML file overrides them.
+        kinds: The dataclasses of its options, whose field names are the known keys and options.
         rules: Rules about combinations of options.
         examples: Command lines for ``--help``.
-
-    Raises:
-        InputError: Unknown option or key, wrong type, unreadable file, value out of range, or a
-            combination that a rule refuses.
+        defaults: Values that replace the defaults of the dataclasses; a YAML file overrides them.
     """
-    fields, hints = _index_options(dataclass_types)
-    parser = _build_parser(
-        dataclass_types, hints, prog, description, examples, everything="--help_all" in argv
-    )
-    known = {*fields, "config"}
-    namespace, rest = parser.parse_known_intermixed_args(_normalize(argv, fields, hints))
-    if rest:
-        refuse_argument(rest[0], known)
-    given = vars(namespace)
-    config = given.pop("config", None)
-    return build_options(
-        dataclass_types, given, config=config, defaults=defaults, rules=rules, origin="the command"
-    )
 
+    prog: str
+    description: str
+    kinds: tuple[type, ...]
+    rules: tuple[Rule, ...] = ()
+    examples: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
 
-def build_options(
-    dataclass_types: Sequence[type],
-    given: dict[str, Any],
-    *,
-    config: str | None = None,
-    defaults: dict[str, Any] | None = None,
-    rules: Iterable[Rule] = (),
-    origin: str = "the call",
-) -> tuple[Any, ...]:
-    """Build one instance of each dataclass from defaults, a YAML file and what was given.
+    @property
+    def fields(self) -> dict[str, dataclasses.Field[Any]]:
+        """The fields that are options, by name."""
+        return {item.name: item for kind in self.kinds for item in list_options(kind)}
 
-    Args:
-        dataclass_types: The dataclasses.
-        given: Options by name, which override the others.
-        config: As ``--config``: a YAML file, or the name of a shipped configuration.
-        defaults: Values that replace the dataclasses' defaults.
-        rules: Rules about combinations of options.
-        origin: Where ``given`` comes from, for messages.
+    @property
+    def hints(self) -> dict[str, Any]:
+        """The types of all fields, by name."""
+        return {name: hint for kind in self.kinds for name, hint in get_type_hints(kind).items()}
 
-    Raises:
-        InputError: As :func:`parse_arguments`.
-    """
-    fields, hints = _index_options(dataclass_types)
-    values = {name: _copy_default(field) for name, field in fields.items()}
-    layers: list[tuple[str, dict[str, Any], Path | None]] = [("the defaults", defaults or {}, None)]
-    if config is not None:
-        path = find_config(config)
-        # A saved configuration has paths as seen from the working directory.
-        saved = path.is_file() and read_version(path) is not None
-        layers.append((str(path), read_yaml(path), None if saved else path.parent))
-    for source, found, folder in (*layers, (origin, given, None)):
-        for name, value in drop_removed(found, set(fields), source).items():
-            values[name] = convert(name, hints[name], value, source)
-            if kind := fields[name].metadata.get("path"):
-                values[name] = _find_path(values[name], None if kind == "output" else folder)
-    instances = tuple(
-        kind(**{field.name: values[field.name] for field in list_options(kind)})
-        for kind in dataclass_types
-    )
-    check_rules(rules, merge_options(*instances))
-    return instances
+    def parse(self, argv: Sequence[str], defaults: dict[str, Any] | None = None) -> tuple[Any, ...]:
+        """Build one instance of each dataclass from ``--config`` and command-line options.
 
+        Args:
+            argv: The command line without the program's name.
+            defaults: Values instead of those of the command.
 
-def _normalize(
-    argv: Sequence[str], fields: dict[str, dataclasses.Field[Any]], hints: dict[str, Any]
-) -> list[str]:
-    """Return the command line with underscores where options were written with dashes.
+        Raises:
+            InputError: Unknown option or key, wrong type, unreadable file, value out of range, or a
+                combination that a rule refuses.
+        """
+        parser = self._build_parser(everything="--help_all" in argv)
+        namespace, rest = parser.parse_known_intermixed_args(self._normalize(argv))
+        if rest:
+            refuse_argument(rest[0], {*self.fields, "config"})
+        given = vars(namespace)
+        return self.build(given, given.pop("config", None), defaults)
 
-    If words without an option are expected, a switch does not take one of them as its value.
-    """
-    takes_words = any(field.metadata.get("positional") for field in fields.values())
-    words = []
-    for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
-        match = re.fullmatch(r"--([\w-]+)((?:=.*)?)", argument, re.DOTALL)
-        if match is not None:
-            name, value = match[1].replace("-", "_"), match[2]
-            is_switch = name in fields and _read_hint(hints[name])[0] is bool and not value
-            if takes_words and is_switch and following.lower() not in (*TRUE_WORDS, *FALSE_WORDS):
-                value = "=true"
-            argument = f"--{name}{value}"
-        words.append(argument)
-    return words
+    def build(
+        self,
+        options: dict[str, Any],
+        config: str | os.PathLike[str] | None = None,
+        defaults: dict[str, Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """Build one instance of each dataclass from defaults, a YAML file and what was given.
 
+        Args:
+            options: Values by the name of the option, which override the others.
+            config: As ``--config``: a YAML file, or the name of a shipped configuration.
+            defaults: Values instead of those of the command.
 
-def _copy_default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+        Raises:
+            InputError: As :meth:`parse`.
+        """
+        fields, hints = self.fields, self.hints
+        values = {name: get_default(item) for name, item in fields.items()}
+        layers: list[tuple[str, dict[str, Any], Path | None]] = [
+            ("the defaults", self.defaults if defaults is None else defaults, None)
+        ]
+        if config is not None:
+            path = find_config(os.fspath(config))
+            found = read_yaml(path)
+            # A saved configuration has paths as seen from the working directory.
+            layers.append((str(path), found, None if read_version(path) else path.parent))
+        for source, found, folder in (*layers, ("the command", options, None)):
+            for name, value in drop_removed(found, set(fields), source).items():
+                values[name] = convert(name, hints[name], value, source)
+                if kind := fields[name].metadata.get("path"):
+                    values[name] = _find_path(values[name], None if kind == "output" else folder)
+        instances = tuple(
+            kind(**{item.name: values[item.name] for item in list_options(kind)})
+            for kind in self.kinds
+        )
+        check_rules(self.rules, merge_options(*instances))
+        return instances
+
+    def _normalize(self, argv: Sequence[str]) -> list[str]:
+        """Return the command line with underscores where options were written with dashes.
+
+        If words without an option are expected, a switch does not take one as its value.
+        """
+        fields, hints = self.fields, self.hints
+        takes_words = any(item.metadata.get("positional") for item in fields.values())
+        words = []
+        for argument, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
+            match = re.fullmatch(r"--([\w-]+)((?:=.*)?)", argument, re.DOTALL)
+            if match is not None:
+                name, value = match[1].replace("-", "_"), match[2]
+                is_switch = name in fields and _read_hint(hints[name])[0] is bool and not value
+                if takes_words and is_switch and following.lower() not in TRUE_WORDS + FALSE_WORDS:
+                    value = "=true"
+                argument = f"--{name}{value}"
+            words.append(argument)
+        return words
+
+    def _build_parser(self, *, everything: bool) -> _Parser:
+        """Build the parser; its help shows all options in full, or a line for each common one."""
+        parser = _Parser(
+            prog=self.prog,
+            usage=f"{self.prog} [--config FILE] [options]",
+            description=self.description,
+            epilog="\n  ".join(["examples:", *self.examples]) if self.examples else None,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+                prog, max_help_position=36, width=100
+            ),
+            allow_abbrev=False,
+            add_help=False,
+            argument_default=argparse.SUPPRESS,
+        )
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            help="A YAML file with any of these options, or a shipped one by name, such as lora.",
+        )
+        parser.add_argument("-h", "--help", action="help", help="Show the most used options.")
+        parser.add_argument("--help_all", action="help", help="Show all options.")
+        hints = self.hints
+        for kind in self.kinds:
+            options = list_options(kind)
+            group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0].rstrip("."))
+            some = any(option.metadata.get("common") for option in options)
+            for option in options:
+                shown = everything or not some or bool(option.metadata.get("common"))
+                _add_option(group, option, hints[option.name], shown=shown, in_full=everything)
+        return parser
 
 
 def _find_path(value: Any, folder: Path | None) -> Any:
@@ -170,45 +190,6 @@ def _find_path(value: Any, folder: Path | None) -> Any:
     path = os.path.expanduser(value)
     beside = os.path.normpath(os.path.join(folder or "", path))
     return beside if folder is not None and os.path.exists(beside) else path
-
-
-def _build_parser(
-    dataclass_types: Sequence[type],
-    hints: dict[str, Any],
-    prog: str,
-    description: str,
-    examples: Sequence[str],
-    *,
-    everything: bool,
-) -> _Parser:
-    """Build the parser; its help shows all options in full, or a line for each common one."""
-    parser = _Parser(
-        prog=prog,
-        usage=f"{prog} [--config FILE] [options]",
-        description=description,
-        epilog="\n".join(["examples:", *(f"  {line}" for line in examples)]) if examples else None,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=36, width=100
-        ),
-        allow_abbrev=False,
-        add_help=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="A YAML file with any of these options, or a shipped one by name, such as lora.",
-    )
-    parser.add_argument("-h", "--help", action="help", help="Show the most used options.")
-    parser.add_argument("--help_all", action="help", help="Show all options.")
-    for kind in dataclass_types:
-        options = list_options(kind)
-        group = parser.add_argument_group((kind.__doc__ or "").splitlines()[0].rstrip("."))
-        some = any(option.metadata.get("common") for option in options)
-        for option in options:
-            shown = everything or not some or bool(option.metadata.get("common"))
-            _add_option(group, option, hints[option.name], shown=shown, in_full=everything)
-    return parser
 
 
 def _add_option(
@@ -225,7 +206,7 @@ def _add_option(
     if not in_full:
         # The first sentence; "0.5" and "e.g. this" do not end one.
         text = re.split(r"(?<=[a-z\d)])\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[0].rstrip(".")
-    default = _copy_default(option)
+    default = get_default(option)
     if default is not None and default != [] and default != "" and kind is not dict:
         shown_default = str(default).lower() if isinstance(default, bool) else default
         text = f"{text.rstrip('.')} [{shown_default}]"
@@ -262,11 +243,11 @@ def _to_bool(text: str) -> bool:
     return word in TRUE_WORDS
 
 
-def _to_float(text: str) -> float:
+def _to_number(kind: type[int] | type[float], text: str) -> float:
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"invalid float value: {text!r}") from None
+        raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from None
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"invalid float value: {text!r} (use a finite number)")
     return value
@@ -289,10 +270,10 @@ def _to_dict(text: str) -> dict[str, Any]:
     return value
 
 
-_CONVERTERS: dict[Any, Any] = {
+_CONVERTERS: dict[Any, Callable[[str], Any]] = {
     bool: _to_bool,
-    int: int,
-    float: _to_float,
+    int: partial(_to_number, int),
+    float: partial(_to_number, float),
     str: _to_text,
     dict: _to_dict,
 }
@@ -318,26 +299,16 @@ def convert(name: str, hint: Any, value: Any, origin: str) -> Any:
     if is_list:
         items = value if isinstance(value, (list, tuple)) else [value]
         return [convert(name, kind, item, origin) for item in items]
-    is_bool = isinstance(value, bool)
-    # Text, and numbers that may not be finite, are converted below.
-    if kind in (bool, int, dict) and isinstance(value, kind) and not (kind is int and is_bool):
-        return value
-    if isinstance(value, list) or (isinstance(value, dict) and kind is not str):
+    if isinstance(value, list):
         raise InputError(f"In {origin}: {name} has several values; give one.")
-    if is_bool and kind is str:
-        text = "no" if value is False else "yes"
-    elif isinstance(value, dict):
-        try:
-            text = json.dumps(value)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"In {origin}: {name} cannot be written as JSON ({error}).") from error
-    else:
-        text = str(value)
     try:
+        if isinstance(value, bool) and kind is str:
+            text = "yes" if value else "no"
+        else:
+            text = json.dumps(value) if isinstance(value, (bool, dict)) else str(value)
         return _CONVERTERS[kind](text)
-    except (argparse.ArgumentTypeError, ValueError) as error:
-        reason = f"invalid int value: {text!r}" if kind is int else error
-        raise InputError(f"In {origin}: {name} has an {reason}.") from error
+    except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        raise InputError(f"In {origin}: {name} has an {error}.") from error
 
 
 def refuse_argument(argument: str, known: set[str]) -> NoReturn:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.training_options import OPTIMIZERS, SCHEDULES, parse_optim_args
+from siglip_flowers.config.training_options import OPTIMIZERS, parse_optim_args
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,11 @@ def check_rules(rules: Iterable[Rule], options: Any) -> None:
 
 DATA_RULES = (
     Rule(
-        lambda o: o.data_source == "hub" and o.dataset_name is None,
-        "--data_source hub requires --dataset_name.",
-        "--data_source hub",
-    ),
-    Rule(
-        lambda o: o.data_source in ("folder", "table") and o.data_dir is None,
-        "--data_source {data_source} requires --data_dir.",
+        lambda o: (
+            (o.data_source == "hub" and o.dataset_name is None)
+            or (o.data_source in ("folder", "table") and o.data_dir is None)
+        ),
+        "--data_source {data_source} requires --dataset_name (for hub) or --data_dir.",
         "--data_source folder",
     ),
     Rule(
@@ -86,31 +84,31 @@ def uses_deepspeed() -> bool:
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
 
 
-def _mixes_images(options: Any) -> bool:
-    return bool(options.augment and (options.mixup_alpha or options.cutmix_alpha))
-
-
 def _adapts_missing_attention(options: Any) -> bool:
     adapted = options.lora_r is not None and "attention" in (options.lora_target_modules or ())
     return adapted and (options.use_dora or options.pooling != "map")
 
 
-_ADAPTER_RULES = (
+def _needs_classes(options: Any) -> bool:
+    mixes = options.augment and (options.mixup_alpha or options.cutmix_alpha)
+    balances = options.class_balance != "none" or options.label_smoothing_factor > 0
+    return bool(options.head is not None or balances or mixes)
+
+
+_MODEL_RULES = (
     Rule(
         lambda o: o.lora_r is None and bool(o.lora_alpha or o.use_dora or o.lora_target_modules),
         "--lora_alpha, --use_dora and --lora_target_modules require --lora_r.",
         "--use_dora",
     ),
     Rule(
-        lambda o: o.lora_r is not None and o.trainable != "all",
-        "--lora_r {lora_r} trains adapters on a frozen encoder, which contradicts --trainable "
-        "{trainable}; remove one of them.",
+        lambda o: (
+            o.lora_r is not None
+            and (o.trainable != "all" or o.from_scratch or o.wise_ft is not None)
+        ),
+        "--lora_r {lora_r} trains adapters on a frozen pretrained encoder, which excludes "
+        "--trainable, --from_scratch and --wise_ft; remove them or --lora_r.",
         "--lora_r 4 --trainable head",
-    ),
-    Rule(
-        lambda o: o.lora_r is not None and o.from_scratch,
-        "--lora_r {lora_r} would adapt an encoder of random weights; remove --from_scratch.",
-        "--lora_r 4 --from_scratch",
     ),
     Rule(
         _adapts_missing_attention,
@@ -119,55 +117,23 @@ _ADAPTER_RULES = (
         "--lora_r 4 --pooling mean --lora_target_modules attention",
     ),
     Rule(
-        lambda o: o.lora_r is not None and o.wise_ft is not None,
-        "--wise_ft {wise_ft} averages whole models, which does not work with the adapters of "
-        "--lora_r {lora_r}; remove one of them.",
-        "--lora_r 4 --wise_ft 0.5 --head_init probe",
-    ),
-)
-_OBJECTIVE_RULES = (
-    Rule(
-        lambda o: needs_text_tower(o) and o.pooling != "map",
-        "--pooling {pooling} leaves the text tower's space; use --pooling map.",
+        lambda o: needs_text_tower(o) and (o.pooling != "map" or o.from_scratch),
+        "--head_init text and --objective contrastive start from the text tower of the checkpoint, "
+        "which excludes --pooling mean and --from_scratch; remove them.",
         "--head_init text --pooling mean",
     ),
     Rule(
-        lambda o: needs_text_tower(o) and o.from_scratch,
-        "--from_scratch leaves no text tower to start from; use --head_init random and another "
-        "objective than contrastive.",
-        "--head_init text --from_scratch",
-    ),
-    Rule(
-        lambda o: o.head_init == "probe" and o.objective != "cross_entropy",
-        "--head_init probe requires --objective cross_entropy, not {objective}.",
+        lambda o: o.head_init == "probe" and (o.objective != "cross_entropy" or o.head == "cosine"),
+        "--head_init probe fits a linear head, which requires --objective cross_entropy and "
+        "excludes --head cosine.",
         "--head_init probe --objective sigmoid",
     ),
     Rule(
-        lambda o: o.head_init == "probe" and o.head == "cosine",
-        "--head_init probe fits a linear head; remove --head cosine.",
-        "--head_init probe --head cosine",
-    ),
-    Rule(
-        lambda o: o.objective == "contrastive" and o.head is not None,
-        "--objective contrastive has the embeddings of the prompts as its head; remove --head.",
-        "--objective contrastive --head linear",
-    ),
-    Rule(
-        lambda o: o.objective == "contrastive" and o.label_smoothing_factor > 0,
-        "--objective contrastive has no classes to smooth over; set --label_smoothing_factor to 0.",
+        lambda o: o.objective == "contrastive" and _needs_classes(o),
+        "--objective contrastive compares images with prompts instead of classes, which excludes "
+        "--head, --class_balance, --label_smoothing_factor, --mixup_alpha and --cutmix_alpha; "
+        "remove them or set them to 0.",
         "--objective contrastive --label_smoothing_factor 0.1",
-    ),
-    Rule(
-        lambda o: o.objective == "contrastive" and o.class_balance != "none",
-        "--objective contrastive compares images with the prompts of their batch, which "
-        "--class_balance does not balance; remove it.",
-        "--objective contrastive --class_balance weights",
-    ),
-    Rule(
-        lambda o: o.objective == "contrastive" and _mixes_images(o),
-        "--mixup_alpha and --cutmix_alpha mix classes, which a prompt cannot describe; set both to "
-        "0 with --objective contrastive.",
-        "--objective contrastive --cutmix_alpha 1",
     ),
     Rule(
         lambda o: o.wise_ft is not None and not has_measured_start(o),
@@ -180,58 +146,16 @@ _OBJECTIVE_RULES = (
         "--layer_decay 0.7 --trainable head",
     ),
 )
-
-
-def _mixes_shares_and_steps(options: Any) -> bool:
-    evaluated, saved = options.eval_steps or options.logging_steps, options.save_steps
-    if (evaluated < 1) != (saved < 1):
-        return True
-    ratio = saved / evaluated
-    return abs(ratio - round(ratio)) > 1e-6 or ratio < 1
-
-
-def _name_settings(kind: str, settings: str, bad: str, value: str, names: tuple[str, ...]) -> Rule:
-    """Return the rule that one schedule or optimizer has these settings only."""
-
-    def refuses(options: Any) -> bool:
-        given = getattr(options, settings)
-        found = parse_optim_args(given) if settings == "optim_args" else given or ()
-        return getattr(options, kind) == value and not set(found) <= set(names)
-
-    known = f"the settings {', '.join(names)}" if names else "no settings"
-    message = f"--{kind} {value} has {known}; change --{settings}."
-    return Rule(refuses, message, f"--{kind} {value} --{settings} {bad}")
-
-
-_SCHEDULE_RULES = (
-    *(
-        _name_settings("lr_scheduler_type", "lr_scheduler_kwargs", """'{"gamma": 1}'""", *item)
-        for item in SCHEDULES.items()
-    ),
+_SETTINGS = "; ".join(
+    f"{name} has {', '.join(names)}" for name, names in OPTIMIZERS.items() if names
+)
+# What transformers checks by itself is not here.
+_TRAINER_RULES = (
     Rule(
-        lambda o: (
-            o.lr_scheduler_type == "cosine_with_min_lr"
-            and not {"min_lr", "min_lr_rate"} & set(o.lr_scheduler_kwargs or ())
-        ),
-        "--lr_scheduler_type cosine_with_min_lr requires --lr_scheduler_kwargs with min_lr or "
-        "min_lr_rate.",
-        "--lr_scheduler_type cosine_with_min_lr",
+        lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
+        f"--optim {{optim}} does not take --optim_args {{optim_args}}: {_SETTINGS}.",
+        "--optim sgd --optim_args gamma=1",
     ),
-    Rule(
-        lambda o: (
-            o.lr_scheduler_type == "warmup_stable_decay"
-            and "num_decay_steps" not in (o.lr_scheduler_kwargs or ())
-        ),
-        "--lr_scheduler_type warmup_stable_decay requires --lr_scheduler_kwargs with "
-        "num_decay_steps.",
-        "--lr_scheduler_type warmup_stable_decay",
-    ),
-    Rule(
-        lambda o: o.lr_scheduler_type == "reduce_lr_on_plateau" and o.eval_strategy == "no",
-        "--lr_scheduler_type reduce_lr_on_plateau requires evaluations; remove --eval_strategy no.",
-        "--lr_scheduler_type reduce_lr_on_plateau --eval_strategy no",
-    ),
-    *(_name_settings("optim", "optim_args", "gamma=1", *item) for item in OPTIMIZERS.items()),
     Rule(
         lambda o: o.early_stopping_patience is not None and o.eval_strategy == "no",
         "--early_stopping_patience requires evaluations; remove --eval_strategy no.",
@@ -244,29 +168,12 @@ _SCHEDULE_RULES = (
         "--eval_strategy no",
     ),
     Rule(
-        lambda o: (
-            o.load_best_model_at_end
-            and o.save_strategy == o.eval_strategy == "steps"
-            and _mixes_shares_and_steps(o)
-        ),
-        "--load_best_model_at_end requires --save_steps {save_steps} to be a multiple of "
-        "--eval_steps; change one, or add --load_best_model_at_end false.",
-        "--eval_strategy steps --save_strategy steps --eval_steps 4 --save_steps 6",
-    ),
-    Rule(
         lambda o: o.fp16 and bool(o.bf16),
         "--fp16 and --bf16 contradict each other; remove one of them.",
         "--fp16 --bf16",
     ),
-    Rule(
-        lambda o: o.dataloader_prefetch_factor is not None and o.dataloader_num_workers == 0,
-        "--dataloader_prefetch_factor requires --dataloader_num_workers of at least 1.",
-        "--dataloader_prefetch_factor 2 --dataloader_num_workers 0",
-    ),
 )
 _DDP = "launch with configs/accelerate/ddp.yaml."
-_FSDP2 = "ACCELERATE_USE_FSDP=true FSDP_VERSION=2"
-_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE="
 # Those that ``accelerate launch`` makes apply through its environment variables.
 _LAUNCH_RULES = (
     Rule(
@@ -276,41 +183,34 @@ _LAUNCH_RULES = (
         "ACCELERATE_USE_FSDP=true FSDP_VERSION=1",
     ),
     Rule(
-        lambda o: uses_fsdp() and o.lora_r is not None,
-        f"--lora_r {{lora_r}} trains few weights, which FSDP does not shard; {_DDP}",
-        f"{_FSDP2} --lora_r 4",
+        lambda o: (
+            uses_fsdp()
+            and (
+                o.lora_r is not None
+                or o.ema is not None
+                or o.optim == "muon"
+                or o.objective == "sigmoid"
+            )
+        ),
+        "FSDP shards weights, with which --lora_r, --ema, --optim muon and --objective sigmoid do "
+        f"not work; remove them or {_DDP}",
+        "ACCELERATE_USE_FSDP=true FSDP_VERSION=2 --ema 0.99",
     ),
     Rule(
-        lambda o: uses_fsdp() and o.ema is not None,
-        f"--ema keeps the whole average in every process, which FSDP excludes; remove it or {_DDP}",
-        f"{_FSDP2} --ema 0.99",
-    ),
-    Rule(
-        lambda o: o.optim == "muon" and (uses_fsdp() or uses_deepspeed()),
-        "--optim muon requires whole matrices, which FSDP and DeepSpeed split; use another --optim "
-        f"or {_DDP}",
-        f"{_FSDP2} --optim muon",
-    ),
-    Rule(
-        lambda o: uses_fsdp() and o.objective == "sigmoid",
-        "--objective sigmoid trains single numbers, which FSDP cannot shard; use another objective "
-        f"or {_DDP}",
-        f"{_FSDP2} --objective sigmoid",
-    ),
-    Rule(
-        lambda o: uses_deepspeed() and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3",
-        "DeepSpeed's zero_stage 3 is not supported; use zero_stage 2 or "
-        "configs/accelerate/fsdp2.yaml.",
-        f"{_DEEPSPEED}3",
-    ),
-    Rule(
-        lambda o: uses_deepspeed() and importlib.util.find_spec("deepspeed") is None,
-        "The launch configuration asks for DeepSpeed, which is not installed; run pip install "
-        f"deepspeed or {_DDP}",
-        f"{_DEEPSPEED}2",
+        lambda o: (
+            uses_deepspeed()
+            and (
+                o.optim == "muon"
+                or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+                or importlib.util.find_spec("deepspeed") is None
+            )
+        ),
+        "DeepSpeed requires the package deepspeed, zero_stage 2 or less, and another --optim than "
+        f"muon; change this or {_DDP}",
+        "ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE=3",
     ),
 )
-TRAIN_RULES = DATA_RULES + _ADAPTER_RULES + _OBJECTIVE_RULES + _SCHEDULE_RULES + _LAUNCH_RULES
+TRAIN_RULES = DATA_RULES + _MODEL_RULES + _TRAINER_RULES + _LAUNCH_RULES
 EVAL_RULES = (
     *DATA_RULES,
     Rule(

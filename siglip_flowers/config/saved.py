@@ -21,48 +21,32 @@ _VERSION = re.compile(r"# siglip_flowers (\S+)\n")
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 # Options of transformers.TrainingArguments that contradict the package: what to use instead.
-REFUSED = {
+_INSTEAD = {
     "resume_from_checkpoint": "use --resume auto, which finds the newest checkpoint.",
     "do_train": "train.py always trains; use eval.py to evaluate only.",
     "do_eval": "use --eval_strategy no to skip evaluation during training.",
     "do_predict": "predictions of the test split are always written; use eval.py for other splits.",
-    "label_names": "labels come from the data; use --label_column_name for a dataset of the Hub.",
-    "remove_unused_columns": "the input path needs every column.",
-    "save_only_model": "a run without its optimizer cannot be resumed.",
-    "save_safetensors": "weights are always saved as safetensors.",
-    "enable_jit_checkpoint": "a run that is asked to stop always saves a checkpoint.",
-    "restore_callback_states_from_checkpoint": "a resumed run always restores its state.",
-    "ignore_data_skip": "a resumed run always continues with the images that come next.",
-    "hub_token": "a token does not belong in a command; run hf auth login or set HF_TOKEN.",
-    "push_to_hub_token": "a token does not belong in a command; run hf auth login or set HF_TOKEN.",
-    "hub_strategy": "only the finished run is pushed, with --push_to_hub.",
-    "hub_always_push": "only the finished run is pushed, with --push_to_hub.",
-    "hub_revision": "only the finished run is pushed, with --push_to_hub.",
+    "hub_token push_to_hub_token": "run hf auth login or set HF_TOKEN.",
+    "hub_strategy hub_always_push hub_revision": "use --push_to_hub for the finished run.",
     "greater_is_better": "whether higher is better follows from --metric_for_best_model.",
-    "include_for_metrics": "the metrics need predictions and labels only.",
-    "batch_eval_metrics": "metrics are computed over the whole split.",
-    "prediction_loss_only": "evaluation always computes all metrics.",
-    "eval_do_concat_batches": "metrics are computed over the whole split.",
     "bf16_full_eval": "use eval.py --dtype bfloat16.",
     "fp16_full_eval": "use eval.py --dtype float16.",
-    "gradient_checkpointing_kwargs": "use --gradient_checkpointing alone, which is not re-entrant.",
-    "activation_checkpointing": "use --gradient_checkpointing.",
-    "activation_checkpointing_kwargs": "use --gradient_checkpointing, which is not re-entrant.",
-    "ddp_find_unused_parameters": "every trained parameter has a gradient.",
-    "fsdp": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml.",
-    "fsdp_config": "use accelerate launch --config_file configs/accelerate/fsdp2.yaml.",
-    "deepspeed": "use accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml.",
-    "accelerator_config": "use accelerate launch --config_file with one of configs/accelerate.",
-    "local_rank": "use accelerate launch or torchrun.",
-    "log_level": "warnings are always shown.",
+    "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs": (
+        "use --gradient_checkpointing, which is not re-entrant."
+    ),
+    "fsdp fsdp_config deepspeed accelerator_config local_rank": (
+        "use accelerate launch --config_file with one of configs/accelerate."
+    ),
     "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
-    "group_by_length": "images have no length.",
-    "train_sampling_strategy": "images are always drawn at random.",
-    "length_column_name": "images have no length.",
-    "use_liger_kernel": "it has no kernels for SigLIP.",
-    "neftune_noise_alpha": "it is for language models.",
-    "debug": "use --on_nan, which names the images of a bad step.",
+    """
+    batch_eval_metrics ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
+    group_by_length ignore_data_skip include_for_metrics label_names length_column_name log_level
+    neftune_noise_alpha prediction_loss_only remove_unused_columns
+    restore_callback_states_from_checkpoint save_only_model save_safetensors train_sampling_strategy
+    use_liger_kernel
+    """: "this package works with one value of it; remove it.",
 }
+REFUSED = {name: text for names, text in _INSTEAD.items() for name in names.split()}
 _OFF = """
     activation_checkpointing batch_eval_metrics bf16_full_eval ddp_find_unused_parameters do_predict
     do_train enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push

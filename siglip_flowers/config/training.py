@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 
 from siglip_flowers.base.environment import computes_bfloat16
 from siglip_flowers.base.errors import InputError
@@ -83,6 +83,19 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
                 raise
             raise InputError(" ".join(str(error).split())) from error
         self.report_to, self.optim, self.dataloader_num_workers = trackers, optimizer, workers
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Raise InputError unless the schedule takes its settings."""
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
+        schedule = SchedulerType(self.lr_scheduler_type).value
+        try:
+            get_scheduler(schedule, optimizer, 0, 10, self.lr_scheduler_kwargs)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} does not fit "
+                f"--lr_scheduler_type {schedule}: {error}."
+            ) from error
 
     @property
     def images_per_step(self) -> int:

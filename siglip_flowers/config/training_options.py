@@ -4,7 +4,6 @@ Without torch, which ``transformers.TrainingArguments`` imports, so that ``--hel
 are answered at once; ``training.py`` joins the two.
 """
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,14 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import TRAINING_METRICS
 from siglip_flowers.config.fields import (
     DTYPES,
+    Options,
     between,
-    check_fields,
     common,
     not_negative,
     option,
     positive,
     steps_or_share,
+    suggest_nearest,
 )
 
 OBJECTIVES = ("cross_entropy", "sigmoid", "contrastive")
@@ -36,26 +36,10 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adagrad": ("lr_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
 }
-# Schedules, with the names that --lr_scheduler_kwargs can set for each.
-SCHEDULES: dict[str, tuple[str, ...]] = {
-    "linear": (),
-    "cosine": ("num_cycles",),
-    "cosine_with_restarts": ("num_cycles",),
-    "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
-    "polynomial": ("lr_end", "power"),
-    "constant": (),
-    "constant_with_warmup": (),
-    "inverse_sqrt": ("timescale",),
-    "warmup_stable_decay": (
-        "num_decay_steps",
-        "num_stable_steps",
-        "warmup_type",
-        "decay_type",
-        "min_lr_ratio",
-        "num_cycles",
-    ),
-    "reduce_lr_on_plateau": ("factor", "patience", "threshold", "cooldown", "min_lr", "eps"),
-}
+SCHEDULES = (
+    *("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant"),
+    *("constant_with_warmup", "inverse_sqrt", "warmup_stable_decay", "reduce_lr_on_plateau"),
+)
 
 
 def parse_wise_ft(wise_ft: str | None) -> list[float]:
@@ -82,7 +66,7 @@ def parse_optim_args(optim_args: str | None) -> dict[str, str]:
 
 
 @dataclass
-class InheritedOptions:
+class InheritedOptions(Options):
     """Options of ``transformers.TrainingArguments`` that are accepted, with our defaults.
 
     No other option of that class is known on the command line or in a file.
@@ -107,7 +91,7 @@ class InheritedOptions:
     adam_epsilon: float = option(1e-8, "AdamW's term for numerical stability.", positive)
     max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0: not at all.", not_negative)
     lr_scheduler_type: str = common(
-        "cosine", f"Schedule after the warm-up: {', '.join(SCHEDULES)}.", tuple(SCHEDULES)
+        "cosine", f"Schedule after the warm-up: {', '.join(SCHEDULES)}.", SCHEDULES
     )
     lr_scheduler_kwargs: dict[str, Any] | None = option(
         None, 'More settings of the schedule, as JSON: {"min_lr": 1e-6}.'
@@ -302,7 +286,9 @@ class TrainingOptions(InheritedOptions):
     wandb_log_model: bool = option(False, "Upload the final model to W&B as an artifact.")
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        if self.report_to is not None:
+            self.report_to = [name for name in self.report_to if name != "none"] or ["none"]
+        super().__post_init__()
         if self.max_steps == 0 or self.max_steps < -1:
             raise InputError(
                 f"--max_steps is {self.max_steps}; give a number of steps, or -1 for no limit."
@@ -311,12 +297,7 @@ class TrainingOptions(InheritedOptions):
             word = re.sub("^(eval|val|test|validation)_", "", self.metric_for_best_model)
             wanted = f"validation_{word}"
             similar = [metric for metric in TRAINING_METRICS if metric.startswith(wanted)]
-            nearest = similar or difflib.get_close_matches(wanted, TRAINING_METRICS, 1, 0.0)
-            raise InputError(
-                f"--metric_for_best_model is {self.metric_for_best_model!r}; did you mean "
-                f"{nearest[0]}?"
-            )
+            nearest = suggest_nearest((similar or [wanted])[0], set(TRAINING_METRICS))
+            raise InputError(f"--metric_for_best_model is {self.metric_for_best_model!r}{nearest}")
         parse_wise_ft(self.wise_ft)
         parse_optim_args(self.optim_args)
-        if self.report_to is not None:
-            self.report_to = [name for name in self.report_to if name != "none"] or ["none"]

@@ -17,7 +17,7 @@ from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import write_text
 from siglip_flowers.base.text import count
-from siglip_flowers.config.parsing import build_options
+from siglip_flowers.config.parsing import Command
 from siglip_flowers.data import load_data
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.experiment.options import ExperimentArguments
@@ -59,7 +59,7 @@ WAIT_SECONDS = 5
 def build_arguments(values: dict[str, Any]) -> RunArguments:
     """Return options as a run takes them."""
     kinds = tuple(get_type_hints(RunArguments).values())
-    return RunArguments(*build_options(kinds, {}, defaults=values))
+    return RunArguments(*Command("", "", kinds).build(values))
 
 
 def check_runs(options: ExperimentArguments) -> None:

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import check_fields, option, positive
+from siglip_flowers.config.fields import Options, option, positive
 
 POOLINGS = ("map", "mean")
 CLASS_WEIGHTS = ("none", "balanced")
 
 
 @dataclass
-class ProbeArguments:
+class ProbeArguments(Options):
     """A grid of logistic regressions on the features of a frozen encoder."""
 
     model_name_or_path: str = option(
@@ -42,13 +41,3 @@ class ProbeArguments:
     report_to: list[str] | None = option(
         None, "Trackers: aim, wandb, tensorboard, trackio, or none."
     )
-
-    def __post_init__(self) -> None:
-        for name, choices in (("poolings", POOLINGS), ("class_weights", CLASS_WEIGHTS)):
-            if not getattr(self, name):
-                raise InputError(f"--{name} is empty; name {' or '.join(choices)} or both.")
-        check_fields(self)
-        for name in ("poolings", "class_weights", "penalties"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise InputError(f"--{name} has a duplicate value: {', '.join(map(str, values))}.")

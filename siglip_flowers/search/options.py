@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import check_fields, not_negative, option, positive
+from siglip_flowers.config.fields import Options, not_negative, option, positive
 from siglip_flowers.config.rules import Rule
 
 # Not the directory of train.py: the two do not share one.
@@ -22,7 +22,7 @@ RULES = (
 
 
 @dataclass
-class SearchArguments:
+class SearchArguments(Options):
     """What is tried, how often, and on how many devices."""
 
     search_space: str | None = option(
@@ -46,6 +46,3 @@ class SearchArguments:
         "Parallel trials, each with a GPU or a share of the cores; default: one per GPU, else 1.",
         positive,
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)

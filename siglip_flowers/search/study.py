@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
-from siglip_flowers.config.parsing import parse_arguments
+from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.data import load_data
 from siglip_flowers.runtime.devices import count_workers, set_cpu_threads
@@ -81,7 +81,7 @@ def read_search(argv: list[str]) -> Search:
         InputError: As ``parse_arguments``; a bad search space.
     """
     kinds = (*get_type_hints(RunArguments).values(), SearchArguments)
-    *parts, options = parse_arguments(kinds, argv, defaults=DEFAULTS)
+    *parts, options = Command("", "", kinds, defaults=DEFAULTS).parse(argv)
     run = RunArguments(*parts)
     return Search(run, options, read_space(options.search_space, run))
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config.parsing import build_options
+from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.rules import TRAIN_RULES
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.experiment import figures, runs, statistics
@@ -446,7 +446,7 @@ def test_the_shipped_experiment_is_accepted():
     kinds = tuple(RunArguments.__annotations__.values())
     assert len(options.factorial) == 4
     for _, values in options.list_combinations():
-        build_options(kinds, {}, defaults=values, rules=TRAIN_RULES)
+        Command("", "", kinds, TRAIN_RULES).build(values)
 
 
 def write_real(directory: Path, **changes: Any) -> Path:

@@ -97,7 +97,6 @@ def test_a_best_penalty_at_the_edge_of_the_grid_is_warned_about(small, tmp_path,
     [
         (["--poolings", "max"], "--poolings is 'max'; choose one of map, mean"),
         (["--penalties", "1", "0"], "--penalties is 0.0; it must be greater than 0"),
-        (["--penalties", "1", "1"], "--penalties has a duplicate value"),
         (["--learning_rate", "1"], "Unknown option --learning_rate"),
     ],
 )
