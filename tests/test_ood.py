@@ -10,8 +10,6 @@ import torch
 from PIL import Image
 from scipy.special import expit, logsumexp, softmax
 from sklearn.metrics import roc_auc_score, roc_curve
-from sklearn.neighbors import NearestNeighbors
-from sklearn.preprocessing import normalize
 
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
@@ -20,12 +18,12 @@ from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
 from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
+from siglip_flowers.metrics.neighbors import find_neighbors
 from siglip_flowers.metrics.ood import (
     area_under_roc,
     fit_threshold,
     measure_separation,
     score_logits,
-    score_neighbors,
 )
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
@@ -44,15 +42,6 @@ def test_logit_scores_are_the_published_formulas(activation):
     expected = {"max_probability": probabilities.max(1), "max_logit": LOGITS.max(1)}
     for score, values in {**expected, "energy": energy}.items():
         np.testing.assert_allclose(score_logits(LOGITS, score, activation), values, rtol=1e-5)
-
-
-def test_neighbor_scores_are_scikit_learns_distances():
-    known, asked = RANDOM.normal(size=(300, 8)), RANDOM.normal(size=(270, 8))
-    search = NearestNeighbors(n_neighbors=5).fit(normalize(known))
-    distances, _ = search.kneighbors(normalize(asked))
-    np.testing.assert_allclose(score_neighbors(known, asked, 5), -distances[:, 4], atol=1e-9)
-    # More neighbors than there are images: the farthest.
-    assert score_neighbors(known[:2], asked, 5).shape == (270,)
 
 
 @pytest.mark.parametrize("digits", [1, 8])
@@ -194,5 +183,7 @@ def test_real_photographs_that_are_no_flowers_are_told_from_flowers(flowers_dir,
     processor = load_image_processor(str(nano_dir))
     flowers, _ = classify_images(model, processor, read_images(flowers_dir, 100))
     temples, _ = classify_images(model, processor, crops)
-    known = score_neighbors(flowers[::2], flowers[1::2])
-    assert area_under_roc(known, score_neighbors(flowers[::2], temples)) > 0.95
+    known, unknown = (
+        find_neighbors(flowers[::2], asked, 10).cosines[:, -1] for asked in (flowers[1::2], temples)
+    )
+    assert area_under_roc(known, unknown) > 0.95

@@ -1,11 +1,11 @@
 """Compare or rank finished runs, which ``eval.py`` does instead of an evaluation."""
 
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.text import align_columns, escape_unprintable
-from siglip_flowers.compare.comparison import RunComparison, RunDifference, compare_runs, read_runs
+from siglip_flowers.compare.comparison import compare_runs, read_runs
 from siglip_flowers.compare.leaderboard import format_leaderboard, rank_runs
 from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import EvaluationArguments
@@ -39,7 +39,7 @@ class CompareExtension(EvaluationExtension):
         if self.options.compare:
             _compare(self.options.compare, options.split, output_dir)
         else:
-            text = format_leaderboard(*rank_runs(Path(str(self.options.leaderboard))))
+            text = format_leaderboard(rank_runs(Path(str(self.options.leaderboard))))
             _show(text, "Runs by test accuracy", output_dir and output_dir / "leaderboard.md")
         return True
 
@@ -61,48 +61,50 @@ def _compare(names: list[str], split: str, output_dir: Path | None) -> None:
     text = format_comparison(comparison)
     _show(text, "Comparison of runs", output_dir and output_dir / "comparison.md")
     if output_dir is not None:
-        write_json(output_dir / "comparison.json", asdict(comparison))
+        write_json(output_dir / "comparison.json", comparison)
 
 
-def format_comparison(comparison: RunComparison) -> str:
+def format_comparison(comparison: dict[str, Any]) -> str:
     """Return the comparison as text."""
-    split = f" of the {comparison.split} split" if comparison.split else ""
-    protocol = f", {comparison.protocol} protocol" if comparison.protocol else ""
-    lines = [f"{comparison.n} images{split}{protocol}", "", align_columns(_list_runs(comparison))]
-    for difference in comparison.differences:
-        lines += ["", difference.conclusion]
+    split = f" of the {comparison['split']} split" if comparison["split"] else ""
+    protocol = f", {comparison['protocol']} protocol" if comparison["protocol"] else ""
+    table = align_columns(_list_runs(comparison))
+    lines = [f"{comparison['n']} images{split}{protocol}", "", table]
+    for difference in comparison["differences"]:
+        lines += ["", difference["conclusion"]]
         classes = _list_classes(comparison, difference)
         if len(classes) > 1:
             lines += ["Classes with the largest differences:", "", align_columns(classes)]
-    right = sum(any(each.correct) for each in comparison.images)
-    disagreement = f"The runs disagree on {len(comparison.images)} images, {right} of them right"
-    lines += ["", f"{disagreement} in some run.", "", _NOTE]
+    images = comparison["images"]
+    right = sum(any(image["correct"]) for image in images)
+    disagreement = f"The runs disagree on {len(images)} images, {right} of them right in some run."
+    lines += ["", disagreement, "", _NOTE]
     return escape_unprintable("\n".join(lines), keep="\n")
 
 
-def _list_runs(comparison: RunComparison) -> list[list[str]]:
+def _list_runs(comparison: dict[str, Any]) -> list[list[str]]:
     columns = ["run", "accuracy", "95 %", "minus the first", "95 %"]
     rows = [[*columns, "only it right", "only first right", "McNemar p", "Holm p"]]
-    for name, (value, low, high) in zip(comparison.runs, comparison.accuracies, strict=True):
+    for name, (value, low, high) in zip(comparison["runs"], comparison["accuracies"], strict=True):
         rows.append([name, f"{100 * value:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"])
     rows[1] += [""] * 6
-    for row, difference in zip(rows[2:], comparison.differences, strict=True):
-        accuracy, test = difference.accuracy, difference.mcnemar
+    for row, difference in zip(rows[2:], comparison["differences"], strict=True):
+        accuracy, test = difference["accuracy"], difference["mcnemar"]
         row += [
-            f"{100 * accuracy.difference:+.2f}",
-            f"{100 * accuracy.low:+.2f} to {100 * accuracy.high:+.2f}",
-            *(str(test.b), str(test.c)),
-            *(format_p(test.p_value), format_p(difference.corrected_p)),
+            f"{100 * accuracy['difference']:+.2f}",
+            f"{100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}",
+            *(str(test["b"]), str(test["c"])),
+            *(format_p(test["p_value"]), format_p(difference["corrected_p"])),
         ]
     return rows
 
 
-def _list_classes(comparison: RunComparison, difference: RunDifference) -> list[list[str]]:
+def _list_classes(comparison: dict[str, Any], difference: dict[str, Any]) -> list[list[str]]:
     """Return the classes with the largest differences, under a heading."""
-    rows = [["class", "images", comparison.runs[0], difference.name, "difference", "Holm p"]]
-    for each in difference.per_class[:LISTED_CLASSES]:
-        if each.difference:
-            accuracies = f"{100 * each.first_accuracy:.1f} %", f"{100 * each.accuracy:.1f} %"
-            values = f"{100 * each.difference:+.1f}", format_p(each.corrected_p)
-            rows.append([each.name, str(each.support), *accuracies, *values])
+    rows = [["class", "images", comparison["runs"][0], difference["name"], "difference", "Holm p"]]
+    for each in difference["per_class"][:LISTED_CLASSES]:
+        if each["difference"]:
+            accuracies = [f"{100 * each[name]:.1f} %" for name in ("first_accuracy", "accuracy")]
+            values = f"{100 * each['difference']:+.1f}", format_p(each["corrected_p"])
+            rows.append([each["name"], str(each["support"]), *accuracies, *values])
     return rows

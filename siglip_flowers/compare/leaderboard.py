@@ -1,6 +1,5 @@
 """Rank all finished runs below a directory, for each test set and split protocol."""
 
-import datetime
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import METRICS_FILE, REPORT_DIRS
+from siglip_flowers.base.files import METRICS_FILE
 from siglip_flowers.base.text import align_columns, escape_unprintable
 from siglip_flowers.compare.comparison import read_metrics
 from siglip_flowers.metrics.bootstrap import accuracy_interval
 
-# Runs are at most this many folders below the directory.
-DEPTH = 3
 COLUMNS = [
     *("rank", "run", "test accuracy", "95 %", "F1 (macro)"),
     *("model", "parameters", "shots", "seed", "finished"),
@@ -36,31 +33,26 @@ class LeaderboardRow:
     facts: tuple[str, ...]
 
 
-def rank_runs(directory: Path) -> tuple[list[LeaderboardRow], list[str]]:
-    """Return the runs by group, the best first, and the metrics files that hold no test figures.
+def rank_runs(directory: Path) -> list[LeaderboardRow]:
+    """Return the runs by group, the best first.
 
     Raises:
         InputError: No such directory, or no run in it.
     """
     if not directory.is_dir():
         raise InputError(f"--leaderboard {directory} is no directory. Name one that holds runs.")
-    files = {
-        path for depth in range(DEPTH + 1) for path in directory.glob("*/" * depth + METRICS_FILE)
-    }
     found: list[LeaderboardRow] = []
-    left_out = []
-    for file in sorted(files):
+    for file in sorted(directory.rglob(METRICS_FILE)):
         try:
             found.append(_read_row(file, str(file.parent.relative_to(directory))))
         except (KeyError, TypeError):
-            # The metrics of a report belong to its run.
-            if file.parent.name not in REPORT_DIRS.values():
-                left_out.append(str(file.relative_to(directory)))
+            # Reports and experiments have files of this name, too.
+            continue
     if not found:
         raise InputError(
             f"There is no finished run with test figures below {directory}. Name another directory."
         )
-    return sorted(found, key=lambda row: (row.group, -row.accuracy)), left_out
+    return sorted(found, key=lambda row: (row.group, -row.accuracy))
 
 
 def _read_row(file: Path, run: str) -> LeaderboardRow:
@@ -69,23 +61,22 @@ def _read_row(file: Path, run: str) -> LeaderboardRow:
     sizes = np.array([row["support"] for row in test["per_class"]])
     recall = np.array([row["recall"] for row in test["per_class"]])
     low, high = accuracy_interval(np.round(recall * sizes), sizes)
-    moment = datetime.datetime.fromtimestamp(file.stat().st_mtime, tz=datetime.UTC)
-    shots, parameters = data.get("shots"), model.get("parameters")
+    shots = data["shots"]
     # Without the sizes of the splits and the number of shots, which concern training only.
-    title = data["description"].rsplit(", ", 1)[0].removesuffix(f", {shots} a class")
+    title = data["description"].rsplit(", ", 1)[0].removesuffix(f", {shots} per class")
     facts = (
         f"{100 * test['f1_macro']:.2f} %",
         Path(model["model_id"]).name,
-        "" if parameters is None else f"{parameters / 1e6:.1f} M",
+        f"{model['parameters'] / 1e6:.1f} M",
         "all" if shots is None else str(shots),
-        str(metrics.get("training", {}).get("seed", "")),
-        metrics.get("finished", f"{moment:%Y-%m-%d}")[:10],
+        str(metrics["training"]["seed"]),
+        metrics["finished"][:10],
     )
-    group = (data["split_protocol"], title.removesuffix(f", {shots} per class"), test["n"])
+    group = (data["split_protocol"], title, test["n"])
     return LeaderboardRow(group, run, test["accuracy"], low, high, facts)
 
 
-def format_leaderboard(rows: list[LeaderboardRow], left_out: list[str]) -> str:
+def format_leaderboard(rows: list[LeaderboardRow]) -> str:
     """Return a table for each group; runs of equal accuracy share a rank."""
     lines: list[str] = []
     for (_, data, n), group in itertools.groupby(rows, key=lambda row: row.group):
@@ -102,7 +93,5 @@ def format_leaderboard(rows: list[LeaderboardRow], left_out: list[str]) -> str:
             for row in runs
         ]
         lines += [f"{data}, {n} test images", "", align_columns([COLUMNS, *table]), ""]
-    if left_out:
-        lines.append(f"Without test figures: {', '.join(left_out)}.")
     lines.append("To test whether two runs differ, use --compare.")
     return escape_unprintable("\n".join(lines), keep="\n")

@@ -123,7 +123,7 @@ def classify_images(
 
 
 def classify_folder(
-    model: SiglipClassifier, processor: Any, folder: str, dtype: str = "float32"
+    model: SiglipClassifier, processor: Any, folder: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return features (N, D) and logits (N, C) float32 of the images below a folder.
 
@@ -142,11 +142,14 @@ def classify_folder(
     pixels = [batch.pixels for batch in batches if len(batch.pixels)]
     if not pixels:
         raise InputError(f"No image in {folder} can be read; name a folder of images.")
-    return _classify_pixels(model, processor, pixels, dtype)
+    return _classify_pixels(model, processor, pixels)
 
 
 def _classify_pixels(
-    model: SiglipClassifier, processor: Any, batches: Iterable[torch.Tensor], dtype: str
+    model: SiglipClassifier,
+    processor: Any,
+    batches: Iterable[torch.Tensor],
+    dtype: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     engine = prepare_engine(model, processor, dtype)
     outputs = torch.cat([engine.classify_with_features(part).cpu() for part in batches]).numpy()

@@ -31,26 +31,22 @@ def normalize_rows(features: np.ndarray) -> np.ndarray:
 
 
 def find_neighbors(
-    features: np.ndarray, queries: np.ndarray | None, count: int, device: torch.device | None = None
+    features: np.ndarray, queries: np.ndarray, count: int, device: torch.device | None = None
 ) -> Neighbors:
     """Find the rows that are most similar to each query.
 
     Args:
         features: The rows to search (N, D) float32.
-        queries: (M, D) float32; None searches the other rows for each of the rows.
+        queries: (M, D) float32.
         count: K; all rows if there are fewer.
         device: Where to compute.
     """
     known = torch.from_numpy(normalize_rows(features)).to(device)
-    asked = known if queries is None else torch.from_numpy(normalize_rows(queries)).to(device)
-    count = min(count, len(known) - (queries is None))
+    asked = torch.from_numpy(normalize_rows(queries)).to(device)
+    count = min(count, len(known))
     rows, cosines = [], []
     for start in range(0, len(asked), _BLOCK_ROWS):
-        block = asked[start : start + _BLOCK_ROWS] @ known.T
-        if queries is None:
-            own = torch.arange(len(block), device=block.device)
-            block[own, own + start] = -torch.inf
-        nearest = block.topk(count, dim=1)
+        nearest = (asked[start : start + _BLOCK_ROWS] @ known.T).topk(count, dim=1)
         rows.append(nearest.indices.cpu())
         cosines.append(nearest.values.cpu())
     return Neighbors(torch.cat(rows).numpy(), torch.cat(cosines).numpy())

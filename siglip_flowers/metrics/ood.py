@@ -5,12 +5,11 @@ Every score is higher for images of known classes.
 
 import numpy as np
 
-from siglip_flowers.metrics.neighbors import find_neighbors, normalize_rows
+from siglip_flowers.metrics.neighbors import normalize_rows
 
 # Computed from logits alone, by score_logits.
 LOGIT_SCORES = ("max_probability", "max_logit", "energy")
 ACCEPTED = 0.95
-NEIGHBORS = 10
 
 
 def score_logits(logits: np.ndarray, score: str, activation: str = "softmax") -> np.ndarray:
@@ -65,27 +64,6 @@ def score_class_means(class_means: np.ndarray, features: np.ndarray) -> np.ndarr
     """
     means = normalize_rows(np.asarray(class_means, dtype=np.float64))
     scores: np.ndarray = (normalize_rows(np.asarray(features, dtype=np.float64)) @ means.T).max(1)
-    return scores
-
-
-def score_neighbors(
-    features: np.ndarray, queries: np.ndarray, neighbors: int = NEIGHBORS
-) -> np.ndarray:
-    """Return minus the distance of each query to its k-th nearest training image: (M,) float64.
-
-    The distances are those of features scaled to length 1.
-
-    Args:
-        features: Of the training images, (N, D).
-        queries: (M, D).
-        neighbors: k, at most N.
-
-    Source: Sun et al. 2022, "Out-of-distribution detection with deep nearest neighbors".
-    """
-    known, asked = (np.asarray(each, dtype=np.float64) for each in (features, queries))
-    cosines = find_neighbors(known, asked, neighbors).cosines[:, -1]
-    # |a - b|^2 = 2 - 2 cos(a, b); rounding may take it below 0.
-    scores: np.ndarray = -np.sqrt(np.maximum(2 - 2 * cosines, 0))
     return scores
 
 

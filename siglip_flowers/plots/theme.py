@@ -174,9 +174,9 @@ def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
 
 
 def to_svg(figure: Figure) -> str:
-    """Return a figure as an SVG element with a transparent ground and texts as text."""
+    """Return a figure as an SVG element with texts as text."""
     buffer = io.StringIO()
     facts = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    _render(figure, buffer, format="svg", transparent=True, metadata=facts)
+    _render(figure, buffer, format="svg", metadata=facts)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

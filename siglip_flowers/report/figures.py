@@ -1,7 +1,5 @@
 """The figures of a report: each is drawn once, for the page and as PNG for papers."""
 
-from dataclasses import dataclass, field
-
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,31 +7,21 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from siglip_flowers.base.text import count
-from siglip_flowers.metrics.calibration import ReliabilityBin
+from siglip_flowers.base.text import count, escape_unprintable
+from siglip_flowers.metrics.calibration import risk_coverage
 from siglip_flowers.plots import figures, theme
-from siglip_flowers.report.contents import Report, describe_rows, percent
+from siglip_flowers.report.analysis import RISK, Report
 
 # More names of classes would fill the figure.
 _LEGEND_CLASSES, _LEGEND_LETTERS = 20, 24
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure, and what its marks tell in the page.
-
-    Attributes:
-        figure: The figure.
-        labels: One text per mark of each collection, by the collection's id, in drawing order.
-        rows: The images that the marks of a collection stand for, by its id.
-    """
-
-    figure: Figure
-    labels: dict[str, list[str]] = field(default_factory=dict)
-    rows: dict[str, list[int]] = field(default_factory=dict)
+def percent(value: float, digits: int = 2) -> str:
+    """Return a share as text."""
+    return f"{100 * value:.{digits}f} %"
 
 
-def draw_figures(report: Report) -> dict[str, Drawing]:
+def draw_figures(report: Report) -> dict[str, Figure]:
     """Return all figures by name; the PNG files have the same names."""
     return {
         "reliability": draw_reliability(report),
@@ -43,85 +31,112 @@ def draw_figures(report: Report) -> dict[str, Drawing]:
     }
 
 
-def draw_reliability(report: Report) -> Drawing:
-    """Draw accuracy by confidence, before and after temperature scaling."""
-    shown = [("as trained", report.calibration)]
-    if report.calibrated is not None:
-        shown.append((f"temperature {report.calibrated.temperature:.3g}", report.calibrated))
-    figure = theme.make_figure(4.2 * len(shown), 4.2)
-    labels = {}
-    for number, (title, calibration) in enumerate(shown):
-        axes = figure.add_subplot(1, len(shown), number + 1)
-        labels[f"reliability-{number}"] = _draw_bins(axes, calibration.bins, number)
-        ece = percent(calibration.ece_equal_width)
-        axes.set_title(f"{title}: ECE {ece}", loc="left", fontsize=10, color=theme.TEXT_COLOR)
-    return Drawing(figure, labels)
+def describe_marks(report: Report) -> dict[str, list[str]]:
+    """Return what the marks of the figures tell in the page, by the id of their collection.
 
-
-def _draw_bins(axes: Axes, bins: list[ReliabilityBin], number: int) -> list[str]:
-    theme.style_axes(axes)
-    bars = PolyCollection(
-        [
-            [(row.low, 0), (row.high, 0), (row.high, row.accuracy), (row.low, row.accuracy)]
-            for row in bins
+    The texts are in drawing order; those of ``map`` are the captions of its images.
+    """
+    numbers, captions = report.numbers, report.captions
+    shown, counts = _order_confusion(report)
+    support = counts.sum(axis=1)
+    marks = {
+        "confusion": [
+            escape_unprintable(
+                f"{shown[row]} → {shown[column]}: {counts[row, column]} of "
+                f"{count(int(support[row]), 'image')} "
+                f"({percent(counts[row, column] / support[row], 1)})"
+            )
+            for row, column in np.argwhere(counts).tolist()
         ],
+        "map": [captions[report.result.ids[row]] for row in report.map_rows],
+    }
+    for name in ("calibration", "calibrated"):
+        if numbers[name] is not None:
+            marks[f"bins-{name}"] = [
+                f"confidence {percent(each['low'], 1)} to {percent(each['high'], 1)}: "
+                f"{count(each['n'], 'image')}, mean confidence {percent(each['confidence'], 1)}, "
+                f"accuracy {percent(each['accuracy'], 1)}"
+                for each in numbers[name]["bins"]
+            ]
+    return marks
+
+
+def draw_reliability(report: Report) -> Figure:
+    """Draw accuracy by confidence, before and after temperature scaling."""
+    shown = {
+        name: report.numbers[name]
+        for name in ("calibration", "calibrated")
+        if report.numbers[name] is not None
+    }
+    figure = theme.make_figure(4.2 * len(shown), 4.2)
+    for number, (name, values) in enumerate(shown.items(), 1):
+        axes = figure.add_subplot(1, len(shown), number)
+        _draw_bins(axes, values["bins"]).set_gid(f"bins-{name}")
+        title = "as trained" if number == 1 else f"temperature {values['temperature']:.3g}"
+        _set_title(axes, f"{title}: ECE {percent(values['ece_equal_width'])}")
+    return figure
+
+
+def _draw_bins(axes: Axes, bins: list[dict[str, float]]) -> PolyCollection:
+    theme.style_axes(axes)
+    corners = [(row["low"], row["high"], row["accuracy"]) for row in bins]
+    bars = PolyCollection(
+        [[(low, 0), (high, 0), (high, top), (low, top)] for low, high, top in corners],
         facecolors=theme.TRAIN_COLOR,
         edgecolors="white",
     )
-    bars.set_gid(f"reliability-{number}")
     axes.add_collection(bars)
-    means = [row.confidence for row in bins]
+    means = [row["confidence"] for row in bins]
     axes.plot(means, means, "_", color=theme.VALIDATION_COLOR, label="mean confidence")
     axes.lines[-1].set(markersize=12, markeredgewidth=2)
     axes.plot([0, 1], [0, 1], color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=theme.TEXT_COLOR)
-    return [
-        f"confidence {percent(row.low, 1)} to {percent(row.high, 1)}: {count(row.n, 'image')}, "
-        f"mean confidence {percent(row.confidence, 1)}, accuracy {percent(row.accuracy, 1)}"
-        for row in bins
-    ]
+    return bars
 
 
-def draw_risk_coverage(report: Report) -> Drawing:
+def _set_title(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, color=theme.TEXT_COLOR)
+
+
+def draw_risk_coverage(report: Report) -> Figure:
     """Draw the share of errors among the images that are kept, by how many are kept."""
     figure = theme.make_figure(4.8, 4.2)
     axes = figure.add_subplot()
     theme.style_axes(axes)
-    selective = report.selective
-    axes.plot(100 * selective.coverage, 100 * selective.risk, color=theme.TRAIN_COLOR, linewidth=2)
-    axes.axhline(5, color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
+    selective = report.numbers["selective"]
+    coverage, risk = risk_coverage(report.confidence, report.predicted == report.result.labels)
+    axes.plot(100 * coverage, 100 * risk, color=theme.TRAIN_COLOR, linewidth=2)
+    axes.axhline(100 * RISK, color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="coverage: images kept, %", ylabel="risk: errors among them, %", xlim=(0, 101))
     axes.set_ylim(bottom=0)
-    title = f"AURC {selective.aurc:.4f} (lowest possible {selective.best_aurc:.4f})"
-    axes.set_title(title, loc="left", fontsize=10, color=theme.TEXT_COLOR)
-    return Drawing(figure)
+    aurc, lowest = selective["aurc"], selective["best_aurc"]
+    _set_title(axes, f"AURC {aurc:.4f} (lowest possible {lowest:.4f})")
+    return figure
 
 
-def draw_confusion(report: Report) -> Drawing:
+def _order_confusion(report: Report) -> tuple[list[str], np.ndarray]:
+    """Return class names and confusion matrix with confused classes side by side."""
+    order = report.numbers["class_order"]
+    counts = np.asarray(report.numbers["confusion"])[np.ix_(order, order)]
+    return [report.numbers["class_names"][label] for label in order], counts
+
+
+def draw_confusion(report: Report) -> Figure:
     """Draw the confusion matrix with confused classes side by side."""
-    order, names = report.class_order, report.names
-    counts = report.confusion[np.ix_(order, order)]
-    shown = [names[label] for label in order]
-    figure = figures.draw_confusion(counts, shown)
-    support = np.maximum(counts.sum(axis=1), 1)
-    labels = [
-        f"{shown[row]} → {shown[column]}: {counts[row, column]} of "
-        f"{count(int(support[row]), 'image')} ({percent(counts[row, column] / support[row], 1)})"
-        for row, column in np.argwhere(counts).tolist()
-    ]
-    return Drawing(figure, {"confusion": labels})
+    shown, counts = _order_confusion(report)
+    return figures.draw_confusion(counts, shown)
 
 
-def draw_feature_map(report: Report) -> Drawing:
+def draw_feature_map(report: Report) -> Figure:
     """Draw images as points by their features, with a legend; ringed points are mistakes."""
     figure = theme.make_figure(9, 6.2)
     axes = figure.add_subplot()
-    rows = report.feature_map.rows
-    labels, order = report.result.labels[rows], report.class_order
+    rows, order = report.map_rows, report.numbers["class_order"]
+    labels = report.result.labels[rows]
     colors = matplotlib.colormaps["hsv"](np.argsort(order) / len(order))
     wrong = report.predicted[rows] != labels
-    x, y = report.feature_map.places.T
+    x, y = report.map_places.T
     points = axes.scatter(
         x,
         y,
@@ -135,12 +150,9 @@ def draw_feature_map(report: Report) -> Drawing:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    title = f"{count(len(rows), 'image')} by their features ({report.feature_map.method})"
-    axes.set_title(title, loc="left", fontsize=10, color=theme.TEXT_COLOR)
-    _add_legend(figure, report, [int(label) for label in order if label in labels], colors)
-    captions = describe_rows(report)
-    chosen = rows.tolist()
-    return Drawing(figure, {"map": [captions[row] for row in chosen]}, {"map": chosen})
+    _set_title(axes, f"{count(len(rows), 'image')} by their features (t-SNE)")
+    _add_legend(figure, report, [label for label in order if label in labels], colors)
+    return figure
 
 
 def _add_legend(figure: Figure, report: Report, classes: list[int], colors: np.ndarray) -> None:
@@ -150,7 +162,7 @@ def _add_legend(figure: Figure, report: Report, classes: list[int], colors: np.n
     handles = [ring]
     if len(classes) <= _LEGEND_CLASSES:
         for label in classes:
-            name = theme.shorten(report.names[label], _LEGEND_LETTERS)
+            name = theme.shorten(report.numbers["class_names"][label], _LEGEND_LETTERS)
             handles.append(
                 Line2D([], [], marker="o", linestyle="", color=colors[label], label=name)
             )

@@ -1,4 +1,4 @@
-"""The options of ``eval.py`` that ask for a report."""
+"""The option of ``eval.py`` that asks for a report."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,12 @@ from siglip_flowers.config.rules import Rule
 
 @dataclass
 class ReportArguments:
-    """Whether to write a report, and with which images of unknown classes."""
+    """Whether to write a report."""
 
     report: bool = option(
         False,
         "Write a report (report.html, metrics.json, PNG) to report_SPLIT in --output_dir, or else "
         "in the run's directory, and print a summary.",
-    )
-    unknown_dir: str | None = option(
-        None,
-        "--report: a folder of images of no class, to report how well scores separate them.",
-        path=True,
     )
 
     @property
@@ -33,10 +28,5 @@ RULES = (
         lambda options: options.report and options.zero_shot and options.output_dir is None,
         "--report with --zero_shot requires --output_dir. Name a directory.",
         "--report --zero_shot --model_name_or_path checkpoint",
-    ),
-    Rule(
-        lambda options: options.unknown_dir is not None and not options.report,
-        "--unknown_dir {unknown_dir} requires --report. Add --report.",
-        "--unknown_dir images",
     ),
 )

@@ -96,8 +96,9 @@
     tip.style.top = `${above > 8 ? above : Math.min(place.bottom + 8, innerHeight - height - 8)}px`;
   };
   const sources = new Map();
-  for (const [id, { labels, images }] of Object.entries(collections)) {
-    const drawn = [...document.querySelectorAll(`#${id} use, #${id} path`)]
+  for (const [id, labels] of Object.entries(collections.labels)) {
+    const images = collections.images[id] || [];
+    const drawn = [...document.querySelectorAll(`g#${id} use, g#${id} path`)]
       .filter((mark) => !mark.closest("defs"));
     drawn.forEach((mark, number) => {
       mark.classList.add("mark");
