@@ -49,20 +49,15 @@ def check_cache_directories() -> None:
     The libraries would end in a traceback, some of them while they are imported.
     """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    directories = {
-        "HF_HOME": os.environ.get("HF_HOME") or f"{home}/huggingface",
-        "SIGLIP_FLOWERS_CACHE": os.environ.get("SIGLIP_FLOWERS_CACHE"),
-    }
-    for variable, name in directories.items():
-        if name is None:
-            continue
-        directory = Path(name).expanduser()
+    for variable, default in (("HF_HOME", f"{home}/huggingface"), ("SIGLIP_FLOWERS_CACHE", "")):
+        name = os.environ.get(variable) or default
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            if name:
+                Path(name).expanduser().mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
-                f"The cache directory {directory} cannot be created ({error.strerror}). Set "
-                f"{variable} to another directory."
+                f"The cache directory {name} cannot be created ({error.strerror}). Set {variable} "
+                "to another directory."
             ) from error
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -33,8 +34,6 @@ COMMAND = Command(
         "siglip-flowers predict '**/*.png' --top_k 1 --json",
     ),
 )
-# Fewer images are classified before anyone could read a progress bar.
-SILENT_IMAGES = 200
 CSV_COLUMNS = ("image", "rank", "label", "score", "known")
 UNKNOWN = "not one of the known classes; nearest:"
 MAX_NAME_WIDTH = 60
@@ -63,6 +62,7 @@ def _predict(options: PredictionArguments) -> None:
         from siglip_flowers.inference.classifier import SiglipImageClassifier
 
     found = find_images(options.paths, list_image_extensions())
+    threshold: Any = "fitted" if options.threshold is None else options.threshold
     classifier = SiglipImageClassifier.from_pretrained(
         str(options.model),
         dtype=options.dtype,
@@ -72,17 +72,12 @@ def _predict(options: PredictionArguments) -> None:
         num_workers=options.num_workers,
         allow_urls=options.allow_urls,
         calibrated=options.calibrated,
-        threshold=None
-        if options.no_threshold
-        else "fitted"
-        if options.threshold is None
-        else options.threshold,
+        threshold=None if options.no_threshold else threshold,
     )
-    kind = "json" if options.json else "csv" if options.csv else "table"
     # They stay 0 if the reader of standard output closes it before the end.
     total = broken = 0
     with _open_output(options.output) as output:
-        total, broken = _write_predictions(classifier, found, kind, options.top_k, output)
+        total, broken = _write_predictions(classifier, found, options, output)
     if broken:
         raise RunError(
             f"{broken} of {count(total, 'image')} could not be read and "
@@ -91,24 +86,22 @@ def _predict(options: PredictionArguments) -> None:
 
 
 def _write_predictions(
-    classifier: "SiglipImageClassifier", found: list[str], kind: str, top_k: int, output: TextIO
+    classifier: "SiglipImageClassifier",
+    found: list[str],
+    options: PredictionArguments,
+    output: TextIO,
 ) -> tuple[int, int]:
     """Classify and write results as they come; return the numbers of images and of broken ones."""
     # See _predict.
     from tqdm import tqdm
 
-    heading, format_image = choose_formatter(kind, found)
-    listed = STANDARD_INPUT in found
+    heading, format_image = choose_formatter(options, found)
     total = broken = 0
-    with tqdm(
-        total=None if listed else len(found),
-        unit="image",
-        # None: only if there is no terminal.
-        disable=True if not listed and len(found) < SILENT_IMAGES else None,
-        leave=False,
-    ) as bar:
+    listed = STANDARD_INPUT in found
+    # A bar only on a terminal.
+    with tqdm(total=None if listed else len(found), unit="image", disable=None, leave=False) as bar:
         output.write(heading)
-        for prediction in classifier.stream(insert_list(found, sys.stdin), top_k):
+        for prediction in classifier.stream(insert_list(found, sys.stdin), options.top_k):
             name = str(prediction.source)
             total += 1
             bar.update()
@@ -140,25 +133,23 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def choose_formatter(kind: str, names: list[str]) -> tuple[str, Formatter]:
-    """Return the heading of a format ("" for none) and the function that formats one image.
+def choose_formatter(options: PredictionArguments, names: list[str]) -> tuple[str, Formatter]:
+    """Return the heading of the output ("" for none) and the function that formats one image.
 
     Args:
-        kind: ``table``, ``json`` or ``csv``.
+        options: ``json`` or ``csv``, or a table without either.
         names: Names of images, as far as they are known, for the width of the table's column.
     """
-    if kind == "json":
+    if options.json:
         return "", format_json_line
-    if kind == "csv":
+    if options.csv:
         return format_csv([CSV_COLUMNS]), format_csv_lines
-    width = max([len("image"), *(len(escape_unprintable(name)) for name in names)])
-    width = min(width, MAX_NAME_WIDTH)
-    heading = f"{'image':<{width}}    score  class\n"
-    return heading, lambda name, results, known: format_table_lines(name, results, known, width)
+    width = min(max(len(escape_unprintable(name)) for name in ("image", *names)), MAX_NAME_WIDTH)
+    return f"{'image':<{width}}    score  class\n", partial(format_table_lines, width)
 
 
 def format_table_lines(
-    name: str, results: list[dict[str, Any]], known: bool | None, width: int
+    width: int, name: str, results: list[dict[str, Any]], known: bool | None
 ) -> str:
     """Return one line per class, the first with the image's name.
 
@@ -191,15 +182,8 @@ def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | Non
 
     ``known`` is ``true``, ``false``, or empty without a threshold.
     """
+    passes = "" if known is None else str(known).lower()
     return format_csv(
-        [
-            (
-                name,
-                rank,
-                result["label"],
-                float(result["score"]),
-                "" if known is None else str(known).lower(),
-            )
-            for rank, result in enumerate(results, 1)
-        ]
+        (name, rank, result["label"], float(result["score"]), passes)
+        for rank, result in enumerate(results, 1)
     )

@@ -1,6 +1,5 @@
 """The Trainer's arguments, filled from our options."""
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from typing import ClassVar
@@ -36,12 +35,7 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         Raises:
             InputError: This machine or this version of transformers cannot do what they ask for.
         """
-        return cls(
-            **{
-                field.name: getattr(options, field.name)
-                for field in dataclasses.fields(TrainingOptions)
-            }
-        )
+        return cls(**vars(options))
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)

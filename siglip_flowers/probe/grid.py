@@ -47,7 +47,8 @@ def make_run(probe: ProbeArguments, data: DataArguments) -> ProbeRun:
     model = ModelArguments(
         model_name_or_path=probe.model_name_or_path,
         trainable="head",
-        pooling=_choose_tower(probe),
+        # A tower with attention pooling gives both poolings in one pass.
+        pooling="map" if "map" in probe.poolings else "mean",
         image_size=probe.image_size,
         max_num_patches=probe.max_num_patches,
     )
@@ -60,11 +61,6 @@ def make_run(probe: ProbeArguments, data: DataArguments) -> ProbeRun:
         report_to=probe.report_to,
     )
     return ProbeRun(data, AugmentationArguments(augment=False), model, training, probe)
-
-
-def _choose_tower(probe: ProbeArguments) -> str:
-    # A tower with attention pooling gives both poolings in one pass.
-    return "map" if "map" in probe.poolings else "mean"
 
 
 def fit_grid(
@@ -86,7 +82,8 @@ def fit_grid(
         for split in data.splits
     }
     labels = {split: get_labels(rows) for split, rows in data.splits.items()}
-    fits: list[tuple[dict[str, Any], HeadFit]] = []
+    fits: list[HeadFit] = []
+    rows: list[dict[str, Any]] = []
     for pooling, weights in itertools.product(probe.poolings, probe.class_weights):
         train, validation = (
             (features[split][pooling], labels[split]) for split in ("train", "validation")
@@ -99,18 +96,13 @@ def fit_grid(
             balanced=weights == "balanced",
             device=arguments.training.device,
         )
-        fits += [({"pooling": pooling, "class_weights": weights}, fit) for fit in found]
-    best = choose_fit([fit for _, fit in fits])
-    rows = [
-        {
-            **setting,
-            "penalty": fit.penalty,
-            "validation_accuracy": fit.validation_accuracy,
-            "validation_nll": fit.validation_nll,
-            "chosen": fit is best,
-        }
-        for setting, fit in fits
-    ]
+        fits += found
+        for fit in found:
+            figures = {name: value for name, value in vars(fit).items() if name != "head"}
+            rows.append({"pooling": pooling, "class_weights": weights, **figures})
+    best = choose_fit(fits)
+    for row, fit in zip(rows, fits, strict=True):
+        row["chosen"] = fit is best
     chosen = next(row for row in rows if row["chosen"])
     neighbors = _measure_neighbors(arguments, features, labels, chosen["pooling"])
     if PartialState().is_main_process:

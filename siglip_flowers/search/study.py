@@ -242,13 +242,9 @@ def run_trials(search: Search, trials: int, worker: int = 0) -> None:
             study.tell(trial, row[metric])
             outcome = f"{metric.removeprefix('eval_')} {row[metric]:.4f} at epoch {row['epoch']:g}"
         shutil.rmtree(directory, ignore_errors=True)
-        options = ", ".join(f"{name} {_format(value)}" for name, value in trial.params.items())
+        options = ", ".join(f"{name} {value}" for name, value in trial.params.items())
         finished = f"[{_count_finished(study)}/{search.options.n_trials}]"
         print(f"{finished} trial {trial.number}: {outcome}; {options}", flush=True)
-
-
-def _format(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write_report(search: Search, study: optuna.Study) -> Path | None:
@@ -264,7 +260,7 @@ def write_report(search: Search, study: optuna.Study) -> Path | None:
     run = change_options(search.run, {**best.params, "output_dir": str(search.directory / "best")})
     header = (
         f"# Trial {best.number} of the search in {search.directory}: "
-        f"{name_metric(run).removeprefix('eval_')} {best.value}.\n"
+        f"{run.training.metric_for_best_model} {best.value}.\n"
         f"# Train it with: python train.py --config {path}\n"
     )
     write_text(path, header + run.dump())

@@ -195,13 +195,10 @@ class _Report(TrainerCallback):
     """
 
     def __init__(self, trial: optuna.Trial, run: RunArguments) -> None:
-        training = run.training
         self.trial = trial
+        self.training = run.training
         self.key = name_metric(run)
-        self.maximize = bool(training.greater_is_better)
-        self.keeps_best = training.load_best_model_at_end
         self.rows: list[dict[str, float]] = []
-        self._reported = 0
 
     def attach(self, trainer: SiglipTrainer) -> None:
         """Watch a Trainer, and keep the rows of its log off the terminal."""
@@ -227,22 +224,23 @@ class _Report(TrainerCallback):
                 raise optuna.TrialPruned
 
     def _report(self, state: TrainerState) -> None:
+        reported = len(self.rows)
         self.rows = [row for row in state.log_history if self.key in row]
-        for number, row in enumerate(self.rows[self._reported :], start=self._reported + 1):
+        for number, row in enumerate(self.rows[reported:], start=reported + 1):
             if not math.isfinite(row[self.key]):
                 raise BadStepError(f"{self.key} is {row[self.key]} at epoch {row['epoch']}")
             self.trial.report(row[self.key], number)
-            self._reported = number
 
     def find_best(self) -> dict[str, float]:
         """Return the evaluation of the weights that the run would keep."""
         if not self.rows:
             raise InputError("The training ended before its first evaluation; train longer.")
-        if not self.keeps_best:
+        if not self.training.load_best_model_at_end:
             return self.rows[-1]
-        return (max if self.maximize else min)(self.rows, key=lambda row: row[self.key])
+        choose = max if self.training.greater_is_better else min
+        return choose(self.rows, key=lambda row: row[self.key])
 
 
 def name_metric(run: RunArguments) -> str:
     """Return the metric that trials are compared by, as the Trainer's log names it."""
-    return f"eval_{str(run.training.metric_for_best_model).removeprefix('eval_')}"
+    return f"eval_{run.training.metric_for_best_model}"
