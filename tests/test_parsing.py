@@ -32,7 +32,7 @@ NON_DEFAULT = [
     *("--eval_strategy", "steps", "--eval_steps", "0.25", "--save_strategy", "steps"),
     *("--save_steps", "0.25", "--gradient_checkpointing", "--early_stopping_patience", "2"),
     *("--max_grad_norm", "0.5", "--run_name", "день 1: #x", "--head_learning_rate", "1e-2"),
-    *("--adam_epsilon", "1e-9", "--torch_empty_cache_steps", "7", "--augment", "no"),
+    *("--adam_epsilon", "1e-9", "--ddp_timeout", "7", "--augment", "no"),
 ]
 
 

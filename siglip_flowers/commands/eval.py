@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.text import escape_unprintable
@@ -20,9 +20,6 @@ from siglip_flowers.commands.models import follow_run
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
-
-if TYPE_CHECKING:
-    from siglip_flowers.evaluation.run import Evaluation
 
 COMMAND = Command(
     name_program("eval"),
@@ -110,8 +107,10 @@ def _run(
         from accelerate import PartialState
 
         from siglip_flowers.evaluation.run import (
+            format_metrics,
             list_metrics,
             prepare_evaluation,
+            read_choice,
             run_evaluation,
             write_evaluation,
         )
@@ -129,26 +128,17 @@ def _run(
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)
     assert evaluation.result is not None
+    metrics = list_metrics(evaluation.result)
     if PartialState().is_main_process:
         if show:
-            _print_metrics(evaluation)
+            print(escape_unprintable(evaluation.title))
+            print(f"Computed in {options.dtype} on {evaluation.environment['device']}.")
+            print(format_metrics({options.split: metrics}, evaluation.intervals))
+            if not options.zero_shot:
+                for line in read_choice(run):
+                    print(escape_unprintable(line))
         if options.output_dir is not None:
             write_evaluation(evaluation, Path(options.output_dir))
         for extension in extensions:
             extension.write(evaluation)
-    metrics = list_metrics(evaluation.result)
     return EvaluationResult(metrics, evaluation.intervals, output_dir, evaluation.title)
-
-
-def _print_metrics(evaluation: "Evaluation") -> None:
-    # See _run.
-    from siglip_flowers.evaluation.run import format_metrics, list_metrics, read_choice
-
-    options = evaluation.options
-    assert evaluation.result is not None
-    print(escape_unprintable(evaluation.title))
-    print(f"Computed in {options.dtype} on {evaluation.environment['device']}.")
-    print(format_metrics({options.split: list_metrics(evaluation.result)}, evaluation.intervals))
-    if not options.zero_shot:
-        for line in read_choice(Path(str(options.model)).parent):
-            print(escape_unprintable(line))

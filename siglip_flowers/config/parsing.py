@@ -118,7 +118,7 @@ class Command:
             found = read_yaml(path)
             # A saved configuration has paths as seen from the working directory.
             layers.append((str(path), found, None if read_version(path) else path.parent))
-        for source, found, folder in (*layers, ("the command", options, None)):
+        for source, found, folder in (*layers, ("the call", options, None)):
             for name, value in drop_removed(found, set(fields), source).items():
                 values[name] = convert(name, hints[name], value, source)
                 if kind := fields[name].metadata.get("path"):

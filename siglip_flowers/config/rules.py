@@ -214,16 +214,13 @@ TRAIN_RULES = DATA_RULES + _MODEL_RULES + _TRAINER_RULES + _LAUNCH_RULES
 EVAL_RULES = (
     *DATA_RULES,
     Rule(
-        lambda o: o.zero_shot != (o.model_name_or_path is not None),
-        "--zero_shot and --model_name_or_path require each other; a trained model is named with "
-        "--model.",
+        lambda o: (
+            o.zero_shot != (o.model_name_or_path is not None)
+            or (o.zero_shot and o.model is not None)
+        ),
+        "--zero_shot evaluates the checkpoint of --model_name_or_path, and requires it; a trained "
+        "model is named with --model alone.",
         "--zero_shot",
-    ),
-    Rule(
-        lambda o: o.zero_shot and o.model is not None,
-        "--model {model} is a trained model, but --zero_shot evaluates a checkpoint; remove one of "
-        "them.",
-        "--model results/x --zero_shot --model_name_or_path x",
     ),
 )
 PREDICT_RULES = (

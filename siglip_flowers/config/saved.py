@@ -63,6 +63,7 @@ _ON = """
 REMOVED: dict[str, Any] = {
     **dict.fromkeys(_OFF.split(), False),
     **dict.fromkeys(_ON.split(), True),
+    **dict.fromkeys(("eval_accumulation_steps", "torch_empty_cache_steps")),
     "class_weights": "none",
     "probe_solver": "adamw",
     "augmented_views": 8,

@@ -66,24 +66,19 @@ def parse_optim_args(optim_args: str | None) -> dict[str, str]:
 
 
 @dataclass
-class InheritedOptions(Options):
-    """Options of ``transformers.TrainingArguments`` that are accepted, with our defaults.
+class TrainingOptions(Options):
+    """Training: the recipe, its schedule, logging and saving."""
 
-    No other option of that class is known on the command line or in a file.
-    """
-
+    # Options of transformers.TrainingArguments; no other option of that class is known on the
+    # command line or in a file.
     output_dir: str = common("results", "Where everything is written.", path="output")
     num_train_epochs: float = common(10.0, "Passes over the training images.", positive)
     max_steps: int = common(-1, "Number of steps, instead of --num_train_epochs; -1: no limit.")
     per_device_train_batch_size: int = common(64, "Training images per device and step.", positive)
     per_device_eval_batch_size: int = option(128, "Evaluation images per device.", positive)
     gradient_accumulation_steps: int = common(1, "Batches per optimizer step.", positive)
-    learning_rate: float = common(
-        2e-5, "Peak rate of the encoder: 1e-5 to 3e-5 for released ones, else more.", positive
-    )
-    weight_decay: float = common(
-        0.05, "Weight decay except for biases, norms, probe.", not_negative
-    )
+    learning_rate: float = common(2e-5, "Peak rate; 1e-5 to 3e-5 for released encoders.", positive)
+    weight_decay: float = common(0.05, "Weight decay; not of biases, norms, probe.", not_negative)
     optim: str = option("adamw_torch_fused", f"One of {', '.join(OPTIMIZERS)}.", tuple(OPTIMIZERS))
     optim_args: str | None = option(None, "Settings of the optimizer: name=value,name=value.")
     adam_beta1: float = option(0.9, "AdamW's decay of gradients.", between(0, 0.999999))
@@ -111,15 +106,10 @@ class InheritedOptions(Options):
     torch_compile_mode: str | None = option(
         None, "Mode; default: default.", ("default", "reduce-overhead", "max-autotune")
     )
-    torch_empty_cache_steps: int | None = option(
-        None, "Steps after which unused memory is returned to the device; slower.", positive
-    )
     auto_find_batch_size: bool = option(
         False,
         "If memory runs out, halve the batch per device and double --gradient_accumulation_steps. "
-        "A step sees the same images; with --objective contrastive, each has half the negatives. "
-        "Only in a single process; of several, the one that runs out names the smaller batch and "
-        "ends.",
+        "Only in a single process; with --objective contrastive, images have half the negatives.",
     )
     eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.", STRATEGIES)
     eval_steps: float | None = option(
@@ -127,9 +117,6 @@ class InheritedOptions(Options):
     )
     eval_delay: float = option(0.0, "Epochs or steps before the first evaluation.", not_negative)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
-    eval_accumulation_steps: int | None = option(
-        None, "Evaluation steps until predictions move to the CPU; default: at the end.", positive
-    )
     save_strategy: str = option(
         "epoch", "When to save a checkpoint: epoch, steps, best or no.", (*STRATEGIES, "best")
     )
@@ -137,9 +124,7 @@ class InheritedOptions(Options):
         500, "Steps between checkpoints, or below 1 a share of all steps.", steps_or_share
     )
     save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
-    load_best_model_at_end: bool = option(
-        True, "Keep the weights of the best evaluation instead of the last ones."
-    )
+    load_best_model_at_end: bool = option(True, "Keep the best weights instead of the last.")
     metric_for_best_model: str = common(
         "validation_accuracy",
         "Metric that chooses the best evaluation. Whether higher is better follows from its name.",
@@ -149,9 +134,7 @@ class InheritedOptions(Options):
         10, "Steps between log rows, or below 1 a share of all steps.", steps_or_share
     )
     logging_first_step: bool = option(False, "Log the first step too.")
-    logging_nan_inf_filter: bool = option(
-        False, "Hide a loss that is not finite from the log; the check costs time."
-    )
+    logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite; slower.")
     disable_tqdm: bool | None = option(None, "Hide progress bars.")
     report_to: list[str] | None = common(
         None,
@@ -178,9 +161,7 @@ class InheritedOptions(Options):
     dataloader_prefetch_factor: int | None = option(
         None, "Batches that each of those processes prepares ahead; default: 2.", positive
     )
-    dataloader_drop_last: bool = option(
-        False, "Drop the last training batch if it is incomplete; evaluation uses every image."
-    )
+    dataloader_drop_last: bool = option(False, "Drop the last training batch if it is short.")
     dataloader_pin_memory: bool = option(True, "Copy batches through pinned memory, on a GPU.")
     ddp_backend: str | None = option(None, "Backend of DDP: nccl or gloo.", ("nccl", "gloo"))
     ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", positive)
@@ -188,11 +169,7 @@ class InheritedOptions(Options):
         None, "Megabytes of gradients that are exchanged at a time; default: 25.", positive
     )
 
-
-@dataclass
-class TrainingOptions(InheritedOptions):
-    """Training: the recipe, its schedule, logging and saving."""
-
+    # Options of this package.
     overwrite_output_dir: bool = common(False, "Replace what an earlier run left in --output_dir.")
     resume: str = option(
         "auto",
@@ -235,9 +212,7 @@ class TrainingOptions(InheritedOptions):
         CLASS_BALANCES,
     )
     class_balance_strength: float = option(
-        1.0,
-        "Exponent of the class frequencies in --class_balance; 0 has no effect.",
-        between(0, 2),
+        1.0, "Exponent of the class frequencies in --class_balance.", between(0, 2)
     )
     patch_drop: float = option(
         0.0,
@@ -246,9 +221,7 @@ class TrainingOptions(InheritedOptions):
         between(0, 0.9),
     )
     patch_drop_until: float = option(
-        0.8,
-        "Share of all steps after which --patch_drop ends and images are seen whole.",
-        between(0, 1),
+        0.8, "Share of all steps after which --patch_drop ends.", between(0, 1)
     )
     train_text_tower: bool = option(True, "contrastive: train the text tower too.")
     ema: float | None = option(
@@ -273,9 +246,7 @@ class TrainingOptions(InheritedOptions):
         None, "A gradient norm above this, before clipping, counts as not finite too.", positive
     )
     cpu_threads: int | None = option(
-        None,
-        "Threads on a CPU; default: OMP_NUM_THREADS, or this process's share of the cores.",
-        positive,
+        None, "Threads on a CPU; default: OMP_NUM_THREADS, or a share of the cores.", positive
     )
     aim_repo: str | None = option(
         None,
