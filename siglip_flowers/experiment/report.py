@@ -66,6 +66,7 @@ def draw_conclusion(plan: Plan, analysis: Analysis, facts: dict[str, Any]) -> li
     arms, found = analysis.arms, analysis.comparisons[siglip]
     steady, gain = found.measures["steadiness"], f"{100 * CLAIMED_GAIN:+.1f} points"
     fitted = [f"{arms[name].over_seeds['train_accuracy'].mean:.1%}" for name in analysis.claim]
+    heads = ", each the better head of its loss," if len(plan.options.heads) > 1 else ""
     power = f"A true {gain} would be shown in {analysis.power:.0%} of experiments"
     if analysis.power < POWER:
         power += f", and {100 * analysis.detectable:+.1f} points in {POWER:.0%}"
@@ -73,7 +74,7 @@ def draw_conclusion(plan: Plan, analysis: Analysis, facts: dict[str, Any]) -> li
         f"Asked: does fine-tuning with {new} instead of {old} raise test accuracy by "
         f"{gain.lstrip('+')}, and does the validation loss fall more steadily?",
         f"Done: {baseline} at rates {arms[baseline].rates} and {siglip} at rates "
-        f"{arms[siglip].rates} (encoder x factor of the head), each the better head of its loss, "
+        f"{arms[siglip].rates} (encoder x factor of the head){heads} "
         f"with {count(plan.options.claim_seeds, 'seed')} each and {analysis.epochs} epochs on "
         f"{facts['data']}.",
         f"Found: {describe_claim(found.accuracy, steady)}",

@@ -44,7 +44,8 @@ from siglip_flowers.training.trainer import SiglipTrainer
 SETTINGS_FILE = "experiment.yaml"
 # May differ when an experiment is resumed.
 FREE = ("workers", "output_dir", "parts", "commit")
-# Images that a core trains and evaluates per second, of the small checkpoint at 64 pixels.
+# Images that a fast core trains and evaluates per second, of the small checkpoint at 64 pixels;
+# finished runs tell how much slower this one is.
 TRAINED, EVALUATED = 140.0, 400.0
 # Shares of the steps: the rate rises, then is constant, then falls.
 WARMUP, CONSTANT_UNTIL = 0.05, 0.8
@@ -229,12 +230,21 @@ def execute_part(plan: Plan, part: str) -> None:
 def describe_part(plan: Plan, part: str) -> str:
     """Return a line that says what is left of a part, and about how long it takes."""
     runs, left = plan.list_part(part), plan.list_missing(part)
-    minutes = sum(estimate_minutes(plan, run) for run in left)
+    minutes = measure_slowness(plan) * sum(estimate_minutes(plan, run) for run in left)
     more = "; what they find decides on more" if part in ("tuning", "length") and left else ""
     return (
         f"{part}: {len(runs) - len(left)} of {count(len(runs), 'run')} finished, about "
         f"{minutes:.0f} core-minutes left{more}"
     )
+
+
+def measure_slowness(plan: Plan) -> float:
+    """Return how many times their estimate the finished tuning runs took, 1 if there are none."""
+    found = [(run, plan.find(run)) for run in plan.list_part("tuning")]
+    finished = [(run, record) for run, record in found if record is not None]
+    expected = 60 * sum(estimate_minutes(plan, run) for run, _ in finished)
+    taken = sum(record.facts["seconds"] for _, record in finished)
+    return taken / expected if finished else 1.0
 
 
 def estimate_minutes(plan: Plan, run: Run) -> float:
