@@ -20,7 +20,7 @@ from siglip_flowers.config import (
     SiglipTrainingArguments,
 )
 from siglip_flowers.data import ClassificationData, load_data
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, collate_pixels
+from siglip_flowers.data.pixels.tensors import PixelNormalizer
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_image_processor,
@@ -240,7 +240,7 @@ def _draw_batch(trainer: SiglipTrainer, job: TrainingJob) -> tuple[torch.Tensor,
     """Return normalized pixels (B, 3, S, S) float32 and labels (B,) int64 on the device."""
     dataset: Any = trainer.train_dataset
     count = trainer.args.per_device_train_batch_size
-    batch = collate_pixels(dataset.__getitems__([row % len(dataset) for row in range(count)]))
+    batch = dataset.__getitems__([row % len(dataset) for row in range(count)])
     size = job.processor.size["height"]
     pixels = batch["pixel_values"][..., :size, :size].to(job.device)
     return PixelNormalizer(job.processor)(pixels).contiguous(), batch["labels"].to(job.device)

@@ -102,13 +102,11 @@ def test_weights_are_torchs_weighted_mean(tiny, data, tmp_path):
         tiny, data, tmp_path, class_balance="weights", per_device_train_batch_size=40, max_steps=1
     )
     model = trainer.model
-    images = [trainer.train_dataset[row] for row in range(40)]
-    pixels = torch.stack([image["pixel_values"] for image in images])
-    labels = torch.tensor([image["labels"] for image in images])
+    batch = trainer.train_dataset.__getitems__(range(40))
     with torch.no_grad():
-        logits = model(**trainer.normalizer.prepare(pixels)).logits
+        logits = model(**trainer.normalizer.prepare(batch["pixel_values"])).logits
     weights = 1 / torch.tensor([16.0, 12.0, 8.0, 4.0])
-    expected = torch.nn.functional.cross_entropy(logits, labels, weights)
+    expected = torch.nn.functional.cross_entropy(logits, batch["labels"], weights)
     trainer.train()
     (loss,) = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     assert loss == pytest.approx(expected.item(), rel=1e-4)

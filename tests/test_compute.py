@@ -17,8 +17,6 @@ from siglip_flowers.data.pixels.tensors import (
     PixelBatch,
     PixelDataset,
     PixelForm,
-    _copy_stream,
-    _open_stream,
 )
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime import memory
@@ -281,33 +279,3 @@ def test_batch_keeps_row_numbers_in_main_memory():
     assert isinstance(moved, PixelBatch)
     assert moved["pixel_values"].device.type == moved["labels"].device.type == "meta"
     assert moved["index"].tolist() == [5, 7]
-    assert moved.wait() is moved
-
-
-def test_a_gpu_without_a_number_has_the_stream_of_the_current_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
-    _open_stream.cache_clear()
-    streams = {name: _copy_stream(torch.device(name)) for name in ("cuda", "cuda:1", "cuda:0")}
-    _open_stream.cache_clear()
-    assert streams["cuda"] is streams["cuda:1"]
-    assert streams["cuda"] is not streams["cuda:0"]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_batches_copied_on_their_own_stream_arrive_whole(device):
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(5):
-        pixels = torch.randint(0, 256, (64, 3, 224, 224), generator=generator).to(torch.uint8)
-        batch = PixelBatch(
-            pixel_values=pixels.pin_memory(),
-            labels=torch.arange(64).pin_memory(),
-            index=torch.arange(64),
-        )
-        # Copies that are late by a tenth of a second or so: reading without waiting shows.
-        with torch.cuda.stream(_copy_stream(torch.device(device))):
-            torch.cuda._sleep(200_000_000)
-        moved = batch.to(device).wait()
-        read = moved["pixel_values"].clone()
-        assert torch.equal(read.cpu(), pixels)

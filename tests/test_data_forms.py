@@ -23,12 +23,11 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data, read_images
-from siglip_flowers.data.names import describe_similar_names, normalize_name, order_names
+from siglip_flowers.data.names import normalize_name, order_names
 from siglip_flowers.data.rows import get_labels
 
 # How many files of a name with a number: {"train/rose/{}.png": 3}.
 Files = dict[str, int]
-FLOWER_FOLDERS = ("azalea", "Passion_Flower", "tiger-lily")
 
 
 @pytest.fixture(autouse=True)
@@ -86,11 +85,6 @@ SIZES_OF_SPLIT, GIVEN = "4/4/4", "as given"
 FOLDERS = {
     "class folders at the top": Folder(TOP),
     "split folders": Folder(SPLIT, sizes=SIZES_OF_SPLIT, cut=GIVEN),
-    "split folders with capitals, and validation": Folder(
-        {f"{s}/{n}/{{}}.png": 2 for s in ("Train", "validation", "TEST") for n in "ab"},
-        sizes=SIZES_OF_SPLIT,
-        cut=GIVEN,
-    ),
     "no validation folder": Folder(
         {"train/a/{}.png": 10, "train/b/{}.png": 10, "test/a/{}.png": 2, "test/b/{}.png": 1},
         sizes="16/4/3",
@@ -103,14 +97,6 @@ FOLDERS = {
     "a level too deep beside system folders": Folder(
         {"__MACOSX/images/a/{}.png": 2, **{f"images/{k}": v for k, v in TOP.items()}},
         refused=r"Pass --data_dir \S+/images, or move them up",
-    ),
-    "a level too deep in train": Folder(
-        {f"train/images/{name}": count for name, count in TOP.items()},
-        refused=r"Pass --data_dir \S+/train/images",
-    ),
-    "split folders a level deeper": Folder(
-        {f"data/{name}": count for name, count in SPLIT.items()},
-        refused=r"Pass --data_dir \S+/data,",
     ),
     "the folder of a class": Folder({"{}.png": 3}, refused="has no class folders"),
     "one class": Folder({"a/{}.png": 9}, refused=r"all of one class \(a\).* at least two apart"),
@@ -174,7 +160,6 @@ FOLDERS = {
     "flat split folders": Folder(
         {"train/{}.png": 3, "test/{}.png": 3}, refused="has no class folders"
     ),
-    "no train folder": Folder({"test/a/0.png": 1}, refused="has no class folders in train/"),
     "two validation folders": Folder(
         {**SPLIT, "valid/a/{}.png": 2}, refused="two validation folders, val and valid"
     ),
@@ -187,13 +172,11 @@ FOLDERS = {
     "an empty split": Folder(
         {"train/a": 0, "test/a/0.png": 1}, refused="no images in the class folders of the train"
     ),
-    "Russian names": Folder({"кот/{}.png": 10, "лев/{}.png": 10}, "кот лев"),
-    "numbers": Folder({"10/{}.png": 10, "9/{}.png": 10}, "9 10"),
     "a class of one image": Folder(
         {**TOP, "c/0.png": 1},
         "a b c",
         "13/4/4",
-        said=(r"1 class has fewer images than the 3 splits .*: c \(1\).$",),
+        said=(r"Classes with fewer images than the 3 splits .*: c \(1\).$",),
     ),
     "two images per class": Folder(
         {"a/{}.png": 2, "b/{}.png": 2},
@@ -225,13 +208,6 @@ def test_image_folders(case, tmp_path, caplog) -> None:
             assert normalize_name(name.split("/")[0]) == normalize_name(data.class_names[label])
 
 
-def test_folders_of_flowers_are_mapped_by_name(tmp_path) -> None:
-    for split in ("train", "val", "test"):
-        write_files(tmp_path / split, {f"{name}/{split}{{}}.png": 2 for name in FLOWER_FOLDERS})
-    data = load(tmp_path, allow_duplicates=True)
-    assert data.class_names == ["tiger lily", "azalea", "passion flower"]  # 6, 72, 77
-
-
 def test_all_flowers_get_the_original_order_whatever_the_spelling() -> None:
     assert len({normalize_name(name) for name in FLOWER_NAMES}) == 102
     spelled = [
@@ -247,8 +223,6 @@ def test_all_flowers_get_the_original_order_whatever_the_spelling() -> None:
     "names",
     [
         ["c9", "c10", "rose"],
-        [str(n) for n in range(12)],
-        ["-2", "0.25", "0.5", "9", "10"],
         ["8", "9" * 5000],
     ],
 )
@@ -256,9 +230,9 @@ def test_other_names_get_their_natural_order(names) -> None:
     assert order_names(reversed(names))[0] == names
 
 
-def test_names_that_look_alike_are_shown_apart() -> None:
-    (sentence,) = describe_similar_names(["caf\u00e9", "cafe\u0301", "tea"])
-    assert r"'cafe\u0301' and 'caf\xe9' differ" in sentence
+def test_names_that_look_alike_are_shown_apart(caplog) -> None:
+    order_names(["caf\u00e9", "cafe\u0301", "tea"])
+    assert r"'cafe\u0301' and 'caf\xe9' differ" in caplog.text
 
 
 def test_cuts_depend_on_the_seed_and_take_a_share_of_each_class(tmp_path) -> None:
@@ -321,22 +295,9 @@ HEAD = ("image", "label")
 # Where the table lies or what --data_dir names, and how it is written.
 TABLES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "csv": ("t.csv", lambda p: write_text(p / "t.csv", [HEAD, *list_rows()])),
-    "its folder": (".", lambda p: write_text(p / "t.csv", [HEAD, *list_rows()])),
-    "tsv, a quoted header": (
-        "t.tsv",
-        lambda p: write_text(p / "t.tsv", [('"file_name"', '"class"'), *list_rows()], "\t"),
-    ),
     "csv of a spreadsheet": (
         "T.CSV",
-        lambda p: write_text(
-            p / "T.CSV", [("\ufefffilename", "Target"), *list_rows()], delimiter=";"
-        ),
-    ),
-    "absolute paths": (
-        "t.csv",
-        lambda p: write_text(
-            p / "t.csv", [("path", "label"), *((f"{p}/{x}", y) for x, y in list_rows())]
-        ),
+        lambda p: write_text(p / "T.CSV", [('\ufeff"file_name"', "Target"), *list_rows()], ";"),
     ),
     "jsonl": ("t.jsonl", lambda p: write_lines(p / "t.jsonl", ("path", "class"), list_rows())),
     "parquet of paths": (
@@ -349,12 +310,6 @@ TABLES: dict[str, tuple[str, Callable[[Path], None]]] = {
         "t.parquet",
         lambda p: write_parquet(p / "t.parquet", bytes=read_bytes(p), target=NAMES),
     ),
-    "parquet of large_binary": (
-        "t.parquet",
-        lambda p: write_parquet(
-            p / "t.parquet", image=pa.array(read_bytes(p), pa.large_binary()), label=NAMES
-        ),
-    ),
     "parquet of structs": (
         "t.parquet",
         lambda p: write_parquet(
@@ -366,10 +321,6 @@ TABLES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "metadata.csv of datasets": (
         ".",
         lambda p: write_text(p / "metadata.csv", [("file_name", "label"), *list_rows()]),
-    ),
-    "metadata.jsonl of datasets": (
-        ".",
-        lambda p: write_lines(p / "metadata.jsonl", ("file_name", "label"), list_rows()),
     ),
 }
 
@@ -496,10 +447,6 @@ REFUSED_TABLES = {
         "no column of images .*only photo, label",
     ),
     "no label column": ({"kind": NAMES, "image": PATHS}, "no column of labels .*only kind, image"),
-    "another kind": (
-        {"image": PATHS, "label": [[1.5]] * 20},
-        "no column of labels",
-    ),
     "a split of another name": (
         {"image": PATHS, "label": NAMES, "split": ["train", "holdout"] * 10},
         "column split of .* has 'holdout'. Use train, validation and test",
@@ -611,12 +558,6 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "16/8/4",
         r"The test split of \S+ has no labels and is left out; .* --test_split_name names another",
     ),
-    "a test split without the column": (
-        {**LABELED, "test": make_split([0] * 5, AB, 2, label="other")},
-        {},
-        "16/8/4",
-        "The test split of .* has no labels",
-    ),
     "numbers, -1 in the test split": (
         {
             "train": make_split([10, 9] * 10, Value("int64"), 0),
@@ -632,12 +573,6 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "16/4/8",
         "",
     ),
-    "one split named twice": (
-        {**LABELED},
-        {"test_split_name": "validation"},
-        "",
-        "none cuts a split from the training",
-    ),
     "a class without rows": (
         {"train": make_split([0, 1] * 10, ClassLabel(names=["a", "b", "ant"]), 0)},
         {},
@@ -645,24 +580,6 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "^Classes without images are left out: ant.$",
     ),
     "fine_label": ({"train": many_labels(fine_label=AB)}, {}, "12/4/4", ""),
-    "two label columns": (
-        {"train": many_labels(fine_label=AB, coarse_label=AB)},
-        {},
-        "",
-        "several label columns: fine_label, coarse_label. Choose one with --label_column_name",
-    ),
-    "the named one of two": (
-        {"train": many_labels(fine_label=AB, coarse_label=AB)},
-        {"label_column_name": "coarse_label"},
-        "12/4/4",
-        "",
-    ),
-    "the one called label of two": (
-        {"train": many_labels(label=AB, coarse_label=AB)},
-        {},
-        "12/4/4",
-        "",
-    ),
     "two image columns": (
         {"train": many_labels(label=AB).add_column("mask", [None] * 20, feature=Image())},
         {},
@@ -685,29 +602,11 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "10/2/4",
         "",
     ),
-    "an unknown column": (
-        {**LABELED},
-        {"label_column_name": "y"},
-        "",
-        "has no column 'y', only image, label",
-    ),
-    "a column of another kind": (
-        {"train": LABELED["train"].add_column("x", [1.5] * 20)},
-        {"label_column_name": "x"},
-        "",
-        "'x' of .* holds .* not labels",
-    ),
     "an unknown split": (
         {**LABELED},
         {"test_split_name": "z"},
         "",
         "no split 'z', only train, val",
-    ),
-    "rows without a label": (
-        {**LABELED, "test": make_split([-1, -1, 0], AB, 1)},
-        {},
-        "",
-        "2 of 3 rows of the test split of .* have no label",
     ),
 }
 
@@ -728,14 +627,10 @@ def test_data_sets_of_the_hub(case, tmp_path, caplog) -> None:
 
 
 def test_an_unreachable_hub_names_the_offline_ways() -> None:
-    with pytest.raises(RunError, match=r"--data_dir .* --data_source procedural") as caught:
+    message = (
+        "'someone/some-flowers', configuration 'big' cannot be loaded .* --data_dir .* procedural"
+    )
+    with pytest.raises(RunError, match=message):
         load_named("someone/some-flowers", dataset_config_name="big")
-    assert "'someone/some-flowers', configuration 'big'" in str(caught.value)
-
-
-def test_an_unreadable_local_data_set_is_a_run_error(tmp_path) -> None:
-    (tmp_path / "train.parquet").write_bytes(b"no parquet")
-    with pytest.raises(RunError, match="cannot be loaded"):
-        load_named(str(tmp_path))
     with pytest.raises(InputError, match="./nowhere does not exist"):
         check_data_arguments(DataArguments(dataset_name="./nowhere"))

@@ -48,7 +48,7 @@ def test_unreadable_images_stop_with_the_list(folder, workers) -> None:
     with pytest.raises(RunError, match="3 of 24 images cannot be read") as caught:
         load(folder, image_workers=workers)
     message = str(caught.value)
-    assert f"{folder / 'train' / 'a' / '0.png'} (empty file)" in message
+    assert f"{folder / 'train' / 'a' / '0.png'} (not an image)" in message
     assert f"{folder / 'train' / 'b' / '1.png'} (not an image)" in message
     assert str(folder / "test" / "a" / "2.png") in message
     assert "--skip_corrupt_images" in message

@@ -37,7 +37,6 @@ from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
     PixelNormalizer,
-    collate_pixels,
     get_image_size,
     open_pixels,
     scale_size,
@@ -115,7 +114,7 @@ def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, images, tmp
     processor = load_image_processor(str(tmp_path))
     assert isinstance(processor, Siglip2ImageProcessorPil)
     dataset = PixelDataset(build_rows(images), get_image_size(processor), processor.resample)
-    batch = collate_pixels(dataset.__getitems__(range(len(images))))
+    batch = dataset.__getitems__(range(len(images)))
     assert batch["pixel_values"].dtype == torch.uint8
     ours = PixelNormalizer(processor).prepare(batch["pixel_values"])
     expected = processor(images, return_tensors="pt")
@@ -386,7 +385,7 @@ def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, fo
     "options, message",
     [
         (["--image_size", "32"], "--image_size 32 is for fixed-resolution.*use --max_num_patches"),
-        (["--mixup_alpha", "0.2"], "--mixup_alpha 0.2 needs images of one shape"),
+        (["--mixup_alpha", "0.2"], "--mixup_alpha and --cutmix_alpha need images of one shape"),
         (["--max_num_patches", "0"], "--max_num_patches is 0"),
     ],
 )

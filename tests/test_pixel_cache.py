@@ -18,7 +18,6 @@ from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelForm,
     PixelNormalizer,
-    collate_pixels,
     open_pixels,
 )
 from siglip_flowers.data.rows import fingerprint_images
@@ -34,17 +33,13 @@ def rows(flowers_dir):
     return build_flowers(flowers_dir, train=40).splits["train"]
 
 
-def read(pixels, indices):
-    return collate_pixels(pixels.__getitems__(indices))
-
-
 @pytest.mark.parametrize("size", [64, 48, 80])
 def test_cached_pixels_equal_the_image_processors_bit_for_bit(rows, nano_dir, tmp_path, size):
     processor = load_image_processor(str(nano_dir), image_size=size)
     pixels = open_pixels(rows, size, processor.resample, DataArguments(cache_dir=str(tmp_path)))
     assert isinstance(pixels, CachedPixels)
     order = np.random.default_rng(0).permutation(len(rows)).tolist()
-    batch = read(pixels, order)
+    batch = pixels.__getitems__(order)
     by_processor = processor([rows[index]["image"] for index in order], return_tensors="pt")
     ours = PixelNormalizer(processor)(batch["pixel_values"])
     assert torch.equal(ours, by_processor["pixel_values"])
@@ -56,20 +51,18 @@ def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_pat
     cached = open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
     decoded = PixelDataset(rows, 64, BICUBIC)
     assert len(cached) == len(decoded)
-    ours, theirs = read(cached, [5, 0, 17]), read(decoded, [5, 0, 17])
-    single = collate_pixels([cached[index] for index in (5, 0, 17)])
+    ours, theirs = cached.__getitems__([5, 0, 17]), decoded.__getitems__([5, 0, 17])
     for key in theirs:
         assert torch.equal(ours[key], theirs[key])
-        assert torch.equal(single[key], theirs[key])
     # Writing into a batch must not reach the shared pages.
     ours["pixel_values"].zero_()
-    assert torch.equal(read(cached, [5, 0, 17])["pixel_values"], theirs["pixel_values"])
+    assert torch.equal(cached.__getitems__([5, 0, 17])["pixel_values"], theirs["pixel_values"])
 
 
 def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
     arguments = DataArguments(cache_dir=str(tmp_path))
     first = open_pixels(rows, 64, BICUBIC, arguments)
-    monkeypatch.setattr(PixelDataset, "decode_into", None)
+    monkeypatch.setattr(PixelDataset, "decode", None)
     second = open_pixels(rows, 64, BICUBIC, arguments)
     assert np.array_equal(first.pixels, second.pixels)
     with pytest.raises(TypeError):
@@ -133,16 +126,17 @@ def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeyp
     folder = make_folder(tmp_path / "data")
     train = load_folder(folder)
     check = ImageCheck(1, tmp_path / "cache", decode)
-    first = check.examine(train, "train")
-    assert first == ImageCheck(1, decode=decode).examine(train, "train")
-    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
-    monkeypatch.setattr("siglip_flowers.data.inspection.examine_file", None)
-    assert check.examine(train, "train") == first
-    monkeypatch.undo()
+    first, problems = check.examine(train)
+    assert first.any(axis=1).all()
+    assert not problems
+    assert np.array_equal(first, ImageCheck(1, decode=decode).examine(train)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr("siglip_flowers.data.inspection.read_image", None)
+        patch.setattr("siglip_flowers.data.inspection.digest_file", None)
+        assert np.array_equal(check.examine(train)[0], first)
     (folder / "train" / "aster" / "0.png").write_bytes(b"no image")
     for _ in range(2):
-        findings = check.examine(train, "train")
-        assert [finding.problem for finding in findings].count("not an image") == 1
+        assert check.examine(train)[1] == {0: "not an image"}
 
 
 def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch):
@@ -152,8 +146,8 @@ def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch
     forms["test"] = forms["validation"]
     data = load_data(DataArguments(data_dir=str(folder), **arguments), forms)
     assert data.checked == "all images decoded"
-    monkeypatch.setattr(PixelDataset, "_decode", None)
-    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
+    monkeypatch.setattr(PixelDataset, "decode", None)
+    monkeypatch.setattr("siglip_flowers.data.inspection.read_image", None)
     load_data(DataArguments(data_dir=str(folder), **arguments), forms)
     kept = {
         name: open_pixels(data.splits[name], form.size, BICUBIC, DataArguments(**arguments))
@@ -163,7 +157,7 @@ def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch
     for name, form in forms.items():
         order = range(len(kept[name]))
         decoded = PixelDataset(data.splits[name], form.size, BICUBIC)
-        pixels = [read(images, order)["pixel_values"] for images in (kept[name], decoded)]
+        pixels = [images.__getitems__(order)["pixel_values"] for images in (kept[name], decoded)]
         assert torch.equal(*pixels)
 
 
@@ -171,7 +165,7 @@ def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkey
     folder = make_folder(tmp_path / "data")
     forms = dict.fromkeys(("train", "validation", "test"), PixelForm(8, BICUBIC))
     monkeypatch.setattr("siglip_flowers.data.inspection.measure_free_bytes", lambda path: 2**20)
-    monkeypatch.setattr("siglip_flowers.data.inspection.examine_image", None)
+    monkeypatch.setattr("siglip_flowers.data.inspection.read_image", None)
     options = {"data_dir": str(folder), "cache_dir": str(tmp_path / "cache")}
     data = load_data(DataArguments(**options), forms)
     assert data.checked == "files compared, decoded while training"
@@ -179,7 +173,7 @@ def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkey
     shutil.copy(folder / "train" / "aster" / "0.png", folder / "test" / "aster" / "copy.png")
     with pytest.raises(InputError, match="train/aster/0 = test/aster/copy"):
         load_data(DataArguments(**options), forms)
-    monkeypatch.setattr("siglip_flowers.data.inspection.examine_file", None)
+    monkeypatch.setattr("siglip_flowers.data.inspection.digest_file", None)
     accepted = load_data(DataArguments(allow_duplicates=True, **options), forms)
     assert accepted.checked == "files not checked"
 

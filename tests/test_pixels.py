@@ -10,7 +10,6 @@ from transformers import SiglipImageProcessor
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelNormalizer,
-    collate_pixels,
 )
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import read_images
@@ -25,7 +24,7 @@ def to_pixel_values(processor, images):
         ),
     )
     pixels = PixelDataset(rows, processor.size["height"], processor.resample)
-    batch = collate_pixels(pixels.__getitems__(range(len(pixels))))
+    batch = pixels.__getitems__(range(len(pixels)))
     assert batch["pixel_values"].dtype == torch.uint8
     return PixelNormalizer(processor)(batch["pixel_values"])
 

@@ -15,7 +15,7 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer, collate_pixels
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 
 EVALUATED = 51
@@ -29,7 +29,7 @@ def score_by_hand(nano_dir: Path, flowers_dir: Path, split: str) -> tuple[np.nda
     tokenizer = AutoTokenizer.from_pretrained(nano_dir)
     processor = load_image_processor(str(nano_dir))
     rows = PixelDataset(data.splits[split], 64, processor.resample)
-    batch = collate_pixels([rows[index] for index in range(len(rows))])
+    batch = rows.__getitems__(range(len(rows)))
     with torch.no_grad():
         texts = []
         for prompts in build_prompts(data.class_names, load_templates()):

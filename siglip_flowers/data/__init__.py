@@ -1,15 +1,14 @@
 """Labeled images from all sources in one shape."""
 
+from siglip_flowers.data.inspection import check_images
 from siglip_flowers.data.rows import image_ids, read_images
 from siglip_flowers.data.sources.load import (
-    ClassificationData,
     check_data_arguments,
-    check_images,
     download_data,
     load_data,
     open_data,
-    resolve_source,
 )
+from siglip_flowers.data.splits import ClassificationData
 
 __all__ = [
     "ClassificationData",
@@ -20,5 +19,4 @@ __all__ = [
     "load_data",
     "open_data",
     "read_images",
-    "resolve_source",
 ]

@@ -7,6 +7,8 @@ the one before it in its batch: there the number of processes and the size of th
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +31,6 @@ GRAY_WEIGHTS = (0.299, 0.587, 0.114)
 # system for their pages anew every time.
 CPU_BYTES_AT_ONCE = 4 * 2**20
 NUMBERS_PER_IMAGE = 8
-# Augmentations that need images of one shape.
-SQUARE_ONLY = ("mixup_alpha", "cutmix_alpha")
 
 
 def uniform_numbers(seed: int, step: int, rows: np.ndarray, count: int) -> np.ndarray:
@@ -83,26 +83,24 @@ def _count_images_at_once(pixels: torch.Tensor) -> int:
     return max(1, CPU_BYTES_AT_ONCE * len(pixels) // float_bytes)
 
 
+@dataclass(frozen=True)
 class BatchAugmenter:
     """Random resized crop, flip, color jitter, and mixup or CutMix, for whole batches.
 
     The random choices are made on the host, in float64, and sent to the device as a few numbers
     per image, so the host never waits for the device.
 
-    Args:
+    Attributes:
         arguments: Strength of each augmentation.
         size: S, the side in pixels of the augmented images.
         num_labels: C, for the soft labels of mixup and CutMix.
         seed: Seed of every random number.
     """
 
-    def __init__(
-        self, arguments: AugmentationArguments, size: int, num_labels: int, seed: int
-    ) -> None:
-        self.arguments = arguments
-        self.size = size
-        self.num_labels = num_labels
-        self.seed = seed
+    arguments: AugmentationArguments
+    size: Any
+    num_labels: int
+    seed: int
 
     def __call__(
         self,
@@ -127,22 +125,18 @@ class BatchAugmenter:
         rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         u = uniform_numbers(self.seed, step, rows, NUMBERS_PER_IMAGE)
         share = _count_images_at_once(pixels)
-        parts = [
-            self._augment_images(pixels[start : start + share], u[start : start + share])
-            for start in range(0, len(pixels), share)
-        ]
+        parts = []
+        for start in range(0, len(pixels), share):
+            chosen = slice(start, start + share)
+            part = self._crop_and_flip(pixels[chosen], u[chosen, 0:5])
+            # From here on the pixels are a private copy and may be modified in place.
+            parts.append(
+                self._jitter(part, u[chosen, 5:8]) if self.arguments.color_jitter else part
+            )
         augmented = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.arguments.mixup_alpha or self.arguments.cutmix_alpha:
             return self._mix_images(augmented, labels, step)
         return augmented, labels
-
-    def _augment_images(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
-        """Augment every image on its own."""
-        pixels = self._crop_and_flip(pixels, u[:, 0:5])
-        # From here on the pixels are a private copy and may be modified in place.
-        if self.arguments.color_jitter:
-            pixels = self._jitter(pixels, u[:, 5:8])
-        return pixels
 
     def draw_boxes(self, u: np.ndarray) -> tuple[np.ndarray, ...]:
         """Draw the box that is cut out of each image, and whether it is mirrored.
@@ -251,13 +245,11 @@ class BatchAugmenter:
 
 def check_patch_augmentation(arguments: AugmentationArguments) -> None:
     """Raise InputError for an augmentation that needs images of one shape."""
-    for name in SQUARE_ONLY:
-        value = getattr(arguments, name)
-        if arguments.augment and value:
-            raise InputError(
-                f"--{name} {value} needs images of one shape, but a NaFlex checkpoint keeps each "
-                f"image's aspect ratio. Set it to 0, or use a fixed-resolution checkpoint."
-            )
+    if arguments.augment and (arguments.mixup_alpha or arguments.cutmix_alpha):
+        raise InputError(
+            "--mixup_alpha and --cutmix_alpha need images of one shape, but a NaFlex checkpoint "
+            "keeps each image's aspect ratio. Set them to 0, or use a fixed-resolution checkpoint."
+        )
 
 
 class PatchAugmenter(BatchAugmenter):
@@ -265,24 +257,9 @@ class PatchAugmenter(BatchAugmenter):
 
     An image keeps its grid: the crop's box, whose aspect ratio is near the image's, is stretched
     over it. The random numbers are those that ``BatchAugmenter`` draws. It takes packed images
-    (B, 1 + P, K) uint8 and returns packed ones, float32 on the 0..255 scale.
-
-    Args:
-        arguments: Strength of each augmentation.
-        size: Patch budget of the augmented images; the input may have more patches.
-        num_labels: C.
-        seed: Seed of every random number.
-
-    Raises:
-        InputError: See :func:`check_patch_augmentation`.
+    (B, 1 + P, K) uint8 and returns packed ones, float32 on the 0..255 scale. Its ``size`` is the
+    patch budget of the augmented images; the input may have more patches.
     """
-
-    def __init__(
-        self, arguments: AugmentationArguments, size: PatchBudget, num_labels: int, seed: int
-    ) -> None:
-        check_patch_augmentation(arguments)
-        super().__init__(arguments, size.patch_size, num_labels, seed)
-        self.budget = size
 
     def _crop_and_flip(self, pixels: torch.Tensor, u: np.ndarray) -> torch.Tensor:
         """Resample a random box of each image onto its grid, bilinearly.
@@ -290,7 +267,7 @@ class PatchAugmenter(BatchAugmenter):
         Every patch samples its own pixels, so no image is ever assembled.
         """
         patches = unpack_patches(pixels)
-        side, count = self.budget.patch_size, self.budget.max_num_patches
+        side, count = self.size.patch_size, self.size.max_num_patches
         grids = shrink_grids(patches.spatial_shapes, patches.values.shape[1], count)
         width, height, center_x, center_y, mirror = self.draw_boxes(u)
         boxes = np.stack([height, width * mirror, center_y, center_x]).reshape(2, 2, -1)
@@ -336,7 +313,7 @@ class PatchAugmenter(BatchAugmenter):
         color, shift = self.draw_color_maps(u, pixels.device)
         flat = values.reshape(len(pixels), -1, 3)
         total = flat.sum(dim=1, keepdim=True)
-        area = grids.prod(dim=1).view(-1, 1, 1) * self.budget.patch_size**2
+        area = grids.prod(dim=1).view(-1, 1, 1) * self.size.patch_size**2
         offset = (total / area) @ shift.transpose(1, 2)
         jittered = torch.baddbmm(offset, flat, color.transpose(1, 2)).clamp_(0, 255)
         return pack_patches(jittered.view_as(values) * mask[..., None], grids)

@@ -1,29 +1,29 @@
 """Check all images before training: unreadable files, and images in two splits."""
 
+import dataclasses
 import logging
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL
 import PIL.Image
 import xxhash
 from datasets import Dataset, DatasetDict
-from tqdm import tqdm
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import measure_free_bytes
 from siglip_flowers.base.text import abbreviate, count
+from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import (
     SPARE_BYTES,
     ArrayEntry,
     find_array,
+    locate_cache,
     open_array,
 )
 from siglip_flowers.data.pixels.decoding import (
@@ -32,113 +32,49 @@ from siglip_flowers.data.pixels.decoding import (
     check_header,
     read_image,
 )
-from siglip_flowers.data.pixels.tensors import (
-    PixelForm,
-    describe_pixels,
-    describe_unreadable,
-    resize_image,
-)
+from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels, resize_image
 from siglip_flowers.data.rows import (
+    describe_unreadable,
     fingerprint_images,
-    get_image_paths,
     image_ids,
-    select_undecoded,
+    list_unreadable,
+    visit_images,
 )
+from siglip_flowers.data.sources.oxford import KNOWN_SHARED
+from siglip_flowers.data.splits import (
+    ClassificationData,
+    SharedImage,
+    require_training_images,
+)
+from siglip_flowers.runtime.devices import count_cores
 
-BATCH_ROWS = 64
 DIGEST_BYTES = 16
-# With fewer images there is no progress bar.
-SILENT_ROWS = 1000
 
 logger = logging.getLogger(__name__)
 
-# An image in two splits: (split, id, split, id).
-SharedImage = tuple[str, str, str, str]
+# By split, the digests of the images (N, 16) uint8, and why others cannot be read, by row.
+Digests = dict[str, np.ndarray]
+Problems = dict[str, dict[int, str]]
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Result of checking one row: a digest of its pixels or bytes, or why it failed."""
-
-    digest: bytes = bytes(DIGEST_BYTES)
-    problem: str = ""
-
-
-# Checks one undecoded ``datasets.Image`` value, given its row.
-Examine: TypeAlias = Callable[[int, dict[str, Any] | None], Finding]
+def digest_pixels(image: PIL.Image.Image) -> np.ndarray:
+    """Return a digest of the pixels of an RGB image: (16,) uint8."""
+    digest = xxhash.xxh3_128(struct.pack("<II", *image.size))
+    digest.update(image.tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """What :func:`inspect_images` found.
+def digest_file(value: dict[str, Any]) -> np.ndarray:
+    """Return a digest of the bytes of an undecoded image: (16,) uint8.
 
-    Attributes:
-        splits: The splits without unreadable rows.
-        skipped: The ids dropped from each.
-        shared: The accepted images that are in two splits.
-        checked: What was checked, for people.
+    Raises:
+        ImageError: It cannot be read, or is no image; its pixels are not decoded.
     """
-
-    splits: DatasetDict
-    skipped: dict[str, list[str]]
-    shared: list[SharedImage]
-    checked: str
-
-
-def examine_image(
-    value: dict[str, Any] | None, keep: Callable[[PIL.Image.Image], None] = lambda image: None
-) -> Finding:
-    """Decode one undecoded ``datasets.Image`` value as training does and hash its pixels.
-
-    Args:
-        value: The image.
-        keep: Gets the decoded image.
-    """
-    if value is None:
-        return Finding(problem="no image")
-    try:
-        with read_image(value) as image:
-            digest = xxhash.xxh3_128(struct.pack("<II", *image.size))
-            digest.update(image.tobytes())
-            keep(image)
-    except ImageError as error:
-        return Finding(problem=str(error))
-    return Finding(digest=digest.digest())
-
-
-def examine_file(value: dict[str, Any] | None) -> Finding:
-    """Open one value without decoding it, which finds what is no image, and hash its bytes."""
-    if value is None:
-        return Finding(problem="no image")
-    try:
-        check_header(value)
-        content = value["bytes"]
-        if content is None:
-            content = Path(value["path"]).read_bytes()
-    except ImageError as error:
-        return Finding(problem=str(error))
-    except OSError as error:
-        return Finding(problem=error.strerror or str(error))
-    return Finding(digest=xxhash.xxh3_128_digest(content))
-
-
-def _examine_rows(dataset: Dataset, workers: int, examine: Examine) -> Iterator[Finding]:
-    undecoded = select_undecoded(dataset)
-
-    def examine_batch(start: int) -> list[Finding]:
-        values = undecoded[start : start + BATCH_ROWS]["image"]
-        return [examine(start + number, value) for number, value in enumerate(values)]
-
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for batch in pool.map(examine_batch, range(0, len(undecoded), BATCH_ROWS)):
-                yield from batch
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-class _UnreadableError(Exception):
-    """Pixels of images that cannot be read are not kept."""
+    check_header(value)
+    content = value["bytes"]
+    if content is None:
+        content = Path(value["path"]).read_bytes()
+    return np.frombuffer(xxhash.xxh3_128_digest(content), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -149,166 +85,125 @@ class ImageCheck:
         workers: Threads.
         cache_dir: Where the results are kept, so that images that were good are not read twice.
         decode: Whether they are decoded, or only opened.
-        forms: By split, the pixels that are kept in the cache when an image is decoded.
     """
 
     workers: int
     cache_dir: Path | None = None
     decode: bool = True
-    forms: Mapping[str, PixelForm] | None = None
 
-    def examine(self, dataset: Dataset, split: str) -> list[Finding]:
-        """Check every row, with a progress bar on a terminal if there are many."""
+    def examine(
+        self, rows: Dataset, form: PixelForm | None = None
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """Check every image of a split.
+
+        Args:
+            rows: The split.
+            form: The pixels that are kept in the cache when images are decoded.
+
+        Returns:
+            Digests (N, 16) uint8, zero for images that cannot be read, and why not, by row.
+        """
         digests: np.ndarray | None = None
-
-        def fill(digests: np.ndarray) -> None:
-            form = (self.forms or {}).get(split)
-            if self.decode and form is not None and self.cache_dir is not None:
-                entry = describe_pixels(dataset, form)
-                with suppress(_UnreadableError):
-                    open_array(self.cache_dir, entry, lambda pixels: fill_both(digests, pixels))
-            # The pixels may have been there, or there may be no room for them.
-            if not digests.any():
-                self._fill(dataset, digests, self._examine_one)
-
-        def fill_both(digests: np.ndarray, pixels: np.ndarray) -> None:
-            assert self.forms is not None
-            form = self.forms[split]
-
-            def examine_row(row: int, value: dict[str, Any] | None) -> Finding:
-                def keep(image: PIL.Image.Image) -> None:
-                    pixels[row] = resize_image(image, form.size, form.resample).numpy()
-
-                return examine_image(value, keep)
-
-            self._fill(dataset, digests, examine_row)
-            if not digests.any(axis=1).all():
-                raise _UnreadableError
-
-        if self.cache_dir is not None and len(dataset):
-            shape = (len(dataset), DIGEST_BYTES)
-            entry = ArrayEntry("digests", self._describe(dataset), shape, "uint8")
-            digests = open_array(self.cache_dir, entry, fill, quiet=True)
-        if digests is None:
-            digests = np.zeros((len(dataset), DIGEST_BYTES), dtype=np.uint8)
-            fill(digests)
-        findings = [Finding(digest=digest.tobytes()) for digest in digests]
-        # An unreadable image has no digest; reading it once more tells what is wrong with it.
-        failed = [row for row, finding in enumerate(findings) if finding == Finding()]
-        again = _examine_rows(dataset.select(failed), self.workers, self._examine_one)
-        for row, finding in zip(failed, again, strict=True):
-            findings[row] = finding
-        return findings
-
-    def _examine_one(self, _row: int, value: dict[str, Any] | None) -> Finding:
-        return examine_image(value) if self.decode else examine_file(value)
-
-    def _fill(self, dataset: Dataset, digests: np.ndarray, examine: Examine) -> None:
-        silent = True if len(dataset) < SILENT_ROWS else None  # None: silent without a terminal
-        examined = _examine_rows(dataset, self.workers, examine)
-        bar = tqdm(examined, "Checking images", len(dataset), unit="img", disable=silent)
-        for row, finding in enumerate(bar):
-            digests[row] = np.frombuffer(finding.digest, dtype=np.uint8)
-
-    def _describe(self, dataset: Dataset) -> dict[str, Any]:
-        key: dict[str, Any] = {"images": fingerprint_images(dataset), "decoded": self.decode}
-        if self.decode:
-            key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
-        return key
-
-
-def _drop_unreadable(
-    splits: DatasetDict, findings: dict[str, list[Finding]], skip: bool
-) -> tuple[DatasetDict, dict[str, list[str]]]:
-    """Return the splits without unreadable rows, and the dropped ids of each split."""
-    kept, skipped, problems = DatasetDict(), {}, []
-    for name, dataset in splits.items():
-        bad = [row for row, finding in enumerate(findings[name]) if finding.problem]
-        ids, paths = (image_ids(dataset), get_image_paths(dataset)) if bad else ([], [])
-        skipped[name] = [ids[row] for row in bad]
-        problems += [
-            f"{paths[row] or f'{name}/{ids[row]}'} ({findings[name][row].problem})" for row in bad
-        ]
-        good = np.setdiff1d(np.arange(len(dataset)), bad)
-        kept[name] = dataset.select(good) if bad else dataset
-    total = sum(map(len, splits.values()))
-    if problems and not skip:
-        raise RunError(describe_unreadable(problems, total))
-    if problems:
-        logger.warning(
-            "Dropped %d of %s that cannot be read: %s.",
-            len(problems),
-            count(total, "image"),
-            abbreviate(problems),
-        )
-    return kept, skipped
-
-
-def find_shared_images(
-    splits: DatasetDict, findings: dict[str, list[Finding]]
-) -> list[SharedImage]:
-    """Return the pairs of images with the same digest that are in two splits."""
-    shared: list[SharedImage] = []
-    by_digest = {
-        name: {finding.digest: row for row, finding in enumerate(rows) if not finding.problem}
-        for name, rows in findings.items()
-    }
-    for first, second in combinations(splits, 2):
-        rows, others = by_digest[first], by_digest[second]
-        common = rows.keys() & others.keys()
-        if common:
-            ids, other_ids = image_ids(splits[first]), image_ids(splits[second])
-            shared += sorted(
-                (first, ids[rows[key]], second, other_ids[others[key]]) for key in common
+        if self.cache_dir is not None and len(rows):
+            key: dict[str, Any] = {"images": fingerprint_images(rows), "decoded": self.decode}
+            if self.decode:
+                key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
+            entry = ArrayEntry("digests", key, (len(rows), DIGEST_BYTES), "uint8")
+            digests = open_array(
+                self.cache_dir, entry, lambda array: self._fill(array, rows, form), quiet=True
             )
-    return shared
+        if digests is None:
+            digests = np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
+            self._fill(digests, rows, form)
+        # Reading the others once more tells what is wrong with them.
+        failed = np.flatnonzero(~digests.any(axis=1))
+        again = np.zeros_like(digests)
+        problems = self._read(again, rows.select(failed))
+        return digests, {int(failed[row]): problem for row, problem in problems.items()}
+
+    def _fill(self, digests: np.ndarray, rows: Dataset, form: PixelForm | None) -> None:
+        """Fill in the digests, and keep the pixels of the form unless an image is unreadable."""
+
+        def fill_both(pixels: np.ndarray) -> None:
+            if self._read(digests, rows, pixels, form):
+                raise ImageError
+
+        if form is not None and self.cache_dir is not None:
+            with suppress(ImageError):
+                open_array(self.cache_dir, describe_pixels(rows, form), fill_both)
+        # The pixels may have been there, or there may be no room for them.
+        if not digests.any():
+            self._read(digests, rows)
+
+    def _read(
+        self,
+        digests: np.ndarray,
+        rows: Dataset,
+        pixels: np.ndarray | None = None,
+        form: PixelForm | None = None,
+    ) -> dict[int, str]:
+        """Read every image; fill in digests and pixels, and return what cannot be read, and why."""
+
+        def visit(row: int, value: dict[str, Any]) -> None:
+            if not self.decode:
+                digests[row] = digest_file(value)
+                return
+            with read_image(value) as image:
+                if pixels is not None and form is not None:
+                    pixels[row] = resize_image(image, form.size, form.resample).numpy()
+                digests[row] = digest_pixels(image)
+
+        return visit_images(rows, visit, self.workers, "checking images")
 
 
-def inspect_images(
-    splits: DatasetDict,
-    *,
-    workers: int,
-    skip_corrupt_images: bool,
-    allow_duplicates: bool,
-    known_shared: Collection[frozenset[str]] = (),
-    cache_dir: Path | None = None,
+def check_images(
+    data: ClassificationData,
+    arguments: DataArguments,
     forms: Mapping[str, PixelForm] | None = None,
-) -> Inspection:
-    """Check that no image is in two splits and that every image can be read.
+) -> ClassificationData:
+    """Check that every image can be read and none is in two splits; drop those that cannot.
 
     Images are decoded for it if their pixels are kept, so that none is decoded twice, or if
-    unreadable ones are to be skipped. Otherwise files are opened and compared by their bytes, and
+    unreadable ones are to be dropped. Otherwise files are opened and compared by their bytes, and
     a damaged one is found when it is decoded.
 
     Args:
-        known_shared: Pairs of ids that the published data set itself has in two splits.
-        cache_dir: Where results and pixels are kept; None keeps none.
-        forms: By split, the pixels that training will ask for.
+        data: From :func:`~siglip_flowers.data.sources.load.open_data`.
+        arguments: Where the images come from.
+        forms: By split, the pixels that will be asked for, to be put into the cache.
 
     Raises:
-        RunError: Unreadable images, unless ``skip_corrupt_images``.
-        InputError: Shared images, unless known or ``allow_duplicates``.
+        InputError: An image in two splits, or a class that has lost its training images.
+        RunError: Unreadable images.
     """
-    keeps = forms is not None and cache_dir is not None and _has_room(splits, cache_dir, forms)
-    if allow_duplicates and not keeps and not skip_corrupt_images:
-        return Inspection(splits, {name: [] for name in splits}, [], "files not checked")
-    check = ImageCheck(workers, cache_dir, keeps or skip_corrupt_images, forms if keeps else None)
-    findings = {name: check.examine(dataset, name) for name, dataset in splits.items()}
-    kept, skipped = _drop_unreadable(splits, findings, skip_corrupt_images)
-    shared = find_shared_images(splits, findings)
-    unknown = [pair for pair in shared if frozenset((pair[1], pair[3])) not in known_shared]
-    listing = abbreviate([f"{a}/{i} = {b}/{j}" for a, i, b, j in unknown or shared])
-    if unknown and not allow_duplicates:
-        found = "1 image is" if len(unknown) == 1 else f"{len(unknown)} images are"
-        raise InputError(
-            f"{found} in two splits: {listing}. Remove one of each pair, or accept them with "
-            "--allow_duplicates."
-        )
-    if shared:
-        known = "" if unknown else ", as in the published data set"
-        logger.warning("%s in two splits%s: %s.", count(len(shared), "image"), known, listing)
-    checked = "all images decoded" if check.decode else "files compared, decoded while training"
-    return Inspection(kept, skipped, shared, checked)
+    splits, skips = data.splits, arguments.skip_corrupt_images
+    cache_dir = locate_cache(arguments) if arguments.pixel_cache else None
+    if forms is None or cache_dir is None or not _has_room(splits, cache_dir, forms):
+        forms = {}
+    digests: Digests = {}
+    problems: Problems = {name: {} for name in splits}
+    decodes = bool(forms) or skips
+    if not decodes and arguments.allow_duplicates:
+        checked = "files not checked"
+    else:
+        checked = "all images decoded" if decodes else "files compared, decoded while training"
+        check = ImageCheck(arguments.image_workers or count_cores(), cache_dir, decodes)
+        for name, rows in splits.items():
+            digests[name], problems[name] = check.examine(rows, forms.get(name))
+    kept, skipped = _drop_unreadable(splits, problems, skips)
+    shared = _find_shared(splits, digests)
+    _report_shared(shared, is_oxford=data.source == "oxford", allowed=arguments.allow_duplicates)
+    require_training_images(kept["train"], arguments.max_train_samples)
+    shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
+    sizes = "/".join(str(len(rows)) for rows in kept.values())
+    return dataclasses.replace(
+        data,
+        splits=kept,
+        description=f"{data.description}{shots}, {sizes} images",
+        skipped=skipped,
+        shared=shared,
+        checked=checked,
+    )
 
 
 def _has_room(splits: DatasetDict, directory: Path, forms: Mapping[str, PixelForm]) -> bool:
@@ -316,13 +211,65 @@ def _has_room(splits: DatasetDict, directory: Path, forms: Mapping[str, PixelFor
     entries = [describe_pixels(rows, forms[name]) for name, rows in splits.items() if len(rows)]
     needed = sum(entry.nbytes for entry in entries if find_array(directory, entry) is None)
     free = measure_free_bytes(directory)
-    if needed and free < needed + SPARE_BYTES:
+    if not needed or free >= needed + SPARE_BYTES:
+        return True
+    logger.warning(
+        "The pixels of all images need %.1f GB, and %s has %.1f GB free; images are decoded "
+        "in every epoch instead. --cache_dir names another disk.",
+        needed / 1e9,
+        directory,
+        free / 1e9,
+    )
+    return False
+
+
+def _drop_unreadable(
+    splits: DatasetDict, problems: Problems, skips: bool
+) -> tuple[DatasetDict, dict[str, list[str]]]:
+    """Return the splits without unreadable rows, and the dropped ids of each split."""
+    kept, skipped, named = DatasetDict(splits), {}, []
+    for name, rows in splits.items():
+        bad = sorted(problems[name])
+        ids = image_ids(rows) if bad else []
+        skipped[name] = [ids[row] for row in bad]
+        if bad:
+            named += list_unreadable(rows, problems[name])
+            kept[name] = rows.select(np.setdiff1d(np.arange(len(rows)), bad))
+    total = sum(map(len, splits.values()))
+    if named and not skips:
+        raise RunError(describe_unreadable(named, total))
+    if named:
+        number, images = len(named), count(total, "image")
         logger.warning(
-            "The pixels of all images need %.1f GB, and %s has %.1f GB free; images are decoded "
-            "in every epoch instead. --cache_dir names another disk.",
-            needed / 1e9,
-            directory,
-            free / 1e9,
+            "Dropped %d of %s that cannot be read: %s.", number, images, abbreviate(named)
         )
-        return False
-    return True
+    return kept, skipped
+
+
+def _find_shared(splits: DatasetDict, digests: Digests) -> list[SharedImage]:
+    """Return the pairs of images with the same digest that are in two splits."""
+    seen: dict[bytes, tuple[str, int]] = {}
+    pairs = []
+    for name, found in digests.items():
+        for row in np.flatnonzero(found.any(axis=1)).tolist():
+            first = seen.setdefault(found[row].tobytes(), (name, row))
+            if first[0] != name:
+                pairs.append((*first, name, row))
+    ids = {name: image_ids(rows) for name, rows in splits.items()} if pairs else {}
+    return [(first, ids[first][row], name, ids[name][n]) for first, row, name, n in pairs]
+
+
+def _report_shared(shared: list[SharedImage], *, is_oxford: bool, allowed: bool) -> None:
+    """Warn of images in two splits, or refuse them if the published data set has them not."""
+    known = KNOWN_SHARED if is_oxford else frozenset()
+    unknown = [pair for pair in shared if frozenset((pair[1], pair[3])) not in known]
+    listing = abbreviate([f"{a}/{i} = {b}/{j}" for a, i, b, j in unknown or shared])
+    if unknown and not allowed:
+        found = "1 image is" if len(unknown) == 1 else f"{len(unknown)} images are"
+        raise InputError(
+            f"{found} in two splits: {listing}. Remove one of each pair, or accept them with "
+            "--allow_duplicates."
+        )
+    if shared:
+        origin = "" if unknown else ", as in the published data set"
+        logger.warning("%s in two splits%s: %s.", count(len(shared), "image"), origin, listing)

@@ -1,5 +1,6 @@
 """Class names: always matched by name, never by their position in an alphabetical listing."""
 
+import logging
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -9,6 +10,8 @@ import datasets
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.base.text import MAX_SHOWN, abbreviate
+
+logger = logging.getLogger(__name__)
 
 
 def normalize_name(name: str) -> str:
@@ -28,13 +31,6 @@ def _split_numbers(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def _sort_names(names: Iterable[str]) -> list[str]:
-    unique = set(names)
-    if all(re.fullmatch(r"[+-]?\d{1,100}(\.\d{1,100})?", name) for name in unique):
-        return sorted(unique, key=lambda name: (float(name), name))
-    return sorted(unique, key=lambda name: (_split_numbers(name), name))
-
-
 def is_text(name: str) -> bool:
     """Return whether a file in UTF-8 can hold a name; a file's name may be any bytes."""
     try:
@@ -44,30 +40,12 @@ def is_text(name: str) -> bool:
     return "\0" not in name
 
 
-def describe_similar_names(names: Iterable[str]) -> list[str]:
-    """Return a sentence for each pair of classes whose names differ in spelling only."""
-    given = _sort_names(names)
-    merged = all(normalize_name(name) in _POSITIONS for name in given)
-    advice = "they are read as one" if merged else "rename one if they should be one class"
-    seen: dict[str, str] = {}
-    sentences = []
-    for name in given:
-        # The same letters can be written with accents of their own or without.
-        composed = unicodedata.normalize("NFC", name)
-        other = seen.setdefault(normalize_name(composed) or name, name)
-        if other != name:
-            show = ascii if unicodedata.normalize("NFC", other) == composed else repr
-            pair = f"{show(other[:MAX_SHOWN])} and {show(name[:MAX_SHOWN])}"
-            what = "case, punctuation or Unicode form"
-            sentences.append(f"The classes {pair} differ in {what} only; {advice}.")
-    return sentences
-
-
 def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Choose the classes of a data set and give each of its names a class number.
 
     Names that all belong to Oxford Flowers102 get the original spelling and order (of those that
-    occur). Any other set of names is kept as it is, in natural order (``2`` before ``10``).
+    occur). Any other set of names is kept as it is, in natural order (``2`` before ``10``). Names
+    that differ in spelling only are a warning.
 
     Returns:
         The class names and, for each name that was given, its index into them.
@@ -75,21 +53,33 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     Raises:
         InputError: A name that is empty or not UTF-8 text.
     """
-    given = _sort_names(names)
+    given = sorted(set(names), key=lambda name: (_split_numbers(name), name))
     for name in given:
         if not name.strip() or not is_text(name):
             raise InputError(
                 f"The class name {name[:MAX_SHOWN]!r} is empty or not UTF-8 text. Rename it."
             )
-    positions = [_POSITIONS.get(normalize_name(name)) for name in given]
-    known = [position for position in positions if position is not None]
-    if len(known) < len(given):
+    positions = [_POSITIONS.get(normalize_name(name), -1) for name in given]
+    if -1 in positions:
+        _warn_of_similar_names(given, "rename one if they should be one class")
         return given, {name: index for index, name in enumerate(given)}
-    present = sorted(set(known))
-    classes = [FLOWER_NAMES[position] for position in present]
-    return classes, {
-        name: present.index(position) for name, position in zip(given, known, strict=True)
-    }
+    _warn_of_similar_names(given, "they are read as one")
+    present = sorted(set(positions))
+    numbers = [present.index(position) for position in positions]
+    return [FLOWER_NAMES[n] for n in present], dict(zip(given, numbers, strict=True))
+
+
+def _warn_of_similar_names(names: list[str], advice: str) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        # The same letters can be written with accents of their own or without.
+        composed = unicodedata.normalize("NFC", name)
+        other = seen.setdefault(normalize_name(composed) or name, name)
+        if other != name:
+            show = ascii if unicodedata.normalize("NFC", other) == composed else repr
+            pair = f"{show(other[:MAX_SHOWN])} and {show(name[:MAX_SHOWN])}"
+            what = "case, punctuation or Unicode form"
+            logger.warning("The classes %s differ in %s only; %s.", pair, what, advice)
 
 
 def follow_model_classes(

@@ -5,7 +5,7 @@ import json
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +13,13 @@ import numpy as np
 import PIL.Image
 import pyarrow.compute as pc
 from datasets import Dataset, Image
+from tqdm.auto import tqdm
 
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.names import normalize_name
-from siglip_flowers.data.pixels.decoding import read_image
+from siglip_flowers.data.pixels.decoding import ImageError, map_ahead, read_image
 
-FINGERPRINT_ROWS = 256
+BATCH_ROWS = 64
 # Folders between an image and its class folder.
 MAX_SUBFOLDERS = 3
 
@@ -46,6 +48,53 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PIL.Image.Image]:
     return images
 
 
+def visit_images(
+    dataset: Dataset, visit: Callable[[int, Any], None], workers: int, description: str
+) -> dict[int, str]:
+    """Call a function with the number and the undecoded image of every row, in threads.
+
+    Args:
+        dataset: With the columns ``image`` and ``label``.
+        visit: May raise ImageError.
+        workers: Threads. Pillow lets other threads run while it decodes.
+        description: The label of the progress bar, which is shown on a terminal.
+
+    Returns:
+        Why images could not be read, by row.
+    """
+    images = select_undecoded(dataset)
+    problems: dict[int, str] = {}
+
+    def visit_batch(start: int) -> int:
+        values = images[start : start + BATCH_ROWS]["image"]
+        for row, value in enumerate(values, start):
+            try:
+                visit(row, value)
+            except ImageError as error:
+                problems[row] = str(error)
+        return len(values)
+
+    starts = range(0, len(images), BATCH_ROWS)
+    with tqdm(total=len(images), desc=description, unit="img", leave=False, disable=None) as bar:
+        for number in map_ahead(visit_batch, starts, workers=workers, ahead=2 * workers):
+            bar.update(number)
+    return problems
+
+
+def list_unreadable(dataset: Dataset, problems: Mapping[int, str]) -> list[str]:
+    """Name the images that cannot be read, each with what is wrong; ``problems`` are by row."""
+    paths, ids = get_image_paths(dataset), image_ids(dataset)
+    return [f"{paths[row] or ids[row]} ({problems[row]})" for row in sorted(problems)]
+
+
+def describe_unreadable(problems: Sequence[str], total: int) -> str:
+    """Return a message about images of :func:`list_unreadable`."""
+    return (
+        f"{len(problems)} of {count(total, 'image')} cannot be read: {abbreviate(problems)}. "
+        "Replace them, or drop them with --skip_corrupt_images."
+    )
+
+
 def get_image_paths(dataset: Dataset) -> list[str | None]:
     """Return the path stored with each image, without reading any image."""
     paths = pc.struct_field(dataset.data.column("image"), "path")
@@ -55,11 +104,6 @@ def get_image_paths(dataset: Dataset) -> list[str | None]:
     if rows is not None:
         paths = paths.take(rows.column(0))
     return paths.to_pylist()
-
-
-def _list_source_rows(dataset: Dataset) -> list[int]:
-    rows = dataset._indices
-    return list(range(len(dataset))) if rows is None else rows.column(0).to_pylist()
 
 
 def image_ids(dataset: Dataset) -> list[str]:
@@ -73,7 +117,9 @@ def image_ids(dataset: Dataset) -> list[str]:
     class_names = dataset.features["label"].names
     normalize = lru_cache(normalize_name)
     prefix = dataset.split if dataset.split is not None else "row"
-    rows = _list_source_rows(dataset)
+    rows = range(len(dataset))
+    if dataset._indices is not None:
+        rows = dataset._indices.column(0).to_pylist()
     ids, extensions = [], []
     for path, row, label in zip(
         get_image_paths(dataset), rows, get_labels(dataset).tolist(), strict=True
@@ -102,15 +148,10 @@ def fingerprint_images(dataset: Dataset) -> str:
     file of an image folder is replaced.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for value in _iterate_undecoded(dataset):
-        digest.update(_identify(value))
+    for batch in select_undecoded(dataset).iter(BATCH_ROWS):
+        for value in batch["image"]:
+            digest.update(_identify(value))
     return digest.hexdigest()
-
-
-def _iterate_undecoded(dataset: Dataset) -> Iterator[dict[str, Any] | None]:
-    undecoded = select_undecoded(dataset)
-    for start in range(0, len(undecoded), FINGERPRINT_ROWS):
-        yield from undecoded[start : start + FINGERPRINT_ROWS]["image"]
 
 
 def _identify(value: dict[str, Any] | None) -> bytes:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import Dataset, DatasetDict
@@ -18,7 +19,33 @@ SPLIT_ALIASES = {
     "test": ("test", "testing"),
 }
 
+# An image in two splits: (split, id, split, id).
+SharedImage = tuple[str, str, str, str]
+
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClassificationData:
+    """A data set ready for use: train, validation and test with the columns image and label.
+
+    ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
+    dropped from each split, ``shared`` the accepted pairs of images that are in two splits,
+    ``checked`` says what was checked.
+    """
+
+    splits: DatasetDict
+    source: str
+    split_protocol: str
+    description: str
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    shared: list[SharedImage] = field(default_factory=list)
+    checked: str = ""
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class number."""
+        return list(self.splits["train"].features["label"].names)
 
 
 def _group_rows(labels: np.ndarray) -> list[np.ndarray]:
@@ -101,9 +128,8 @@ def fill_missing_splits(
     ]
     if small:
         logger.warning(
-            "%s fewer images than the %d splits that they are cut into, so they are missing from "
+            "Classes with fewer images than the %d splits that they are cut into are missing from "
             "some: %s.",
-            f"{count(len(small), 'class')} {'has' if len(small) == 1 else 'have'}",
             needed,
             abbreviate(small),
         )
@@ -113,42 +139,44 @@ def fill_missing_splits(
     return DatasetDict({name: complete[name] for name in SPLIT_NAMES}), how
 
 
-def find_empty_classes(labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """Return the names of the classes without rows."""
-    counts = np.bincount(labels, minlength=len(class_names))
-    return [name for name, count in zip(class_names, counts, strict=True) if count == 0]
-
-
-def require_training_images(labels: np.ndarray, class_names: Sequence[str]) -> None:
+def require_training_images(train: Dataset, limit: int | None = None) -> None:
     """Check that there are classes to tell apart, and that each can be learned.
+
+    Args:
+        train: The training split.
+        limit: If it was cut to so many images, classes may be without any: a warning.
 
     Raises:
         InputError: Fewer than two classes, or a class with no training image.
     """
-    if len(class_names) < 2:
+    names = train.features["label"].names
+    if len(names) < 2:
         raise InputError(
-            f"The images are all of one class ({abbreviate(class_names)}), but a classifier tells "
+            f"The images are all of one class ({abbreviate(names)}), but a classifier tells "
             "at least two apart. Name the folder that holds the class folders, or add a class."
         )
-    empty = find_empty_classes(labels, class_names)
-    if empty:
+    sizes = np.bincount(get_labels(train), minlength=len(names))
+    empty = [name for name, size in zip(names, sizes, strict=True) if size == 0]
+    if not empty:
+        return
+    found = f"{len(empty)} of {count(len(names), 'class')}: {abbreviate(empty)}"
+    if limit is None:
         raise InputError(
-            f"No training images for {len(empty)} of {count(len(class_names), 'class')}: "
-            f"{abbreviate(empty)}. Add images, or remove the class from every split."
+            f"No training images for {found}. Add images, or remove the class from every split."
         )
+    logger.warning("--max_train_samples %d leaves no training images for %s.", limit, found)
 
 
 def take_shots(train: Dataset, shots: int, seed: int) -> Dataset:
     """Keep ``shots`` rows of each class, drawn by ``seed``; a smaller class keeps all it has."""
     generator = np.random.default_rng([seed, 1])
-    kept, short = [], 0
-    for rows in _group_rows(get_labels(train)):
-        kept.append(generator.permutation(rows)[:shots])
-        short += len(rows) < shots
+    groups = _group_rows(get_labels(train))
+    kept = [generator.permutation(rows)[:shots] for rows in groups]
+    short = sum(len(rows) < shots for rows in groups)
     if short:
         logger.warning(
-            "%s fewer than --shots %d training images; all of them are used.",
-            f"{count(short, 'class')} {'has' if short == 1 else 'have'}",
+            "%s of fewer than --shots %d training images: all are used.",
+            count(short, "class"),
             shots,
         )
     return train.select(np.sort(np.concatenate(kept))) if kept else train

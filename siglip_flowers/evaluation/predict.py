@@ -191,7 +191,7 @@ def _read_batches(
         )
     threads = count_threads()
     return map_ahead(
-        lambda start: collate_pixels(pixels.__getitems__(share[start : start + batch_size])),
+        lambda start: pixels.__getitems__(share[start : start + batch_size]),
         range(0, len(share), batch_size),
         workers=threads,
         ahead=threads + 1,

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import collate_pixels, get_image_size, open_pixels
+from siglip_flowers.data.pixels.tensors import get_image_size, open_pixels
 from siglip_flowers.data.rows import get_labels, read_images
 
 THUMBNAIL = 72
@@ -52,7 +52,7 @@ class SplitImages:
             return []
         if self._pixels is None:
             return read_images(self.rows, rows)
-        batch = collate_pixels(self._pixels.__getitems__(list(rows)))["pixel_values"]
+        batch = self._pixels.__getitems__(list(rows))["pixel_values"]
         return [Image.fromarray(image) for image in batch.permute(0, 2, 3, 1).contiguous().numpy()]
 
     def __iter__(self) -> Iterator[Image.Image]:

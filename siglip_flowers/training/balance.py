@@ -75,8 +75,5 @@ class BalancedImages(torch.utils.data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
-        return self.images[int(self.rows[index])]
-
     def __getitems__(self, indices: Sequence[int]) -> Any:
         return self.images.__getitems__([int(row) for row in self.rows[list(indices)]])

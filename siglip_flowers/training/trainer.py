@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 # with transformers 5.17 and 5.24.
 PRIVATE_OVERRIDES = {
     "_get_grad_norm": "callbacks do not receive the gradient norm before clipping",
-    "_prepare_inputs": "row numbers stay in main memory, and a batch may still be on its way",
+    "_prepare_inputs": "the row numbers of a batch stay in main memory",
     "_run_epoch": "resuming a run that had trained to its end would take another step",
     "_save_checkpoint": "a checkpoint gets its name only once it is complete",
 }
@@ -198,8 +198,6 @@ class SiglipTrainer(CheckpointingTrainer):
         images = sum(len(batch["labels"]) for batch in samples)
         self.throughput.count(images * self.accelerator.num_processes)
         for batch in samples:
-            # The labels may still be on their way to the device.
-            batch.wait()
             batch["counted"] = torch.ones_like(batch["labels"], dtype=torch.bool)
         if not samples:
             return samples, None
@@ -222,7 +220,7 @@ class SiglipTrainer(CheckpointingTrainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         # Accelerate has sent the batch to the device.
-        return inputs.wait() if isinstance(inputs, PixelBatch) else super()._prepare_inputs(inputs)
+        return inputs if isinstance(inputs, PixelBatch) else super()._prepare_inputs(inputs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any

@@ -5,14 +5,12 @@ Its name is a digest of everything that its content depends on, so that a change
 weight leads to another entry; the processes of one machine build it once and share its pages.
 """
 
-import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -36,10 +34,6 @@ FORMAT_VERSION = 1
 CHECKED_ROWS = 64
 # Disk space left free, for checkpoints and logs.
 SPARE_BYTES = 256 * 2**20
-UNWRITABLE = {
-    getattr(errno, name) for name in ["ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS"]
-}
-UNWRITABLE |= {errno.ENOTDIR, errno.EEXIST}
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +76,8 @@ class ArrayEntry:
 
     def describe_with(self, array: np.ndarray) -> dict[str, Any]:
         """Return the content of ``entry.json`` for this array."""
-        checked = _choose_rows(len(array))
-        checksums = [zlib.crc32(array[row].tobytes()) for row in checked]
+        checked = np.unique(np.linspace(0, len(array) - 1, CHECKED_ROWS).astype(int))
+        checksums = [zlib.crc32(array[row].tobytes()) for row in checked if len(array)]
         return {**self._describe(), "checksums": checksums}
 
 
@@ -111,31 +105,16 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
     return array
 
 
-@dataclass(frozen=True)
-class StoredEntry:
-    """An entry on disk: its directory, the shape of its array, bytes, and seconds since its use."""
-
-    path: Path
-    shape: tuple[int, ...]
-    nbytes: int
-    unused_seconds: float
-
-    def remove(self) -> None:
-        """Delete it; a process that has it open keeps its pages."""
-        shutil.rmtree(self.path)
-        self.path.with_name(f"{self.path.name}.lock").unlink(missing_ok=True)
+def list_entries(directory: Path) -> list[Path]:
+    """Return the entries of a cache directory, the longest unused first."""
+    files = list(directory.glob(f"*/{ENTRY_FILE}"))
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
 
 
-def list_entries(directory: Path) -> list[StoredEntry]:
-    """Return what a cache directory holds, the longest unused first."""
-    entries = []
-    for file in directory.glob(f"*/{ENTRY_FILE}"):
-        with suppress(OSError, ValueError, KeyError):
-            shape = tuple(json.loads(file.read_text(encoding="utf-8"))["shape"])
-            nbytes = (file.parent / ARRAY_FILE).stat().st_size
-            unused = time.time() - file.stat().st_mtime
-            entries.append(StoredEntry(file.parent, shape, nbytes, unused))
-    return sorted(entries, key=lambda entry: -entry.unused_seconds)
+def remove_entry(path: Path) -> None:
+    """Delete an entry; a process that has it open keeps its pages."""
+    shutil.rmtree(path)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def open_array(
@@ -167,8 +146,7 @@ def open_array(
         directory.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(directory).free
         if free < entry.nbytes + SPARE_BYTES:
-            needed = f"{free / 1e9:.1f} GB free, {entry.nbytes / 1e9:.1f} GB needed"
-            raise OSError(errno.ENOSPC, needed)
+            raise OSError(f"{free / 1e9:.1f} GB free, {entry.nbytes / 1e9:.1f} GB needed")
         if not quiet and is_first_process():
             size = f"{entry.nbytes / 1e6:.1f} MB"
             print(f"Keeping {size} of {entry.kind} in {directory}", file=sys.stderr, flush=True)
@@ -177,22 +155,14 @@ def open_array(
             if find_array(directory, entry) is None:
                 _build(directory / entry.name, entry, build)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
         _warn_once(
-            f"The cache directory {directory} cannot be written ({error.strerror}); the "
+            f"The cache directory {directory} cannot be written ({error.strerror or error}); the "
             f"{entry.kind} are computed again whenever they are needed. --cache_dir names another."
         )
     return find_array(directory, entry)
 
 
-def _choose_rows(count: int) -> list[int]:
-    return np.unique(np.linspace(0, count - 1, CHECKED_ROWS).astype(int)).tolist() if count else []
-
-
 def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -> None:
-    if path.is_file():
-        path.unlink()
     # Under the lock, a half-built entry is that of a process that was killed.
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)

@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -168,15 +167,8 @@ def _open(source: Any) -> PIL.Image.Image:
         raise ImageError("no image")
     if isinstance(source, bytes):
         source = io.BytesIO(source)
-    if isinstance(source, io.BytesIO):
-        empty = not source.getbuffer().nbytes
-    else:
-        status = Path(source).stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        empty = not status.st_size
-    if empty:
-        raise ImageError("empty file")
+    if not isinstance(source, io.BytesIO) and not stat.S_ISREG(os.stat(source).st_mode):
+        raise ImageError("not a regular file")
     _load_formats()
     formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
     return PIL.Image.open(source, formats=formats)

@@ -18,11 +18,6 @@ from transformers.models.siglip2.image_processing_pil_siglip2 import (
     get_image_size_for_max_num_patches,
 )
 
-from siglip_flowers.base.errors import InputError
-
-# The largest number that two bytes hold.
-MOST_PATCHES = 2**16 - 1
-
 
 @dataclass(frozen=True)
 class PatchBudget:
@@ -31,20 +26,10 @@ class PatchBudget:
     Attributes:
         patch_size: Side of a patch in pixels.
         max_num_patches: P, the most patches an image gets.
-
-    Raises:
-        InputError: More patches than a header can count.
     """
 
     patch_size: int
     max_num_patches: int
-
-    def __post_init__(self) -> None:
-        if self.max_num_patches > MOST_PATCHES:
-            raise InputError(
-                f"--max_num_patches {self.max_num_patches} (times the square of "
-                f"--train_resize_scale in training) is more than {MOST_PATCHES}. Use fewer."
-            )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -6,9 +6,7 @@ processor would have given.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import datasets
@@ -16,20 +14,24 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
 from siglip_flowers.data.pixels.decoding import DECODING_VERSION, ImageError, decode_rgb, read_image
 from siglip_flowers.data.pixels.patches import PatchBudget, pack_image, unpack_patches
-from siglip_flowers.data.rows import fingerprint_images, select_undecoded
+from siglip_flowers.data.rows import (
+    describe_unreadable,
+    fingerprint_images,
+    get_labels,
+    list_unreadable,
+    select_undecoded,
+    visit_images,
+)
 from siglip_flowers.runtime.devices import count_cores
 
 # Side in pixels of the squares that images are resized to, or the patches they are cut up into.
 ImageSize = int | PatchBudget
-DECODED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -51,50 +53,20 @@ class PixelBatch(dict[str, torch.Tensor]):
     The images of a NaFlex checkpoint are packed, (B, 1 + P, K); see
     :mod:`siglip_flowers.data.pixels.patches`.
 
-    ``to`` copies pixels and labels to a GPU on a stream of its own, in parallel to the computation
-    of the previous step; ``wait`` makes the current stream wait for them. ``index`` stays in main
-    memory: random numbers are drawn from it there.
+    ``to`` leaves ``index`` in main memory: random numbers are drawn from it there.
     """
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
-        """Return the batch with pixels and labels on the device; call ``wait`` before use."""
-        device = torch.device(device)
+        """Return the batch with pixels and labels on the device, which need not wait for them."""
         names = ("pixel_values", "labels")
-        if device.type != "cuda":
-            return PixelBatch(self, **{name: self[name].to(device) for name in names})
-        with torch.cuda.stream(_copy_stream(device)):
-            return PixelBatch(
-                self, **{name: self[name].to(device, non_blocking=True) for name in names}
-            )
-
-    def wait(self) -> "PixelBatch":
-        """Make the current stream wait until the batch is on its device."""
-        device = self["pixel_values"].device
-        if device.type == "cuda":
-            current = torch.cuda.current_stream(device)
-            current.wait_stream(_copy_stream(device))
-            for name in ("pixel_values", "labels"):
-                # Or the memory could be given to the next copy while this one is still read.
-                self[name].record_stream(current)
-        return self
+        moved = {name: self[name].to(device, non_blocking=True) for name in names}
+        return PixelBatch(self, **moved)
 
 
-def _copy_stream(device: torch.device) -> torch.cuda.Stream:
-    # "cuda", as accelerate names the device of a single process, is the current one; a tensor on
-    # it says "cuda:0". Both must get the same stream, or ``wait`` waits for an empty one.
-    return _open_stream(torch.cuda.current_device() if device.index is None else device.index)
+class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
+    """Rows of a data set as uint8 pixels, decoded on access, a batch at a time.
 
-
-@cache
-def _open_stream(index: int) -> torch.cuda.Stream:
-    return torch.cuda.Stream(index)
-
-
-class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as uint8 pixels, decoded on access.
-
-    Each item is ``pixel_values`` (3, S, S) or (1 + P, K) uint8, ``labels`` int and ``index`` int,
-    the row's number, which keys the random numbers of augmentation.
+    ``index`` of a batch is the row's number, which keys the random numbers of augmentation.
 
     Args:
         rows: A data set with the columns ``image`` and ``label``.
@@ -104,7 +76,7 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(self, rows: datasets.Dataset, size: ImageSize, resample: int) -> None:
         self.rows = rows.with_format(None)
-        self.labels: list[int] = list(rows["label"])
+        self.labels = torch.from_numpy(get_labels(rows))
         self.images = select_undecoded(rows)
         self.size = size
         self.resample = Image.Resampling(resample)
@@ -112,43 +84,22 @@ class PixelDataset(torch.utils.data.Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._item(index, self.images[index]["image"])
-
-    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
+        pixels = []
         # One read of the Arrow table for a whole batch.
-        values = self.images[list(indices)]["image"]
-        return [self._item(index, value) for index, value in zip(indices, values, strict=True)]
+        for row, value in zip(indices, self.images[list(indices)]["image"], strict=True):
+            try:
+                pixels.append(self.decode(value))
+            except ImageError as error:
+                problems = list_unreadable(self.rows, {row: str(error)})
+                raise RunError(describe_unreadable(problems, len(self))) from error
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return PixelBatch(pixel_values=torch.stack(pixels), labels=self.labels[index], index=index)
 
-    def _item(self, index: int, value: dict[str, Any]) -> dict[str, Any]:
-        try:
-            pixels = self._decode(value)
-        except ImageError as error:
-            problem = f"{value['path'] or f'row {index}'} ({error})"
-            raise RunError(describe_unreadable([problem], len(self))) from error
-        return {"pixel_values": pixels, "labels": self.labels[index], "index": index}
-
-    def _decode(self, value: dict[str, Any]) -> torch.Tensor:
+    def decode(self, value: dict[str, Any]) -> torch.Tensor:
+        """Return the pixels of an undecoded image."""
         with read_image(value) as image:
             return resize_image(image, self.size, self.resample)
-
-    def decode_into(self, array: np.ndarray, indices: Sequence[int]) -> list[str]:
-        """Write the pixels of rows into (N, ...) uint8; return which cannot be read, and why."""
-        problems = []
-        for index, value in zip(indices, self.images[list(indices)]["image"], strict=True):
-            try:
-                array[index] = self._decode(value).numpy()
-            except ImageError as error:
-                problems.append(f"{value['path'] or f'row {index}'} ({error})")
-        return problems
-
-
-def describe_unreadable(problems: Sequence[str], total: int) -> str:
-    """Return a message about images that cannot be read, each named with what is wrong."""
-    return (
-        f"{len(problems)} of {count(total, 'image')} cannot be read: {abbreviate(problems)}. "
-        "Replace them, or drop them with --skip_corrupt_images."
-    )
 
 
 def get_image_size(processor: Any) -> ImageSize:
@@ -189,18 +140,18 @@ def resize_image(image: Image.Image, size: ImageSize, resample: int) -> torch.Te
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a data set as uint8 pixels from the cache; items like those of ``PixelDataset``.
+class CachedPixels(torch.utils.data.Dataset[PixelBatch]):
+    """Rows of a data set as uint8 pixels from the cache; batches like those of ``PixelDataset``.
 
     Args:
         pixels: (N, 3, S, S) or (N, 1 + P, K) uint8, a memory map.
-        labels: N class numbers.
+        labels: (N,) int64, class numbers.
     """
 
-    def __init__(self, pixels: np.memmap, labels: Sequence[int]) -> None:
+    def __init__(self, pixels: np.memmap, labels: torch.Tensor) -> None:
         self.pixels: np.ndarray = pixels
         self.file = str(pixels.filename)
-        self.labels = torch.tensor(labels, dtype=torch.int64)
+        self.labels = labels
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map is pickled as a copy of all pixels.
@@ -212,10 +163,6 @@ class CachedPixels(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        pixels = torch.from_numpy(self.pixels[index].copy())
-        return {"pixel_values": pixels, "labels": int(self.labels[index]), "index": index}
 
     def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
         # One gather instead of one tensor per image.
@@ -244,11 +191,18 @@ def open_pixels(
     decoding = PixelDataset(rows, size, resample)
     if not arguments.pixel_cache or not len(rows):
         return decoding
-    entry = describe_pixels(rows, PixelForm(size, resample))
     workers = arguments.image_workers or count_cores()
-    pixels = open_array(
-        locate_cache(arguments), entry, lambda array: _decode_into(array, decoding, workers)
-    )
+
+    def fill(array: np.ndarray) -> None:
+        def visit(row: int, value: dict[str, Any]) -> None:
+            array[row] = decoding.decode(value).numpy()
+
+        problems = visit_images(rows, visit, workers, "decoding images")
+        if problems:
+            raise RunError(describe_unreadable(list_unreadable(rows, problems), len(rows)))
+
+    entry = describe_pixels(rows, PixelForm(size, resample))
+    pixels = open_array(locate_cache(arguments), entry, fill)
     return decoding if pixels is None else CachedPixels(pixels, decoding.labels)
 
 
@@ -270,39 +224,10 @@ def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
     )
 
 
-def _decode_into(array: np.ndarray, images: PixelDataset, workers: int) -> None:
-    """Fill (N, ...) uint8 in parallel; Pillow lets other threads run while it decodes."""
-    problems: list[str] = []
-
-    def decode_batch(start: int) -> int:
-        numbers = range(start, min(start + DECODED_ROWS, len(images)))
-        problems.extend(images.decode_into(array, numbers))
-        return len(numbers)
-
-    starts = range(0, len(images), DECODED_ROWS)
-    with (
-        # None: on a terminal only.
-        tqdm(total=len(images), desc="decoding images", unit="img", disable=None) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        try:
-            for count in pool.map(decode_batch, starts):
-                bar.update(count)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    if problems:
-        raise RunError(describe_unreadable(sorted(problems), len(images)))
-
-
-def collate_pixels(items: Sequence[dict[str, Any]] | PixelBatch) -> PixelBatch:
-    """Stack items to a batch; a batch that was read as one is returned as it is."""
-    if isinstance(items, PixelBatch):
-        return items
-    return PixelBatch(
-        pixel_values=torch.stack([item["pixel_values"] for item in items]),
-        labels=torch.tensor([item["labels"] for item in items]),
-        index=torch.tensor([item["index"] for item in items]),
-    )
+def collate_pixels(batch: Any) -> PixelBatch:
+    """Return a batch as it is: ``__getitems__`` read it as one."""
+    assert isinstance(batch, PixelBatch)
+    return batch
 
 
 class PixelNormalizer:

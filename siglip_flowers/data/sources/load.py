@@ -4,26 +4,19 @@ It is two steps: ``open_data`` reads what is known without decoding an image, ``
 decodes each once.
 """
 
-import dataclasses
-import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 from datasets import DatasetDict
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.paths import describe_missing
-from siglip_flowers.base.text import abbreviate, count
+from siglip_flowers.base.paths import describe_missing, is_path
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.inspection import SharedImage, inspect_images
-from siglip_flowers.data.pixels.array_cache import locate_cache
+from siglip_flowers.data.inspection import check_images
 from siglip_flowers.data.pixels.tensors import PixelForm
-from siglip_flowers.data.rows import get_labels
-from siglip_flowers.data.sources.folder import list_folder, load_folder
-from siglip_flowers.data.sources.hub import check_hub_arguments, load_hub
+from siglip_flowers.data.sources.folder import load_folder
+from siglip_flowers.data.sources.hub import load_hub
 from siglip_flowers.data.sources.oxford import (
-    KNOWN_SHARED,
     check_local_files,
     load_oxford,
     looks_like_oxford,
@@ -31,38 +24,12 @@ from siglip_flowers.data.sources.oxford import (
 )
 from siglip_flowers.data.sources.table import FORMATS, find_tables, load_table
 from siglip_flowers.data.splits import (
+    ClassificationData,
     draw_rows,
     fill_missing_splits,
-    find_empty_classes,
     require_training_images,
     take_shots,
 )
-from siglip_flowers.runtime.devices import count_cores
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ClassificationData:
-    """A data set ready for use: train, validation and test with the columns image and label.
-
-    ``description`` is one line for titles. ``skipped`` has the ids of the unreadable images
-    dropped from each split, ``shared`` the accepted pairs of images that are in two splits,
-    ``checked`` says what was checked.
-    """
-
-    splits: DatasetDict
-    source: str
-    split_protocol: str
-    description: str
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-    shared: list[SharedImage] = field(default_factory=list)
-    checked: str = ""
-
-    @property
-    def class_names(self) -> list[str]:
-        """The name of each class number."""
-        return list(self.splits["train"].features["label"].names)
 
 
 def resolve_source(arguments: DataArguments) -> str:
@@ -92,19 +59,12 @@ def check_data_arguments(arguments: DataArguments) -> None:
         if not (find_tables(folder) if source == "table" else folder.is_dir()):
             what = "has no table" if folder.is_dir() else "is neither a directory nor a table"
             raise InputError(f"--data_dir {folder} {what} ({', '.join(FORMATS)}). Name another.")
-    if source == "hub":
-        check_hub_arguments(arguments)
-    elif source == "oxford" and folder is not None:
+    if source == "oxford" and folder is not None:
         check_local_files(folder)
-    elif source == "oxford" and not arguments.oxford_url.startswith(("http://", "https://")):
-        raise InputError(
-            f"--oxford_url is {arguments.oxford_url!r}, but must start with http:// or https://. "
-            "Pass a local directory with --data_dir."
-        )
-    elif source == "folder":
-        assert folder is not None, "the folder source has a directory"
-        listing = list_folder(folder)
-        require_training_images(listing.labels["train"], listing.class_names)
+    name = arguments.dataset_name or ""
+    if is_path(name) and not Path(name).exists():
+        missing = describe_missing("--dataset_name", name)
+        raise InputError(f"{missing} Give an existing path or a Hub id (owner/name).")
 
 
 def download_data(arguments: DataArguments) -> None:
@@ -117,7 +77,6 @@ def download_data(arguments: DataArguments) -> None:
         RunError: the download failed.
     """
     if resolve_source(arguments) == "oxford" and arguments.data_dir is None:
-        check_data_arguments(arguments)
         prepare_download(arguments.oxford_url)
 
 
@@ -138,13 +97,12 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
     if source == "hub":
         given, title, origin = load_hub(arguments), f"{arguments.dataset_name}", "the train split"
     else:
-        assert arguments.data_dir is not None, "the folder and table sources have a path"
-        path = Path(arguments.data_dir)
-        given = (
-            load_folder(path) if source == "folder" else load_table(find_tables(path), arguments)
-        )
-        kind = "image folder" if source == "folder" else "table"
-        title, origin = f"{kind} {path.resolve().name}", f"one {kind.split()[-1]}"
+        path = Path(str(arguments.data_dir))
+        if source == "folder":
+            given, title, origin = load_folder(path), "image folder", "one folder"
+        else:
+            given, title, origin = load_table(path, arguments), "table", "one table"
+        title = f"{title} {path.resolve().name}"
     splits, protocol = fill_missing_splits(
         given, arguments.validation_fraction, arguments.split_seed, origin
     )
@@ -163,21 +121,6 @@ def _thin_splits(splits: DatasetDict, arguments: DataArguments) -> DatasetDict:
     return thinned
 
 
-def _check_classes(splits: DatasetDict, limit: int | None) -> None:
-    """Require images of every class, or warn if --max_train_samples left a class without any."""
-    names = splits["train"].features["label"].names
-    labels = get_labels(splits["train"])
-    if limit is None:
-        require_training_images(labels, names)
-    elif empty := find_empty_classes(labels, names):
-        logger.warning(
-            "--max_train_samples %d leaves no training image of %s: %s.",
-            limit,
-            count(len(empty), "class"),
-            abbreviate(empty),
-        )
-
-
 def open_data(arguments: DataArguments) -> ClassificationData:
     """Load the data without decoding an image, and draw the subsets that are asked for.
 
@@ -188,49 +131,8 @@ def open_data(arguments: DataArguments) -> ClassificationData:
     check_data_arguments(arguments)
     source = resolve_source(arguments)
     splits, protocol, title = _load_source(arguments, source)
-    require_training_images(get_labels(splits["train"]), splits["train"].features["label"].names)
+    require_training_images(splits["train"])
     return ClassificationData(_thin_splits(splits, arguments), source, protocol, title)
-
-
-def check_images(
-    data: ClassificationData,
-    arguments: DataArguments,
-    forms: Mapping[str, PixelForm] | None = None,
-) -> ClassificationData:
-    """Check every image of opened data once; return the data without those that are dropped.
-
-    Args:
-        data: From :func:`open_data`.
-        arguments: Where the images come from.
-        forms: By split, the pixels that will be asked for. They are put into the cache while the
-            images are checked; without them images are not decoded here, see
-            :func:`~siglip_flowers.data.inspection.inspect_images`.
-
-    Raises:
-        InputError: An image in two splits, or a class that has lost its training images.
-        RunError: Unreadable images.
-    """
-    known: Collection[frozenset[str]] = KNOWN_SHARED if data.source == "oxford" else ()
-    found = inspect_images(
-        data.splits,
-        workers=arguments.image_workers or count_cores(),
-        skip_corrupt_images=arguments.skip_corrupt_images,
-        cache_dir=locate_cache(arguments) if arguments.pixel_cache else None,
-        allow_duplicates=arguments.allow_duplicates,
-        known_shared=known,
-        forms=forms,
-    )
-    _check_classes(found.splits, arguments.max_train_samples)
-    shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
-    sizes = "/".join(str(len(dataset)) for dataset in found.splits.values())
-    return dataclasses.replace(
-        data,
-        splits=found.splits,
-        description=f"{data.description}{shots}, {sizes} images",
-        skipped=found.skipped,
-        shared=found.shared,
-        checked=found.checked,
-    )
 
 
 def load_data(

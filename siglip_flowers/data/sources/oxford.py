@@ -5,8 +5,8 @@ import hashlib
 import http.client
 import logging
 import os
+import shutil
 import tarfile
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator
@@ -44,8 +44,6 @@ KNOWN_SHARED = frozenset(
 )
 # A download may take hours, but a server that sends nothing for this long is given up.
 SILENCE_SECONDS = 60.0
-CHUNK_BYTES = 1 << 20
-NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 logger = logging.getLogger(__name__)
 
@@ -90,41 +88,24 @@ def _lock_cache(name: str) -> Iterator[Path]:
 
     The machine's other processes wait here, outside any collective, so that none can time out,
     however long a download takes.
-
-    Raises:
-        RunError: The directory cannot be written, or the disk is full.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "siglip_flowers_oxford"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{name}.lock"):
-            yield cache
-    except OSError as error:
-        raise RunError(
-            f"Cannot write the Flowers102 files to {cache} ({error.strerror or error}). They need "
-            "about 700 MB; set HF_DATASETS_CACHE to another directory."
-        ) from error
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{name}.lock"):
+        yield cache
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack the images of an archive to ``folder``, which appears whole or not at all.
+    """Unpack an archive to ``folder``, which appears whole or not at all.
 
     Raises:
-        RunError: The archive is damaged or incomplete.
+        RunError: The archive is damaged or incomplete, or has more than files and folders.
     """
-    wanted = set(IMAGE_NAMES)
     try:
         with atomic_directory(folder) as temporary, tarfile.open(archive) as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                if member.isreg() and name in wanted:
-                    tar.extract(member.replace(name=name, deep=False), temporary, filter="data")
-            missing = sorted(wanted - set(os.listdir(temporary)))
-            if missing:
-                raise RunError(
-                    f"{archive} lacks {len(missing)} of {len(wanted)} images, {missing[0]} among "
-                    "them. Download it again."
-                )
+            tar.extractall(temporary, filter="data")
+            if not _holds_images(temporary / IMAGE_FOLDER):
+                raise RunError(f"{archive} lacks some of its images. Download it again.")
     except (EOFError, tarfile.TarError, zlib.error, gzip.BadGzipFile) as error:
         raise RunError(f"{archive} is damaged ({error}). Download it again.") from error
 
@@ -132,69 +113,48 @@ def _unpack(archive: Path, folder: Path) -> None:
 def _request(url: str, part: Path) -> None:
     """Append what ``part`` still lacks of the file behind a URL."""
     present = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "siglip-flowers"})
-    if present:
-        request.add_header("Range", f"bytes={present}-")
+    headers = {"User-Agent": "siglip-flowers", "Range": f"bytes={present}-"}
+    request = urllib.request.Request(url, headers=headers)
     # The timeout is one of silence: it applies to each read, not to the whole download.
     with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as response:
-        if response.status != http.client.PARTIAL_CONTENT:
-            present = 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else present + int(length)
-        with (
-            part.open("ab" if present else "wb") as file,
-            # None: a bar on a terminal only.
-            tqdm(
-                total=total, initial=present, desc=url, unit="B", unit_scale=True, disable=None
-            ) as bar,
-        ):
-            while chunk := response.read1(CHUNK_BYTES):
-                file.write(chunk)
-                bar.update(len(chunk))
-            if total is not None and file.tell() < total:
-                raise ConnectionError(f"the connection broke after {file.tell()} of {total} bytes")
+        mode = "ab" if response.status == http.client.PARTIAL_CONTENT else "wb"
+        with part.open(mode) as file:
+            present = file.tell()
+            total = present + int(response.headers.get("Content-Length", 0))
+            # disable=None: a bar on a terminal only.
+            options = {"total": total, "initial": present, "desc": url, "disable": None}
+            with tqdm.wrapattr(response, "read", **options) as body:
+                shutil.copyfileobj(body, file)
+    if part.stat().st_size < total:
+        raise ConnectionError(f"the connection broke after {part.stat().st_size} of {total} bytes")
 
 
 def _download_file(url: str, path: Path) -> None:
-    """Download a file unless it is there, and check it.
-
-    An interrupted download is resumed, now as long as it makes progress, and by the next run.
+    """Download a file unless it is there, and check it; an interrupted download is resumed.
 
     Raises:
-        RunError: No connection, or a wrong checksum.
+        RunError: It cannot be downloaded, or is another file.
     """
-    if path.is_file() and _compute_md5(path) == MD5_SUMS[path.name]:
+    if path.is_file():
         return
-    part = path.with_name(f"{path.name}.part")
-    url = f"{url.rstrip('/')}/{path.name}"
+    url, part = f"{url.rstrip('/')}/{path.name}", path.with_name(f"{path.name}.part")
+    expected = MD5_SUMS[path.name]
     try:
-        if datasets.config.HF_HUB_OFFLINE:
-            raise ConnectionError("HF_HUB_OFFLINE is set")
-        while True:
-            before = part.stat().st_size if part.exists() else 0
-            try:
-                _request(url, part)
-                break
-            except urllib.error.HTTPError as error:
-                # Longer than the file there, or complete already: start over.
-                if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not before:
-                    raise
-                part.unlink()
-            except NETWORK_ERRORS:
-                if not part.exists() or part.stat().st_size <= before:
-                    raise
-    except (ValueError, *NETWORK_ERRORS) as error:
+        # A complete one may not have been renamed yet.
+        if not (part.is_file() and _compute_md5(part) == expected):
+            _request(url, part)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = str(error).strip("<>") or type(error).__name__
         raise RunError(
-            f"Cannot download {url} ({reason}). Offline, pass --data_dir with {ARCHIVE}, {LABELS} "
-            f"and {SPLIT_IDS}, or use --data_source procedural."
+            f"Cannot download {url} ({reason}). The same command resumes it; offline, pass "
+            f"--data_dir with {ARCHIVE}, {LABELS} and {SPLIT_IDS}, or use --data_source procedural."
         ) from error
     found = _compute_md5(part)
-    if found != MD5_SUMS[path.name]:
+    if found != expected:
         part.unlink()
         raise RunError(
-            f"{url} has the MD5 sum {found}, expected {MD5_SUMS[path.name]}. Try again, or pass "
-            "--data_dir with files from elsewhere."
+            f"{url} has the MD5 sum {found}, expected {expected}. Try again, or pass --data_dir "
+            "with files from elsewhere."
         )
     part.replace(path)
 
@@ -207,7 +167,7 @@ def prepare_download(url: str) -> tuple[Path, Path]:
             _download_file(url, cache / name)
         if not _holds_images(images):
             _download_file(url, cache / ARCHIVE)
-            _unpack(cache / ARCHIVE, images)
+            _unpack(cache / ARCHIVE, images.parent)
             (cache / ARCHIVE).unlink()
     return cache, images
 
@@ -224,7 +184,7 @@ def _prepare_local(folder: Path) -> Path:
     with _lock_cache(checksum) as cache:
         images = cache / checksum / IMAGE_FOLDER
         if not _holds_images(images):
-            _unpack(folder / ARCHIVE, images)
+            _unpack(folder / ARCHIVE, images.parent)
     return images
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from siglip_flowers.data.sources.drawing import PATTERNS, SHAPES, Species, draw_scene
+from siglip_flowers.data.splits import SPLIT_NAMES
 
 SPECIES_COUNT = 102
 # Changing these, or the order of random draws, changes every image and figure.
@@ -116,16 +117,10 @@ def load_procedural(images_per_class: int, image_size: int, seed: int) -> Datase
     Columns ``image`` (PNG, ``image_size`` square, RGB) and ``label`` (0..101, SPECIES_NAMES).
     """
     held_out = round(images_per_class / 5)
-    test_start = images_per_class - held_out
-    validation_start = test_start - held_out
-    splits = {
-        "train": range(validation_start),
-        "validation": range(validation_start, test_start),
-        "test": range(test_start, images_per_class),
-    }
+    starts = np.cumsum([0, images_per_class - 2 * held_out, held_out, held_out]).tolist()
     return DatasetDict(
         {
-            name: _draw_split(indices, image_size, seed, number)
-            for number, (name, indices) in enumerate(splits.items())
+            name: _draw_split(range(starts[n], starts[n + 1]), image_size, seed, n)
+            for n, name in enumerate(SPLIT_NAMES)
         }
     )

@@ -6,14 +6,12 @@ beside the images or in each split folder, or tables that are called after the s
 relative to the table.
 """
 
-import csv
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from datasets import ClassLabel, Dataset, Image, Value
@@ -21,7 +19,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.names import describe_similar_names, order_names
+from siglip_flowers.data.names import order_names
 from siglip_flowers.data.sources.folder import list_subfolders
 from siglip_flowers.data.splits import recognize_split
 
@@ -70,58 +68,44 @@ def find_column(dataset: Dataset, kind: str, named: str | None, name: str) -> st
         InputError: No such column, one of another kind, or several candidates.
     """
     features = dataset.features
-    choose = f"Choose one with --{kind}_column_name."
-    if named in features:
-        if not _is_usable(kind, features[named]):
-            raise InputError(
-                f"The column {named!r} of {name} holds {features[named]}, not {kind}s. {choose}"
-            )
-        return str(named)
-    listed = abbreviate(list(features))
-    if named is not None:
-        raise InputError(f"{name} has no column {named!r}, only {listed}. {choose}")
     usable = [column for column in features if _is_usable(kind, features[column])]
     typed = [column for column in usable if isinstance(features[column], FEATURES[kind])]
     by_name = [column for column in usable if column.lower() in COLUMN_NAMES[kind]]
     both = [column for column in by_name if column in typed and kind == "image"]
-    candidates = both or by_name or typed
-    if len(candidates) > 1:
-        raise InputError(f"{name} has several {kind} columns: {abbreviate(candidates)}. {choose}")
-    if not candidates:
-        known = ", ".join(COLUMN_NAMES[kind])
-        raise InputError(f"{name} has no column of {kind}s ({known}), only {listed}. {choose}")
-    return candidates[0]
+    candidates, wanted = both or by_name or typed, ", ".join(COLUMN_NAMES[kind])
+    if named is not None:
+        candidates, wanted = [column for column in usable if column == named], named
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"no column of {kind}s ({wanted}), only {abbreviate(list(features))}"
+    if candidates:
+        found = f"several {kind} columns: {abbreviate(candidates)}"
+    raise InputError(f"{name} has {found}. Choose one with --{kind}_column_name.")
 
 
-def _read_labels(dataset: Dataset, column: str) -> tuple[list[str], np.ndarray]:
-    """Return the names of a label column, and for each row an index into them, or -1.
-
-    A data set without the column has no labels.
-    """
+def _read_labels(dataset: Dataset, column: str) -> list[str | None]:
+    """Return the class name of every row, or None; there are none without the column."""
     if column not in dataset.features:
-        return [], np.full(len(dataset), -1)
+        return [None] * len(dataset)
     feature = dataset.features[column]
-    values = dataset.select_columns(column).with_format("arrow")[:][column].combine_chunks()
+    values = dataset.select_columns(column).with_format("arrow")[:][column].to_pylist()
     if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-    else:
-        encoded = values.dictionary_encode()
-        values, names = encoded.indices, [str(name) for name in encoded.dictionary.to_pylist()]
-    codes = values.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    without = [code for code, name in enumerate(names) if not name]
-    return names, np.where((codes < len(names)) & ~np.isin(codes, without), codes, -1)
+        names = dict(enumerate(feature.names))
+        return [names.get(value) or None for value in values]
+    # Numbers without names have no sign for "no label" but -1 in every row.
+    if set(values) == {-1}:
+        return [None] * len(values)
+    return [None if value in (None, "") else str(value) for value in values]
 
 
-def _label_splits(
-    splits: dict[str, Dataset], column: str, name: str
-) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Read the labels of all splits; a held-out split without any is left out."""
+def _label_splits(splits: dict[str, Dataset], column: str, name: str) -> dict[str, list[str]]:
+    """Read the class names of all splits; a held-out split without any is left out."""
     labels = {}
     for split, dataset in splits.items():
-        names, codes = _read_labels(dataset, column)
-        # Numbers without names have no sign for "no label" but -1 in every row.
-        unlabeled = len(codes) if names == ["-1"] else int(np.sum(codes < 0))
-        if unlabeled == len(dataset) and split != "train":
+        found = _read_labels(dataset, column)
+        named = [label for label in found if label is not None]
+        unlabeled = len(found) - len(named)
+        if unlabeled == len(found) and split != "train":
             logger.warning(
                 "The %s split of %s has no labels and is left out; it is cut from the training "
                 "split, or --%s_split_name names another.",
@@ -131,12 +115,12 @@ def _label_splits(
             )
         elif unlabeled:
             raise InputError(
-                f"{unlabeled} of {len(dataset)} rows of the {split} split of {name} have no label "
+                f"{unlabeled} of {len(found)} rows of the {split} split of {name} have no label "
                 f"in the column {column!r}. Remove them, or choose another split with "
                 f"--{split}_split_name."
             )
         else:
-            labels[split] = names, codes
+            labels[split] = named
     return labels
 
 
@@ -146,7 +130,7 @@ def prepare_columns(
     """Bring data sets to the columns image and label.
 
     Labels are matched by name (see ``order_names``); names that no row uses are dropped.
-    Whole-number labels have no names; their numbers become the class names.
+    Whole-number labels have no names: their numbers become the class names.
 
     Args:
         splits: The train split, and validation and test if there are any.
@@ -163,28 +147,21 @@ def prepare_columns(
     image_column = find_column(train, "image", arguments.image_column_name, name)
     label_column = find_column(train, "label", arguments.label_column_name, name)
     labels = _label_splits(splits, label_column, name)
-    used = {names[code] for names, codes in labels.values() for code in np.unique(codes)}
-    unused = {name for names, _ in labels.values() for name in names} - used
+    used = {label for names in labels.values() for label in names}
+    unused = set(getattr(train.features[label_column], "names", ())) - used
     if unused:
         logger.warning("Classes without images are left out: %s.", abbreviate(sorted(unused)))
     class_names, numbers = order_names(used)
-    for sentence in describe_similar_names(used):
-        logger.warning("%s", sentence)
-    if all(name.isdecimal() for name in class_names):
-        logger.warning(
-            "The labels of %s are numbers without names; the numbers serve as class names.", name
-        )
-    prepared: dict[str, Dataset] = {}
-    for split, (names, codes) in labels.items():
-        mapped = np.array([numbers.get(name, -1) for name in names], dtype=np.int64)[codes]
+    feature, prepared = ClassLabel(names=class_names), {}
+    for split, names in labels.items():
         find_column(splits[split], "image", image_column, f"The {split} split of {name}")
         images = splits[split].select_columns(image_column)
         if image_column != "image":
             images = images.rename_column(image_column, "image")
         # cast_column, unlike cast, does not write the images to the cache a second time.
         images = images.cast_column("image", Image())
-        feature = ClassLabel(names=class_names)
-        prepared[split] = images.add_column("label", mapped, feature=feature)
+        column = [numbers[label] for label in names]
+        prepared[split] = images.add_column("label", column, feature=feature)
     return prepared
 
 
@@ -199,28 +176,28 @@ def find_tables(data_dir: Path) -> dict[str, Path]:
     if not data_dir.is_dir():
         return {}
     tables = _list_tables(data_dir)
-    metadata = [path for path in tables if path.stem == "metadata"]
     folders = list_subfolders(data_dir)
-    if not metadata and len(folders) <= 1:
+    found = [path for path in tables if path.stem == "metadata"]
+    if not found and len(folders) <= 1:
         # Of one table for each split, or of the only one; beside a folder of images at most.
         by_split = {split: path for path in tables if (split := recognize_split(path.stem))}
-        if "train" in by_split or not tables:
+        if "train" in by_split:
             return by_split
-        metadata = tables
-    if not metadata:
-        in_splits = [
-            (split, path)
+        found = tables
+    if not found:
+        return {
+            split: path
             for name, folder in folders.items()
             if (split := recognize_split(name))
             for path in _list_tables(folder)
-        ]
-        return {split: path for split, path in in_splits if path.stem == "metadata"}
-    if len(metadata) > 1:
+            if path.stem == "metadata"
+        }
+    if len(found) > 1:
         raise InputError(
-            f"{data_dir} has several tables: {abbreviate([path.name for path in metadata])}. Name "
-            f"one, such as --data_dir {metadata[0]}, or load all with --dataset_name {data_dir}."
+            f"{data_dir} has several tables: {abbreviate([path.name for path in found])}. Name "
+            f"one, such as --data_dir {found[0]}, or load all with --dataset_name {data_dir}."
         )
-    return {"all": metadata[0]}
+    return {"all": found[0]}
 
 
 def _list_tables(folder: Path) -> list[Path]:
@@ -231,16 +208,12 @@ def _list_tables(folder: Path) -> list[Path]:
 
 def _read_csv(path: Path) -> Dataset:
     """Read a table of text; every value stays as it is written, ``01`` too."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        line = file.readline()
-    delimiter = max(DELIMITERS, key=line.count)
-    header = next(csv.reader([line], delimiter=delimiter), [])
-    table = pa.csv.read_csv(
-        path,
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
-    )
-    return Dataset(table)
+    with path.open(encoding="utf-8-sig") as file:
+        delimiter = max(DELIMITERS, key=file.readline().count)
+    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+    names = pa.csv.open_csv(path, parse_options=parse).schema.names
+    text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    return Dataset(pa.csv.read_csv(path, parse_options=parse, convert_options=text))
 
 
 def _read_table(path: Path, arguments: DataArguments) -> Dataset:
@@ -291,11 +264,11 @@ def _divide(rows: Dataset, path: Path) -> dict[str, Dataset]:
     return {split: rows.select(chosen) for split, chosen in numbers.items()}
 
 
-def load_table(tables: dict[str, Path], arguments: DataArguments) -> dict[str, Dataset]:
+def load_table(data_dir: Path, arguments: DataArguments) -> dict[str, Dataset]:
     """Load tables as data sets with the columns image and label.
 
     Args:
-        tables: From :func:`find_tables`.
+        data_dir: Where :func:`find_tables` finds them.
         arguments: The names of the columns, unless they are to be found.
 
     Returns:
@@ -304,9 +277,10 @@ def load_table(tables: dict[str, Path], arguments: DataArguments) -> dict[str, D
     Raises:
         InputError: A table cannot be read; otherwise as ``prepare_columns``.
     """
+    tables = find_tables(data_dir)
     read = {split: _read_table(path, arguments) for split, path in tables.items()}
     splits = _divide(read["all"], tables["all"]) if "all" in read else read
     if "train" not in splits:
-        raise InputError(f"{arguments.data_dir} has no table of the train split. Add one.")
-    name = str(next(iter(tables.values())) if len(tables) == 1 else arguments.data_dir)
+        raise InputError(f"{data_dir} has no table of the train split. Add one.")
+    name = str(next(iter(tables.values())) if len(tables) == 1 else data_dir)
     return prepare_columns(splits, arguments, name)
