@@ -4,13 +4,14 @@ import dataclasses
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from siglip_flowers.base.files import digest_weight_files
 from siglip_flowers.base.text import count
 from siglip_flowers.config import (
     AugmentationArguments,
@@ -51,23 +52,11 @@ HIDDEN_SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class CardFacts:
-    """What a card states besides the run.
-
-    Attributes:
-        model_id: ``ORG/NAME`` on the Hub, or the name of a directory.
-        native: Whether the model is a plain class of transformers.
-        plots: File names of the plots beside the card.
-        weights: SHA-256 of every file of weights beside the card.
-        pipeline_differences: See :class:`~siglip_flowers.publish.check.Checked`.
-    """
-
-    model_id: str
-    native: bool
-    plots: Sequence[str]
-    weights: Mapping[str, str]
-    pipeline_differences: Mapping[str, float]
+# Plots of the training; sheets of examples show images of the data set and stay private.
+PLOTS = {
+    "loss_plot.png": "Loss over the training",
+    "accuracy_plot.png": "Accuracy over the training",
+}
 
 
 def escape(value: Any) -> str:
@@ -77,9 +66,21 @@ def escape(value: Any) -> str:
 
 
 def build_card(
-    run: FinishedRun, config: Any, options: PublishArguments, facts: CardFacts
+    run: FinishedRun,
+    config: Any,
+    options: PublishArguments,
+    directory: Path,
+    differences: Mapping[str, float],
 ) -> ModelCard:
-    """Return the card of a run; ``config`` is the configuration of the published model."""
+    """Return the card of a run.
+
+    Args:
+        run: The run.
+        config: The configuration of the published model.
+        options: What is published, and where.
+        directory: The weights beside the card.
+        differences: Of the pipeline; see :func:`~siglip_flowers.publish.check.check_published`.
+    """
     splits, data, predictions = run.metrics["splits"], run.metrics["data"], run.predictions
     classes = splits["test"]["per_class"]
     shown = list_shown_metrics(len(classes))
@@ -90,10 +91,14 @@ def build_card(
     )
     environment.filters |= {"text": escape, "count": count, "percent": "{:.2%}".format}
     text = environment.get_template("card.md.jinja").render(
-        metadata=_build_metadata(run, config, options, facts).to_yaml(),
-        name=facts.model_id.split("/")[-1],
+        metadata=_build_metadata(run, config, options).to_yaml(),
+        model_id=options.hub_model_id or options.model_name,
+        name=options.model_name,
+        native=not hasattr(config, "auto_map"),
+        plots=PLOTS,
+        weights=digest_weight_files(directory),
+        differences=differences,
         options=options,
-        facts=facts,
         load_image=LOAD_IMAGE,
         not_loaded=NOT_LOADED,
         classes=config.id2label,
@@ -123,9 +128,7 @@ def list_shown_metrics(num_classes: int) -> dict[str, str]:
     return {n: title for n, title in TEST_METRICS.items() if not (few and n == "top5_accuracy")}
 
 
-def _build_metadata(
-    run: FinishedRun, config: Any, options: PublishArguments, facts: CardFacts
-) -> ModelCardData:
+def _build_metadata(run: FinishedRun, config: Any, options: PublishArguments) -> ModelCardData:
     source = run.metrics["data"]["source"]
     dataset = OXFORD_ID if source == "oxford" else run.dataset_id
     tags = [TASK, "siglip2" if is_naflex(config.vision_config) else "siglip", "vision"]
@@ -138,12 +141,12 @@ def _build_metadata(
         language=options.language,
         library_name="transformers",
         pipeline_tag=TASK,
-        tags=tags if facts.native else [*tags, "custom_code"],
+        tags=[*tags, "custom_code"] if hasattr(config, "auto_map") else tags,
         base_model=parent,
         **relation,
         datasets=None if dataset is None else [dataset],
         metrics=["accuracy", "precision", "recall", "f1"],
-        model_name=facts.model_id.split("/")[-1],
+        model_name=options.model_name,
         eval_results=[
             _describe_result(run, dataset or ("imagefolder" if source == "folder" else source), key)
             for key in list_shown_metrics(len(run.metrics["splits"]["test"]["per_class"]))

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +67,6 @@ json.dump(answers, sys.stdout)
 """
 
 
-@dataclass(frozen=True)
-class Checked:
-    """How published files classified.
-
-    Attributes:
-        count: Test images that were classified as the run recorded.
-        pipeline_differences: Largest difference of a score by kind of file if the pipeline opens
-            the file itself, for kinds where it is more than ``TOLERANCE``.
-    """
-
-    count: int
-    pipeline_differences: dict[str, float]
-
-
 def load_test_split(data_arguments: DataArguments) -> datasets.Dataset:
     """Load the test split that a run was measured on.
 
@@ -99,7 +84,7 @@ def load_test_split(data_arguments: DataArguments) -> datasets.Dataset:
 
 def check_published(
     directory: Path, run: FinishedRun, rows: datasets.Dataset, *, native: bool, samples: int
-) -> Checked:
+) -> dict[str, float]:
     """Classify files of test images with a published directory and compare with the record.
 
     The directory is loaded by the pipeline of transformers in a process without this package. Files
@@ -110,7 +95,11 @@ def check_published(
         run: The run that they were made from.
         rows: The test split.
         native: Whether the directory has no code of its own.
-        samples: Number of images, spread over the split.
+        samples: Number of images, spread over the split and at most all.
+
+    Returns:
+        The largest difference of a score by kind of file if the pipeline opens the file itself, for
+        kinds where it is more than ``TOLERANCE``.
 
     Raises:
         RunError: The data are others, the directory cannot be loaded, or it classifies otherwise.
@@ -122,7 +111,7 @@ def check_published(
             f"The {len(rows)} test images found are not the {len(recorded.ids)} that the run was "
             "measured on; use the data options of the training."
         )
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(samples, len(rows))).astype(int)).tolist()
+    chosen = np.linspace(0, len(rows) - 1, samples).astype(int).tolist()
     undecoded = select_undecoded(rows)
     ours = SiglipImageClassifier.from_pretrained(directory, dtype="float32", threshold=None)
     # Kind of file, path, and what the answer must be.
@@ -146,7 +135,7 @@ def check_published(
         difference = measure_difference(expected, answers["pipeline"][number])
         if difference > TOLERANCE:
             differences[kind] = max(difference, differences.get(kind, 0.0))
-    return Checked(len(chosen), differences)
+    return differences
 
 
 def write_odd_files(image: Image.Image, directory: Path) -> dict[str, Path]:

@@ -43,4 +43,4 @@ def _publish(parsed: tuple[PublishArguments, DataArguments]) -> None:
     options, data_arguments = parsed
     if options.hub_model_id is not None:
         check_hub_access(options.hub_model_id)
-    publish_run(options, data_arguments, print)
+    publish_run(options, data_arguments)

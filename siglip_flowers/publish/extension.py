@@ -29,7 +29,7 @@ class PushExtension(TrainingExtension):
         """
         run = str(arguments.training.output_dir)
         try:
-            publish_run(PublishArguments(run=run, **self.options), arguments.data, print)
+            publish_run(PublishArguments(run=run, **self.options), arguments.data)
         except (InputError, RunError) as error:
             raise RunError(
                 f"{str(error).rstrip('.')}. The run in {run} is complete; publish it with: "

@@ -1,6 +1,5 @@
 """Options of ``siglip-flowers publish``, and of ``train.py`` for pushing the finished run."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +15,6 @@ def check_hub_model_id(name: str, value: str | None) -> None:
         raise InputError(f"--{name} is {value!r}; use ORG/NAME, such as my-team/my-model.")
 
 
-def _check_language(name: str, value: str | None) -> None:
-    if not re.fullmatch(r"[a-z]{2,3}", value or "en"):
-        raise InputError(f"--{name} is {value!r}; use an ISO 639 code, such as en.")
-
-
-def _check_license(name: str, value: str | None) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", value or "mit"):
-        raise InputError(f"--{name} is {value!r}; use the Hub's name of it, such as apache-2.0.")
-
-
 @dataclass
 class HubArguments:
     """The model on the Hub, and what is published with it."""
@@ -37,14 +26,10 @@ class HubArguments:
         None, "Make a new model private; default: the organization's setting."
     )
     license: str | None = option(
-        None,
-        "License of the published model, as the Hub names it; default: not stated.",
-        _check_license,
+        None, "License of the published model, as the Hub names it; default: not stated."
     )
     language: str | None = option(
-        None,
-        "Language of the class names, as an ISO 639 code; default: not stated.",
-        _check_language,
+        None, "Language of the class names, as an ISO 639 code; default: not stated."
     )
     example_images: bool = option(
         False, "Publish thumbnails of a few test images, which the model's page shows as examples."
@@ -92,6 +77,11 @@ class PublishArguments(HubArguments):
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded.", positive
     )
+
+    @property
+    def model_name(self) -> str:
+        """The last part of the model's name."""
+        return Path(self.hub_model_id or str(self.output_dir)).name
 
     def __post_init__(self) -> None:
         if self.run is None:

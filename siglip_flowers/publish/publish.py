@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, O
 from siglip_flowers.model.classifier import explain_not_native, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.weights import first_line, quiet_transformers
-from siglip_flowers.publish.card import CardFacts, build_card
+from siglip_flowers.publish.card import PLOTS, build_card
 from siglip_flowers.publish.check import check_published, load_test_split
 from siglip_flowers.publish.finished import FinishedRun, read_finished_run
 from siglip_flowers.publish.options import PublishArguments
@@ -33,8 +33,6 @@ AUTO_MAP = {
     "AutoConfig": "modeling_siglip_classifier.SiglipClassifierConfig",
     "AutoModelForImageClassification": "modeling_siglip_classifier.SiglipClassifier",
 }
-# Plots of the training; sheets of examples show images of the data set and stay private.
-PLOTS = tuple(name for name in files.RUN_FILES if name.endswith("_plot.png"))
 LOGIN = "log in with 'hf auth login' or set HF_TOKEN"
 REMEDIES = {
     401: LOGIN,
@@ -49,15 +47,12 @@ EXAMPLE_PIXELS = 384
 HTTPError: type[Exception] = HfHubHTTPError.__mro__[1]
 
 
-def publish_run(
-    options: PublishArguments, data_arguments: DataArguments, report: Callable[[str], None]
-) -> None:
+def publish_run(options: PublishArguments, data_arguments: DataArguments) -> None:
     """Collect the files of a finished run, check them on test images, and push them.
 
     Args:
         options: What to publish and where.
         data_arguments: The data that the run was trained on.
-        report: Called with a line about each step.
 
     Raises:
         InputError: There is no finished run, or no data to check it on.
@@ -70,28 +65,22 @@ def publish_run(
         staged = Path(place) / "model"
         config = write_model(run, staged)
         native = not hasattr(config, "auto_map")
-        checked = check_published(staged, run, rows, native=native, samples=options.check_samples)
+        samples = min(options.check_samples, len(rows))
+        differences = check_published(staged, run, rows, native=native, samples=samples)
         kind = "a plain class of transformers" if native else f"with {MODELING_FILE}"
-        images = count(checked.count, "test image")
-        report(f"{run.directory}: {kind}; classifies {images} as recorded")
-        plots = write_figures(run, staged)
+        print(f"{run.directory}: {kind}; classifies {count(samples, 'test image')} as recorded")
+        write_figures(run, staged)
         if options.example_images:
             write_examples(rows, staged)
-        facts = CardFacts(
-            model_id=options.hub_model_id or Path(str(options.output_dir)).name,
-            native=native,
-            plots=plots,
-            weights=files.digest_weight_files(staged),
-            pipeline_differences=checked.pipeline_differences,
-        )
-        files.write_text(staged / "README.md", str(build_card(run, config, options, facts)))
+        card = build_card(run, config, options, staged, differences)
+        files.write_text(staged / "README.md", str(card))
         if options.output_dir is not None:
             with files.atomic_directory(Path(options.output_dir)) as directory:
                 shutil.copytree(staged, directory, dirs_exist_ok=True)
-            report(f"the files are in {options.output_dir}")
+            print(f"the files are in {options.output_dir}")
         if options.hub_model_id is not None:
             address = push_directory(staged, options.hub_model_id, options.hub_private_repo)
-            report(f"published: {address}")
+            print(f"published: {address}")
 
 
 def write_model(run: FinishedRun, directory: Path) -> Any:
@@ -137,16 +126,14 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     }
 
 
-def write_figures(run: FinishedRun, directory: Path) -> list[str]:
-    """Write metrics, history and plots of a run; return the names of the plots."""
-    plots = [name for name in PLOTS if (run.directory / name).is_file()]
-    for name in (*plots, "history.csv"):
+def write_figures(run: FinishedRun, directory: Path) -> None:
+    """Write metrics, history and plots of a run."""
+    for name in (*PLOTS, "history.csv"):
         shutil.copy(run.directory / name, directory)
     # The tensors are the same, but the metadata of the file may differ.
     metrics: dict[str, Any] = {**run.metrics, "weights": files.digest_weight_files(directory)}
     metrics["model"] = {key: value for key, value in metrics["model"].items() if key != "local"}
     files.write_json(directory / files.METRICS_FILE, metrics)
-    return plots
 
 
 def write_examples(rows: datasets.Dataset, directory: Path) -> None:

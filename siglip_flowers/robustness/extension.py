@@ -64,8 +64,8 @@ class RobustnessExtension(EvaluationExtension):
     def measure(self, evaluation: Evaluation) -> None:
         """Run the passes over changed images."""
         if self.options.robustness:
-            found = measure_robustness(evaluation)
-            evaluation.figures["robustness"] = {**summarize_robustness(found), "rows": found}
+            rows = measure_robustness(evaluation)
+            evaluation.figures["robustness"] = {**summarize_robustness(rows), "rows": rows}
         if self.options.tta != "none":
             evaluation.figures["augmented"] = measure_augmented(evaluation, self.options.tta)
 
@@ -73,9 +73,9 @@ class RobustnessExtension(EvaluationExtension):
         """Print the tables, and draw robustness into --output_dir."""
         figures, output_dir = evaluation.figures, evaluation.options.output_dir
         if "robustness" in figures:
-            rows = figures["robustness"]["rows"]
-            print(f"\n{format_robustness(rows)}")
+            print(f"\n{format_robustness(figures['robustness'])}")
             if output_dir is not None:
+                rows = figures["robustness"]["rows"]
                 save_figure(_draw(rows, evaluation.title), Path(output_dir) / "robustness.png")
         if "augmented" in figures:
             print(f"\n{format_augmented(figures['augmented'])}")
@@ -86,9 +86,7 @@ def make_evaluation_extension(options: RobustnessArguments) -> EvaluationExtensi
     return RobustnessExtension(options)
 
 
-def measure_robustness(
-    evaluation: Evaluation, kinds: Sequence[str] = KINDS, seed: int = 0
-) -> list[RobustnessRow]:
+def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> list[RobustnessRow]:
     """Classify each image unchanged and changed in every way; return accuracies, clean first.
 
     Each image is decoded once. With several processes each takes its share of the images, and
@@ -106,7 +104,7 @@ def measure_robustness(
 
         def change(variant: tuple[str, int]) -> torch.Tensor:
             kind, strength = variant
-            return pixels if kind == CLEAN else corrupt(pixels, kind, strength, numbers, seed)
+            return pixels if kind == CLEAN else corrupt(pixels, kind, strength, numbers)
 
         changed = map_ahead(change, variants, workers=threads, ahead=threads)
         predicted = [engine.classify(each).argmax(dim=1).cpu() for each in changed]
@@ -199,7 +197,7 @@ def _measure_accuracy(correct: np.ndarray, labels: Sequence[int]) -> dict[str, f
 
 
 def summarize_robustness(rows: Sequence[RobustnessRow]) -> dict[str, float]:
-    """Return the means over the kinds that were measured.
+    """Return the means over kinds and strengths.
 
     ``clean_accuracy``; ``mean_corruption_accuracy``, the mean over kinds and strengths of the
     corruptions; ``relative_corruption_accuracy``, the same as a share of the clean one (0 for 0);
@@ -208,33 +206,32 @@ def summarize_robustness(rows: Sequence[RobustnessRow]) -> dict[str, float]:
     clean = float(rows[0]["accuracy"])
     summary = {"clean_accuracy": clean}
     for name, kinds in (("corruption", CORRUPTIONS), ("view", VIEWS)):
-        values = [row["accuracy"] for row in rows if row["kind"] in kinds]
-        if values:
-            mean = float(np.mean(values))
-            summary[f"mean_{name}_accuracy"] = mean
-            summary[f"relative_{name}_accuracy"] = mean / clean if clean else 0.0
+        mean = float(np.mean([row["accuracy"] for row in rows if row["kind"] in kinds]))
+        summary[f"mean_{name}_accuracy"] = mean
+        summary[f"relative_{name}_accuracy"] = mean / clean if clean else 0.0
     return summary
 
 
-def format_robustness(rows: Sequence[RobustnessRow]) -> str:
-    """Return a table with a row per kind and a column per strength, in percent, then the means."""
-    clean = rows[0]
+def format_robustness(found: Mapping[str, Any]) -> str:
+    """Return a table with a row per kind and a column per strength, in percent, then the means.
+
+    found: What :func:`summarize_robustness` returns, and its ``rows``.
+    """
+    clean = found["rows"][0]
     lines = [["robustness", *(f"strength {strength}" for strength in STRENGTHS), "mean"]]
-    for kind, found in _group_kinds(rows).items():
-        values = [row["accuracy"] for row in found]
+    for kind, rows in _group_kinds(found["rows"]).items():
+        values = [row["accuracy"] for row in rows]
         lines.append([kind, *(f"{100 * value:.1f} %" for value in (*values, np.mean(values)))])
-    summary = summarize_robustness(rows)
     text = [
         align_columns(lines),
         f"clean {100 * clean['accuracy']:.1f} % "
         f"(95 % interval {100 * clean['low']:.1f} to {100 * clean['high']:.1f})",
     ]
     for name, words in (("corruption", "corruptions"), ("view", "rotation, scale, resolution")):
-        if f"mean_{name}_accuracy" in summary:
-            text.append(
-                f"mean over {words}: {100 * summary[f'mean_{name}_accuracy']:.1f} %, "
-                f"{100 * summary[f'relative_{name}_accuracy']:.1f} % of the clean accuracy"
-            )
+        mean, share = found[f"mean_{name}_accuracy"], found[f"relative_{name}_accuracy"]
+        text.append(
+            f"mean over {words}: {100 * mean:.1f} %, {100 * share:.1f} % of the clean accuracy"
+        )
     return "\n".join(text)
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from siglip_flowers.robustness.corruptions import (
     KINDS,
     STRENGTHS,
-    blur_gaussian,
     corrupt,
     rotate,
     scale_quality,
@@ -63,8 +62,7 @@ def test_a_row_is_changed_alike_in_every_batch_and_otherwise_in_another_row(kind
     parts = [corrupt(pixels[i : i + 1], kind, 3, [5 + i]) for i in (3, 1)]
     assert torch.equal(torch.cat(parts), whole[[3, 1]])
     if kind in ("gaussian_noise", "shot_noise", "motion_blur", "fog", "snow"):
-        for row, seed in ((6, 0), (5, 1)):
-            assert not torch.equal(whole[:1], corrupt(pixels[:1], kind, 3, [row], seed=seed))
+        assert not torch.equal(whole[:1], corrupt(pixels[:1], kind, 3, [6]))
 
 
 def test_noise_has_its_deviation_by_the_side_of_the_image_and_photons_their_variance():
@@ -77,15 +75,6 @@ def test_noise_has_its_deviation_by_the_side_of_the_image_and_photons_their_vari
     changed = corrupt(gray, "shot_noise", 2, [0, 1]).double() / 255
     assert float(changed.mean()) == pytest.approx(0.4, abs=0.005)
     assert float(changed.var()) == pytest.approx(0.4 / 25, rel=0.03)
-
-
-@pytest.mark.parametrize("sigma", [0.4, 3.0])
-def test_the_gaussian_is_that_of_scipy(sigma):
-    pixels = draw_images(32).float()
-    expected = scipy.ndimage.gaussian_filter(
-        pixels.numpy(), sigma, mode="mirror", truncate=4.0, axes=(2, 3)
-    )
-    np.testing.assert_allclose(blur_gaussian(pixels, sigma).numpy(), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("angle", [-45.0, 30.0])
