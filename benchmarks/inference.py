@@ -50,10 +50,9 @@ PIPELINE = "pipeline, defaults"
 PIPELINE_BATCH = "pipeline, batch_size=64"
 OURS = "SiglipImageClassifier"
 OURS_FLOAT32 = "SiglipImageClassifier, float32"
-OURS_COMPILED = "SiglipImageClassifier, compiled"
 LIMIT = "limit of the model"
 LIMIT_FLOAT32 = "limit of the model, float32"
-ARMS = (PIPELINE, PIPELINE_BATCH, OURS_FLOAT32, OURS, OURS_COMPILED, LIMIT_FLOAT32, LIMIT)
+ARMS = (PIPELINE, PIPELINE_BATCH, OURS_FLOAT32, OURS, LIMIT_FLOAT32, LIMIT)
 ARCHIVE = "102flowers.tgz"
 # Of each class, and two more; they are repeated until there are enough.
 LARGE_PER_CLASS = 2
@@ -71,7 +70,6 @@ class InferenceOptions:
         default=None, metadata={"help": "JPEG files; default: 1024 small, 4096 base."}
     )
     rounds: int = field(default=7, metadata={"help": "Rounds that count."})
-    compile: bool = field(default=False, metadata={"help": "Measure torch.compile too."})
     cpu: bool = field(default=False, metadata={"help": "Leave the GPU alone."})
     data_dir: str | None = field(
         default=None,
@@ -158,7 +156,6 @@ def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], 
         model,
         device=device,
         dtype="float32" if name in (OURS_FLOAT32, LIMIT_FLOAT32) else "auto",
-        compile=name == OURS_COMPILED,
     )
     if name not in (LIMIT, LIMIT_FLOAT32):
         return lambda: run_timed(lambda: classifier(paths), len(paths), device)
@@ -184,12 +181,11 @@ def measure(
     options: InferenceOptions, directory: Path, device: torch.device, argv: list[str]
 ) -> None:
     """Run all rounds, then each arm in a process of its own for its memory, and write it up."""
-    names = [name for name in ARMS if options.compile or name != OURS_COMPILED]
-    arms = {name: build_arm(name, directory, device) for name in names}
+    arms = {name: build_arm(name, directory, device) for name in ARMS}
     samples = alternate(arms, options.rounds)
     del arms
     results = {name: summarize(rounds) for name, rounds in samples.items()}
-    for name in names:
+    for name in ARMS:
         ratio = compare(samples, name, PIPELINE)
         results[name]["times_pipeline"] = ratio
         memory = measure_memory(

@@ -84,15 +84,15 @@ def test_mean_model_as_native_siglip_gives_equal_logits_also_after_saving(
 
 
 @pytest.mark.parametrize(
-    ("options", "remedy"),
+    "options",
     [
-        ({"pooling": "map"}, "train with --pooling mean"),
-        ({"pooling": "mean", "normalize_features": True}, "train with --objective cross_entropy"),
-        ({"pooling": "mean", "head": "cosine"}, "train with --objective cross_entropy"),
+        {"pooling": "map"},
+        {"pooling": "mean", "normalize_features": True},
+        {"pooling": "mean", "head": "cosine"},
     ],
 )
-def test_native_export_is_refused_where_it_would_be_another_model(build, options, remedy):
-    with pytest.raises(InputError, match=remedy):
+def test_native_export_is_refused_where_it_would_be_another_model(build, options):
+    with pytest.raises(InputError, match="Train with --pooling mean, --objective cross_entropy"):
         to_native(build(**options))
 
 

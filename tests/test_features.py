@@ -13,7 +13,12 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.evaluation.features import digest_weights, list_poolings, load_features
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-from siglip_flowers.model.heads import fit_and_validate, fit_logistic_heads, set_probe_head
+from siglip_flowers.model.heads import (
+    choose_fit,
+    fit_and_validate,
+    fit_logistic_heads,
+    set_head,
+)
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
@@ -180,8 +185,9 @@ def test_heads_are_scikit_learns_logistic_regression_on_half_whitened_features(c
 def test_validation_chooses_the_penalty(tiny_dir):
     train, validation = draw_features(80, width=32), draw_features(40, width=32, seed=2)
     model = load_classifier(str(tiny_dir), NAMES)
-    chosen = set_probe_head(model, train, validation)
     fits = fit_and_validate(train, validation, 4)
+    chosen = choose_fit(fits)
+    set_head(model, chosen.head)
     best = max(fit.validation_accuracy for fit in fits)
     equals = [fit for fit in fits if fit.validation_accuracy == best]
     assert chosen.penalty == min(equals, key=lambda fit: fit.validation_nll).penalty

@@ -259,9 +259,9 @@ def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, 
     [
         ({"size": {"height": 10**9, "width": 10**9}}, "it must be a whole number from 1 to 4096"),
         ({"size": {"height": 8, "width": 16}}, "they must be equal"),
-        ({"image_std": [0, 0, 0]}, "must be above 0"),
-        ({"rescale_factor": "x"}, "must be a number above 0"),
-        ({"resample": 99}, "one of Pillow's filters"),
+        ({"image_std": [0, 0, 0]}, "image_std that does not work"),
+        ({"rescale_factor": "x"}, "does not work"),
+        ({"resample": 99}, "does not work"),
     ],
 )
 def test_absurd_processors_are_refused(copy, change, message):

@@ -246,7 +246,7 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
     engine = InferenceEngine(model, load_image_processor(str(small_model)), device=CPU)
     pixels = torch.randint(0, 256, (21, 3, 16, 16), dtype=torch.uint8)
     expected = engine.classify(pixels)
-    sizes, encode_batch = [], engine._features
+    sizes, encode_batch = [], model.extract_features
 
     def encode_few(pixel_values):
         sizes.append(len(pixel_values))
@@ -254,7 +254,7 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return encode_batch(pixel_values)
 
-    monkeypatch.setattr(engine, "_features", encode_few)
+    monkeypatch.setattr(engine.model, "extract_features", encode_few)
     torch.testing.assert_close(engine.classify(pixels), expected)
     assert sizes == [21, 10, 5, 5, 5, 5, 1]
     engine.classify(pixels)
@@ -263,36 +263,16 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
     def fail(pixel_values):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(engine, "_features", fail)
+    monkeypatch.setattr(engine.model, "extract_features", fail)
     with pytest.raises(RunError, match="exceeds the memory of cpu"):
         engine.classify(pixels)
 
     def break_down(pixel_values):
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(engine, "_features", break_down)
+    monkeypatch.setattr(engine.model, "extract_features", break_down)
     with pytest.raises(RuntimeError, match="shapes"):
         engine.classify(pixels)
-
-
-@pytest.mark.slow
-def test_compiled_gives_what_eager_gives(small_model, photograph_paths):
-    options = {"dtype": "float32", "device": "cpu", "batch_size": 5}
-    plain = SiglipImageClassifier.from_pretrained(small_model, **options)
-    compiled = SiglipImageClassifier.from_pretrained(small_model, compile=True, **options)
-    # The last batch is smaller than the compiled one.
-    assert_same(compiled(photograph_paths), plain(photograph_paths))
-
-
-def test_compilation_without_a_compiler_is_refused(small_model, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"--compile requires a C\+\+ compiler"):
-        SiglipImageClassifier.from_pretrained(small_model, device="cpu", compile=True)
-    monkeypatch.delenv("CC", raising=False)
-    model = load_saved_classifier(str(small_model))
-    processor = load_image_processor(str(small_model))
-    with pytest.raises(InputError, match=r"--compile requires a C compiler .* on cuda"):
-        InferenceEngine(model, processor, device=torch.device("cuda"), compile=True)
 
 
 def test_number_formats_and_devices_are_checked(small_model):

@@ -16,7 +16,6 @@ from siglip_flowers.metrics.statistics import (
     mcnemar,
     mean_interval,
     paired_bootstrap,
-    wilson_interval,
 )
 
 
@@ -115,17 +114,6 @@ class TestHolm:
                 break
             rejected.add(index)
         assert {i for i, p in enumerate(holm(p_values)) if p <= level} == rejected
-
-
-class TestWilson:
-    @pytest.mark.parametrize(
-        "successes, n", [(0, 1), (1, 1), (0, 50), (50, 50), (7, 20), (900, 1020)]
-    )
-    @pytest.mark.parametrize("confidence", [0.9, 0.95])
-    def test_equals_scipy(self, successes, n, confidence):
-        expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
-        ours = wilson_interval(successes, n, confidence)
-        assert ours == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 class TestConclude:

@@ -67,7 +67,6 @@ def _predict(options: PredictionArguments) -> None:
         str(options.model),
         dtype=options.dtype,
         device=options.device,
-        compile=options.compile,
         batch_size=options.batch_size,
         num_workers=options.num_workers,
         allow_urls=options.allow_urls,

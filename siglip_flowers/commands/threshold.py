@@ -51,7 +51,6 @@ def _fit(parsed: tuple[ThresholdArguments, DataArguments]) -> None:
             fit_ood_detector,
             format_ood_choice,
             format_separation,
-            score_split,
         )
         from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
         from siglip_flowers.inference.sidecars import OOD_FILE
@@ -80,10 +79,10 @@ def _fit(parsed: tuple[ThresholdArguments, DataArguments]) -> None:
     print(escape_unprintable(f"{model_path} on {data.description}"))
     print(format_ood_choice(figures))
     if options.ood_dir is not None:
-        unknown = detector.score_images(
-            *classify_folder(model, processor, options.ood_dir), model.config.activation
-        )
-        known = score_split(detector, model, results["validation"])
+        activation, validation = model.config.activation, results["validation"]
+        outputs = classify_folder(model, processor, options.ood_dir)
+        unknown = detector.score_images(*outputs, activation)
+        known = detector.score_images(validation.features, validation.logits, activation)
         print(f"\n{count(len(unknown), 'image')} in {options.ood_dir}:")
         print(format_separation(measure_separation(known, unknown, options.accepted)))
     detector.save(Path(model_path))

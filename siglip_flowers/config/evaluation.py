@@ -8,7 +8,6 @@ from siglip_flowers.config.fields import (
     Options,
     between,
     common,
-    not_negative,
     option,
     positive,
 )
@@ -43,11 +42,7 @@ class EvaluationArguments(Options):
         None, "Write metrics_SPLIT.json and predictions_SPLIT.parquet here.", path="output"
     )
     per_device_eval_batch_size: int = common(128, "Images per device and step.", positive)
-    dataloader_num_workers: int = option(
-        0, "Decoding processes; 0 decodes in threads, while the model computes.", not_negative
-    )
     dtype: str = common("float32", DTYPE_HELP, DTYPES)
-    compile: bool = option(False, "Compile the model: a slower start, then faster.")
 
 
 @dataclass
@@ -71,7 +66,6 @@ class PredictionArguments(Options):
     batch_size: int | None = option(None, "Images per batch; default: 256, on a CPU 32.", positive)
     dtype: str = option("auto", DTYPE_HELP, DTYPES)
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; default: the accelerator if any.")
-    compile: bool = option(False, "Compile the model: a slower start, then faster.")
     num_workers: int | None = option(None, "Decoding threads; default: one per core.", positive)
     threshold: float | None = option(
         None,

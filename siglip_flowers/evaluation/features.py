@@ -7,7 +7,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL
 from accelerate.utils import gather_object
 from torch import nn
 from torch import uint8 as torch_uint8
@@ -15,12 +14,11 @@ from torch import uint8 as torch_uint8
 from siglip_flowers.config import DataArguments, SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
-from siglip_flowers.data.pixels.decoding import DECODING_VERSION
-from siglip_flowers.data.pixels.tensors import get_image_size, get_pixel_shape
-from siglip_flowers.data.rows import fingerprint_images, get_labels
+from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels, get_image_size
+from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
 from siglip_flowers.model.classifier import SiglipClassifier
-from siglip_flowers.model.heads import set_probe_head
+from siglip_flowers.model.heads import choose_fit, fit_and_validate, set_head
 
 # Fields of a vision tower's configuration that change what its weights compute.
 TOWER_FIELDS = ("hidden_act", "layer_norm_eps", "num_attention_heads", "patch_size", "image_size")
@@ -61,22 +59,21 @@ def load_features(
         description: Of the progress bar.
     """
     poolings = list_poolings(model)
-    engine = prepare_engine(model, processor, options.dtype, options.compile)
+    engine = prepare_engine(model, processor, options.dtype)
     config = model.config.vision_config
+    form = PixelForm(get_image_size(processor), processor.resample)
+    pixels = describe_pixels(rows, form)
     key = {
         "weights": digest_weights(model.vision_model),
         "tower": {name: getattr(config, name, None) for name in TOWER_FIELDS},
         "attention": engine.model.config.vision_config._attn_implementation,
         "dtype": str(engine.dtype),
         "device": engine.device.type,
-        "images": fingerprint_images(rows),
-        "size": list(get_pixel_shape(get_image_size(processor))),
-        "resample": int(processor.resample),
+        **pixels.key,
+        "size": list(pixels.shape[1:]),
         "mean": list(processor.image_mean),
         "std": list(processor.image_std),
         "rescale_factor": processor.rescale_factor,
-        "pillow": PIL.__version__,
-        "steps": DECODING_VERSION,
     }
     shape = (len(rows), len(poolings), config.hidden_size)
     entry = ArrayEntry(kind="features", key=key, shape=shape, dtype="float32")
@@ -123,7 +120,6 @@ def load_split_features(
     """Return :func:`load_features` of a split, encoded in the precision of training."""
     options = PassOptions(
         training.per_device_eval_batch_size,
-        training.dataloader_num_workers or 0,
         dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
         data_arguments=data_arguments,
     )
@@ -137,7 +133,13 @@ def fit_head(
     data_arguments: DataArguments,
     training: SiglipTrainingArguments,
 ) -> FittedHead:
-    """Fit the model's head on the training split, with the penalty that validation favors."""
+    """Fit the model's linear head on the training split, with the penalty that validation favors.
+
+    Multinomial logistic regression on frozen features, as the first stage of LP-FT.
+
+    Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
+    out-of-distribution".
+    """
     train, validation = (
         (
             load_split_features(model, processor, data, split, data_arguments, training)[
@@ -148,6 +150,11 @@ def fit_head(
         for split in ("train", "validation")
     )
     balanced = training.class_balance == "weights"
-    fit = set_probe_head(model, train, validation, balanced=balanced)
+    fit = choose_fit(
+        fit_and_validate(
+            train, validation, len(data.class_names), balanced=balanced, device=model.device
+        )
+    )
+    set_head(model, fit.head)
     facts = {"penalty": fit.penalty, "validation_accuracy": fit.validation_accuracy}
     return FittedHead(model, {"head_fit": facts})

@@ -14,13 +14,14 @@ import torch
 from PIL import Image
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import write_json
 from siglip_flowers.data.pixels.decoding import list_image_extensions
 from siglip_flowers.data.pixels.tensors import get_image_size, resize_image
 from siglip_flowers.data.sources.ood_images import draw_ood_images
 from siglip_flowers.evaluation.predict import SplitResult, prepare_engine
 from siglip_flowers.inference.finding import find_images
 from siglip_flowers.inference.reading import ImageReader
-from siglip_flowers.inference.sidecars import SCORES, OodDetector, save_temperature
+from siglip_flowers.inference.sidecars import CALIBRATION_FILE, SCORES, OodDetector
 from siglip_flowers.metrics.calibration import fit_temperature
 from siglip_flowers.metrics.ood import ACCEPTED, average_classes, fit_threshold, measure_separation
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -50,19 +51,19 @@ def fit_ood_detector(
         validation: Images of known classes.
         accepted: The share of them that reaches the threshold.
     """
-    means = average_classes(train.features, train.labels)
-    unknown = classify_images(
-        model, processor, _flatten(draw_ood_images(IMAGES_PER_KIND, CHOICE_SEED))
-    )
+    means, activation = average_classes(train.features, train.labels), model.config.activation
+    drawn = draw_ood_images(IMAGES_PER_KIND, CHOICE_SEED)
+    outputs = classify_images(model, processor, _flatten(drawn))
     candidates, figures = {}, {}
     for score in SCORES:
         candidate = OodDetector(score, 0.0, class_means=means)
-        known = score_split(candidate, model, validation)
+        known = candidate.score_images(validation.features, validation.logits, activation)
+        unknown = candidate.score_images(*outputs, activation)
         threshold = fit_threshold(known, accepted)
         # Another batch size rounds differently, which must not reject the image at the threshold.
         threshold -= ROUNDING * max(1.0, abs(threshold))
         candidates[score] = OodDetector(score, threshold, accepted, means)
-        figures[score] = measure_separation(known, _score(candidate, model, *unknown), accepted)
+        figures[score] = measure_separation(known, unknown, accepted)
     chosen = max(SCORES, key=lambda score: figures[score]["auroc"])
     return candidates[chosen], {
         "score": chosen,
@@ -82,9 +83,11 @@ def measure_ood_detector(
         The AUROC and, at the threshold as it is, the shares of accepted images: of known classes,
         of drawings, and of drawings by kind.
     """
-    known = score_split(detector, model, result)
+    activation = model.config.activation
+    known = detector.score_images(result.features, result.logits, activation)
     drawn = draw_ood_images(IMAGES_PER_KIND, REPORT_SEED)
-    unknown = _score(detector, model, *classify_images(model, processor, _flatten(drawn)))
+    outputs = classify_images(model, processor, _flatten(drawn))
+    unknown = detector.score_images(*outputs, activation)
     passed = unknown >= detector.threshold
     return {
         "auroc": measure_separation(known, unknown)["auroc"],
@@ -106,7 +109,8 @@ def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activatio
         RunError: Logits that are not finite.
     """
     temperature = fit_temperature(validation.logits, validation.labels, activation)
-    save_temperature(model_dir, temperature, validation.split, len(validation.labels))
+    facts = {"temperature": temperature, "split": validation.split, "n": len(validation.labels)}
+    write_json(model_dir / CALIBRATION_FILE, facts)
     return temperature
 
 
@@ -157,11 +161,6 @@ def _classify_pixels(
     return outputs[:, :width], outputs[:, width:]
 
 
-def score_split(detector: OodDetector, model: SiglipClassifier, result: SplitResult) -> np.ndarray:
-    """Return the OOD scores of the images of a split: (N,)."""
-    return _score(detector, model, result.features, result.logits)
-
-
 def format_ood_choice(figures: dict[str, Any]) -> str:
     """Return the metrics of :func:`fit_ood_detector` as lines to print."""
     areas = ", ".join(f"{name} {area:.3f}" for name, area in figures["auroc_by_score"].items())
@@ -179,12 +178,6 @@ def format_separation(figures: dict[str, float]) -> str:
         f"{figures['n_unknown']} images of no known class are accepted when "
         f"{figures['accepted']:.0%} of {figures['n_known']} known ones are"
     )
-
-
-def _score(
-    detector: OodDetector, model: SiglipClassifier, features: np.ndarray, logits: np.ndarray
-) -> np.ndarray:
-    return detector.score_images(features, logits, model.config.activation)
 
 
 def _flatten(images: dict[str, list[Image.Image]]) -> list[Image.Image]:

@@ -1,7 +1,6 @@
 """Run a classifier over a split, sharded over the processes of the launch."""
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments
@@ -18,9 +16,7 @@ from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.tensors import (
     CachedPixels,
     PixelDataset,
-    collate_pixels,
     get_image_size,
-    get_pixel_shape,
     open_pixels,
 )
 from siglip_flowers.data.rows import image_ids
@@ -28,7 +24,6 @@ from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime.devices import count_cores
-from siglip_flowers.runtime.memory import fit_workers
 
 # Each holds a batch of its own.
 MAX_THREADS = 8
@@ -40,17 +35,13 @@ class PassOptions:
 
     Attributes:
         batch_size: Images per batch and process.
-        num_workers: Decoding processes; 0 decodes in threads. The model runs meanwhile.
         dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
             :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
-        compile: Compile the model first.
         data_arguments: Whether decoded pixels are cached; None never caches them.
     """
 
     batch_size: int
-    num_workers: int = 0
     dtype: str = "float32"
-    compile: bool = False
     data_arguments: DataArguments | None = None
 
 
@@ -98,7 +89,7 @@ def evaluate_split(
         split: Its name.
         options: How the pass runs.
     """
-    engine = prepare_engine(model, processor, options.dtype, options.compile)
+    engine = prepare_engine(model, processor, options.dtype)
     outputs = run_over(
         lambda batch: engine.classify_with_features(batch["pixel_values"]).cpu().numpy(),
         processor,
@@ -122,12 +113,12 @@ def evaluate_split(
 
 
 def prepare_engine(
-    model: SiglipClassifier, processor: Any, dtype: str = "float32", compile: bool = False
+    model: SiglipClassifier, processor: Any, dtype: str = "float32"
 ) -> InferenceEngine:
     """Return the classifier ready to run on the device of this process."""
     # Set before the first use: by default it takes the processes of a CPU launch for unrelated.
     state = PartialState(cpu=not torch.accelerator.is_available())
-    return InferenceEngine(model, processor, device=state.device, dtype=dtype, compile=compile)
+    return InferenceEngine(model, processor, device=state.device, dtype=dtype)
 
 
 def run_over(
@@ -157,9 +148,17 @@ def run_over(
     pixels: CachedPixels | PixelDataset = PixelDataset(rows, size, processor.resample)
     if options.data_arguments is not None:
         pixels = open_pixels(rows, size, processor.resample, options.data_arguments)
+    threads, step = count_threads(), options.batch_size
+    starts = range(0, len(share), step)
+    # Decoded by threads ahead of the model.
     batches = tqdm(
-        _read_batches(pixels, share, options.batch_size, options.num_workers),
-        total=-(-len(share) // options.batch_size),
+        map_ahead(
+            lambda start: pixels.__getitems__(share[start : start + step]),
+            starts,
+            workers=threads,
+            ahead=threads + 1,
+        ),
+        total=len(starts),
         desc=description,
         unit="batch",
         leave=False,
@@ -173,26 +172,3 @@ def run_over(
 def count_threads() -> int:
     """Return how many threads of this process may run beside the model."""
     return min(MAX_THREADS, max(1, count_cores() // PartialState().num_processes))
-
-
-def _read_batches(
-    pixels: CachedPixels | PixelDataset, share: list[int], batch_size: int, num_workers: int
-) -> Iterable[dict[str, torch.Tensor]]:
-    """Read rows ahead of the model: in processes, or with 0 of them in threads."""
-    if num_workers > 0 and isinstance(pixels, PixelDataset):
-        batch_bytes = batch_size * math.prod(get_pixel_shape(pixels.size))
-        num_workers = fit_workers(num_workers, batch_bytes)
-    if num_workers > 0 and isinstance(pixels, PixelDataset):
-        return DataLoader(
-            Subset(pixels, share),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            collate_fn=collate_pixels,
-        )
-    threads = count_threads()
-    return map_ahead(
-        lambda start: pixels.__getitems__(share[start : start + batch_size]),
-        range(0, len(share), batch_size),
-        workers=threads,
-        ahead=threads + 1,
-    )

@@ -31,7 +31,7 @@ from siglip_flowers.data import (
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
-from siglip_flowers.metrics.classification import activation_losses, are_in_top_k
+from siglip_flowers.metrics.classification import activation_losses, are_in_top_k, rank_classes
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
@@ -90,9 +90,7 @@ class Evaluation:
         options = self.options
         return PassOptions(
             options.per_device_eval_batch_size,
-            options.dataloader_num_workers,
             options.dtype,
-            options.compile,
             self.data_arguments,
         )
 
@@ -101,12 +99,11 @@ class Evaluation:
         """The 95 % interval of every metric that has one; see ``bootstrap_headline``."""
         result = self.result
         assert result is not None
-        num_classes = result.logits.shape[1]
         return bootstrap_headline(
             result.labels,
             result.logits.argmax(axis=1),
-            num_classes,
-            hits=are_in_top_k(result.labels, result.logits, min(TOP_K, num_classes)),
+            len(self.model.class_names),
+            hits=are_in_top_k(result.labels, result.logits, TOP_K),
             losses=activation_losses(result.logits, result.labels, self.model.config.activation),
         )
 
@@ -306,7 +303,7 @@ def write_predictions(
     Columns: ``image_id``, ``label``, ``label_name``, ``correct``, then lists of up to five:
     ``top_labels``, ``top_names``, ``top_probabilities``, most probable first.
     """
-    top = np.argsort(-result.logits, axis=1, kind="stable")[:, :TOP_K]
+    top = rank_classes(result.logits, TOP_K)
     table = pyarrow.table(
         {
             "image_id": result.ids,

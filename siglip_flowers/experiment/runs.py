@@ -189,7 +189,6 @@ def train_and_measure(run: RunArguments, is_tuning: bool) -> Record:
         return Record(facts, curve, {name: values[-1] for name, values in curve.items()})
     passes = PassOptions(
         training.per_device_eval_batch_size,
-        training.dataloader_num_workers or 0,
         data_arguments=run.data,
     )
 

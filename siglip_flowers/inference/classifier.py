@@ -15,7 +15,12 @@ from siglip_flowers.base.text import abbreviate
 from siglip_flowers.data.pixels.tensors import get_image_size
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
-from siglip_flowers.inference.sidecars import OodDetector, load_ood_detector, require_temperature
+from siglip_flowers.inference.sidecars import (
+    CALIBRATION_FILE,
+    OodDetector,
+    load_ood_detector,
+    load_temperature,
+)
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.runtime.devices import count_cores, resolve_device
@@ -59,7 +64,6 @@ class SiglipImageClassifier:
         dtype: ``auto`` (bfloat16 if the device computes it natively, else float32), ``float32``,
             ``bfloat16``, or ``float16`` on CUDA.
         device: Where to run; default: the accelerator if there is one.
-        compile: Compile the model: a tenth faster, after seconds to a minute at the first batch.
         attn_implementation: ``eager``, ``sdpa``, ...; default: the fastest one.
         batch_size: Images per batch; halved automatically when memory runs out.
         num_workers: Decoding threads; default: one per usable core.
@@ -76,7 +80,6 @@ class SiglipImageClassifier:
         *,
         dtype: str | torch.dtype = "auto",
         device: str | int | torch.device | None = None,
-        compile: bool = False,
         attn_implementation: str | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
@@ -93,7 +96,6 @@ class SiglipImageClassifier:
             processor,
             device=resolved,
             dtype=dtype,
-            compile=compile,
             attn_implementation=attn_implementation,
         )
         self.batch_size = batch_size or (
@@ -137,7 +139,12 @@ class SiglipImageClassifier:
         name = enter_run(os.fspath(pretrained_model_name_or_path))
         model, processor = load_saved_classifier(name), load_image_processor(name)
         if calibrated:
-            options["temperature"] = require_temperature(name)
+            options["temperature"] = load_temperature(name)
+            if options["temperature"] is None:
+                raise InputError(
+                    f"The model {name} has no {CALIBRATION_FILE} with the temperature for "
+                    "calibrated scores. Remove --calibrated, or train the model again."
+                )
         return cls(model, processor, ood_detector=choose_ood_detector(name, threshold), **options)
 
     @property
@@ -197,21 +204,16 @@ class SiglipImageClassifier:
     def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
         waiting: tuple[ImageBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
-            computed = (batch, self._compute(batch.pixels))
+            outputs = torch.empty(0, len(self.class_names))
+            if len(batch.pixels):
+                outputs = self.engine.classify_with_features(batch.pixels)
+            computed = (batch, outputs)
             # An accelerator computes this batch while the results of the previous one are read.
             if waiting is not None:
                 yield from self._unpack(*waiting, top_k)
             waiting = computed
         if waiting is not None:
             yield from self._unpack(*waiting, top_k)
-
-    def _compute(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, C) on the device, after the features if an OOD score needs them."""
-        if not len(pixels):
-            return torch.empty(0, len(self.class_names))
-        if self.ood_detector is None:
-            return self.engine.classify(pixels)
-        return self.engine.classify_with_features(pixels)
 
     def _unpack(self, batch: ImageBatch, outputs: torch.Tensor, top_k: int) -> Iterator[Prediction]:
         width = outputs.shape[1] - len(self.class_names)

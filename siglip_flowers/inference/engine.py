@@ -1,29 +1,20 @@
 """Run a classifier's forward pass at the speed of the device."""
 
 import copy
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, prepare_patches
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import set_attention
 from siglip_flowers.model.towers import run_vision_tower
 from siglip_flowers.runtime.devices import choose_attention, resolve_dtype
 from siglip_flowers.runtime.memory import run_in_parts
-
-# The compilers that torch.compile needs (on a GPU, triton builds its launchers in C), with the
-# environment variable that names another one.
-COMPILERS = {
-    "cpu": ("C++", ("c++", "g++", "clang++"), "CXX"),
-    "cuda": ("C", ("gcc", "clang"), "CC"),
-}
 
 
 @contextmanager
@@ -44,22 +35,21 @@ def full_float32() -> Iterator[None]:
 class InferenceEngine:
     """A classifier ready to run on uint8 pixels.
 
-    In float32, with no attention named and without compilation, its outputs are bit-identical to
-    those of ``model(pixel_values=...)``. In another dtype the encoder's weights are cast once
+    In float32 and with no attention named, its outputs are bit-identical to those of
+    ``model(pixel_values=...)``. In another dtype the encoder's weights are cast once
     (autocast casts them for every batch); the head stays in float32, so that logits keep their
     precision.
 
     Args:
-        model: The classifier. It is moved to the device; a copy is made if weights, attention or
-            code have to change.
+        model: The classifier. It is moved to the device; a copy is made if weights or attention
+            have to change.
         processor: Its image processor.
         device: Where to run.
         dtype: See :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
-        compile: Compile the encoder; the first batch then takes seconds to a minute.
         attn_implementation: ``eager``, ``sdpa``, ...; default: the fastest one.
 
     Raises:
-        InputError: A dtype that the device lacks, no C or C++ compiler, unknown attention.
+        InputError: A dtype that the device lacks, or unknown attention.
     """
 
     def __init__(
@@ -69,34 +59,21 @@ class InferenceEngine:
         *,
         device: torch.device,
         dtype: str | torch.dtype = "float32",
-        compile: bool = False,
         attn_implementation: str | None = None,
     ) -> None:
         self.device = device
         self.dtype = resolve_dtype(dtype, device)
-        if compile:
-            _check_compiler(device)
-        attention = attn_implementation or choose_attention(
-            device,
-            self.dtype,
-            count_tokens(model.config.vision_config, processor),
-            compiled=compile,
-        )
-        if self.dtype != torch.float32 or attn_implementation is not None or compile:
+        if self.dtype != torch.float32 or attn_implementation is not None:
+            tokens = count_tokens(model.config.vision_config, processor)
+            attention = attn_implementation or choose_attention(device, self.dtype, tokens)
             model = copy.deepcopy(model)
             set_attention(model, attention)
             tower: Any = model.vision_model
             tower.to(self.dtype)
         self.model: SiglipClassifier = model
         self.model.eval().to(device)  # type: ignore[arg-type]
-        self._features: Callable[..., torch.Tensor] = self.model.extract_features
-        self.compiled = compile
-        if compile:
-            self._features = torch.compile(self._features, dynamic=False)
-        self._table = _tabulate_values(processor).to(device, self.dtype)
+        self._normalizer = PixelNormalizer(processor)
         self._largest_batch: int | None = None
-        # The size of the compiled code; the last, smaller batch is padded to it.
-        self._compiled_size = 0
 
     def extract_features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map uint8 pixels to pooled features (B, D) float32 on the device.
@@ -133,9 +110,7 @@ class InferenceEngine:
         """Run a batch; if it exceeds the memory, this and all further ones in smaller parts."""
 
         def run(part: torch.Tensor, size: int) -> torch.Tensor:
-            if self.compiled:
-                self._compiled_size = size
-            return finish(self._encode(part, size, encode or self._features))
+            return finish(self._encode(part, encode or self.model.extract_features))
 
         def refuse(size: int) -> RunError | None:
             if size > 1:
@@ -145,7 +120,7 @@ class InferenceEngine:
                 "smaller model."
             )
 
-        size = self._largest_batch or max(len(pixels), self._compiled_size)
+        size = self._largest_batch or len(pixels)
         with full_float32():
             outputs, fitted = run_in_parts(run, pixels, size, refuse)
         if fitted < size:
@@ -156,42 +131,14 @@ class InferenceEngine:
         pooled = run_vision_tower(self.model.vision_model, **inputs)
         return torch.stack([features for features in pooled if features is not None], dim=1)
 
-    def _encode(
-        self, pixels: torch.Tensor, size: int, encode: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
-        count = len(pixels)
-        if self.compiled and count < size:
-            pixels = torch.cat([pixels, pixels[-1:].expand(size - count, *pixels.shape[1:])])
+    def _encode(self, pixels: torch.Tensor, encode: Callable[..., torch.Tensor]) -> torch.Tensor:
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         pixels = pixels.to(self.device, non_blocking=True)
+        inputs = self._normalizer.prepare(pixels)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         # The encoder's features have its dtype; the head gets float32.
-        return encode(**self._prepare(pixels))[:count].float()
-
-    def _prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map uint8 pixels to the outputs of the image processor, in ``dtype``."""
-        if pixels.ndim == 4:
-            return {"pixel_values": self._look_up(pixels, 1)}
-        return prepare_patches(pixels, lambda colors: self._look_up(colors, 2))
-
-    def _look_up(self, pixels: torch.Tensor, axis: int) -> torch.Tensor:
-        """Normalize uint8 pixels whose colors lie along an axis."""
-        channels = [
-            table[channel.int()]
-            for table, channel in zip(self._table, pixels.unbind(axis), strict=True)
-        ]
-        return torch.stack(channels, dim=axis)
-
-
-def _check_compiler(device: torch.device) -> None:
-    if device.type not in COMPILERS:
-        return
-    language, names, variable = COMPILERS[device.type]
-    if not any(map(shutil.which, (os.environ.get(variable, names[0]), *names))):
-        raise InputError(
-            f"--compile requires a {language} compiler ({', '.join(names)}) on {device.type}, and "
-            "none is installed. Install one, or remove the option."
-        )
+        return encode(**inputs).float()
 
 
 def count_tokens(vision_config: Any, processor: Any) -> int:
@@ -201,9 +148,3 @@ def count_tokens(vision_config: Any, processor: Any) -> int:
         return size.max_num_patches
     tokens: int = (size // vision_config.patch_size) ** 2
     return tokens
-
-
-def _tabulate_values(processor: Any) -> torch.Tensor:
-    """Return the normalized value of each byte in each channel: (3, 256) float32."""
-    every_byte = torch.arange(256, dtype=torch.uint8).view(1, 1, 1, 256).expand(1, 3, 1, 256)
-    return PixelNormalizer(processor)(every_byte)[0, :, 0]

@@ -2,14 +2,13 @@
 
 import glob
 import io
-import itertools
 import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from siglip_flowers.base.errors import InputError
 
@@ -44,79 +43,51 @@ def find_images(paths: Iterable[str], extensions: frozenset[str]) -> list[str]:
         extensions: Extensions of images, lower case with a dot.
 
     Raises:
-        InputError: A folder contains no image, or a pattern matches none.
+        InputError: A folder or pattern has no image.
     """
     found: list[str] = []
     for path in paths:
         if path == STANDARD_INPUT or is_url(path):
             found.append(path)
-        elif os.path.isdir(path):
-            found += _search_folder(path, extensions)
+            continue
+        if os.path.isdir(path):
+            images = [file for file in _walk(path) if Path(file).suffix.lower() in extensions]
         elif os.path.exists(path):
-            found.append(path)
+            images = [path]
         else:
-            found += _match_pattern(path, extensions)
+            matches = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
+            images = [file for file in matches if Path(file).suffix.lower() in extensions]
+        if not images:
+            raise InputError(
+                f"{path!r} contains no image; images are recognized by their extension, such as "
+                ".jpg or .png. Quote a pattern, so that the shell does not expand it."
+            )
+        found += images
     return found
 
 
-def _search_folder(folder: str, extensions: frozenset[str]) -> list[str]:
-    found = []
+def _walk(folder: str) -> Iterator[str]:
     for directory, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            os.path.join(directory, name)
-            for name in sorted(files)
-            if not name.startswith(".") and Path(name).suffix.lower() in extensions
-        ]
-    if not found:
-        raise InputError(
-            f"The folder {folder!r} contains no image; images are recognized by their extension, "
-            "such as .jpg or .png."
-        )
-    return found
-
-
-def _match_pattern(pattern: str, extensions: frozenset[str]) -> list[str]:
-    """Return the images among the files that match, also if the pattern ends in ``*``."""
-    matches = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-    found = [path for path in matches if Path(path).suffix.lower() in extensions]
-    if not found:
-        raise InputError(
-            f"The pattern {pattern!r} matches no image. Quote it, so that the shell does not "
-            "expand it, and check the folder it starts in."
-        )
-    return found
+        names = sorted(name for name in files if not name.startswith("."))
+        yield from (os.path.join(directory, name) for name in names)
 
 
 def insert_list(found: list[str], stream: TextIO) -> Iterator[str]:
     """Yield the paths that were found, with the lines of the stream in place of ``-``."""
-    return itertools.chain.from_iterable(
-        _read_list(stream) if path == STANDARD_INPUT else [path] for path in found
-    )
-
-
-def _read_list(stream: TextIO) -> Iterator[str]:
-    """Yield the paths or URLs of a list, one per line; empty lines are skipped."""
-    if isinstance(stream, io.TextIOWrapper):
-        # As for paths on the command line: file names need not be UTF-8.
-        stream.reconfigure(errors="surrogateescape")
-    return (path for line in stream if (path := line.rstrip("\r\n")))
+    for path in found:
+        if path != STANDARD_INPUT:
+            yield path
+            continue
+        if isinstance(stream, io.TextIOWrapper):
+            # As for paths on the command line: file names need not be UTF-8.
+            stream.reconfigure(errors="surrogateescape")
+        yield from filter(None, (line.rstrip("\r\n") for line in stream))
 
 
 def is_url(source: object) -> bool:
     """Return whether this is an http or https URL."""
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
-
-
-class _HttpRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https only; any other one is an HTTPError."""
-
-    def redirect_request(
-        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any
-    ) -> Any:
-        if not is_url(newurl):
-            return None
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def fetch_image(
@@ -132,10 +103,9 @@ def fetch_image(
         raise ValueError("not an http or https URL")
     deadline = time.monotonic() + timeout_seconds
     request = urllib.request.Request(url, headers={"User-Agent": "siglip-flowers"})
-    opener = urllib.request.build_opener(_HttpRedirects)
     content = bytearray()
     try:
-        with opener.open(request, timeout=timeout_seconds) as response:
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as response:
             # The socket's timeout limits silence; a server that drips bytes needs the deadline.
             while chunk := response.read1(CHUNK_BYTES):
                 content += chunk

@@ -11,15 +11,11 @@ import PIL.Image
 import torch
 
 from siglip_flowers.data.pixels.decoding import ImageError, map_ahead, read_image
-from siglip_flowers.data.pixels.tensors import ImageSize, get_pixel_shape, resize_image
+from siglip_flowers.data.pixels.tensors import ImageSize, resize_image
 from siglip_flowers.inference.finding import fetch_image, is_url
 
 # A path or URL, the bytes of an image file, a PIL image, or pixels as an array.
 Source: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray
-
-# Images per task of a thread: few, so that all threads work on one batch; more than one, since a
-# task costs as much as a small image.
-CHUNK_IMAGES = 8
 
 
 def is_single(images: object) -> bool:
@@ -60,7 +56,8 @@ class ImageBatch:
     Attributes:
         sources: The N sources.
         problems: Why each of them could not be read; "" if it could.
-        pixels: (B, 3, S, S) or (B, 1 + P, K) uint8, the images that could be read, in order.
+        pixels: (B, 3, S, S) or (B, 1 + P, K) uint8, the images that could be read, in order; (0,)
+            if none could.
     """
 
     sources: list[Source]
@@ -86,60 +83,28 @@ class ImageReader:
 
     def read_batches(self, sources: Iterable[Source], batch_size: int) -> Iterator[ImageBatch]:
         """Yield batches of the sources in order, decoded ahead of the consumer."""
-        chunk_size = min(CHUNK_IMAGES, batch_size)
-        chunks = _split_evenly(sources, batch_size, chunk_size)
         # Two complete batches wait for the model while the threads decode the next images.
-        ahead = self.num_workers + 2 * -(-batch_size // chunk_size)
-        parts: list[ImageBatch] = []
-        count = 0
-        for part in map_ahead(self._read_chunk, chunks, workers=self.num_workers, ahead=ahead):
-            parts.append(part)
-            count += len(part.sources)
-            if count == batch_size:
-                yield _join(parts)
-                parts, count = [], 0
-        if parts:
-            yield _join(parts)
+        ahead = self.num_workers + 2 * batch_size
+        read = map_ahead(self._read, sources, workers=self.num_workers, ahead=ahead)
+        while batch := list(itertools.islice(read, batch_size)):
+            pixels = [one for _, _, one in batch if one is not None]
+            yield ImageBatch(
+                sources=[source for source, _, _ in batch],
+                problems=[problem for _, problem, _ in batch],
+                pixels=torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8),
+            )
 
-    def _read_chunk(self, sources: list[Source]) -> ImageBatch:
-        pixels: list[torch.Tensor] = []
-        problems = []
-        for source in sources:
-            try:
-                pixels.append(self._read(source))
-                problems.append("")
-            except (ImageError, OSError, ValueError) as error:
-                problems.append(" ".join(str(error).split()))
-        if not pixels:
-            nothing = torch.empty(0, *get_pixel_shape(self.size), dtype=torch.uint8)
-            return ImageBatch(sources, problems, nothing)
-        return ImageBatch(sources, problems, torch.stack(pixels))
-
-    def _read(self, source: Source) -> torch.Tensor:
+    def _read(self, source: Source) -> tuple[Source, str, torch.Tensor | None]:
+        """Return the source with its problem, or with its pixels."""
         file: Any = source
-        if isinstance(source, np.ndarray):
-            file = array_to_image(source)
-        elif is_url(source):
-            if not self.allow_urls:
-                raise ValueError("a URL, which is fetched only with allow_urls")
-            file = fetch_image(str(source))
-        with read_image(file) as image:
-            return resize_image(image, self.size, self.resample)
-
-
-def _split_evenly(
-    sources: Iterable[Source], batch_size: int, chunk_size: int
-) -> Iterator[list[Source]]:
-    """Yield chunks that do not cross the boundary between two batches."""
-    remaining = iter(sources)
-    while batch := list(itertools.islice(remaining, batch_size)):
-        for start in range(0, len(batch), chunk_size):
-            yield batch[start : start + chunk_size]
-
-
-def _join(parts: list[ImageBatch]) -> ImageBatch:
-    return ImageBatch(
-        sources=[source for part in parts for source in part.sources],
-        problems=[problem for part in parts for problem in part.problems],
-        pixels=torch.cat([part.pixels for part in parts]),
-    )
+        try:
+            if isinstance(source, np.ndarray):
+                file = array_to_image(source)
+            elif is_url(source):
+                if not self.allow_urls:
+                    raise ValueError("a URL, which is fetched only with allow_urls")
+                file = fetch_image(str(source))
+            with read_image(file) as image:
+                return source, "", resize_image(image, self.size, self.resample)
+        except (ImageError, OSError, ValueError) as error:
+            return source, " ".join(str(error).split()), None

@@ -1,6 +1,5 @@
 """Saliency: how much each patch of an image contributes, from the attention weights."""
 
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -35,7 +34,7 @@ def compute_saliency(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -
     weights = (
         _record_pooling_head(model, inputs)
         if model.config.pooling == "map"
-        else _roll_out(_record_layers(model, inputs, mask), mask)
+        else _roll_out(_record_layers(model, inputs), mask)
     )
     maps = []
     for row, (height, width) in zip(weights, _list_grids(model, inputs), strict=True):
@@ -62,58 +61,32 @@ def _list_grids(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> lis
     return [(pixels.shape[2] // side, pixels.shape[3] // side)] * len(pixels)
 
 
-def _run_hooked(
-    model: SiglipClassifier,
-    inputs: dict[str, torch.Tensor],
-    hooks: list[tuple[torch.nn.Module, Callable[..., None]]],
-) -> None:
-    """Run the vision tower with forward hooks that are removed afterwards."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
-    try:
-        model.extract_features(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _record_pooling_head(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Return the weights (B, N) that the pooling head's query gives to the tokens."""
     found: list[torch.Tensor] = []
     tower: Any = model.vision_model
     # nn.MultiheadAttention returns its weights (B, 1, N), averaged over heads, after its output.
-    attention = tower.head.attention
-    _run_hooked(model, inputs, [(attention, lambda module, given, output: found.append(output[1]))])
+    handle = tower.head.attention.register_forward_hook(
+        lambda module, given, output: found.append(output[1])
+    )
+    try:
+        model.extract_features(**inputs)
+    finally:
+        handle.remove()
     return found[0][:, 0].float()
 
 
-def _record_layers(
-    model: SiglipClassifier, inputs: dict[str, torch.Tensor], mask: torch.Tensor | None
-) -> list[torch.Tensor]:
-    """Return each layer's attention (B, N, N), averaged over heads.
-
-    It is computed from queries and keys, since the fast implementations return no weights.
-    """
+def _record_layers(model: SiglipClassifier, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Return each layer's attention (B, N, N), averaged over heads."""
     tower: Any = model.vision_model
-    attentions = [layer.self_attn for layer in tower.encoder.layers]
-    queries: list[torch.Tensor] = []
-    keys: list[torch.Tensor] = []
-    hooks: list[tuple[torch.nn.Module, Callable[..., None]]] = []
-    for attention in attentions:
-        hooks.append((attention.q_proj, lambda module, given, output: queries.append(output)))
-        hooks.append((attention.k_proj, lambda module, given, output: keys.append(output)))
-    _run_hooked(model, inputs, hooks)
-    weights = []
-    for attention, query, key in zip(attentions, queries, keys, strict=True):
-        heads = attention.num_heads
-        # (B, N, D) to (B, heads, N, D / heads).
-        query, key = (
-            part.float().unflatten(2, (heads, -1)).transpose(1, 2) for part in (query, key)
-        )
-        scores = query @ key.transpose(2, 3) * attention.scale
-        if mask is not None:
-            scores = scores.masked_fill(mask[:, None, None, :] == 0, -torch.inf)
-        weights.append(scores.softmax(dim=3).mean(dim=1))
-    return weights
+    attention = tower.config._attn_implementation
+    # The fast implementations return no weights.
+    tower.set_attn_implementation("eager")
+    try:
+        layers = tower(**inputs, output_attentions=True).attentions
+    finally:
+        tower.set_attn_implementation(attention)
+    return [weights.float().mean(dim=1) for weights in layers]
 
 
 def _roll_out(layers: list[torch.Tensor], mask: torch.Tensor | None) -> torch.Tensor:

@@ -3,20 +3,23 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from transformers.utils import cached_file
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_json, write_text
+from siglip_flowers.base.files import write_text
 from siglip_flowers.metrics.ood import LOGIT_SCORES, score_class_means, score_logits
 
 OOD_FILE = "open_set.json"
 CALIBRATION_FILE = "calibration.json"
 # A test image of each of the first classes, by the number of the class, if its owner allowed it.
 EXAMPLE_FILES = tuple(f"examples/{label}.jpg" for label in range(4))
+T = TypeVar("T")
 CLASS_MEAN = "class_mean"
 SCORES = (CLASS_MEAN, *LOGIT_SCORES)
 
@@ -75,33 +78,27 @@ def load_ood_detector(model: str | os.PathLike[str]) -> OodDetector | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = find_sidecar_file(model, OOD_FILE)
-    if path is None:
-        return None
+
+    def build(facts: dict[str, Any]) -> OodDetector:
+        score, means = facts["score"], facts["class_means"]
+        if score not in SCORES or (score == CLASS_MEAN and means is None):
+            raise ValueError(f"its score is {score!r}")
+        if means is not None:
+            means = np.asarray(means, dtype=np.float32)
+        return OodDetector(score, float(facts["threshold"]), facts["accepted"], means)
+
+    remedy = f"Fit it again with 'siglip-flowers threshold --model {model}', or pass --no_threshold"
+    return _read_sidecar_file(model, OOD_FILE, build, remedy)
+
+
+def _read_sidecar_file(
+    model: str | os.PathLike[str], name: str, build: Callable[[dict[str, Any]], T], remedy: str
+) -> T | None:
+    path = find_sidecar_file(model, name)
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        means = facts["class_means"]
-        detector = OodDetector(
-            facts["score"],
-            float(facts["threshold"]),
-            facts["accepted"],
-            None if means is None else np.asarray(means, dtype=np.float32),
-        )
-        if detector.score not in SCORES or (detector.score == CLASS_MEAN and means is None):
-            raise ValueError(f"its score is {detector.score!r}")
-        if means is not None and np.ndim(means) != 2:
-            raise ValueError("its class means are not a table")
+        return None if path is None else build(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The OOD threshold in {path} cannot be read ({error}). Fit it again with "
-            f"'siglip-flowers threshold --model {model}', or pass --no_threshold."
-        ) from error
-    return detector
-
-
-def save_temperature(directory: Path, temperature: float, split: str, n: int) -> None:
-    """Write the temperature, fitted on ``n`` images of ``split``, into a model's directory."""
-    write_json(directory / CALIBRATION_FILE, {"temperature": temperature, "split": split, "n": n})
+        raise InputError(f"{path} cannot be read ({error}). {remedy}.") from error
 
 
 def load_temperature(model: str | os.PathLike[str]) -> float | None:
@@ -110,31 +107,12 @@ def load_temperature(model: str | os.PathLike[str]) -> float | None:
     Raises:
         InputError: The file is damaged.
     """
-    path = find_sidecar_file(model, CALIBRATION_FILE)
-    if path is None:
-        return None
-    try:
-        temperature = float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+
+    def build(facts: dict[str, Any]) -> float:
+        temperature = float(facts["temperature"])
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"it is {temperature}")
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The temperature in {path} cannot be read ({error}). Delete the file, or train the "
-            "model again."
-        ) from error
-    return temperature
+        return temperature
 
-
-def require_temperature(model: str | os.PathLike[str]) -> float:
-    """Return the temperature of a model.
-
-    Raises:
-        InputError: It has none, or the file is damaged.
-    """
-    temperature = load_temperature(model)
-    if temperature is None:
-        raise InputError(
-            f"The model {os.fspath(model)} has no {CALIBRATION_FILE} with the temperature for "
-            "calibrated scores. Remove --calibrated, or train the model again."
-        )
-    return temperature
+    remedy = "Delete the file, or train the model again"
+    return _read_sidecar_file(model, CALIBRATION_FILE, build, remedy)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from siglip_flowers.metrics.classification import FloatArray, IntArray, confusion_matrix
+from siglip_flowers.metrics.classification import FloatArray, IntArray
 from siglip_flowers.metrics.statistics import wilson_interval
 
 RESAMPLES = 10_000
+# Of the ratios that a 95 % interval leaves out on either side.
+TAILS = (0.025, 0.975)
 # Resamples that are drawn and scored together: their counts stay in the processor's cache.
 _RESAMPLES_AT_A_TIME = 1_000
 # Bounds memory: images of one class that are drawn at a time.
@@ -23,10 +25,8 @@ def bootstrap_headline(
     hits: ArrayLike | None = None,
     losses: ArrayLike | None = None,
     resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Return the bootstrap-t interval (low, high) of each headline metric.
+    """Return the bootstrap-t interval (low, high) of each headline metric, at 95 %.
 
     Each resample draws, with replacement, as many images of each class as there are, so that the
     class sizes of the split stay fixed. Its deviation from the estimate is divided by its own
@@ -47,18 +47,15 @@ def bootstrap_headline(
         hits: (N,) bool: the true class is among the five most probable. Adds ``top5_accuracy``.
         losses: (N,) float, finite: the loss of each image. Adds ``loss``.
         resamples: Number of resamples.
-        confidence: Nominal coverage.
-        seed: Of the drawing.
 
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", section 12.5; Davison
     and Hinkley 1997, "Bootstrap methods and their application", sections 3.2 and 5.2.
     """
     true, predicted = np.asarray(labels), np.asarray(predictions)
-    confusion_matrix(true, predicted, num_classes)  # checks them
     values = None if losses is None else np.asarray(losses, dtype=np.float64)
     problem = _Problem(true, predicted, num_classes, values)
     estimates, errors = problem.score(problem.observe())
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     largest = max(stratum.rows.size for stratum in problem.strata)
     step = max(1, min(_RESAMPLES_AT_A_TIME, _DRAWS_AT_A_TIME // largest))
     parts = []
@@ -69,10 +66,9 @@ def bootstrap_headline(
         drawn = np.concatenate([values[name] for values, _ in parts])
         spread = np.concatenate([found[name] for _, found in parts])
         value, error = float(estimate[0]), float(errors[name][0])
-        ends = _studentize(value, error, drawn, spread, confidence)
+        ends = _studentize(value, error, drawn, spread)
         if ends is not None:
-            low, high = ends
-            intervals[name] = max(low, 0.0), (high if name == "loss" else min(high, 1.0))
+            intervals[name] = max(ends[0], 0.0), ends[1] if name == "loss" else min(ends[1], 1.0)
         elif name == "loss":
             intervals[name] = (value, value)
     shares = {"accuracy": true == predicted}
@@ -80,7 +76,7 @@ def bootstrap_headline(
         shares["top5_accuracy"] = np.asarray(hits, dtype=np.bool_)
     for name, right in shares.items():
         counts = np.bincount(true[right], minlength=num_classes)
-        intervals[name] = accuracy_interval(counts, problem.support, resamples, confidence, seed)
+        intervals[name] = accuracy_interval(counts, problem.support, resamples)
     # Which is the same figure.
     if "recall_weighted" in intervals:
         intervals["recall_weighted"] = intervals["accuracy"]
@@ -88,11 +84,7 @@ def bootstrap_headline(
 
 
 def accuracy_interval(
-    right: ArrayLike,
-    sizes: ArrayLike,
-    resamples: int = RESAMPLES,
-    confidence: float = 0.95,
-    seed: int = 0,
+    right: ArrayLike, sizes: ArrayLike, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
     """Return the bootstrap-t interval (low, high) of an accuracy, stratified by class.
 
@@ -103,24 +95,20 @@ def accuracy_interval(
         right: Images of each class that are right (C,).
         sizes: Images of each class (C,); classes without images do not matter.
         resamples: Number of resamples.
-        confidence: Nominal coverage.
-        seed: Of the drawing.
     """
     hits, n = np.asarray(right, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
     total, single = int(n.sum()), n == 1
     if hits.sum() in (0, total):
-        return wilson_interval(round(hits.sum()), total, confidence)
+        return wilson_interval(round(hits.sum()), total)
     # Classes of a single image share a stratum.
     hits = np.append(hits[n > 1], hits[single].sum())
     n = np.append(n[n > 1], np.count_nonzero(single))
     hits, n = hits[n > 0], n[n > 0]
-    drawn = np.random.default_rng(seed).binomial(n, hits / n, size=(resamples, n.size))
+    drawn = np.random.default_rng(0).binomial(n, hits / n, size=(resamples, n.size))
     value, error = _measure_share(hits[None], n)
-    found = _studentize(
-        float(value[0]), float(error[0]), *_measure_share(drawn, n), confidence=confidence
-    )
+    found = _studentize(float(value[0]), float(error[0]), *_measure_share(drawn, n))
     if found is None:
-        return wilson_interval(round(hits.sum()), total, confidence)
+        return wilson_interval(round(hits.sum()), total)
     return max(found[0], 0.0), min(found[1], 1.0)
 
 
@@ -132,7 +120,7 @@ def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatAr
 
 
 def _studentize(
-    value: float, error: float, drawn: FloatArray, spread: FloatArray, confidence: float
+    value: float, error: float, drawn: FloatArray, spread: FloatArray
 ) -> tuple[float, float] | None:
     """Return the bootstrap-t interval of a figure, or None if nothing varies."""
     # A resample without an error has no spread to measure its deviation by.
@@ -140,7 +128,7 @@ def _studentize(
     if error == 0 or not kept.any():
         return None
     ratios = (drawn[kept] - value) / spread[kept]
-    low, high = map(float, np.quantile(ratios, ((1 - confidence) / 2, (1 + confidence) / 2)))
+    low, high = map(float, np.quantile(ratios, TAILS))
     return value - high * error, value - low * error
 
 

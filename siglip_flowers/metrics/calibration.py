@@ -9,12 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, softmax
 
-from siglip_flowers.metrics.classification import (
-    FloatArray,
-    IntArray,
-    activation_losses,
-    softmax_losses,
-)
+from siglip_flowers.metrics.classification import FloatArray, IntArray, activation_losses
 
 BINS = 15
 Binning = Literal["equal_width", "equal_mass"]
@@ -148,7 +143,7 @@ def cross_fitted_nll(logits: FloatArray, labels: IntArray, seed: int = 0) -> flo
     for half in (0, 1):
         fitted, scored = halves != half, halves == half
         temperature = fit_temperature(logits[fitted], labels[fitted], "softmax")
-        losses[scored] = softmax_losses(logits[scored] / temperature, labels[scored])
+        losses[scored] = activation_losses(logits[scored] / temperature, labels[scored], "softmax")
     return float(losses.mean())
 
 

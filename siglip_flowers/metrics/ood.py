@@ -4,6 +4,7 @@ Every score is higher for images of known classes.
 """
 
 import numpy as np
+from scipy.special import expit, logsumexp, softmax
 
 from siglip_flowers.metrics.neighbors import normalize_rows
 
@@ -29,16 +30,12 @@ def score_logits(logits: np.ndarray, score: str, activation: str = "softmax") ->
     they don't know?", equation 5.
     """
     logits = np.asarray(logits, dtype=np.float64)
-    highest = logits.max(axis=1)
-    if score == "max_logit":
-        return highest
     sigmoid = activation == "sigmoid"
-    if score == "energy" and sigmoid:
-        return np.logaddexp(0, logits).sum(axis=1)
-    if sigmoid:
-        return np.exp(-np.logaddexp(0, -highest))
-    energy = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-    return energy if score == "energy" else np.exp(highest - energy)
+    if score == "max_logit":
+        return logits.max(axis=1)
+    if score == "energy":
+        return np.logaddexp(0, logits).sum(axis=1) if sigmoid else logsumexp(logits, axis=1)
+    return (expit(logits) if sigmoid else softmax(logits, axis=1)).max(axis=1)
 
 
 def average_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -178,21 +178,13 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return corrected
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the Wilson score interval (low, high) of a proportion, both in 0..1.
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """Compute the 95 % Wilson score interval (low, high) of a proportion, both in 0..1.
 
     Source: Wilson 1927, without continuity correction.
     """
-    assert 0 <= successes <= n > 0
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-    proportion = successes / n
-    denominator = 1 + z**2 / n
-    center = (proportion + z**2 / (2 * n)) / denominator
-    half = z / denominator * (proportion * (1 - proportion) / n + z**2 / (4 * n**2)) ** 0.5
-    # At 0 and n of n the ends are 0 and 1 but for rounding.
-    low = 0.0 if successes == 0 else center - half
-    high = 1.0 if successes == n else center + half
-    return low, high
+    ends = stats.binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    return float(ends.low), float(ends.high)
 
 
 def conclude(

@@ -5,7 +5,7 @@ They are injected into the model, which keeps its class and the interface of a c
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -130,19 +130,10 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def select_trained(
-    model: nn.Module, state: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Return the trained parameters by name: the adapters and the head.
-
-    Args:
-        model: A model with adapters.
-        state: Its state, if it was gathered elsewhere.
-    """
+def select_trained(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained parameters of a model with adapters by name: they and the head."""
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return {
-        name: value.detach() if state is None else state[name] for name, value in trained.items()
-    }
+    return {name: value.detach() for name, value in trained.items()}
 
 
 def merge_adapters(model: Any) -> Any:

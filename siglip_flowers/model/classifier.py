@@ -270,24 +270,13 @@ class SiglipClassifier(PreTrainedModel):
         return folded.train(self.training)
 
 
-def explain_not_native(model: SiglipClassifier) -> str | None:
-    """Return why a classifier cannot be a plain SiglipForImageClassification, or None.
+def is_plain(model: SiglipClassifier) -> bool:
+    """Return whether a classifier can be a plain ``SiglipForImageClassification``.
 
-    The plain class applies a linear head to the average of the patch tokens.
+    That class applies a linear head to the average of the patch tokens.
     """
     config = model.config
-    if config.pooling != "mean":
-        return (
-            f"it pools by {config.pooling!r}, the attention head of the checkpoint, while the "
-            "plain class averages the patch tokens; train with --pooling mean"
-        )
-    if config.normalize_features or config.head != "linear":
-        return (
-            "its head takes normalized features, while that of the plain class takes them as they "
-            "are; train with --objective cross_entropy and --head_init random or "
-            "probe"
-        )
-    return None
+    return config.pooling == "mean" and config.head == "linear" and not config.normalize_features
 
 
 def describe_native(config: Any) -> SiglipClassifierConfig:
@@ -309,11 +298,14 @@ def to_native(model: SiglipClassifier) -> NativeModel:
     A NaFlex classifier becomes a ``Siglip2ForImageClassification``.
 
     Raises:
-        InputError: The model cannot be one; see :func:`explain_not_native`.
+        InputError: The model cannot be one; see :func:`is_plain`.
     """
-    reason = explain_not_native(model)
-    if reason is not None:
-        raise InputError(f"The model cannot be a plain SiglipForImageClassification: {reason}.")
+    if not is_plain(model):
+        raise InputError(
+            "The model cannot be a plain SiglipForImageClassification, which has a linear head on "
+            "the average of the patch tokens. Train with --pooling mean, --objective cross_entropy "
+            "and --head_init random or probe."
+        )
     folded = model.fold()
     naflex = is_naflex(folded.config.vision_config)
     config_class = Siglip2Config if naflex else SiglipConfig

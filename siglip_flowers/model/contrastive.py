@@ -16,7 +16,6 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
-from siglip_flowers.model.loading import check_image_size
 from siglip_flowers.model.losses import contrastive_sigmoid_loss
 from siglip_flowers.model.text_head import (
     Prompts,
@@ -26,7 +25,7 @@ from siglip_flowers.model.text_head import (
     tokenize_classes,
 )
 from siglip_flowers.model.towers import TextModel, VisionModel, is_naflex, run_vision_tower
-from siglip_flowers.model.weights import interpolate_position_embedding, load_weights
+from siglip_flowers.model.weights import load_weights, resize_positions
 
 
 class ContrastiveSiglip(PreTrainedModel):
@@ -159,8 +158,6 @@ def load_contrastive(
     naflex = is_naflex(config.vision_config)
     model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
     model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights")
-    if image_size is not None:
-        check_image_size(image_size, config.vision_config)
     if not naflex and image_size not in (None, config.vision_config.image_size):
         model = _resize(model, image_size)
     model.set_prompts(class_names, prompt_ids)
@@ -176,7 +173,6 @@ def _resize(model: ContrastiveSiglip, image_size: int) -> ContrastiveSiglip:
     resized = _FixedContrastive(config)
     state = model.state_dict()
     name = "vision_model.embeddings.position_embedding.weight"
-    patch_size = config.vision_config.patch_size
-    state[name] = interpolate_position_embedding(state[name], image_size // patch_size)
+    state[name] = resize_positions(model.vision_model, image_size)
     resized.load_state_dict(state)
     return resized

@@ -257,31 +257,3 @@ def set_head(model: SiglipClassifier, head: LinearHead) -> None:
     parameters = (model.classifier.weight, model.classifier.bias)
     for parameter, values in zip(parameters, head, strict=True):
         parameter.copy_(torch.from_numpy(values))
-
-
-def set_probe_head(
-    model: SiglipClassifier,
-    train: LabeledFeatures,
-    validation: LabeledFeatures,
-    *,
-    balanced: bool = False,
-) -> HeadFit:
-    """Fit the linear head on frozen features, with the penalty that validation favors.
-
-    Multinomial logistic regression, as the first stage of LP-FT; see
-    :func:`fit_logistic_heads`.
-
-    Args:
-        model: A classifier with a linear head on unnormalized features.
-        train: Every class needs a row.
-        validation: Chooses the penalty by accuracy.
-        balanced: Weight classes by inverse frequency.
-
-    Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
-    out-of-distribution".
-    """
-    class_count = len(model.class_names)
-    fits = fit_and_validate(train, validation, class_count, balanced=balanced, device=model.device)
-    chosen = choose_fit(fits)
-    set_head(model, chosen.head)
-    return chosen

@@ -42,9 +42,9 @@ from siglip_flowers.model.weights import (
     check_processor,
     check_sizes,
     first_line,
-    interpolate_position_embedding,
     load_weights,
     quiet_transformers,
+    resize_positions,
 )
 
 MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
@@ -62,7 +62,8 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
         with quiet_transformers():
             # By default, transformers may ask whether to run the code of a checkpoint.
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-            declared, _ = PreTrainedConfig.get_config_dict(checkpoint)
+        if config.model_type not in MODEL_TYPES:
+            raise ValueError(f"its model_type is {config.model_type!r}")
     except UNREADABLE as error:
         if Path(checkpoint).is_dir():
             raise InputError(
@@ -76,24 +77,9 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
         ) from error
     except MALFORMED as error:
         raise InputError(
-            f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Use a "
-            "SigLIP or SigLIP 2 checkpoint."
+            f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Supported "
+            f"are {', '.join(MODEL_TYPES)}."
         ) from error
-    if config.model_type not in MODEL_TYPES:
-        raise InputError(
-            f"The checkpoint {checkpoint!r} is not a SigLIP model: its model_type is "
-            f"{config.model_type!r}. Supported are {', '.join(MODEL_TYPES)}."
-        )
-    # transformers ignores the model_type of the vision_config, or follows it without comparison.
-    vision_config = declared.get("vision_config")
-    inner = vision_config.get("model_type") if isinstance(vision_config, dict) else None
-    expected = VISION_TYPES.get(config.model_type)
-    if expected is not None and inner not in (None, expected):
-        raise InputError(
-            f"The config.json of {checkpoint!r} contradicts itself: its model_type is "
-            f"{config.model_type!r}, but that of its vision_config is {inner!r} instead of "
-            f"{expected!r}. Restore the config.json that it was published with."
-        )
     for tower in (vision_config_of(config), getattr(config, "text_config", None)):
         # transformers ignores a text_config in a vision-only configuration, so it may be anything.
         if isinstance(tower, PreTrainedConfig):
@@ -158,28 +144,22 @@ def load_image_processor(
             "The checkpoint needs a preprocessor_config.json."
         ) from error
     if not Path(checkpoint).is_dir() or (Path(checkpoint) / "config.json").is_file():
-        _check_processor(checkpoint, naflex, image_size, max_num_patches)
+        vision_config = vision_config_of(load_checkpoint_config(checkpoint))
+        if is_naflex(vision_config) is not naflex:
+            raise InputError(
+                f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but "
+                f"the model is a {name_kind(not naflex)}. Restore the one that it was published "
+                "with."
+            )
+        if image_size is not None:
+            check_image_size(image_size, vision_config)
+        check_max_num_patches(max_num_patches, vision_config)
     check_processor(checkpoint, processor)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     if max_num_patches is not None:
         processor.max_num_patches = max_num_patches
     return processor
-
-
-def _check_processor(
-    checkpoint: str, naflex: bool, image_size: int | None, max_num_patches: int | None
-) -> None:
-    """Raise InputError unless the kind and sizes of an image processor fit the model."""
-    vision_config = vision_config_of(load_checkpoint_config(checkpoint))
-    if is_naflex(vision_config) is not naflex:
-        raise InputError(
-            f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but the "
-            f"model is a {name_kind(not naflex)}. Restore the one that it was published with."
-        )
-    if image_size is not None:
-        check_image_size(image_size, vision_config)
-    check_max_num_patches(max_num_patches, vision_config)
 
 
 def load_classifier(
@@ -243,9 +223,7 @@ def load_classifier(
         state = tower.state_dict()
         if image_size is not None and image_size != vision_config.image_size:
             name = "embeddings.position_embedding.weight"
-            state[name] = interpolate_position_embedding(
-                state[name], image_size // vision_config.patch_size
-            )
+            state[name] = resize_positions(tower, image_size)
         model.vision_model.load_state_dict(state)
     return model
 

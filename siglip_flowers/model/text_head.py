@@ -1,9 +1,9 @@
 """Class embeddings from a checkpoint's own text tower: the zero-shot head."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,6 @@ from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.weights import MALFORMED, UNREADABLE, first_line, load_weights
 
 _REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
-_T = TypeVar("_T")
 # Texts of each class; a class may have more than another.
 Prompts = Sequence[Sequence[str]]
 
@@ -79,8 +78,7 @@ def load_text_tower(checkpoint: str) -> TextTower:
     tokenizer = load_tokenizer(checkpoint)
     text_class: Any = get_text_class(config)
     model = load_weights(text_class, checkpoint, "text weights", config=config.text_config)
-    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
-    return TextTower(model.eval(), tokenizer, scalars.logit_scale.data, scalars.logit_bias.data)
+    return TextTower(model.eval(), tokenizer, *_read_calibration(checkpoint, config))
 
 
 class _Calibration(PreTrainedModel):
@@ -93,16 +91,18 @@ class _Calibration(PreTrainedModel):
         self.post_init()
 
 
+def _read_calibration(checkpoint: str, config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
+    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
+    return scalars.logit_scale.data, scalars.logit_bias.data
+
+
 def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
     """Return the checkpoint's ``logit_scale`` (a logarithm) and ``logit_bias``, float32 (1,) each.
 
     None for a checkpoint of a vision tower alone, which has neither.
     """
     config = load_checkpoint_config(checkpoint)
-    if config.model_type not in VISION_TYPES:
-        return None
-    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
-    return scalars.logit_scale.data, scalars.logit_bias.data
+    return _read_calibration(checkpoint, config) if config.model_type in VISION_TYPES else None
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
@@ -165,33 +165,22 @@ def zero_shot_head(checkpoint: str, class_names: Sequence[str], prompts: Prompts
     Raises as ``load_text_tower`` and ``tokenize_classes``.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
-
-    def encode() -> ZeroShotHead:
-        tower = load_text_tower(checkpoint)
-        tower.model.to(state.device)
-        length = tower.model.config.max_position_embeddings
-        ids = tokenize_classes(tower.tokenizer, class_names, prompts, length)
-        weight = average_prompts(tower.model, ids)
-        return ZeroShotHead(weight.cpu(), tower.logit_scale, tower.logit_bias)
-
-    return _compute_once(encode)
-
-
-def _compute_once(function: Callable[[], _T]) -> _T:
-    """Return in every process what the function returns, or raises, in the main process."""
-    state = PartialState()
-    outcome: list[Any] = [None, None]
+    outcome: list[ZeroShotHead | InputError | RunError | None] = [None]
     if state.is_main_process:
         try:
-            outcome[0] = function()
+            tower = load_text_tower(checkpoint)
+            length = tower.model.config.max_position_embeddings
+            ids = tokenize_classes(tower.tokenizer, class_names, prompts, length)
+            weight = average_prompts(tower.model.to(state.device), ids)
+            outcome = [ZeroShotHead(weight.cpu(), tower.logit_scale, tower.logit_bias)]
         except (InputError, RunError) as error:
-            outcome[1] = error
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: _T = outcome[0]
-    return result
+            outcome = [error]
+    broadcast_object_list(outcome)
+    head = outcome[0]
+    if isinstance(head, ZeroShotHead):
+        return head
+    assert head is not None
+    raise head
 
 
 @torch.no_grad()

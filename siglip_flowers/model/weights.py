@@ -1,8 +1,7 @@
 """Read a checkpoint's weights, all of them or none, and nothing that could run code."""
 
 import json
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,6 @@ import PIL.Image
 import torch
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.utils import find_adapter_config_file
@@ -19,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import abbreviate
+from siglip_flowers.data.pixels.tensors import PixelNormalizer
 from siglip_flowers.model.towers import TextModel, VisionModel, name_kind
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -174,17 +173,13 @@ def check_weight_files(checkpoint: str) -> None:
     if not index.is_file():
         return
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (*UNREADABLE, *MALFORMED) as error:
         raise InputError(f"{index} cannot be read; copy the checkpoint again.") from error
-    places = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(places, dict) or not isinstance(content.get("metadata", {}), dict):
-        raise InputError(f"{index} is not an index of weights; copy the checkpoint again.")
-    for name in places.values():
-        plain = isinstance(name, str) and not {"/", "\\", "\0"} & set(name)
-        if not plain or not name.endswith(".safetensors"):
+    for name in map(str, names):
+        if {"/", "\\", "\0"} & set(name) or not name.endswith(".safetensors"):
             raise InputError(
-                f"{index} names {str(name)[:100]!r}, which is not a safetensors file beside it; "
+                f"{index} names {name[:100]!r}, which is not a safetensors file beside it; "
                 "copy the checkpoint again."
             )
 
@@ -193,14 +188,12 @@ def check_sizes(checkpoint: str, config: Any) -> None:
     """Raise InputError unless the sizes in a tower's configuration are possible."""
     file = f"config.json of {checkpoint!r}"
     for name, limit in SIZE_LIMITS.items():
-        _check_whole(file, name, getattr(config, name, 1), limit)
-    activation = getattr(config, "hidden_act", None)
-    if not isinstance(activation, str) or activation not in ACT2FN:
-        raise _refuse(file, "hidden_act", activation, "which transformers does not know")
-    heads = config.num_attention_heads
-    if config.hidden_size % heads:
-        problem = f"which is not divisible by its {heads} heads"
-        raise _refuse(file, "hidden_size", config.hidden_size, problem)
+        _check_size(file, name, getattr(config, name, 1), limit)
+    size, heads = config.hidden_size, config.num_attention_heads
+    if size % heads:
+        raise _refuse(file, "hidden_size", f"{size}, which is not divisible by its {heads} heads")
+    if str(config.hidden_act) not in ACT2FN:
+        raise _refuse(file, "hidden_act", f"{config.hidden_act!r}, which transformers lacks")
 
 
 def check_processor(checkpoint: str, processor: Any) -> None:
@@ -209,53 +202,45 @@ def check_processor(checkpoint: str, processor: Any) -> None:
     if getattr(processor, "max_num_patches", None) is None:
         # Not a dict, but a class of transformers that behaves like one.
         height, width = processor.size["height"], processor.size["width"]
-        _check_whole(file, "height", height, SIZE_LIMITS["image_size"])
+        _check_size(file, "height", height, SIZE_LIMITS["image_size"])
         if height != width:
-            raise _refuse(file, "height", height, f"and width {width!r}; they must be equal")
+            raise _refuse(file, "height", f"{height} and width {width!r}; they must be equal")
     else:
-        _check_whole(file, "patch_size", processor.patch_size, SIZE_LIMITS["image_size"])
-        _check_whole(file, "max_num_patches", processor.max_num_patches, SIZE_LIMITS["num_patches"])
-    for name in ("image_mean", "image_std"):
-        values = getattr(processor, name)
-        if not (isinstance(values, (list, tuple)) and len(values) == 3 and _are_finite(values)):
-            raise _refuse(file, name, values, "but must be three numbers")
-        if name == "image_std" and min(values) <= 0:
-            raise _refuse(file, name, values, "but its numbers must be above 0")
-    factor = processor.rescale_factor
-    if not _are_finite([factor]) or factor <= 0:
-        raise _refuse(file, "rescale_factor", factor, "but must be a number above 0")
-    if processor.resample not in list(PIL.Image.Resampling):
-        problem = "but must be one of Pillow's filters, 0 to 5"
-        raise _refuse(file, "resample", processor.resample, problem)
+        _check_size(file, "patch_size", processor.patch_size, SIZE_LIMITS["patch_size"])
+        _check_size(file, "max_num_patches", processor.max_num_patches, SIZE_LIMITS["num_patches"])
+    try:
+        PIL.Image.Resampling(processor.resample)
+        white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+        usable = bool(PixelNormalizer(processor)(white).isfinite().all())
+    except MALFORMED:
+        usable = False
+    if not usable:
+        raise InputError(
+            f"The {file} has a resample, rescale_factor, image_mean or image_std that does not "
+            "work. Restore the file that the checkpoint was published with."
+        )
 
 
-def _refuse(file: str, name: str, value: Any, problem: str) -> InputError:
-    return InputError(f"In the {file}, {name} is {repr(value)[:100]}, {problem}.")
+def _refuse(file: str, name: str, problem: str) -> InputError:
+    return InputError(f"In the {file}, {name} is {problem}.")
 
 
-def _check_whole(file: str, name: str, value: Any, limit: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-        problem = f"but it must be a whole number from 1 to {limit}"
-        raise _refuse(file, name, value, problem)
+def _check_size(file: str, name: str, value: Any, limit: int) -> None:
+    if not isinstance(value, int) or not 1 <= value <= limit:
+        problem = f"{repr(value)[:100]}, but it must be a whole number from 1 to {limit}"
+        raise _refuse(file, name, problem)
 
 
-def _are_finite(values: Sequence[Any]) -> bool:
-    return all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        for value in values
-    )
-
-
-def interpolate_position_embedding(embedding: torch.Tensor, grid: int) -> torch.Tensor:
-    """Resample a square grid of position embeddings (N*N, D) to (grid*grid, D), bicubically.
+def resize_positions(tower: VisionModel, image_size: int) -> torch.Tensor:
+    """Return a tower's position embeddings (N, D), interpolated for square images of this side.
 
     Source: Dosovitskiy et al. 2021, section 3.2 (fine-tuning at another resolution).
     """
-    side = round(embedding.shape[0] ** 0.5)
-    assert side * side == embedding.shape[0]
-    maps = embedding.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    maps = nn.functional.interpolate(maps, size=(grid, grid), mode="bicubic", align_corners=False)
-    return maps.permute(0, 2, 3, 1).reshape(grid * grid, -1).to(embedding.dtype)
+    embeddings: Any = tower.embeddings
+    # Only the shape matters: that of an image of no patches, which differs from every own size.
+    image = embeddings.position_embedding.weight[None, :0]
+    resized: torch.Tensor = embeddings.interpolate_pos_encoding(image, image_size, image_size)[0]
+    return resized.detach()
 
 
 def first_line(error: BaseException) -> str:

@@ -56,7 +56,6 @@ def make_run(probe: ProbeArguments, data: DataArguments) -> ProbeRun:
         output_dir=probe.output_dir,
         overwrite_output_dir=probe.overwrite_output_dir,
         per_device_eval_batch_size=probe.per_device_eval_batch_size,
-        dataloader_num_workers=probe.dataloader_num_workers,
         bf16=probe.bf16,
         report_to=probe.report_to,
     )

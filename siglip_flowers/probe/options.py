@@ -34,9 +34,6 @@ class ProbeArguments(Options):
     )
     neighbors: int = option(20, "Training images that vote in the k-NN accuracy.", positive)
     per_device_eval_batch_size: int = option(128, "Images per device and batch.", positive)
-    dataloader_num_workers: int | None = option(
-        None, "Processes that decode images; default: 0 on CPU."
-    )
     bf16: bool | None = option(None, "Encode in bfloat16; default: if the device is built for it.")
     report_to: list[str] | None = option(
         None, "Trackers: aim, wandb, tensorboard, trackio, or none."

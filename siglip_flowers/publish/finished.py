@@ -136,12 +136,12 @@ def read_finished_run(directory: Path) -> FinishedRun:
 def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predictions) -> None:
     """Raise RunError unless the figures of the test split follow from the predictions."""
     labels, predicted = predictions.labels, predictions.predicted
-    macro = precision_recall_f1(labels, predicted, len(test["per_class"]), average="macro")
+    macro = precision_recall_f1(labels, predicted)
     found = {
         "n": len(labels),
         "accuracy": accuracy(labels, predicted),
         "top5_accuracy": float(np.mean(predictions.hits)),
-        **dict(zip(("precision_macro", "recall_macro", "f1_macro"), macro, strict=True)),
+        **{f"{name}_macro": value for name, value in macro.items()},
     }
     for name, value in found.items():
         if abs(test[name] - value) > 1e-9:

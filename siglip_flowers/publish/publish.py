@@ -20,7 +20,7 @@ from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.rows import get_labels, read_images
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, OOD_FILE
-from siglip_flowers.model.classifier import explain_not_native, to_native
+from siglip_flowers.model.classifier import is_plain, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.weights import first_line, quiet_transformers
 from siglip_flowers.publish.card import PLOTS, build_card
@@ -92,7 +92,7 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
         RunError: The written weights are not those that were measured.
     """
     model = load_saved_classifier(str(run.model_dir))
-    if explain_not_native(model) is None:
+    if is_plain(model):
         published: Any = to_native(model)
     else:
         published = model

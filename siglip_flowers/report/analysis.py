@@ -12,17 +12,14 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.metrics import confusion_matrix
 from threadpoolctl import threadpool_limits
 
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import HEADLINE, Evaluation, list_metrics
 from siglip_flowers.metrics import calibration
-from siglip_flowers.metrics.classification import (
-    IntArray,
-    activation_losses,
-    confusion_matrix,
-)
+from siglip_flowers.metrics.classification import IntArray, activation_losses
 from siglip_flowers.metrics.neighbors import normalize_rows
 from siglip_flowers.metrics.statistics import wilson_interval
 from siglip_flowers.plots.examples import spread_classes
@@ -132,7 +129,7 @@ def _list_numbers(
     activation = evaluation.model.config.activation
     predicted = result.logits.argmax(axis=1)
     confidence, correct = probabilities.max(axis=1), predicted == labels
-    confusion = confusion_matrix(labels, predicted, len(names))
+    confusion = confusion_matrix(labels, predicted, labels=range(len(names)))
     wrong, right = np.flatnonzero(~correct), np.flatnonzero(correct)
     trained = np.bincount(splits["train"].labels, minlength=len(names))
     per_class = score_classes(result, confusion, trained)

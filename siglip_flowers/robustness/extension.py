@@ -93,7 +93,7 @@ def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> 
     every process gets the whole result.
     """
     options = evaluation.pass_options
-    engine = prepare_engine(evaluation.model, evaluation.processor, options.dtype, options.compile)
+    engine = prepare_engine(evaluation.model, evaluation.processor, options.dtype)
     variants = [(CLEAN, 0), *((kind, strength) for kind in kinds for strength in STRENGTHS)]
     # More threads would only compete with a model on the same cores.
     threads = 1 if engine.device.type == "cpu" else count_threads()
@@ -135,7 +135,7 @@ def measure_augmented(evaluation: Evaluation, kind: str) -> list[AugmentedRow]:
         The plain row, then that of ``kind``.
     """
     model, options = evaluation.model, evaluation.pass_options
-    engine = prepare_engine(model, evaluation.processor, options.dtype, options.compile)
+    engine = prepare_engine(model, evaluation.processor, options.dtype)
     size = get_image_size(evaluation.processor)
     assert isinstance(size, int)
     views = list_views(kind, size)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 from accelerate import PartialState
+from sklearn.metrics import confusion_matrix
 
 from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.files import (
@@ -27,7 +28,6 @@ from siglip_flowers.data.pixels.tensors import PixelForm, get_pixel_shape
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import write_predictions
-from siglip_flowers.metrics.classification import confusion_matrix
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
@@ -243,7 +243,8 @@ def collect_results(
 ) -> FinalResults:
     """Return figures, example images and the confusion matrix of a finished run."""
     test, names = results["test"], data.class_names
-    counts = confusion_matrix(test.labels, test.logits.argmax(axis=1), len(names))
+    predicted = test.logits.argmax(axis=1)
+    counts = confusion_matrix(test.labels, predicted, labels=range(len(names)))
     return FinalResults(
         metrics={split: dict(result.metrics) for split, result in results.items()},
         examples=list_examples(test, data, seed),

@@ -132,7 +132,6 @@ class Run:
         training = self.arguments.training
         return PassOptions(
             training.per_device_eval_batch_size,
-            training.dataloader_num_workers or 0,
             data_arguments=self.arguments.data,
         )
 

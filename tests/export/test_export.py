@@ -185,7 +185,7 @@ def test_a_native_export_is_a_plain_class_of_transformers(models, tmp_path):
             "requires --format onnx",
         ),
         (["--format", "onnx", "--output", "{}/x", "--int8", "four"], "choose one of dynamic"),
-        (["--format", "safetensors_native", "--output", "{}/x"], "pools by 'map'"),
+        (["--format", "safetensors_native", "--output", "{}/x"], "Train with --pooling mean"),
         (["--format", "safetensors_native", "--output", "{}"], "name a new directory"),
     ],
 )
