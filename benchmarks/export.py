@@ -2,7 +2,7 @@
 
     python -m benchmarks.export
 
-Every arm classifies the same batch, in float32 but for the two in 8-bit integers, with as many
+Every arm classifies the same batch, in float32 but for the one in 8-bit integers, with as many
 threads as torch has. The weights are those of --model_name_or_path under a random head: speed does
 not depend on them. What 8 bits cost in accuracy is printed by 'siglip-flowers export --int8'.
 """
@@ -36,7 +36,6 @@ from siglip_flowers.model.loading import load_classifier, load_image_processor
 
 MODULE = "benchmarks.export"
 REFERENCE = "eager"
-CALIBRATION_IMAGES = 32
 
 
 @dataclass
@@ -67,25 +66,17 @@ def build_arms(
     model = load_classifier(checkpoint, FLOWER_NAMES, pooling=options.pooling).eval()
     processor = load_image_processor(checkpoint)
     names = name_inputs(model)
-    inputs = prepare_images(
-        draw_images(max(options.batch_size, CALIBRATION_IMAGES)), processor, names
-    )
-    batch = tuple(tensor[: options.batch_size].contiguous() for tensor in inputs)
-    program = trace_program(model, names, inputs)
+    batch = prepare_images(draw_images(options.batch_size), processor, names)
+    program = trace_program(model, names, batch)
     save_program(program, directory / "model.pt2", {})
     write_onnx(program, names, directory / "model.onnx", {})
-    for kind in ("dynamic", "static"):
-        write_int8(directory / "model.onnx", directory / f"{kind}.onnx", kind, [inputs])
+    write_int8(directory / "model.onnx", directory / "int8.onnx")
     model.save_pretrained(directory)
     return {
         REFERENCE: (LogitsModel(model, names), directory / "model.safetensors"),
         "exported_program": (load_program(directory / "model.pt2")[0], directory / "model.pt2"),
         "onnx": (OnnxClassifier(directory / "model.onnx"), directory / "model.onnx"),
-        "onnx, int8 dynamic": (
-            OnnxClassifier(directory / "dynamic.onnx"),
-            directory / "dynamic.onnx",
-        ),
-        "onnx, int8 static": (OnnxClassifier(directory / "static.onnx"), directory / "static.onnx"),
+        "onnx, int8": (OnnxClassifier(directory / "int8.onnx"), directory / "int8.onnx"),
     }, batch
 
 

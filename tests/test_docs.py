@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
+from siglip_flowers import __version__
 from siglip_flowers.config import DataArguments, EvaluationArguments, ModelArguments
 from tests.conftest import REPOSITORY
 
@@ -28,13 +29,7 @@ from mkdocs.__main__ import cli
 cli()
 """
 # What a browser fetches by itself.
-FETCHED = {
-    ("img", "src"),
-    ("script", "src"),
-    ("source", "src"),
-    ("iframe", "src"),
-    ("video", "src"),
-}
+FETCHED = {(tag, "src") for tag in ("img", "script", "source", "iframe", "video")}
 
 
 class _Page(HTMLParser):
@@ -150,12 +145,7 @@ def test_the_reference_has_every_public_class_and_function(site):
     assert "siglip_flowers.inference.classifier.SiglipImageClassifier" in anchors
 
 
-def test_the_citation_file_has_what_the_format_asks_for():
+def test_citation_and_changelog_name_the_version():
     citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["cff-version"] == "1.2.0"
-    assert {"message", "title", "authors"} <= set(citation)
-    from siglip_flowers import __version__
-
     assert citation["version"] == __version__
-    assert citation["license"] == "Apache-2.0"
     assert f"[{__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")

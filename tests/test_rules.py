@@ -8,7 +8,7 @@ import string
 
 import pytest
 
-from siglip_flowers.commands.main import COMMANDS, list_commands
+from siglip_flowers.commands.main import COMMANDS
 from siglip_flowers.config.rules import DATA_RULES, RULES
 from tests.test_layout import FEATURES
 
@@ -50,7 +50,3 @@ def test_each_rule_refuses_its_example(command, rule, capsys, monkeypatch, tmp_p
         for text, name, _, _ in string.Formatter().parse(rule.message)
     )
     assert re.fullmatch(rf"[\w. -]+: error: {pattern}\n", shown), shown
-
-
-def test_commands_with_rules_exist():
-    assert set(RULES) <= set(list_commands())

@@ -14,7 +14,7 @@ from siglip_flowers.export.options import ExportArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 if TYPE_CHECKING:
-    from siglip_flowers.export.export import Int8Options
+    import datasets
 
 COMMAND = Command(
     "siglip-flowers export",
@@ -23,7 +23,7 @@ COMMAND = Command(
     DATA_RULES,
     (
         "siglip-flowers export --model results/my-run --format onnx --output exported/onnx",
-        "siglip-flowers export --format onnx --int8 dynamic --output exported/int8",
+        "siglip-flowers export --format onnx --int8 --output exported/int8",
     ),
 )
 
@@ -48,40 +48,30 @@ def _export(parsed: tuple[ExportArguments, DataArguments]) -> None:
     set_cpu_threads(None)
     model = load_saved_classifier(str(options.model))
     processor = load_image_processor(str(options.model))
-    int8 = None
-    if options.int8 is not None:
-        int8 = _load_images(options, data_arguments, model.class_names)
+    test = _load_test(options, data_arguments, model.class_names) if options.int8 else None
     with atomic_directory(output) as directory:
-        facts = export_model(model, processor, format, directory, int8)
+        facts = export_model(model, processor, format, directory, test)
     print(
         f"{output / MODEL_FILES[format]}: logits differ from the original's by at most "
         f"{facts['largest_difference']:.1e} on {count(facts['checked_images'], 'image')}"
     )
-    if int8 is not None:
+    if test is not None:
         figures, sizes = facts["int8"]["test"], facts["int8"]
         print(
-            f"{output / sizes['file']} ({options.int8}): accuracy on "
+            f"{output / sizes['file']}: accuracy on "
             f"{count(figures['n'], 'test image')} {figures['accuracy_int8']:.2%}, in float32 "
             f"{figures['accuracy']:.2%}; same prediction for {figures['agreement']:.1%}; "
             f"{sizes['bytes'] / 1e6:.1f} MB instead of {sizes['bytes_float32'] / 1e6:.1f} MB"
         )
 
 
-def _load_images(
+def _load_test(
     options: ExportArguments, data_arguments: DataArguments, class_names: list[str]
-) -> "Int8Options":
+) -> "datasets.Dataset":
     # See _export.
     from siglip_flowers.data import check_data_arguments, load_data
     from siglip_flowers.data.names import follow_model_classes
-    from siglip_flowers.data.splits import draw_rows
-    from siglip_flowers.export.export import Int8Options
 
     check_data_arguments(data_arguments)
-    data = load_data(data_arguments)
-    train, test = (
-        follow_model_classes(data.splits[split], class_names, str(options.model))
-        for split in ("train", "test")
-    )
-    seed = data_arguments.split_seed
-    train = draw_rows(train, options.calibration_images, seed, "train")
-    return Int8Options(str(options.int8), train, test)
+    test = load_data(data_arguments).splits["test"]
+    return follow_model_classes(test, class_names, str(options.model))

@@ -1,8 +1,7 @@
 """Write a classifier in a format that runs without this package, checked against the original."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ MODEL_FILES = {
 FACTS_FILE, INT8_FILE = "export.json", "model_int8.onnx"
 TOLERANCE = 1e-4
 CHECKED_BATCHES = (1, 2, 5, 8)
+BATCH_SIZE = 32
 # Width and height; NaFlex keeps the aspect ratio.
 _DRAWN_SHAPES = ((128, 128), (128, 96), (80, 128), (128, 64), (112, 112))
 
@@ -45,27 +45,12 @@ _DRAWN_SHAPES = ((128, 128), (128, 96), (80, 128), (128, 64), (112, 112))
 Runner = Callable[..., torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Int8Options:
-    """How to quantize to 8 bits, and the images to do it with.
-
-    Attributes:
-        kind: ``dynamic`` or ``static``.
-        train: Training images that calibrate ``static``.
-        test: Images that measure the loss of accuracy, with the model's class numbers.
-    """
-
-    kind: str
-    train: datasets.Dataset
-    test: datasets.Dataset
-
-
 def export_model(
     model: SiglipClassifier,
     processor: Any,
     format: str,
     directory: Path,
-    int8: Int8Options | None = None,
+    test: datasets.Dataset | None = None,
 ) -> dict[str, Any]:
     """Write a classifier into an existing directory and return what its ``export.json`` holds.
 
@@ -74,7 +59,8 @@ def export_model(
         processor: Its image processor, which is written too.
         format: One of ``MODEL_FILES``.
         directory: Where to write.
-        int8: How to write a file with 8-bit integers as well.
+        test: Images with the model's class numbers, which measure the accuracy of a file in 8 bits;
+            None writes no such file.
 
     Raises:
         InputError: The model cannot be written in this format.
@@ -116,8 +102,8 @@ def export_model(
             runner, _ = load_program(path)
     facts["largest_difference"] = compare_logits(LogitsModel(model, names), runner, inputs)
     facts["checked_images"] = len(inputs[0])
-    if int8 is not None:
-        facts["int8"] = _quantize(path, processor, names, runner, int8)
+    if test is not None:
+        facts["int8"] = _quantize(path, processor, names, runner, test)
     processor.save_pretrained(directory)
     write_json(directory / FACTS_FILE, facts)
     return facts
@@ -204,24 +190,19 @@ def compare_logits(original: Runner, exported: Runner, inputs: Sequence[torch.Te
 
 
 def _quantize(
-    path: Path, processor: Any, names: Sequence[str], exact: Runner, options: Int8Options
+    path: Path, processor: Any, names: Sequence[str], exact: Runner, test: datasets.Dataset
 ) -> dict[str, Any]:
     quantized = path.with_name(INT8_FILE)
-    static = options.kind == "static"
-    # Small batches: the calibrator keeps all activations in memory.
-    calibration = _read_inputs(options.train, processor, names, batch_size=8)
-    write_int8(path, quantized, options.kind, calibration if static else ())
+    write_int8(path, quantized)
     runner = OnnxClassifier(quantized)
-    pairs = [
-        (exact(*batch).argmax(1), runner(*batch).argmax(1))
-        for batch in _read_inputs(options.test, processor, names, batch_size=32)
-    ]
-    first, second = (torch.cat(parts).numpy() for parts in zip(*pairs, strict=True))
-    labels = np.asarray(options.test["label"])
+    answers = []
+    for start in range(0, len(test), BATCH_SIZE):
+        batch = prepare_images(test[start : start + BATCH_SIZE]["image"], processor, names)
+        answers.append(torch.stack([exact(*batch).argmax(1), runner(*batch).argmax(1)]))
+    first, second = torch.cat(answers, dim=1).numpy()
+    labels = np.asarray(test["label"])
     return {
-        "kind": options.kind,
         "file": INT8_FILE,
-        "calibration_images": len(options.train) if static else 0,
         "bytes": quantized.stat().st_size,
         "bytes_float32": path.stat().st_size,
         "test": {
@@ -231,11 +212,3 @@ def _quantize(
             "agreement": float(np.mean(first == second)),
         },
     }
-
-
-def _read_inputs(
-    rows: datasets.Dataset, processor: Any, names: Sequence[str], batch_size: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    for start in range(0, len(rows), batch_size):
-        images = rows[start : start + batch_size]["image"]
-        yield prepare_images(images, processor, names)

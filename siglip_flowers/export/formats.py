@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -179,43 +179,28 @@ class OnnxClassifier:
         return torch.from_numpy(np.asarray(self.session.run(None, feed)[0]))
 
 
-def write_int8(
-    source: Path, path: Path, kind: str, batches: Iterable[Sequence[torch.Tensor]] = ()
-) -> None:
+def write_int8(source: Path, path: Path) -> None:
     """Write an ONNX file again with 8-bit weights, one scale per channel.
+
+    Activations are scaled at run time.
 
     Args:
         source: The file in float32.
         path: The file to write.
-        kind: ``dynamic``: activations are scaled at run time; ``static``: by scales fixed here.
-        batches: For ``static``, inputs that show how large activations get.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, names: Sequence[str]) -> None:
-            self.feeds = (
-                {name: tensor.numpy() for name, tensor in zip(names, batch, strict=True)}
-                for batch in batches
-            )
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.feeds, None)
-
-    options: dict[str, Any] = {
-        "op_types_to_quantize": _INT8_OPERATORS,
-        "per_channel": True,
-        "weight_type": quantization.QuantType.QInt8,
-    }
     with tempfile.TemporaryDirectory() as directory, _silence():
         prepared = Path(directory) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        if kind == "dynamic":
-            quantization.quantize_dynamic(prepared, path, **options)
-        else:
-            reader = Reader(OnnxClassifier(prepared).names)
-            quantization.quantize_static(prepared, path, reader, **options)
+        quantization.quantize_dynamic(
+            prepared,
+            path,
+            op_types_to_quantize=_INT8_OPERATORS,
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+        )
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.evaluation import MODEL_HELP
-from siglip_flowers.config.fields import check_fields, option, positive
+from siglip_flowers.config.fields import Options, option
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
 
 
 @dataclass
-class ExportArguments:
+class ExportArguments(Options):
     """A model, a format and a directory."""
 
     model: str | None = option(None, MODEL_HELP, path=True)
@@ -22,14 +22,8 @@ class ExportArguments:
         FORMATS,
     )
     output: str | None = option(None, "The new directory to write.", path="output")
-    int8: str | None = option(
-        None,
-        "onnx: also write 8-bit weights and print their test accuracy; activations are scaled at "
-        "run time (dynamic) or by fixed scales that training images set (static).",
-        ("dynamic", "static"),
-    )
-    calibration_images: int = option(
-        128, "--int8 static: training images that set the scales.", positive
+    int8: bool = option(
+        False, "onnx: also write 8-bit weights, and print the accuracy on the test images."
     )
 
     def __post_init__(self) -> None:
@@ -37,8 +31,8 @@ class ExportArguments:
             raise InputError(f"--format is missing; choose one of {', '.join(FORMATS)}.")
         if self.output is None:
             raise InputError("--output is missing; name the directory to write.")
-        check_fields(self)
-        if self.int8 is not None and self.format != "onnx":
+        super().__post_init__()
+        if self.int8 and self.format != "onnx":
             raise InputError(f"--int8 requires --format onnx, not {self.format}.")
         if Path(self.output).exists():
             raise InputError(f"--output {self.output} exists; name a new directory.")

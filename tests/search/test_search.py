@@ -78,13 +78,10 @@ def test_the_best_configuration_trains_to_the_value_of_its_trial(finished, tmp_p
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     # The first trial is the configuration itself.
     assert trials[0].params["learning_rate"] == 1e-3
-    assert trials[0].params["per_device_train_batch_size"] == 8
     with (finished / "trials.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["value"]) for row in rows] == [trial.value for trial in trials]
-    assert [float(row["params_learning_rate"]) for row in rows] == [
-        trial.params["learning_rate"] for trial in trials
-    ]
+        assert [float(row["value"]) for row in csv.DictReader(file)] == [
+            trial.value for trial in trials
+        ]
     assert not (finished / "trials").exists()
 
     best = min(trials, key=lambda trial: trial.value)
@@ -181,7 +178,6 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
     [
         ({"lerning_rate": [1, 2]}, "unknown option 'lerning_rate'; did you mean learning_rate?"),
         ({"learning_rate": {"low": 1e-3, "high": 1e-4}}, "low <= high"),
-        ({"learning_rate": {"low": -1, "high": 1}}, "has -1.0: --learning_rate is -1.0"),
         ({"lora_r": {"low": 1.5, "high": 8}}, "lora_r has an invalid int value: '1.5'"),
         ({"pooling": ["mean", "max"]}, "has 'max': --pooling is 'max'; choose one of map, mean"),
         ({"seed": [1, 2]}, "option seed cannot be searched"),
@@ -204,17 +200,10 @@ def test_the_shipped_search_contains_its_own_configuration():
     assert find_start(search.space, search.run).keys() == search.space.keys() - {"layer_decay"}
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("find_spec", lambda name: None, "not installed; run 'pip install optuna'"),
-        ("os.environ", {"WORLD_SIZE": "2"}, "use python, not accelerate launch"),
-    ],
-)
-def test_what_a_search_needs_is_checked(monkeypatch, small, tmp_path, capsys, name, value, message):
-    monkeypatch.setattr(f"siglip_flowers.search.command.{name}", value)
+def test_a_launch_of_several_processes_is_refused(monkeypatch, small, tmp_path, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert search_command.main(make_argv(small, tmp_path / "out")) == 2
-    assert message in capsys.readouterr().err
+    assert "use python, not accelerate launch" in capsys.readouterr().err
 
 
 def test_of_two_processes_one_takes_a_waiting_trial(tmp_path):
