@@ -126,7 +126,7 @@ def test_an_output_directory_that_is_a_file_is_refused(refuse, checkpoint, folde
     path = tmp_path / "taken"
     path.write_text("mine")
     message = refuse(train_command.main, small_options(checkpoint, folder, path), 2)
-    assert f"--output_dir {path} is a file" in message
+    assert f"{path} is a file" in message
     assert path.read_text() == "mine"
 
 

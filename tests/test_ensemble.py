@@ -32,7 +32,7 @@ def test_moving_average_equals_the_sum_written_out(decay):
     expected = {name: p.detach().double().numpy().copy() for name, p in model.named_parameters()}
     for update in range(12):
         change(model)
-        average.update(model)
+        average.on_step_end(model=model)
         rate = min(decay, (1 + update) / (10 + update))
         for name, parameter in model.named_parameters():
             expected[name] = rate * expected[name] + (1 - rate) * parameter.detach().numpy()
@@ -47,7 +47,7 @@ def test_applied_average_goes_away_bit_for_bit_even_after_an_error(raises):
     model = make_model()
     average = WeightAverage(model, 0.9)
     change(model)
-    average.update(model)
+    average.on_step_end(model=model)
     own = copy_state(model)
     averaged = {name: weight.clone() for name, weight in average.weights.items()}
 
@@ -74,7 +74,7 @@ def test_saved_average_goes_on_as_if_it_had_never_stopped(tmp_path):
     average = WeightAverage(model, 0.9)
     for _ in range(3):
         change(model)
-        average.update(model)
+        average.on_step_end(model=model)
     average.save(tmp_path)
     other = WeightAverage(make_model(1), 0.9)
     other.load(tmp_path)

@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import re
-import resource
 from pathlib import Path
 
 import pyarrow.parquet
@@ -159,83 +157,42 @@ def test_the_curve_covers_every_epoch(small_run):
             assert 0 < float(row["train_loss"]) < 10
 
 
-def test_the_metrics_say_what_they_hold_for(small_run):
+def test_the_metrics_are_those_of_the_best_epoch_and_say_what_they_hold_for(small_run):
     metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["data"]["source"] == "folder"
-    assert metrics["data"]["split_protocol"]
     assert metrics["data"]["description"] in metrics["title"]
-    assert metrics["model"]["model_id"].endswith("checkpoint")
     assert metrics["training"]["seed"] == 7
     assert yaml.safe_load((small_run / "config.yaml").read_text(encoding="utf-8"))["seed"] == 7
     assert metrics["training"]["steps"] == 9
-    assert "device" in metrics["environment"]
     assert "torch" in metrics["environment"]["packages"]
     sizes = {name: split["n"] for name, split in metrics["splits"].items()}
     assert sizes == {"train": 24, "validation": 12, "test": 12}
     assert [row["name"] for row in metrics["splits"]["test"]["per_class"]] == list(CLASSES)
-
-
-def test_the_metrics_are_those_of_the_best_epoch(small_run):
-    metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
     with (small_run / "history.csv").open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["validation_accuracy"]]
-    accuracies = [float(row["validation_accuracy"]) for row in rows]
-    best = rows[accuracies.index(max(accuracies))]
+    best = max(rows, key=lambda row: float(row["validation_accuracy"]))
     assert metrics["training"]["best_step"] == int(best["step"])
     validation = metrics["splits"]["validation"]
     assert validation["accuracy"] == pytest.approx(float(best["validation_accuracy"]), abs=1e-12)
     assert validation["loss"] == pytest.approx(float(best["validation_loss"]), abs=1e-5)
-
-
-def test_predictions_agree_with_the_metrics(small_run):
-    metrics = json.loads((small_run / "metrics.json").read_text(encoding="utf-8"))
-    rows = pyarrow.parquet.read_table(small_run / "predictions_test.parquet").to_pylist()
+    predictions = pyarrow.parquet.read_table(small_run / "predictions_test.parquet").to_pylist()
     ids = json.loads((small_run / "splits.json").read_text(encoding="utf-8"))
-    assert [row["image_id"] for row in rows] == ids["test"]
-    right = sum(row["label"] == row["top_labels"][0] for row in rows) / len(rows)
-    assert right == pytest.approx(metrics["splits"]["test"]["accuracy"], abs=1e-12)
-
-
-@pytest.fixture
-def wide(tmp_path):
-    """Options of a run whose weights take 270 kB, and the file size at which they do not fit."""
-    checkpoint = make_checkpoint(tmp_path / "checkpoint", image_size=64, patch_size=8)
-    return small_options(
-        checkpoint, make_folder(tmp_path / "images"), tmp_path / "out", "--max_steps", "3"
-    )
-
-
-@pytest.mark.parametrize("share", [0.5, 1.5], ids=["weights", "optimizer"])
-def test_a_disk_that_fills_up_ends_with_one_sentence(wide, tmp_path, capfd, share):
-    weights = (tmp_path / "checkpoint" / "model.safetensors").stat().st_size
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # A limit on the size of a file fails at the same place, in the same way, as a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(weights * share), hard))
-    try:
-        assert train_command.main(wide) == 1
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    message = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(
-        r"siglip-flowers train: error: The checkpoint of step 3 could not be written to "
-        r".*/checkpoints \(.*\): it needs about \d+\.\d MB "
-        r"and \d+\.\d MB are free\. Make room .* from the beginning\.",
-        message,
-    )
-    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
-    assert not (tmp_path / "out" / "model").exists()
-    assert not (tmp_path / "out" / "metrics.json").exists()
-    if share > 1:
-        # The half-written checkpoint must not block the same command.
-        assert train_command.main(wide) == 0
-        assert is_finished(tmp_path / "out")
+    assert [row["image_id"] for row in predictions] == ids["test"]
+    right = [row["label"] == row["top_labels"][0] for row in predictions]
+    assert sum(right) / 12 == pytest.approx(metrics["splits"]["test"]["accuracy"], abs=1e-12)
 
 
 @pytest.mark.parametrize("error", [SafetensorError("invalid header"), RuntimeError("a bug")])
-def test_a_defect_of_ours_keeps_its_traceback(wide, monkeypatch, error):
+def test_a_defect_of_ours_keeps_its_traceback(tmp_path, monkeypatch, error):
+    argv = small_options(
+        make_checkpoint(tmp_path / "checkpoint"),
+        make_folder(tmp_path / "images"),
+        tmp_path / "out",
+    )
+
     def fail(*args, **kwargs):
         raise error
 
     monkeypatch.setattr(Trainer, "_save", fail)
     with pytest.raises(type(error), match=str(error)):
-        train_command.main(wide)
+        train_command.main(argv)

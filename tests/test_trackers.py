@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import sqlite3
-import struct
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,6 @@ from transformers import TrainerState
 from siglip_flowers import tracking
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.tracking import build_trackers, check_trackers, choose_trackers
 from siglip_flowers.tracking.kinds import (
     WANDB_FINISH_SECONDS,
@@ -57,7 +55,7 @@ def options(environment):
     if not NEEDED:
         pytest.skip("no tracker is installed")
     checkpoint, folder = make_checkpoint(environment / "tiny"), make_folder(environment / "data")
-    more = ("--report_to", *NEEDED, "--aim_repo", str(environment), "--wandb_log_model", "true")
+    more = ("--report_to", *NEEDED, "--aim_repo", str(environment))
     return small_options(checkpoint, folder, environment / "run", *more)
 
 
@@ -154,27 +152,13 @@ def read_trackio():
 
 
 def read_wandb(path):
-    """Return the records of a .wandb file: a LevelDB log of protocol buffers."""
+    """Return the records of a .wandb file."""
     from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
 
-    content = path.read_bytes()
-    assert content[:4] == b":W&B"
-    records, position, parts = [], 7, b""
-    while position + 7 <= len(content):
-        left = 32768 - position % 32768
-        if left < 7:
-            position += left
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        if kind == 0:
-            break
-        position += 7
-        parts += content[position : position + length]
-        position += length
-        if kind in (1, 4):
-            records.append(Record.FromString(parts))
-            parts = b""
-    return records
+    store = DataStore()
+    store.open_for_scan(str(path))
+    return [Record.FromString(data) for data in iter(store.scan_data, None)]
 
 
 @needs("wandb")
@@ -199,8 +183,6 @@ def test_wandb_keeps_an_offline_run_that_can_be_synced(environment, run_dir, met
     assert logged["examples.nrows"][0] > 0
     (image,) = logged["confusion_matrix.path"]
     assert (path.parent / "files" / image).is_file()
-    (artifact,) = [one.artifact for one in records if one.artifact.type == "model"]
-    assert "model.safetensors" in {entry.path for entry in artifact.manifest.contents}
     # The exit record: without it the file counts as cut off.
     assert any(one.WhichOneof("record_type") == "exit" for one in records)
 
@@ -282,10 +264,10 @@ class Moody(Tracker):
         self.tell("open")
         return "id"
 
-    def log(self, values, moment):
+    def log(self, figures, step, epoch):
         self.tell("log")
 
-    def log_results(self, results, moment):
+    def log_results(self, results, step, epoch):
         self.tell("results")
 
     def close(self, *, failed):
@@ -295,13 +277,12 @@ class Moody(Tracker):
 @pytest.mark.parametrize("hook", ["open", "log", "results", "close"])
 def test_a_tracker_that_fails_warns_once_and_the_others_continue(tmp_path, caplog, hook):
     bad, good = Moody(hook), Moody()
-    trackers = Trackers({"bad": bad, "good": good})
-    trackers.open(SimpleNamespace())
-    for _ in range(3):
-        trackers.on_log(None, TrainerState(), None, logs={"loss": 1.0})
-    trackers.save(tmp_path)
-    trackers.finish(lambda: SimpleNamespace(metrics={"test": {}}))
-    trackers.close(failed=False)
+    with Trackers({"bad": bad, "good": good}) as trackers:
+        trackers.open(SimpleNamespace())
+        for _ in range(3):
+            trackers.on_log(None, TrainerState(), None, logs={"loss": 1.0})
+        trackers.save(tmp_path)
+        trackers.finish(lambda: SimpleNamespace(metrics={"test": {}}))
     assert [record.message for record in caplog.records] == [
         "bad failed (OSError: the disk is full); the run continues without it."
     ]
@@ -313,9 +294,8 @@ def test_a_tracker_that_fails_warns_once_and_the_others_continue(tmp_path, caplo
 @needs("aim")
 def test_a_repository_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "file").write_text("")
-    trackers = Trackers({"aim": AimTracker(str(tmp_path / "file"))})
-    trackers.open(RunFacts("run", "photos", {}, tmp_path))
-    trackers.close(failed=False)
+    with Trackers({"aim": AimTracker()}) as trackers:
+        trackers.open(RunFacts("run", "photos", {"aim_repo": str(tmp_path / "file")}, tmp_path))
     (said,) = [record.message for record in caplog.records if "aim failed" in record.message]
     assert "file" in said
 
@@ -329,22 +309,21 @@ def test_aim_is_the_default_where_it_is_installed(monkeypatch, caplog):
     check_trackers(None)
     assert choose_trackers(None) == []
     (said,) = [record.message for record in caplog.records]
-    assert said.startswith("Nothing is tracked, since Aim is not installed; run 'pip install aim'")
+    assert said.startswith("Nothing is tracked, since Aim is not installed: install one with 'pip")
     monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "wandb, tensorboard")
     assert choose_trackers(None) == ["wandb", "tensorboard"]
     monkeypatch.setenv("SIGLIP_FLOWERS_REPORT_TO", "comet")
-    with pytest.raises(InputError, match="SIGLIP_FLOWERS_REPORT_TO is 'comet'"):
-        choose_trackers(None)
+    with pytest.raises(InputError, match="tracker comet is unknown .* SIGLIP_FLOWERS_REPORT_TO"):
+        check_trackers(None)
 
 
 @pytest.mark.parametrize("main_process", [True, False])
-def test_only_the_main_process_logs(monkeypatch, tmp_path, main_process):
+def test_only_the_main_process_logs(monkeypatch, main_process):
     monkeypatch.setattr(
         tracking, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
     )
     names = ["aim", "wandb", "tensorboard", "trackio"]
-    training = SiglipTrainingArguments(output_dir=str(tmp_path), report_to=names)
-    assert list(build_trackers(training)._active) == (names if main_process else [])
+    assert list(build_trackers(names)._active) == (names if main_process else [])
 
 
 @pytest.fixture
@@ -383,18 +362,14 @@ def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_
     assert choose_wandb_mode() == "disabled"
 
 
-def test_wandb_without_a_login_warns_and_is_offline_whatever_is_asked(
-    nobody, monkeypatch, tmp_path, caplog, capsys
-):
+def test_wandb_without_a_login_is_offline_whatever_is_asked(nobody, monkeypatch, tmp_path, capsys):
     # Online it would ask in a terminal what to do.
     monkeypatch.setenv("WANDB_MODE", "online")
-    tracker = WandbTracker(log_model=False)
+    tracker = WandbTracker()
     tracker.open(RunFacts("run", "photos", {}, tmp_path), None)
     settings = tracker._run.settings
     tracker.close(failed=False)
     assert settings.mode == "offline"
     assert settings.finish_timeout == WANDB_FINISH_SECONDS
-    said = [row.message for row in caplog.records if row.name.startswith("siglip_flowers")]
-    assert len(said) == 1
-    assert "WANDB_MODE is online, but nobody is logged in" in said[0]
-    assert capsys.readouterr().out.count("\n") == 1
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("W&B is offline; upload the run with: wandb sync")

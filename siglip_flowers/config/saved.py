@@ -52,7 +52,7 @@ _OFF = """
     do_train enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push
     ignore_data_skip prediction_loss_only push_to_hub remove_unused_columns
     restore_callback_states_from_checkpoint save_on_each_node save_only_model use_cache
-    use_liger_kernel
+    use_liger_kernel wandb_log_model
 """
 _ON = """
     average_tokens_across_devices dataloader_in_order do_eval eval_do_concat_batches feature_cache
@@ -74,6 +74,7 @@ REMOVED: dict[str, Any] = {
     "randaugment_magnitude": 9,
     "hub_strategy": "every_save",
     "include_num_input_tokens_seen": "no",
+    "max_grad_norm_stop": None,
     "length_column_name": "length",
     "local_rank": -1,
     "log_level": "passive",

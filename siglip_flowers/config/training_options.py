@@ -242,9 +242,6 @@ class TrainingOptions(Options):
         ("stop", "skip"),
     )
     max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out at most.", positive)
-    max_grad_norm_stop: float | None = option(
-        None, "A gradient norm above this, before clipping, counts as not finite too.", positive
-    )
     cpu_threads: int | None = option(
         None, "Threads on a CPU; default: OMP_NUM_THREADS, or a share of the cores.", positive
     )
@@ -254,7 +251,6 @@ class TrainingOptions(Options):
         "above the working directory, else that itself.",
         path="output",
     )
-    wandb_log_model: bool = option(False, "Upload the final model to W&B as an artifact.")
 
     def __post_init__(self) -> None:
         if self.report_to is not None:

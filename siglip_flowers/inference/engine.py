@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from siglip_flowers.base.errors import RunError
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -109,20 +108,12 @@ class InferenceEngine:
     ) -> torch.Tensor:
         """Run a batch; if it exceeds the memory, this and all further ones in smaller parts."""
 
-        def run(part: torch.Tensor, size: int) -> torch.Tensor:
+        def run(part: torch.Tensor) -> torch.Tensor:
             return finish(self._encode(part, encode or self.model.extract_features))
-
-        def refuse(size: int) -> RunError | None:
-            if size > 1:
-                return None
-            return RunError(
-                f"A single image exceeds the memory of {self.device}; use --device cpu or a "
-                "smaller model."
-            )
 
         size = self._largest_batch or len(pixels)
         with full_float32():
-            outputs, fitted = run_in_parts(run, pixels, size, refuse)
+            outputs, fitted = run_in_parts(run, pixels, size)
         if fitted < size:
             self._largest_batch = fitted
         return outputs

@@ -3,20 +3,24 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 AVERAGE_FILE = "ema.safetensors"
 
 
-class WeightAverage:
+class WeightAverage(TrainerCallback):
     """Exponential moving average of a model's trained parameters, kept in float32.
 
     The decay is warmed up, as min(decay, (1 + n) / (10 + n)) after n updates, so that the average
     of a short run is not dominated by its beginning.
+
+    As a callback of the Trainer, it is updated after every step.
 
     Source: Polyak and Juditsky 1992; the warm-up is TensorFlow's ``ExponentialMovingAverage``.
     """
@@ -31,7 +35,7 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def on_step_end(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Move the average towards the model's weights by one step."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1

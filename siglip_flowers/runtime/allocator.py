@@ -10,8 +10,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 TRIM_BYTES, MMAP_BYTES = 2**31 - 1, 32 * 2**20
 
 
-def keep_freed_memory() -> bool:
-    """Let the C library of this process reuse freed memory, and return whether that was set.
+def keep_freed_memory() -> None:
+    """Let the C library of this process reuse freed memory.
 
     By default glibc unmaps every large tensor that is freed, and requests zeroed pages for the
     next one in every step. Threads share one arena, or each would keep the memory of the largest
@@ -19,10 +19,9 @@ def keep_freed_memory() -> bool:
     for the whole process, so only commands call this.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        return False
-    shared = library.mallopt(M_ARENA_MAX, 1) == 1
-    trimmed = library.mallopt(M_TRIM_THRESHOLD, TRIM_BYTES) == 1
-    return shared and library.mallopt(M_MMAP_THRESHOLD, MMAP_BYTES) == 1 and trimmed
+        return
+    # Other C libraries have none.
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_ARENA_MAX, 1)
+        mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)

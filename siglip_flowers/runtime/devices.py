@@ -87,30 +87,19 @@ def count_workers(workers: int | None) -> int:
     return max(1, torch.cuda.device_count()) if workers is None else workers
 
 
-def choose_device(index: int) -> str | None:
-    """Return the value of CUDA_VISIBLE_DEVICES for a worker; None leaves it unchanged.
-
-    The visible devices are dealt out in turn, one per worker.
-    """
-    count = torch.cuda.device_count()
-    if count == 0:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else [str(number) for number in range(count)]
-    return names[index % count].strip()
-
-
 @contextmanager
 def share_machine(index: int, workers: int) -> Iterator[None]:
-    """Give a process that is started in the block its device and its share of the cores.
+    """Give a process that is started in the block its share of the devices and the cores.
 
     Libraries read both while they load, so they must be set before the process starts.
     """
-    values, device = {}, choose_device(index)
+    values = {}
     if not os.environ.get("OMP_NUM_THREADS"):
         values["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
-    if device is not None:
-        values["CUDA_VISIBLE_DEVICES"] = device
+    if devices := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(devices)]
+        values["CUDA_VISIBLE_DEVICES"] = names[index % devices].strip()
     with patch_environment(**values):
         yield
 

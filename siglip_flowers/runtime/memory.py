@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
+from siglip_flowers.base.errors import RunError
+
 logger = logging.getLogger(__name__)
 
 # Where batches lie that another process prepares, on Linux.
@@ -21,32 +23,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_in_parts(
-    run: Callable[[torch.Tensor, int], torch.Tensor],
-    batch: torch.Tensor,
-    size: int,
-    refuse: Callable[[int], Exception | None],
+    run: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, int]:
     """Run a batch in parts of at most ``size``, which is halved while memory runs out.
 
     Args:
-        run: Gets a part (at most S, ...) and S, and returns as many rows.
+        run: Gets a part (at most S, ...), and returns as many rows.
         batch: (B, ...).
         size: S to begin with.
-        refuse: Returns the error to raise if S is too large, or None if S may be halved.
 
     Returns:
         The rows of all parts (B, ...), and the S that fit.
+
+    Raises:
+        RunError: There is too little memory for a part of one row.
     """
     while True:
         try:
-            parts = [run(part, size) for part in batch.split(size)]
+            parts = [run(part) for part in batch.split(size)]
             return (torch.cat(parts) if len(parts) > 1 else parts[0]), size
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            refusal = refuse(size)
-            if refusal is not None:
-                raise refusal from error
+            if size == 1:
+                raise RunError(
+                    "A single image exceeds the memory of the device; use --device cpu or a "
+                    "smaller model."
+                ) from error
         # Outside the handler, whose traceback would keep the tensors alive.
         clear_device_cache(garbage_collection=True)
         size //= 2

@@ -18,8 +18,7 @@ from siglip_flowers.runtime.devices import share_machine
 
 # How long a worker may take to write a checkpoint when it is stopped.
 STOP_SECONDS = 60
-# What accelerate launch always sets, and what launchers of several processes set.
-LAUNCHED = "ACCELERATE_MIXED_PRECISION"
+# What launchers of several processes set.
 WORLD = ("WORLD_SIZE", "RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -32,21 +31,14 @@ def check_world(num_processes: int) -> None:
     Args:
         num_processes: The number that this process knows of, including itself.
     """
-    if num_processes > 1:
-        return
-    told = LAUNCHED in os.environ and "MASTER_ADDR" in os.environ
-    if told and not any(name in os.environ for name in WORLD):
+    # accelerate launch sets both for several processes.
+    told = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    lost = os.environ.get("WORLD_SIZE", "1") != "1" or (told and not os.environ.keys() & {*WORLD})
+    if num_processes == 1 and lost:
         raise InputError(
-            "accelerate launch was told to start several processes but started only one, as it "
-            "does for a MULTI_CPU or NO configuration. Use --config_file "
-            "configs/accelerate/cpu.yaml or ddp.yaml, or --num_processes 1 without MASTER_ADDR "
-            "in the environment."
-        )
-    world_size = os.environ.get("WORLD_SIZE", "1")
-    if world_size != "1":
-        raise InputError(
-            f"WORLD_SIZE is {world_size}, but this process found no others; launch them together "
-            "with accelerate launch or torchrun, see docs/launch.md."
+            "This process was told that it is one of several (by MASTER_ADDR or WORLD_SIZE) but "
+            "found no others. Launch all with accelerate launch --config_file "
+            "configs/accelerate/cpu.yaml or ddp.yaml, or unset both variables."
         )
 
 
@@ -111,12 +103,7 @@ def run_workers(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]])
 
 
 def _work(work: Callable[..., None], values: tuple[Any, ...]) -> None:
-    prepare_worker()
-    work(*values)
-
-
-def prepare_worker() -> None:
-    """Set up a process that a command started: it ends with the command, and stops at its request.
+    """Do the work in a process that ends with the one that started it, and stops at its request.
 
     Ctrl-C reaches every process of the terminal, so a worker ignores it and the command stops it.
     """
@@ -124,6 +111,7 @@ def prepare_worker() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    work(*values)
 
 
 def _end_with_parent() -> None:

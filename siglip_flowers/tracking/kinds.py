@@ -5,35 +5,30 @@ import logging
 import math
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from siglip_flowers.base.files import TENSORBOARD_DIR
-from siglip_flowers.tracking.trackers import FinalResults, Moment, RunFacts, Tracker, Value
+from siglip_flowers.tracking.trackers import FinalResults, RunFacts, Tracker
 
 logger = logging.getLogger(__name__)
 
 AIM_SYSTEM_SECONDS = 10
 WANDB_STEP = "global_step"
-# Modes of W&B that need no login.
-WANDB_LOCAL_MODES = ("offline", "dryrun", "disabled")
 # How long the end of a run waits for its upload; W&B itself waits forever, and keeps the rest.
 WANDB_FINISH_SECONDS = 600.0
 
 
 class AimTracker(Tracker):
-    """A run in an Aim repository on this machine, which ``aim up`` shows.
+    """A run in an Aim repository, which ``aim up`` shows.
 
-    Args:
-        repository: Directory that contains ``.aim``, or ``aim://host:port``. By default, like ``aim
-            up``, the nearest above the working directory, or else the working directory itself.
+    The option ``aim_repo`` or ``AIM_REPO`` names the directory that contains ``.aim``, or
+    ``aim://host:port``. By default, like ``aim up``, it is the nearest above the working directory,
+    or else the working directory itself.
     """
-
-    def __init__(self, repository: str | None) -> None:
-        self._repository = repository
 
     def open(self, run: RunFacts, run_id: str | None) -> str:
         """Start the run, or continue the one with this id if the repository still has it."""
@@ -41,10 +36,11 @@ class AimTracker(Tracker):
         from aim.sdk.errors import MissingRunError, RunLockingError
         from filelock import Timeout
 
-        if self._repository is not None and "://" not in self._repository:
-            Path(self._repository).mkdir(parents=True, exist_ok=True)
+        repository = run.config.get("aim_repo") or os.environ.get("AIM_REPO")
+        if repository is not None and "://" not in repository:
+            Path(repository).mkdir(parents=True, exist_ok=True)
         options = {
-            "repo": self._repository,
+            "repo": repository,
             "system_tracking_interval": AIM_SYSTEM_SECONDS,
             # These include the environment, which may contain secrets.
             "log_system_params": False,
@@ -65,23 +61,25 @@ class AimTracker(Tracker):
         self._run.set("hparams", run.config, strict=False)
         return self._run.hash
 
-    def log(self, values: Sequence[Value], moment: Moment) -> None:
+    def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
         """Track figures by step and epoch, in the context of their split."""
-        for name, split, value in values:
-            self._track(value, name, split, moment)
+        for key, value in figures.items():
+            split, _, name = key.rpartition("/")
+            context = {"subset": split} if split else {}
+            # Aim takes whole epochs; a row within an epoch belongs to the epoch it is part of.
+            self._run.track(value, name=name, step=step, epoch=math.ceil(epoch), context=context)
 
-    def log_results(self, results: FinalResults, moment: Moment) -> None:
+    def log_results(self, results: FinalResults, step: int, epoch: float) -> None:
         """Track test images, and keep the metrics of all splits as an attribute of the run."""
         from aim import Image
 
         self._run.set("results", results.metrics, strict=False)
-        images = [
+        examples = [
             Image(image.convert("RGB"), caption=f"{true}: {predicted} ({confidence:.0%})")
             for image, true, predicted, confidence in results.examples
         ]
-        if images:
-            self._track(images, "examples", "test", moment)
-        self._track(Image(results.confusion), "confusion_matrix", "test", moment)
+        images = {"test/examples": examples, "test/confusion_matrix": Image(results.confusion)}
+        self.log(images, step, epoch)
 
     def close(self, *, failed: bool) -> None:
         """End the run, and add it to the index, which queries read and only "aim up" fills."""
@@ -97,31 +95,19 @@ class AimTracker(Tracker):
             with contextlib.suppress(Exception):
                 RepoIndexManager.get_index_manager(repository).index(run_hash)
 
-    def _track(self, value: Any, name: str, split: str | None, moment: Moment) -> None:
-        context = {} if split is None else {"subset": split}
-        # Aim takes whole epochs; a row within an epoch belongs to the epoch it is part of.
-        epoch = math.ceil(moment.epoch)
-        self._run.track(value, name=name, step=moment.step, epoch=epoch, context=context)
-
 
 class WandbTracker(Tracker):
     """A run of W&B: online if somebody is logged in, else offline, and never with a prompt.
 
     Its files are in ``wandb/`` of the working directory, or ``WANDB_DIR``.
-
-    Args:
-        log_model: Upload the saved model as an artifact.
     """
-
-    def __init__(self, *, log_model: bool) -> None:
-        self._log_model = log_model
 
     def open(self, run: RunFacts, run_id: str | None) -> str:
         """Start the run, or continue the one with this id."""
         import wandb
 
         run_id, mode = run_id or uuid.uuid4().hex[:8], choose_wandb_mode()
-        settings, offline = wandb.setup().settings, mode in WANDB_LOCAL_MODES
+        settings, offline = wandb.setup().settings, mode != "online"
         self._run = wandb.init(
             project=settings.project or run.project,
             name=run.name,
@@ -135,7 +121,7 @@ class WandbTracker(Tracker):
                 finish_timeout=settings.finish_timeout or WANDB_FINISH_SECONDS,
             ),
         )
-        if mode in ("offline", "dryrun"):
+        if mode == "offline":
             directory = Path(self._run.dir).parent
             print(f"W&B is offline; upload the run with: wandb sync {directory}", flush=True)
         self._run.define_metric(WANDB_STEP, hidden=True)
@@ -143,8 +129,12 @@ class WandbTracker(Tracker):
         self._run.define_metric("*", step_metric=WANDB_STEP)
         return run_id
 
-    def log_results(self, results: FinalResults, moment: Moment) -> None:
-        """Log test images, all metrics and, if requested, the model."""
+    def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
+        """Log a row of figures."""
+        self._run.log({**figures, "epoch": epoch, WANDB_STEP: step})
+
+    def log_results(self, results: FinalResults, step: int, epoch: float) -> None:
+        """Log test images and all metrics."""
         import wandb
 
         self._run.summary["results"] = results.metrics
@@ -152,11 +142,8 @@ class WandbTracker(Tracker):
         for image, true, predicted, confidence in results.examples:
             logged = wandb.Image(image.convert("RGB"))
             table.add_data(logged, true, predicted, confidence, true == predicted)
-        self._log({"examples": table, "confusion_matrix": wandb.Image(results.confusion)}, moment)
-        if self._log_model:
-            artifact = wandb.Artifact(f"model-{self._run.id}", type="model")
-            artifact.add_dir(str(results.model_dir))
-            self._run.log_artifact(artifact)
+        images = {"examples": table, "confusion_matrix": wandb.Image(results.confusion)}
+        self.log(images, step, epoch)
 
     def close(self, *, failed: bool) -> None:
         """End the run and wait for its files: ``finish`` alone returns before they are written."""
@@ -166,29 +153,18 @@ class WandbTracker(Tracker):
             self._run.finish(exit_code=int(failed))
             wandb.teardown()
 
-    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
-        self._run.log({**figures, "epoch": moment.epoch, WANDB_STEP: moment.step})
-
 
 def choose_wandb_mode() -> Any:
     """Return the mode of W&B's own settings, or offline if W&B would ask for a login."""
     import wandb
 
-    settings, asked = wandb.setup().settings, os.environ.get("WANDB_MODE")
-    mode = asked or settings.mode
-    if mode in WANDB_LOCAL_MODES:
+    mode = os.environ.get("WANDB_MODE") or wandb.setup().settings.mode
+    if mode == "disabled":
         return mode
     # An error means that the key is not valid.
     with contextlib.suppress(wandb.Error):
-        if wandb.login(prompt=False, verify=False):
+        if mode == "online" and wandb.login(prompt=False, verify=False):
             return mode
-    if asked:
-        logger.warning(
-            "WANDB_MODE is %s, but nobody is logged in to W&B at %s; run 'wandb login' or set "
-            "WANDB_API_KEY.",
-            asked,
-            settings.base_url,
-        )
     return "offline"
 
 
@@ -205,9 +181,10 @@ class TensorBoardTracker(Tracker):
             self._run.add_text("config", f"```\n{yaml.safe_dump(run.config)}```")
         return str(directory)
 
-    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
+    def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
+        """Write a row of figures."""
         for tag, value in figures.items():
-            self._run.add_scalar(tag, value, moment.step)
+            self._run.add_scalar(tag, value, step)
         self._run.flush()
 
 
@@ -224,8 +201,9 @@ class TrackioTracker(Tracker):
         )
         return name
 
-    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
-        self._run.log({**figures, "epoch": moment.epoch}, step=moment.step)
+    def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
+        """Log a row of figures."""
+        self._run.log({**figures, "epoch": epoch}, step=step)
 
     def close(self, *, failed: bool) -> None:
         """End the run."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 from transformers import TrainerCallback, TrainerState
@@ -46,33 +46,11 @@ class FinalResults:
         metrics: By split and name.
         examples: Test images, each with its true class, predicted class and confidence.
         confusion: A plot of the confusion matrix of the test split.
-        model_dir: The directory of the saved model.
     """
 
     metrics: dict[str, dict[str, float]]
     examples: Sequence[Example]
     confusion: Image.Image
-    model_dir: Path
-
-
-class Value(NamedTuple):
-    """One figure; ``split`` is None for figures of no split, such as the learning rate."""
-
-    name: str
-    split: str | None
-    value: float
-
-    @property
-    def tag(self) -> str:
-        """The name for trackers without contexts, such as ``validation/loss``."""
-        return self.name if self.split is None else f"{self.split}/{self.name}"
-
-
-class Moment(NamedTuple):
-    """When figures were measured."""
-
-    step: int
-    epoch: float
 
 
 class Tracker:
@@ -85,14 +63,11 @@ class Tracker:
         """Start the run, or continue the one with this id; return its id."""
         raise NotImplementedError
 
-    def log(self, values: Sequence[Value], moment: Moment) -> None:
-        """Log figures, as ``SPLIT/NAME`` unless the tracker has splits of its own."""
-        self._log({value.tag: value.value for value in values}, moment)
-
-    def _log(self, figures: dict[str, Any], moment: Moment) -> None:
+    def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
+        """Log figures by name: ``SPLIT/NAME``, or ``NAME`` if they are of no split."""
         raise NotImplementedError
 
-    def log_results(self, results: FinalResults, moment: Moment) -> None:
+    def log_results(self, results: FinalResults, step: int, epoch: float) -> None:
         """Log images, and what else is not among the figures of the test split."""
 
     def close(self, *, failed: bool) -> None:
@@ -102,7 +77,7 @@ class Tracker:
 
 
 class Trackers(TrainerCallback):
-    """Passes what the Trainer logs to every tracker.
+    """Passes what the Trainer logs to every tracker; at the end of the block their runs end.
 
     A tracker that raises is named in one warning and left out from then on.
 
@@ -113,14 +88,22 @@ class Trackers(TrainerCallback):
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
         self._active = dict(trackers)
         self._ids: dict[str, str] = {}
-        self._moment = Moment(0, 0.0)
+        self._moment = (0, 0.0)
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, error: Any, *_: Any) -> None:
+        self._tell(lambda name, tracker: tracker.close(failed=error is not None))
 
     def open(self, run: RunFacts) -> None:
         """Start the trackers' runs, or continue those whose ids :meth:`load` found."""
+
         # The id of a tracker that fails today stays, so that the next checkpoint does not lose it.
-        for name, tracker in list(self._active.items()):
-            with self._guard(name):
-                self._ids[name] = tracker.open(run, self._ids.get(name))
+        def start(name: str, tracker: Tracker) -> None:
+            self._ids[name] = tracker.open(run, self._ids.get(name))
+
+        self._tell(start)
 
     def save(self, directory: Path) -> None:
         """Write the ids of the runs into a checkpoint."""
@@ -138,18 +121,9 @@ class Trackers(TrainerCallback):
         if not self._active:
             return
         results = collect()
-        test = [Value(name, "test", value) for name, value in results.metrics["test"].items()]
-        for name, tracker in list(self._active.items()):
-            with self._guard(name):
-                tracker.log(test, self._moment)
-                tracker.log_results(results, self._moment)
-
-    def close(self, *, failed: bool) -> None:
-        """End the runs."""
-        for name, tracker in list(self._active.items()):
-            with self._guard(name):
-                tracker.close(failed=failed)
-        self._active = {}
+        test = {f"test/{name}": value for name, value in results.metrics["test"].items()}
+        self._tell(lambda name, tracker: tracker.log(test, *self._moment))
+        self._tell(lambda name, tracker: tracker.log_results(results, *self._moment))
 
     def on_log(
         self,
@@ -160,43 +134,39 @@ class Trackers(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Log one row of the Trainer's log."""
-        values = name_values(logs or {})
-        self._moment = Moment(state.global_step, state.epoch or 0.0)
-        for name, tracker in list(self._active.items()) if values else ():
-            with self._guard(name):
-                tracker.log(values, self._moment)
+        self._moment = (state.global_step, state.epoch or 0.0)
+        if figures := name_figures(logs or {}):
+            self._tell(lambda name, tracker: tracker.log(figures, *self._moment))
 
-    @contextlib.contextmanager
-    def _guard(self, name: str) -> Any:
-        try:
-            yield
-        except Exception as error:
-            # Whatever it is, it must not cost the training.
-            kind = type(error).__name__
-            logger.warning("%s failed (%s: %s); the run continues without it.", name, kind, error)
-            with contextlib.suppress(Exception):
-                self._active.pop(name).close(failed=True)
+    def _tell(self, call: Callable[[str, Tracker], None]) -> None:
+        for name, tracker in list(self._active.items()):
+            try:
+                call(name, tracker)
+            except Exception as error:
+                # Whatever it is, it must not cost the training.
+                reason = f"{type(error).__name__}: {error}"
+                logger.warning("%s failed (%s); the run continues without it.", name, reason)
+                with contextlib.suppress(Exception):
+                    self._active.pop(name).close(failed=True)
 
 
-def name_values(logs: Mapping[str, float]) -> list[Value]:
-    """Return the figures of a row of the Trainer's log, by name and split.
+def name_figures(logs: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures of a row of the Trainer's log by name, as :meth:`Tracker.log` takes them.
 
     ``batch_loss`` and ``batch_accuracy`` are means over the (augmented) training batches since the
     previous row; ``loss`` and the other metrics are measured on unaugmented images of their split.
     """
     if "train_runtime" in logs:
         # The train_loss of the closing summary has another meaning.
-        return []
-    values = []
+        return {}
+    figures = {}
     for key, value in logs.items():
-        if not isinstance(value, (int, float)) or key == "epoch":
-            continue
         if key.startswith("eval_"):
             split, _, name = key.removeprefix("eval_").partition("_")
-            if name and name not in _SPEEDS:
-                values.append(Value(name, split, value))
+            if name not in _SPEEDS:
+                figures[f"{split}/{name}"] = value
         elif key in ("loss", "accuracy"):
-            values.append(Value(f"batch_{key}", "train", value))
-        else:
-            values.append(Value(key, None, value))
-    return values
+            figures[f"train/batch_{key}"] = value
+        elif key != "epoch":
+            figures[key] = value
+    return figures

@@ -1,4 +1,4 @@
-"""Steps that would spoil the weights: a loss or gradient norm that is not finite, or too large."""
+"""Steps that would spoil the weights: a loss or gradient norm that is not finite."""
 
 import json
 import logging
@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather, gather_object
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
+from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.training.checkpoints import list_checkpoints
 
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_steps.json"
-# Marks are checked at least this often, even if nothing is logged or saved for long.
-LONGEST_WATCH = 500
 SHOWN_IMAGES = 64
 # A scaler that starts at 2**16 and halves finds a scale that fits in fewer steps.
 MAX_OVERFLOWS = 10
@@ -39,12 +37,12 @@ class _Step:
     number: int
     rows: list[list[int]] = field(default_factory=list)
     bad_losses: list[Tensor] = field(default_factory=list)
-    bad_norm: Tensor | None = None
+    bad_norm: Tensor = field(default_factory=lambda: torch.tensor(False))
 
     def is_bad(self) -> Tensor:
         """Return () int32 on the device of the losses, without waiting for it."""
         bad = torch.stack(self.bad_losses).any()
-        return (bad if self.bad_norm is None else bad | self.bad_norm.to(bad.device)).int()
+        return (bad | self.bad_norm.to(bad.device)).int()
 
 
 class AnomalyWatch(TrainerCallback):
@@ -58,17 +56,16 @@ class AnomalyWatch(TrainerCallback):
 
     Args:
         args: With ``on_nan``: ``stop`` ends the run at a bad step; ``skip`` skips its update, at
-            most ``max_bad_steps`` times, and waits for the device in every step. A gradient norm
-            above ``max_grad_norm_stop`` is bad too.
+            most ``max_bad_steps`` times, and waits for the device in every step.
+        name_images: Returns the names of rows of the training split.
     """
 
-    def __init__(self, args: SiglipTrainingArguments) -> None:
+    def __init__(
+        self, args: SiglipTrainingArguments, name_images: Callable[[Sequence[int]], list[str]]
+    ) -> None:
         self.args = args
+        self.name_images = name_images
         self.skipped: list[int] = []
-        self.name_images: Callable[[Sequence[int]], list[str]] = lambda rows: [
-            f"row {row}" for row in rows
-        ]
-        self.accelerator: Accelerator | None = None
         self._steps: list[_Step] = []
         self._last_loss: Tensor | None = None
         self._overflows: list[Tensor] = []
@@ -86,15 +83,13 @@ class AnomalyWatch(TrainerCallback):
         self._last_loss = torch.where(finite, loss, last)
         return self._last_loss
 
-    def see_norm(self, norm: Tensor | float) -> None:
+    def see_norm(self, norm: Tensor | float, *, is_scaled: bool) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        norm, limit = torch.as_tensor(norm), self.args.max_grad_norm_stop
-        if getattr(self.accelerator, "scaler", None) is not None:
-            self._overflows.append(~torch.isfinite(norm))
-            return
-        largest = torch.finfo(torch.float32).max if limit is None else limit
-        # Not "above the largest", which is false for NaN.
-        self._steps[-1].bad_norm = ~(norm <= largest)
+        bad = ~torch.isfinite(torch.as_tensor(norm))
+        if is_scaled:
+            self._overflows.append(bad)
+        else:
+            self._steps[-1].bad_norm = bad
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Drop the gradients of a bad step if it is to be skipped: the optimizer then rests."""
@@ -113,8 +108,7 @@ class AnomalyWatch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
         """Check what was marked if the Trainer is about to wait for the device."""
-        waits = control.should_log or control.should_evaluate or control.should_save
-        if waits or len(self._steps) >= LONGEST_WATCH:
+        if control.should_log or control.should_evaluate or control.should_save:
             self.check()
 
     def on_epoch_end(self, *_: Any, **kwargs: Any) -> None:
@@ -172,11 +166,6 @@ class AnomalyWatch(TrainerCallback):
         found = gather_object([(bool(mark), row) for mark, rows in marked for row in rows])
         by_loss = [row for is_bad, row in found if is_bad]
         names = self.name_images(by_loss or [row for _, row in found])
-        more = f" and {len(names) - SHOWN_IMAGES} more" if len(names) > SHOWN_IMAGES else ""
-        limit = self.args.max_grad_norm_stop
-        what = "loss is not finite"
-        if not by_loss:
-            too_large = f"exceeds --max_grad_norm_stop {limit:g}" if limit else "is not finite"
-            what = f"gradient norm {too_large}"
-        listed = ", ".join(names[:SHOWN_IMAGES])
-        return step.number, f"The {what} in step {step.number} (images {listed}{more})"
+        what = "loss" if by_loss else "gradient norm"
+        images = abbreviate(names, SHOWN_IMAGES)
+        return step.number, f"The {what} is not finite in step {step.number} (images {images})"

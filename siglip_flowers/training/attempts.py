@@ -17,7 +17,6 @@ from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.runtime.memory import is_out_of_memory
-from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer
 from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import SiglipTrainer
@@ -36,7 +35,6 @@ def train_to_the_end(
     processor: Any,
     checkpoint: str | None,
     prepare: Callable[[SiglipTrainer], None] | None = None,
-    trackers: Trackers | None = None,
 ) -> SiglipTrainer:
     """Train, and if memory runs out train again with a smaller batch; return the Trainer.
 
@@ -47,13 +45,12 @@ def train_to_the_end(
         processor: Its image processor.
         checkpoint: Resume from this one.
         prepare: Called with every Trainer before it trains.
-        trackers: Open trackers.
 
     Raises:
         TooLittleMemoryError: Memory ran out, and the batch may not be halved.
     """
     while True:
-        trainer = build_trainer(arguments, data, model, processor, trackers)
+        trainer = build_trainer(arguments, data, model, processor)
         if prepare is not None:
             prepare(trainer)
         try:
@@ -89,27 +86,19 @@ def shrink_batch(
     """Halve the batch of a device and double the accumulation: the optimizer sees the same batch.
 
     Raises:
-        TooLittleMemoryError: The batch cannot be halved, ``--auto_find_batch_size`` is off, or
-            there are several processes, of which the others wait for this one in a step.
+        TooLittleMemoryError: ``--auto_find_batch_size`` is off, the batch is odd, or there are
+            several processes, of which the others wait for this one in a step.
     """
     size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    few = f"There is too little memory for --per_device_train_batch_size {size}"
-    if num_processes > 1 and size > 1:
-        # An optimizer's step of an odd batch cannot be kept: it becomes smaller by an image.
-        raise TooLittleMemoryError(
-            f"{few} in one of {num_processes} processes, which cannot halve it alone; use "
+    if size % 2 or num_processes > 1 or not training.auto_find_batch_size:
+        smaller = (
             f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps "
-            f"{2 * accumulation}, or --gradient_checkpointing true."
+            f"{2 * accumulation}, or "
         )
-    if num_processes == 1 and not training.auto_find_batch_size:
         raise TooLittleMemoryError(
-            f"{few}; add --auto_find_batch_size true, which halves it and doubles "
-            "--gradient_accumulation_steps until it fits, or --gradient_checkpointing true."
-        )
-    if size % 2:
-        raise TooLittleMemoryError(
-            f"{few}, which cannot be halved; add --gradient_checkpointing true, or choose a power "
-            "of two."
+            f"There is too little memory for --per_device_train_batch_size {size}. Use "
+            f"{smaller if size > 1 else ''}--gradient_checkpointing true; a single process halves "
+            "an even batch by itself with --auto_find_batch_size true."
         )
     smaller = copy.copy(training)
     smaller.per_device_train_batch_size = size // 2

@@ -1,7 +1,6 @@
 """Build a run: check its arguments, build its model and its Trainer."""
 
 import copy
-import logging
 import math
 import os
 import sys
@@ -71,22 +70,12 @@ from siglip_flowers.model.text_head import (
 from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
 from siglip_flowers.runtime.devices import choose_attention, count_cores
 from siglip_flowers.runtime.memory import fit_workers
-from siglip_flowers.tracking import Trackers, check_trackers
+from siglip_flowers.tracking import check_trackers
 from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
 from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
-from siglip_flowers.training.objectives import (
-    Objective,
-    build_classification,
-    build_contrastive,
-)
+from siglip_flowers.training.objectives import build_classification, build_contrastive
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.trainer import SiglipTrainer
-
-logger = logging.getLogger(__name__)
-
-# Released encoders, from base size up, lose their features at higher rates than this.
-HIGHEST_USUAL_LEARNING_RATE = 5e-5
-BASE_HIDDEN_SIZE = 768
 
 
 @dataclass
@@ -152,15 +141,6 @@ def check_arguments(arguments: RunArguments) -> None:
         check_peft()
     if needs_text_tower(options):
         check_text_tower(checkpoint)
-    released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not model.from_scratch
-    tuned = model.trainable != "head" and model.lora_r is None
-    if released and tuned and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE:
-        logger.warning(
-            "--learning_rate %g is high for a released SigLIP encoder, which tends to lose its "
-            "features above %g; 1e-5 to 3e-5 is usual.",
-            training.learning_rate,
-            HIGHEST_USUAL_LEARNING_RATE,
-        )
 
 
 def fits_on_features(arguments: RunArguments) -> bool:
@@ -261,31 +241,8 @@ def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> data
     return draw_every_class(data.splits["train"], count, arguments.data.split_seed)
 
 
-def build_objective(
-    arguments: RunArguments, data: ClassificationData, model: SiglipClassifier | ContrastiveSiglip
-) -> Objective:
-    """Return the training objective that the arguments name."""
-    training = arguments.training
-    if isinstance(model, ContrastiveSiglip):
-        return build_contrastive(model.num_templates, training.seed)
-    adjustment = None
-    if training.class_balance == "logit_adjustment":
-        adjustment = adjust_logits(*_describe_balance(training, data))
-    return build_classification(
-        _name_activation(training), training.label_smoothing_factor, adjustment
-    )
-
-
 def _name_activation(training: SiglipTrainingArguments) -> str:
     return "softmax" if training.objective == "cross_entropy" else "sigmoid"
-
-
-def _describe_balance(
-    training: SiglipTrainingArguments, data: ClassificationData
-) -> tuple[np.ndarray, int, float]:
-    """Return the training labels, the number of classes and the strength of the balance."""
-    labels = get_labels(data.splits["train"])
-    return labels, len(data.class_names), training.class_balance_strength
 
 
 def build_trainer(
@@ -293,7 +250,6 @@ def build_trainer(
     data: ClassificationData,
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
-    trackers: Trackers | None = None,
 ) -> SiglipTrainer:
     """Return the Trainer of a run, with its data, objective, callbacks and progress display."""
     training, options = arguments.training, arguments.augmentation
@@ -301,13 +257,23 @@ def build_trainer(
     if options.augment:
         size = get_image_size(processor)
         augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
-    activation = _name_activation(training)
     train_pixels: Any = _open_form(data.splits["train"], forms["train"], arguments)
     workers = choose_workers(training, train_pixels, forms)
-    if training.class_balance == "sampler":
-        labels, _, strength = _describe_balance(training, data)
-        train_pixels = BalancedImages(train_pixels, labels, strength, training.seed)
-    weighs = training.class_balance == "weights"
+    train_labels, num_classes = get_labels(data.splits["train"]), len(data.class_names)
+    balance, strength = training.class_balance, training.class_balance_strength
+    class_weights = adjustment = None
+    if balance == "weights":
+        class_weights = weigh_classes(train_labels, num_classes, strength)
+    elif balance == "logit_adjustment":
+        adjustment = adjust_logits(train_labels, num_classes, strength)
+    elif balance == "sampler":
+        train_pixels = BalancedImages(train_pixels, train_labels, strength, training.seed)
+    activation, smoothing = _name_activation(training), training.label_smoothing_factor
+    objective = (
+        build_contrastive(model.num_templates, training.seed)
+        if isinstance(model, ContrastiveSiglip)
+        else build_classification(activation, smoothing, adjustment)
+    )
 
     def measure(prediction: EvalPrediction) -> dict[str, float]:
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
@@ -317,15 +283,15 @@ def build_trainer(
         "train": draw_train_sample(arguments, data),
         "validation": data.splits["validation"],
     }
-    patience = training.early_stopping_patience
     trainer = SiglipTrainer(
-        objective=build_objective(arguments, data, model),
+        objective=objective,
         normalizer=PixelNormalizer(processor),
         augmenter=augmenter,
         ema=training.ema,
+        name_images=lambda rows: image_ids(data.splits["train"].select(rows)),
         model=model,
         args=_copy_for_trainer(training, workers),
-        class_weights=weigh_classes(*_describe_balance(training, data)) if weighs else None,
+        class_weights=class_weights,
         train_dataset=train_pixels,
         eval_dataset={
             name: _open_form(rows, forms["validation"], arguments)
@@ -333,10 +299,9 @@ def build_trainer(
         },
         data_collator=collate_pixels,
         compute_metrics=measure,
-        callbacks=[] if patience is None else [EarlyStopping(patience)],
-        trackers=trackers,
     )
-    trainer.anomalies.name_images = lambda rows: image_ids(data.splits["train"].select(rows))
+    if training.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStopping(training.early_stopping_patience))
     trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
     bars = sys.stderr.isatty() and not training.disable_tqdm
     trainer.add_callback(ProgressBar() if bars else ProgressLines())

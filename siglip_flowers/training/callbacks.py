@@ -7,19 +7,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
-from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.base.text import abbreviate
 from siglip_flowers.runtime.preemption import Preempted, is_stop_requested
 from siglip_flowers.runtime.processes import StopAgreement
 
-SHOWN_PARAMETERS = 8
-# After the first one, which is slower.
-MEASURED_STEPS = 4
+# What a user watches in the log: its name, and the form of the figure.
+SHOWN = {
+    "loss": ("loss", ".3f"),
+    "accuracy": ("accuracy", ".1%"),
+    "images_per_second": ("images/s", ".0f"),
+    "data_wait": ("waiting for data", ".0%"),
+    "eval_train_accuracy": ("train accuracy", ".2%"),
+    "eval_train_loss": ("train loss", ".3f"),
+    "eval_validation_accuracy": ("validation accuracy", ".2%"),
+    "eval_validation_loss": ("validation loss", ".3f"),
+}
 CLOCK_FILE = "clock.json"
 
 
@@ -80,11 +87,9 @@ class GradientCheck(TrainerCallback):
         trained = [item for item in model.named_parameters() if item[1].requires_grad]
         idle = [name for name, parameter in trained if parameter.grad is None]
         if idle:
-            more = ", ..." if len(idle) > SHOWN_PARAMETERS else ""
             raise RunError(
                 f"{len(idle)} of {len(trained)} trained parameters have no gradient: "
-                f"{', '.join(idle[:SHOWN_PARAMETERS])}{more}. They would not learn; change "
-                "--trainable."
+                f"{abbreviate(idle)}. They would not learn; change --trainable."
             )
 
 
@@ -105,17 +110,6 @@ class LogWithCheckpoint(TrainerCallback):
     on_epoch_end = on_step_end
 
 
-class UpdateAverage(TrainerCallback):
-    """Updates a moving average of the weights after every step."""
-
-    def __init__(self, average: WeightAverage) -> None:
-        self.average = average
-
-    def on_step_end(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
-        """Move the average towards the model."""
-        self.average.update(model)
-
-
 class EarlyStopping(EarlyStoppingCallback):
     """Stops after a number of evaluations without a new best.
 
@@ -127,7 +121,7 @@ class EarlyStopping(EarlyStoppingCallback):
         self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Count the evaluation if its split has the metric."""
-        if f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}" in metrics:
+        if f"eval_{args.metric_for_best_model}" in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
@@ -198,20 +192,7 @@ class Throughput:
 
 def describe_log(logs: Mapping[str, Any]) -> dict[str, str]:
     """Return the figures of a row of the log that a user watches, by name."""
-    if "loss" in logs:
-        shown = {"loss": f"{logs['loss']:.3f}"}
-        if "accuracy" in logs:
-            shown["accuracy"] = f"{logs['accuracy']:.1%}"
-        if "images_per_second" in logs:
-            shown["images/s"] = f"{logs['images_per_second']:.0f}"
-            shown["waiting for data"] = f"{logs['data_wait']:.0%}"
-        return shown
-    return {
-        f"{split} {name}": f"{logs[f'eval_{split}_{name}']:{form}}"
-        for split in ("train", "validation")
-        for name, form in (("accuracy", ".2%"), ("loss", ".3f"))
-        if f"eval_{split}_{name}" in logs
-    }
+    return {name: f"{logs[key]:{form}}" for key, (name, form) in SHOWN.items() if key in logs}
 
 
 def _format_row(state: TrainerState, shown: Mapping[str, str]) -> str:
@@ -227,30 +208,7 @@ def format_duration(seconds: float) -> str:
 
 
 class ProgressLines(TrainerCallback):
-    """Prints loss, accuracy and speed, and the figures of each evaluation, as lines.
-
-    One line says about how long the run will take, measured over its first steps except the very
-    first one.
-    """
-
-    def __init__(self) -> None:
-        self._steps, self._began = 0, 0.0
-
-    def on_step_end(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        """Measure the first steps."""
-        self._steps += 1
-        if self._steps not in (1, 1 + MEASURED_STEPS):
-            return
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        if self._steps == 1:
-            self._began = time.perf_counter()
-            return
-        seconds = (time.perf_counter() - self._began) / MEASURED_STEPS
-        left = state.max_steps - state.global_step
-        if state.is_world_process_zero and left:
-            duration = format_duration(seconds * left)
-            print(f"time: about {duration} for {left} more steps, without evaluation", flush=True)
+    """Prints loss, accuracy, speed and the time left, and the figures of each evaluation."""
 
     def on_log(
         self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any

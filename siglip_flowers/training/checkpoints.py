@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import Trainer
 
 from siglip_flowers.base.errors import RunError, explain_write_failure
 from siglip_flowers.base.files import measure_free_bytes, write_json
@@ -23,9 +23,8 @@ from siglip_flowers.training.callbacks import Throughput
 CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
-# Hidden names: being written, being removed, or replaced by another one of the same step.
-STAGING_DIR = ".writing"
-REMOVED, REPLACED = ".removed-", ".replaced-"
+# Hidden names: being written, being removed.
+STAGING_DIR, REMOVED = ".writing", ".removed-"
 # The weights and two moments of AdamW, in float32.
 BYTES_PER_PARAMETER = 12
 # Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
@@ -85,15 +84,13 @@ def had_ended(checkpoint: Path) -> bool:
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Give a complete checkpoint its name, replacing one of the same step."""
+    """Give a complete checkpoint its name, unless the step has a whole one already."""
+    if is_whole(final):
+        return
     write_manifest(staged)
-    replaced = final.with_name(REPLACED + final.name)
-    if final.exists():
-        remove_checkpoint(replaced)
-        final.rename(replaced)
+    remove_checkpoint(final)
     staged.rename(final)
     _flush(final.parent)
-    remove_checkpoint(replaced)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -117,12 +114,8 @@ def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> 
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove what a killed process left unfinished; a whole checkpoint gets its name back."""
-    for path in directory.glob(f"{REPLACED}{CHECKPOINT_PREFIX}*"):
-        final = path.with_name(path.name.removeprefix(REPLACED))
-        if is_whole(path) and not final.exists():
-            path.rename(final)
-    for pattern in (STAGING_DIR, f"{REMOVED}*", f"{REPLACED}*", ".start.*"):
+    """Remove what a killed process left unfinished."""
+    for pattern in (STAGING_DIR, f"{REMOVED}*", ".start.*"):
         for path in directory.glob(pattern):
             shutil.rmtree(path)
     for path in directory.glob(f"{CHECKPOINT_PREFIX}*"):
@@ -136,12 +129,10 @@ def estimate_checkpoint_bytes(model: Any) -> int:
     return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in kept)
 
 
-def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -> None:
+def check_free_disk(model: nn.Module, training: SiglipTrainingArguments) -> None:
     """Raise RunError if the checkpoints of the run would not fit on the disk."""
-    # The best and the newest ones, one being written, and the final weights.
-    kept = (training.save_total_limit or 10) + 2
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    needed = estimate_checkpoint_bytes(model) * kept + weights
+    # The best and the newest ones, and one being written.
+    needed = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 10) + 2)
     directory = Path(str(training.output_dir)).absolute()
     free = measure_free_bytes(directory)
     if free < needed:
@@ -155,14 +146,11 @@ def check_free_disk(model: PreTrainedModel, training: SiglipTrainingArguments) -
 def describe_failed_save(directory: Path, step: int, reason: str, model: nn.Module) -> str:
     """Return a message for a checkpoint that could not be written."""
     checkpoints = list_checkpoints(directory)
-    needed, begin = estimate_checkpoint_bytes(model), "the beginning"
-    if checkpoints:
-        files = [path for path in checkpoints[-1].rglob("*") if path.is_file()]
-        needed, begin = sum(path.stat().st_size for path in files), checkpoints[-1].name
+    needed, free = estimate_checkpoint_bytes(model), measure_free_bytes(directory)
     return (
         f"The checkpoint of step {step} could not be written to {directory} ({reason}): it needs "
-        f"about {needed / 1e6:.1f} MB and {measure_free_bytes(directory) / 1e6:.1f} MB are free. "
-        f"Make room and repeat the command, which resumes from {begin}."
+        f"about {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free. Make room and repeat the "
+        f"command, which resumes from {checkpoints[-1].name if checkpoints else 'the beginning'}."
     )
 
 
@@ -191,6 +179,11 @@ class CheckpointingTrainer(Trainer):
     args: SiglipTrainingArguments
     throughput: Throughput
     checkpoint_parts: list[CheckpointPart]
+
+    def add_part(self, part: Any) -> None:
+        """Add a callback that is a part of every checkpoint, too."""
+        self.add_callback(part)
+        self.checkpoint_parts.append(part)
 
     @property
     def _trained_model(self) -> Any:

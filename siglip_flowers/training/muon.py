@@ -72,25 +72,19 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adjust = ADJUSTMENTS[adjust_lr_fn]
         self.dtype = dtype
         others = [group for group in groups if not group["muon"]]
-        # It fills in the defaults of its own groups. No optimizer is made without parameters.
-        self._adamw = torch.optim.AdamW(others, **adamw) if others else None
+        # It fills in the defaults of its own groups.
+        self._adamw = torch.optim.AdamW(others, **adamw)
         super().__init__(groups, {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Make one step with every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        if self._adamw is not None:
-            self._adamw.param_groups = [g for g in self.param_groups if not g["muon"]]
-            self._adamw.state = self.state
-            self._adamw.step()
+        self._adamw.param_groups = [g for g in self.param_groups if not g["muon"]]
+        self._adamw.state = self.state
+        self._adamw.step()
         for group in self.param_groups:
             if group["muon"]:
                 self._step_matrices(group)
-        return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
         alike: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}

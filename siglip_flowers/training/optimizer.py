@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from siglip_flowers.model.towers import Place, locate_parameters
+from siglip_flowers.model.towers import locate_parameters
 
 # Biases, layer norms and the three scalars or vectors that set a scale are not decayed.
 UNDECAYED_SUFFIXES = ("bias", "logit_scale", "logit_bias", "probe", "position_embedding.weight")
@@ -45,7 +45,9 @@ def build_parameter_groups(
         rate = head_learning_rate if is_head else learning_rate
         part, height = "head" if is_head else "encoder", 0
         if places is not None and layer_decay is not None and not is_head:
-            part, height = _name_block(places[name]), places[name].height
+            height = places[name].height
+            # "vision 0" is the top, "vision 1" the last layer, and so on down.
+            part = f"{places[name].part} {height}"
             rate *= layer_decay**height
         decayed = parameter.ndim > 1 and not name.endswith(UNDECAYED_SUFFIXES)
         group = groups.setdefault(
@@ -60,8 +62,3 @@ def build_parameter_groups(
         group["params"].append(parameter)
     ordered = sorted(groups.items(), key=lambda item: item[1].pop("order"))
     return [{"name": name, **group} for name, group in ordered]
-
-
-def _name_block(place: Place) -> str:
-    """Name a block as ``vision 0`` (its top), ``vision 1`` (the last layer), and so on down."""
-    return f"{place.part} {place.height}"

@@ -1,6 +1,5 @@
 """The output directory of a run: what lies in it, and whether a run may start there."""
 
-import json
 import os
 import shutil
 import socket
@@ -23,7 +22,6 @@ from siglip_flowers.base.files import (
     RUN_FILES,
     TENSORBOARD_DIR,
     is_finished,
-    write_json,
     write_text,
 )
 from siglip_flowers.base.version import __version__
@@ -31,13 +29,13 @@ from siglip_flowers.config.saved import read_version, read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
 
 # Held by the process that writes to the directory; the system releases it if that is killed.
-LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder.json"
+LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     *("overwrite_output_dir", "resume", "local_rank", "ddp_timeout", "disable_tqdm"),
     *("dataloader_num_workers", "dataloader_persistent_workers", "image_workers", "cpu_threads"),
-    *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps", "max_grad_norm_stop"),
-    *("report_to", "aim_repo", "wandb_log_model"),
+    *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps"),
+    *("report_to", "aim_repo"),
 )
 
 
@@ -59,14 +57,18 @@ def hold_output_dir(directory: Path) -> Iterator[None]:
         check_is_directory(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = FileLock(directory / LOCK_FILE, timeout=0)
+        holder = directory / HOLDER_FILE
         try:
             lock.acquire()
         except Timeout:
-            refusal = _describe_holder(directory)
+            who = holder.read_text("utf-8") if holder.is_file() else "another process"
+            refusal = (
+                f"Another run writes to --output_dir {directory}: {who}. Wait for its end or "
+                "choose another --output_dir."
+            )
         else:
             now = datetime.now().astimezone().isoformat(" ", "seconds")
-            holder = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
-            write_json(directory / HOLDER_FILE, holder)
+            write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
     # The first process tells the others, which would wait for it otherwise.
     (refusal,) = broadcast_object_list([refusal])
     if refusal is not None:
@@ -78,18 +80,6 @@ def hold_output_dir(directory: Path) -> Iterator[None]:
             for name in (HOLDER_FILE, LOCK_FILE):
                 (directory / name).unlink(missing_ok=True)
             lock.release()
-
-
-def _describe_holder(directory: Path) -> str:
-    try:
-        holder = json.loads((directory / HOLDER_FILE).read_text(encoding="utf-8"))
-        who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    except (OSError, ValueError, KeyError):
-        who = "another process"
-    return (
-        f"Another run writes to --output_dir {directory}: {who}. Wait for its end or choose "
-        "another --output_dir."
-    )
 
 
 def claim_output_dir(
@@ -133,10 +123,8 @@ def check_is_directory(directory: Path) -> None:
     """Raise InputError if a file is in the way of a directory."""
     absolute = directory.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if path.exists())
-    if existing == absolute and not existing.is_dir():
-        raise InputError(f"--output_dir {directory} is a file; name a directory.")
     if not existing.is_dir():
-        raise InputError(f"--output_dir {directory} cannot be created: {existing} is a file.")
+        raise InputError(f"--output_dir {directory} cannot be a directory: {existing} is a file.")
 
 
 def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:

@@ -122,13 +122,13 @@ def describe_run(
 def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
     """Return how a model was trained, in how many seconds."""
     state = trainer.state
-    metric = str(trainer.args.metric_for_best_model).removeprefix("eval_")
     return {
+        "seed": trainer.args.seed,
         "epochs": state.epoch,
         "steps": state.global_step,
         "skipped_steps": trainer.anomalies.skipped,
         "best_step": state.best_global_step,
-        "best_metric": metric,
+        "best_metric": trainer.args.metric_for_best_model,
         "best_value": state.best_metric,
         "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
@@ -179,7 +179,7 @@ def describe_plan(
         f"device: {processes} x {describe_device(training.device)}, {precision}, "
         f"{count(training.images_per_step, 'image')} per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
-        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; time: after the first steps",
+        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; time left: in the log",
     ]
 
 
@@ -200,22 +200,24 @@ def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> lis
 
 def write_results(
     output_dir: Path,
-    *,
     results: Mapping[str, SplitResult],
     history: list[dict[str, float | None]],
     data: ClassificationData,
+    examples: list[Example],
     facts: dict[str, Any],
 ) -> None:
     """Write every file of a finished run; ``metrics.json`` comes last and marks it as finished."""
-    test = results["test"]
     title = f"{Path(facts['model']['model_id']).name} on {data.description}"
     write_history(output_dir / "history.csv", history)
     plot_curves(history, output_dir / "loss_plot.png", title, "loss")
     plot_curves(history, output_dir / "accuracy_plot.png", title, "accuracy")
-    names = data.class_names
-    examples = list_examples(test, data, facts["training"]["seed"])
     save_examples(examples, output_dir, title)
-    write_predictions(output_dir / "predictions_test.parquet", test, names, data.description)
+    write_predictions(
+        output_dir / "predictions_test.parquet",
+        results["test"],
+        data.class_names,
+        data.description,
+    )
     splits = {
         name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}
         for name, result in results.items()
@@ -239,15 +241,14 @@ def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFact
 
 
 def collect_results(
-    results: Mapping[str, SplitResult], data: ClassificationData, seed: int, output_dir: Path
+    results: Mapping[str, SplitResult], names: list[str], examples: list[Example]
 ) -> FinalResults:
     """Return figures, example images and the confusion matrix of a finished run."""
-    test, names = results["test"], data.class_names
+    test = results["test"]
     predicted = test.logits.argmax(axis=1)
     counts = confusion_matrix(test.labels, predicted, labels=range(len(names)))
     return FinalResults(
         metrics={split: dict(result.metrics) for split, result in results.items()},
-        examples=list_examples(test, data, seed),
+        examples=examples,
         confusion=to_image(draw_confusion(counts, names, "Confusion on the test split")),
-        model_dir=output_dir / MODEL_DIR,
     )

@@ -2,9 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +62,7 @@ from siglip_flowers.training.results import (
     describe_plan,
     describe_run,
     describe_training,
+    list_examples,
     list_final_point,
     write_results,
 )
@@ -99,16 +98,14 @@ class TrainedModel:
 
     Attributes:
         model: The weights to keep.
-        log: The Trainer's log; None if there was no Trainer.
-        training: For ``training`` in the metrics file.
-        facts: More for the metrics file.
+        log: The Trainer's log; empty if there was no Trainer.
+        facts: For the metrics file; ``training`` is how it was trained.
         trainer: None if the head was fitted on features.
     """
 
     model: SiglipClassifier
-    log: list[dict[str, Any]] | None
-    training: dict[str, Any]
-    facts: dict[str, Any] = field(default_factory=dict)
+    log: list[dict[str, Any]]
+    facts: dict[str, Any]
     trainer: SiglipTrainer | None = None
 
 
@@ -169,9 +166,9 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     set_seed(training.seed)
     model = build_model(arguments, data, processor)
     check_free_disk(model, training)
-    run = Run(arguments, data, processor, build_trackers(training))
+    run = Run(arguments, data, processor, build_trackers(training.report_to))
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
-    with hold_output_dir(run.output_dir), _closing(run.trackers):
+    with hold_output_dir(run.output_dir), run.trackers:
         checkpoint = _open(run)
         if PartialState().is_main_process:
             print("\n".join(describe_plan(arguments, data, model, checkpoint, forms)), flush=True)
@@ -182,16 +179,6 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
             trained = _train(run, model, checkpoint)
         ensemble = _save_model(run, trained)
         return _measure_and_write(run, trained, start, ensemble)
-
-
-@contextmanager
-def _closing(trackers: Trackers) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        trackers.close(failed=True)
-        raise
-    trackers.close(failed=False)
 
 
 def _open(run: Run) -> str | None:
@@ -216,34 +203,24 @@ def _open(run: Run) -> str | None:
     return checkpoint
 
 
-def _measure_start(
-    run: Run, model: SiglipClassifier | ContrastiveSiglip
-) -> dict[str, float] | None:
+def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dict[str, Any] | None:
     """Measure and keep a model that classifies before its first step; a resumed run finds both."""
     if not has_measured_start(run.arguments.options):
         return None
-    directory, validation = (
-        run.output_dir / CHECKPOINT_DIR / START_DIR,
-        run.data.splits["validation"],
-    )
+    directory = run.output_dir / CHECKPOINT_DIR / START_DIR
     if not (directory / START_METRICS).is_file():
-        folded = fold_model(model)
+        folded, validation = fold_model(model), run.data.splits["validation"]
         result = evaluate_split(folded, run.processor, validation, "the start", run.passes)
         if PartialState().is_main_process:
             with atomic_directory(directory) as temporary:
                 folded.save_pretrained(temporary)
                 write_json(temporary / START_METRICS, result.metrics)
     PartialState().wait_for_everyone()
-    start: dict[str, float] = json.loads((directory / START_METRICS).read_text(encoding="utf-8"))
+    metrics = json.loads((directory / START_METRICS).read_text(encoding="utf-8"))
+    kind = "zero-shot" if needs_text_tower(run.arguments.options) else "linear-probe"
     if PartialState().is_main_process:
-        kind = _name_start(run.arguments)
-        print(f"before the first step: {kind} validation accuracy {start['accuracy']:.2%}")
-    return start
-
-
-def _name_start(arguments: RunArguments) -> str:
-    """Name what a measured start is: the checkpoint's zero-shot classifier, or a linear probe."""
-    return "zero-shot" if needs_text_tower(arguments.options) else "linear-probe"
+        print(f"before the first step: {kind} validation accuracy {metrics['accuracy']:.2%}")
+    return {"kind": kind, "split": "validation", **metrics}
 
 
 def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
@@ -256,27 +233,31 @@ def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
     else:
         fitted = fit(model, run.processor, run.data)
     facts = {
+        "seed": training.seed,
         "steps": 0,
         "seconds": time.perf_counter() - began,
         "processes": PartialState().num_processes,
         "precision": "bf16" if training.bf16 else "no",
     }
-    return TrainedModel(fitted.model, None, facts, fitted.facts)
+    return TrainedModel(fitted.model, [], {"training": facts, **fitted.facts})
 
 
 def _train(
     run: Run, model: SiglipClassifier | ContrastiveSiglip, checkpoint: str | None
 ) -> TrainedModel:
+    def track(trainer: SiglipTrainer) -> None:
+        trainer.add_part(run.trackers)
+
     trainer = train_to_the_end(
-        run.arguments, run.data, model, run.processor, checkpoint, trackers=run.trackers
+        run.arguments, run.data, model, run.processor, checkpoint, prepare=track
     )
     seconds = trainer.throughput.total_seconds()
     trainer.finish()
     return TrainedModel(
         gather_model(trainer.accelerator.unwrap_model(trainer.model)),
         trainer.state.log_history,
-        describe_training(trainer, seconds),
-        trainer=trainer,
+        {"training": describe_training(trainer, seconds)},
+        trainer,
     )
 
 
@@ -319,14 +300,10 @@ def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> d
     return {**best, "sweep": rows}
 
 
-def _describe_start(arguments: RunArguments, start: dict[str, float]) -> dict[str, Any]:
-    return {"kind": _name_start(arguments), "split": "validation", **start}
-
-
 def _measure_and_write(
     run: Run,
     trained: TrainedModel,
-    start: dict[str, float] | None,
+    start: dict[str, Any] | None,
     ensemble: dict[str, Any] | None,
 ) -> RunResult:
     """Evaluate the saved model on every split and write what was found."""
@@ -342,27 +319,24 @@ def _measure_and_write(
         final, run.processor, results["train"], results["validation"]
     )
     separation["test"] = measure_ood_detector(detector, final, run.processor, results["test"])
-    history = build_history(
-        list_final_point(results) if trained.log is None else trained.log, start
-    )
-    # Before the run counts as finished: if it is killed here, this is repeated.
-    seed = arguments.training.seed
-    run.trackers.finish(lambda: collect_results(results, data, seed, run.output_dir))
+    history = build_history(trained.log or list_final_point(results), start)
     if PartialState().is_main_process:
+        examples = list_examples(results["test"], data, arguments.training.seed)
+        # Before the run counts as finished: if it is killed here, this is repeated.
+        run.trackers.finish(lambda: collect_results(results, data.class_names, examples))
         detector.save(model_dir)
         fit_and_save_temperature(model_dir, results["validation"], final.config.activation)
         facts = {
             **describe_run(arguments, data, final),
-            "training": {"seed": seed, **trained.training},
             **trained.facts,
-            "start": start and _describe_start(arguments, start),
+            "start": start,
             "wise_ft": ensemble,
             "open_set": separation,
         }
-        write_results(run.output_dir, results=results, history=history, data=data, facts=facts)
+        write_results(run.output_dir, results, history, data, examples, facts)
         if trained.trainer is not None:
             trained.trainer.remove_surplus_checkpoints()
     PartialState().wait_for_everyone()
     metrics = {name: list_metrics(result) for name, result in results.items()}
-    notes = describe_choice(trained.training, ensemble)
+    notes = describe_choice(trained.facts["training"], ensemble)
     return RunResult(metrics, history, run.output_dir, data.description, notes)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.rules import uses_fsdp
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 
@@ -25,25 +24,13 @@ def allow_sharding_on_cpu() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def choose_wrapped_layers(plugin: Any, model: nn.Module) -> None:
-    """Keep those of the plugin's layer classes that the model has; each layer is sharded apart.
+def shard_encoder_layers(plugin: Any, model: nn.Module) -> None:
+    """Shard each encoder layer of the model apart.
 
     One configuration then serves fixed-resolution and NaFlex models, whose layers differ in name.
-
-    Raises:
-        InputError: The model has none of them.
     """
-    names = plugin.transformer_cls_names_to_wrap
-    if names is None:
-        return
-    present = {type(module).__name__ for module in model.modules()}
-    plugin.transformer_cls_names_to_wrap = [name for name in names if name in present]
-    if not plugin.transformer_cls_names_to_wrap:
-        layers = sorted(name for name in present if name.endswith("EncoderLayer"))
-        raise InputError(
-            f"fsdp_transformer_layer_cls_to_wrap names {', '.join(names)}, and the model has no "
-            f"such layer; write {', '.join(layers)}."
-        )
+    names = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(n for n in names if n.endswith("EncoderLayer"))
 
 
 def to_full_tensor(value: Any) -> Any:
@@ -66,8 +53,7 @@ def gather_model(model: Any) -> Any:
     whole = model_class(model.config)
     if isinstance(whole, ContrastiveSiglip):
         whole.copy_prompts(model)
-    weights, shards = whole.state_dict(), model.state_dict()
-    assert weights.keys() == shards.keys()
-    for name, shard in shards.items():
-        weights[name].copy_(to_full_tensor(shard))
+    shards = model.state_dict()
+    for name, weight in whole.state_dict().items():
+        weight.copy_(to_full_tensor(shards[name]))
     return whole.to(model.device).eval()

@@ -1,6 +1,6 @@
 """The Trainer of transformers with an image input path, whole checkpoints and safe steps."""
 
-import logging
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,9 +15,8 @@ from siglip_flowers.data.augmentation import BatchAugmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.ensemble import WeightAverage
-from siglip_flowers.runtime.memory import run_in_parts
+from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.runtime.preemption import defer_signals, shield_workers
-from siglip_flowers.tracking import Trackers
 from siglip_flowers.training.anomalies import AnomalyWatch
 from siglip_flowers.training.balance import BalancedImages, weigh_images
 from siglip_flowers.training.callbacks import (
@@ -25,7 +24,6 @@ from siglip_flowers.training.callbacks import (
     LogWithCheckpoint,
     StopOnSignal,
     Throughput,
-    UpdateAverage,
 )
 from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended
 from siglip_flowers.training.muon import build_muon
@@ -33,11 +31,9 @@ from siglip_flowers.training.objectives import Objective, TrainingBatch
 from siglip_flowers.training.optimizer import build_parameter_groups
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
-    choose_wrapped_layers,
+    shard_encoder_layers,
     to_full_tensor,
 )
-
-logger = logging.getLogger(__name__)
 
 # The private methods of transformers.Trainer that are overridden, each with the reason. Checked
 # with transformers 5.17 and 5.24.
@@ -60,7 +56,7 @@ class SiglipTrainer(CheckpointingTrainer):
         augmenter: Augments training batches, on the device; None trains on images as they are.
         class_weights: (C,) float32, weights of the images by their class; None: all equal.
         ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
-        trackers: Open trackers, whose runs a resumed run continues.
+        name_images: Returns the names of rows of the training split.
         **kwargs: The arguments of ``Trainer``.
     """
 
@@ -70,45 +66,38 @@ class SiglipTrainer(CheckpointingTrainer):
         objective: Objective,
         normalizer: PixelNormalizer,
         augmenter: BatchAugmenter | None,
-        class_weights: torch.Tensor | None = None,
-        ema: float | None = None,
-        trackers: Trackers | None = None,
+        class_weights: torch.Tensor | None,
+        ema: float | None,
+        name_images: Callable[[Sequence[int]], list[str]],
         **kwargs: Any,
     ) -> None:
         self.objective: Objective = objective
         self.normalizer = normalizer
         self.augmenter = augmenter
         self.class_weights = class_weights
-        self.anomalies = AnomalyWatch(kwargs["args"])
+        self.anomalies = AnomalyWatch(kwargs["args"], name_images)
         self.throughput = Throughput()
-        given = kwargs.pop("callbacks", None) or ()
-        callbacks = [StopOnSignal(), LogWithCheckpoint(), self.anomalies, *given]
         allow_sharding_on_cpu()
+        callbacks = [StopOnSignal(), LogWithCheckpoint(), self.anomalies]
         super().__init__(callbacks=callbacks, **kwargs)
         if self.is_fsdp_enabled:
-            choose_wrapped_layers(self.accelerator.state.fsdp_plugin, self._trained_model)
+            shard_encoder_layers(self.accelerator.state.fsdp_plugin, self._trained_model)
         if not self.is_deepspeed_enabled:
             self.add_callback(GradientCheck())
         elif self.args.on_nan == "skip":
             raise InputError("--on_nan skip cannot skip a step under DeepSpeed; use stop.")
-        self.anomalies.accelerator = self.accelerator
         # compute_loss divides by the images of the whole step, so the Trainer must not average.
         self.model_accepts_loss_kwargs = True
         # What a resumed run needs besides what the Trainer itself saves.
         self.checkpoint_parts = [self.anomalies, self.throughput]
         self.average = None if ema is None else WeightAverage(self._trained_model, ema)
         if self.average is not None:
-            self.add_callback(UpdateAverage(self.average))
-            self.checkpoint_parts.append(self.average)
-        if trackers is not None:
-            self.add_callback(trackers)
-            self.checkpoint_parts.append(trackers)
+            self.add_part(self.average)
         if has_adapters(self.model):
             # Saved with a checkpoint is only what trains; the rest comes from the base checkpoint.
             frozen = self._trained_model.state_dict().keys() - select_trained(self._trained_model)
             self._trained_model._keys_to_ignore_on_save = set(frozen)
         self._running_hits: list[torch.Tensor] = []
-        self._largest_eval_batch: int | None = None
         self._had_ended = False
 
     # ---- Training
@@ -257,15 +246,14 @@ class SiglipTrainer(CheckpointingTrainer):
         if logits is None:
             # Of a contrastive batch, whose images depend on each other.
             loss = losses / getattr(self, "current_gradient_accumulation_steps", 1)
-            return (loss, {"logits": None}) if return_outputs else loss
+            return loss
         hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
         counted = inputs["counted"]
         hits = (logits.detach().argmax(dim=-1) == hard) & counted
         self._running_hits.append(torch.stack([hits.sum(), counted.sum()]))
         weights = weigh_images(targets, self.class_weights) * counted
         assert num_items_in_batch is not None  # get_batch_samples has counted them
-        loss = (losses * weights).sum() * self.accelerator.num_processes / num_items_in_batch
-        return (loss, {"logits": logits}) if return_outputs else loss
+        return (losses * weights).sum() * self.accelerator.num_processes / num_items_in_batch
 
     def _drop_patches(self, rows: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the patches that the layers see, as a model's input; nothing without dropping."""
@@ -278,7 +266,7 @@ class SiglipTrainer(CheckpointingTrainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = to_full_tensor(super()._get_grad_norm(model, grad_norm=grad_norm))
-        self.anomalies.see_norm(norm)
+        self.anomalies.see_norm(norm, is_scaled=self.accelerator.scaler is not None)
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -301,6 +289,7 @@ class SiglipTrainer(CheckpointingTrainer):
         with self.throughput.paused(), averaged:
             return super().evaluate(*args, **kwargs)
 
+    @torch.no_grad()
     def prediction_step(
         self,
         model: nn.Module,
@@ -314,38 +303,18 @@ class SiglipTrainer(CheckpointingTrainer):
         last batch of several processes. ``compute_metrics`` computes it from the gathered logits.
         """
         inputs = self._prepare_inputs(inputs)
-        return None, self._classify(model, inputs["pixel_values"]), inputs["labels"]
-
-    @torch.no_grad()
-    def _classify(self, model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, C) float32; if memory runs out, in halves, from then on at once.
-
-        Within the step, since the other processes know nothing of it.
-        """
-
-        def run(part: torch.Tensor, _: int) -> torch.Tensor:
+        pixels, labels = inputs["pixel_values"], inputs["labels"]
+        try:
             with self.compute_loss_context_manager():
-                logits: torch.Tensor = model(**self.normalizer.prepare(part)).logits
-            return logits
-
-        def refuse(size: int) -> RunError | None:
-            if size == 1:
-                return RunError("There is too little memory to evaluate a single image.")
-            # Processes that gather weights from each other must run equally many passes.
-            gathers = self.is_fsdp_enabled or self.is_deepspeed_enabled
-            if not gathers or self.accelerator.num_processes == 1:
-                return None
-            return RunError(
-                f"There is too little memory to evaluate {size} images at once; use "
-                f"--per_device_eval_batch_size {size // 2}."
-            )
-
-        size = self._largest_eval_batch or len(pixels)
-        logits, fitted = run_in_parts(run, pixels, size, refuse)
-        if fitted < size:
-            self._largest_eval_batch = fitted
-            logger.warning("Memory ran out; evaluating %d images at once.", fitted)
-        return logits.float()
+                logits = model(**self.normalizer.prepare(pixels)).logits
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RunError(
+                f"There is too little memory to evaluate {len(labels)} images at once; lower "
+                "--per_device_eval_batch_size."
+            ) from error
+        return None, logits.float(), labels
 
     def finish(self) -> None:
         """Give the model the weights to keep: the moving average, of the best evaluation."""
