@@ -114,10 +114,6 @@ def check_same(one: Path, other: Path) -> None:
     assert metrics[0]["training"]["steps"] == metrics[1]["training"]["steps"]
 
 
-def read_steps(run: Path) -> dict:
-    return json.loads((run / "metrics.json").read_text())["training"]
-
-
 def test_a_run_that_is_killed_in_a_step_resumes_bit_identically(
     options, disturb, tmp_path, undisturbed
 ):
@@ -247,7 +243,8 @@ def test_a_skipped_step_changes_nothing(options, disturb, tmp_path, caplog):
     assert list_changed(weights[1], weights[2])
     states = [torch.load(path / "optimizer.pt")["state"] for path in (before, after)]
     assert not any(list_changed(states[0][number], states[1][number]) for number in states[0])
-    assert read_steps(tmp_path / "skip")["skipped_steps"] == [8]
+    metrics = json.loads((tmp_path / "skip" / "metrics.json").read_text())
+    assert metrics["training"]["skipped_steps"] == [8]
     with (tmp_path / "skip" / "history.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
     assert len(losses) == 9

@@ -189,8 +189,11 @@ def test_of_two_processes_one_has_no_image_to_evaluate(small, ones, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_file_is_written_once_by_the_first_process(launched, kind):
+def test_the_first_process_alone_writes_each_file_once_and_speaks(launched, kind):
     run = launched(kind)
+    assert sorted(run.said) == list(range(PROCESSES[kind]))
+    assert run.said[0].count("Everything is in") == 1
+    assert {rank: text for rank, text in run.said.items() if rank and text.strip()} == {}
     own = {f"rng_state_{rank}.pth" for rank in range(PROCESSES[kind])}
     for change in run.changes:
         if change.rank and run.output_dir in change.path.parents:
@@ -208,30 +211,14 @@ def test_every_file_is_written_once_by_the_first_process(launched, kind):
         times = renamed[path] or sum(renamed[place] for place in path.parents)
         assert times == 1, path
     assert not [path for path in files if path.name.startswith(".") and path.name != ".metadata"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_entry_of_the_cache_is_built_once(launched, kind):
-    run = launched(kind)
-    entries = {path for path in run.cache_dir.iterdir() if path.is_dir()}
     built = Counter(
         change.path
         for change in run.changes
         if change.event == "os.rename" and change.path.parent == run.cache_dir
     )
-    assert built == dict.fromkeys(entries, 1)
+    assert built == dict.fromkeys((path for path in run.cache_dir.iterdir() if path.is_dir()), 1)
     # Two splits and the sample of the training images.
-    assert sum(path.name.startswith("pixels-") for path in entries) == 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_only_the_first_process_prints_and_logs(launched, kind):
-    said = launched(kind).said
-    assert sorted(said) == list(range(PROCESSES[kind]))
-    assert said[0].count("Everything is in") == 1
-    assert {rank: text for rank, text in said.items() if rank and text.strip()} == {}
+    assert sum(path.name.startswith("pixels-") for path in built) == 3
 
 
 @pytest.mark.slow

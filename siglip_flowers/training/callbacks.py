@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,6 @@ def _format_row(state: TrainerState, shown: Mapping[str, str]) -> str:
     return f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.1f}: {figures}"
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration roughly: ``40 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 class ProgressLines(TrainerCallback):
     """Prints loss, accuracy, speed and the time left, and the figures of each evaluation."""
 
@@ -217,7 +211,7 @@ class ProgressLines(TrainerCallback):
         shown = describe_log(logs or {})
         if "images/s" in shown:
             images = (state.max_steps - state.global_step) * args.images_per_step
-            shown["left"] = format_duration(images / logs["images_per_second"])
+            shown["left"] = str(timedelta(seconds=round(images / logs["images_per_second"])))
         if state.is_world_process_zero and shown:
             print(_format_row(state, shown), flush=True)
 

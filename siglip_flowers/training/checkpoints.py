@@ -96,7 +96,7 @@ def publish_checkpoint(staged: Path, final: Path) -> None:
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; its name disappears at once, however long its files take."""
     if path.exists():
-        hidden = path.with_name(REMOVED + path.name.lstrip("."))
+        hidden = path.with_name(REMOVED + path.name)
         shutil.rmtree(hidden, ignore_errors=True)
         path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
@@ -196,10 +196,6 @@ class CheckpointingTrainer(Trainer):
         output_dir, limit = self.args.output_dir, self.args.save_total_limit
         try:
             with self.throughput.paused():
-                if self.args.should_save:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    (staging / name).mkdir(parents=True)
-                self.accelerator.wait_for_everyone()
                 # The Trainer writes to, and removes old checkpoints from, its output directory.
                 self.args.output_dir, self.args.save_total_limit = str(staging), None
                 super()._save_checkpoint(model, trial)

@@ -34,8 +34,7 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 UNCOMPARED = (
     *("overwrite_output_dir", "resume", "local_rank", "ddp_timeout", "disable_tqdm"),
     *("dataloader_num_workers", "dataloader_persistent_workers", "image_workers", "cpu_threads"),
-    *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps"),
-    *("report_to", "aim_repo"),
+    *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps", "report_to", "aim_repo"),
 )
 
 
@@ -124,7 +123,10 @@ def check_is_directory(directory: Path) -> None:
     absolute = directory.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if path.exists())
     if not existing.is_dir():
-        raise InputError(f"--output_dir {directory} cannot be a directory: {existing} is a file.")
+        raise InputError(
+            f"--output_dir {directory} cannot be a directory, since {existing} is a file; name "
+            "another one."
+        )
 
 
 def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:

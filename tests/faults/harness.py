@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from siglip_flowers.runtime.preemption import EXIT_PREEMPTED
 from siglip_flowers.training import run  # noqa: F401  (imported once, before the forks)
 from siglip_flowers.training.checkpoints import list_checkpoints
 from siglip_flowers.training.trainer import SiglipTrainer
+from tests.launched import find_port
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 RECIPES = {
@@ -93,8 +93,7 @@ class Site:
             *("--num_train_epochs", "3", "--per_device_train_batch_size", "4"),
             *("--full_determinism", "true", "--save_total_limit", "2", "--logging_steps", "4"),
             *("--cache_dir", str(self.root / name / "cache"), "--cpu_threads", "1"),
-            *("--learning_rate", "2e-3", "--dataloader_num_workers", "0", "--ddp_timeout", "60"),
-            *("--use_cpu", "true", "--learning_rate", "3e-4"),
+            *("--learning_rate", "3e-4", "--ddp_timeout", "60", "--use_cpu", "true"),
             *RECIPES[recipe],
         )
 
@@ -108,13 +107,9 @@ class Site:
         folder.mkdir(exist_ok=True)
         log = folder / "log.txt"
         facts = folder / "facts.json"
-        log.unlink(missing_ok=True)
-        facts.unlink(missing_ok=True)
-        (folder / "operations").unlink(missing_ok=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        options = self.options(name, recipe)
+        for path in (log, facts, folder / "operations"):
+            path.unlink(missing_ok=True)
+        options, port = self.options(name, recipe), find_port()
         began = time.monotonic()
         children = [_fork(options, folder, rank, world, port, fault) for rank in range(world)]
         ended: dict[int, int] = {}
