@@ -83,9 +83,13 @@ class Trackers(TrainerCallback):
 
     Args:
         trackers: By name; empty on every process but the main one.
+
+    Attributes:
+        names: Those of the trackers, or "none".
     """
 
     def __init__(self, trackers: Mapping[str, Tracker]) -> None:
+        self.names = ", ".join(trackers) or "none"
         self._active = dict(trackers)
         self._ids: dict[str, str] = {}
         self._moment = (0, 0.0)

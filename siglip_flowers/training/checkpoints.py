@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
@@ -29,16 +29,6 @@ STAGING_DIR, REMOVED = ".writing", ".removed-"
 BYTES_PER_PARAMETER = 12
 # Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
 ARGUMENTS_FILE = "training_args.bin"
-
-
-class CheckpointPart(Protocol):
-    """Something that a resumed run needs besides what the Trainer itself saves."""
-
-    def save(self, directory: Path) -> None:
-        """Write the part into a checkpoint; called by the first process."""
-
-    def load(self, directory: Path) -> None:
-        """Continue from what a checkpoint holds; called by every process."""
 
 
 def write_manifest(checkpoint: Path) -> None:
@@ -173,12 +163,14 @@ class CheckpointingTrainer(Trainer):
 
     Attributes:
         throughput: Pauses while a checkpoint is written.
-        checkpoint_parts: What a resumed run needs besides what the Trainer itself saves.
+        checkpoint_parts: What a resumed run needs besides what the Trainer itself saves: objects
+            that the first process asks to ``save(directory)``, and every process to
+            ``load(directory)``.
     """
 
     args: SiglipTrainingArguments
     throughput: Throughput
-    checkpoint_parts: list[CheckpointPart]
+    checkpoint_parts: list[Any]
 
     def add_part(self, part: Any) -> None:
         """Add a callback that is a part of every checkpoint, too."""

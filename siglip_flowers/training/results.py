@@ -33,7 +33,6 @@ from siglip_flowers.plots.examples import Example, choose_examples, save_example
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
 from siglip_flowers.plots.theme import to_image
 from siglip_flowers.runtime.devices import describe_device
-from siglip_flowers.tracking import choose_trackers
 from siglip_flowers.tracking.trackers import FinalResults, RunFacts
 from siglip_flowers.training.build import RunArguments
 from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
@@ -142,6 +141,7 @@ def describe_plan(
     model: Any,
     checkpoint: str | None,
     forms: Mapping[str, PixelForm],
+    trackers: str,
 ) -> list[str]:
     """Return what a run is about to do, in five lines."""
     training = arguments.training
@@ -158,7 +158,6 @@ def describe_plan(
     train = "all of them train" if trained == size else f"{trained / 1e6:.2f} million of them train"
     processes = PartialState().num_processes
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    trackers = ", ".join(choose_trackers(training.report_to)) or "none"
     begin = "from the start"
     if checkpoint is not None:
         begin = f"resumed from step {Path(checkpoint).name.rpartition('-')[2]}"

@@ -171,7 +171,9 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     with hold_output_dir(run.output_dir), run.trackers:
         checkpoint = _open(run)
         if PartialState().is_main_process:
-            print("\n".join(describe_plan(arguments, data, model, checkpoint, forms)), flush=True)
+            names = run.trackers.names
+            plan = describe_plan(arguments, data, model, checkpoint, forms, names)
+            print("\n".join(plan), flush=True)
         start = _measure_start(run, model)
         if fit is not None or fits_on_features(arguments):
             trained = _fit_on_features(run, model, fit)
