@@ -81,7 +81,7 @@ def test_saved_average_goes_on_as_if_it_had_never_stopped(tmp_path):
     assert other.updates == 3
     change(model)
     for one in (average, other):
-        one.update(model)
+        one.on_step_end(model=model)
     assert all(torch.equal(average.weights[name], other.weights[name]) for name in other.weights)
 
 

@@ -91,13 +91,13 @@ def shrink_batch(
     """
     size, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     if size % 2 or num_processes > 1 or not training.auto_find_batch_size:
-        smaller = (
+        half = (
             f"--per_device_train_batch_size {size // 2} --gradient_accumulation_steps "
             f"{2 * accumulation}, or "
         )
         raise TooLittleMemoryError(
             f"There is too little memory for --per_device_train_batch_size {size}. Use "
-            f"{smaller if size > 1 else ''}--gradient_checkpointing true; a single process halves "
+            f"{half if size > 1 else ''}--gradient_checkpointing true; a single process halves "
             "an even batch by itself with --auto_find_batch_size true."
         )
     smaller = copy.copy(training)
