@@ -264,7 +264,7 @@ def test_batches_that_run_out_of_memory_are_halved(small_model, monkeypatch):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(engine.model, "extract_features", fail)
-    with pytest.raises(RunError, match="exceeds the memory of cpu"):
+    with pytest.raises(RunError, match="A single image exceeds the memory"):
         engine.classify(pixels)
 
     def break_down(pixel_values):
