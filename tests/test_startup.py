@@ -9,6 +9,7 @@ from siglip_flowers.commands.main import list_commands
 from tests.conftest import REPOSITORY
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "matplotlib", "pyarrow")
+NEED_A_MODEL = ("eval", "threshold", "demo")
 # Calls a command's main for each command line and prints exit code and output of each.
 SCRIPT = f"""
 import contextlib, importlib, io, json, os, sys
@@ -56,6 +57,7 @@ def test_help_and_bad_usage_need_no_torch(tmp_path):
         (train, ["--config", "key.yaml"], 2),
         (train, ["--learning_rate", "-1"], 2),
         (train, ["--wise_ft", "0.5"], 2),
+        *((list_commands()[name][0], ["--model", "no/such/place"], 2) for name in NEED_A_MODEL),
     ]
     answers = ask([case[:2] for case in cases], tmp_path)
     for (module, argv, code), (got, out, err, heavy) in zip(cases, answers, strict=True):

@@ -16,7 +16,7 @@ from siglip_flowers.commands.main import (
     list_extension_rules,
     load_extensions,
 )
-from siglip_flowers.commands.models import follow_run
+from siglip_flowers.commands.models import find_model, follow_run
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
@@ -53,7 +53,7 @@ class EvaluationResult:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, evaluate, and print the metrics table."""
-    return run_command(COMMAND, _evaluate, argv, parse=lambda given: (given, COMMAND.parse(given)))
+    return run_command(COMMAND, _evaluate, argv, parse=_parse)
 
 
 def evaluate(
@@ -78,13 +78,20 @@ def evaluate(
     return _run(partial(COMMAND.build, options, config), f"siglip_flowers.evaluate({call})")
 
 
-def _evaluate(parsed: tuple[list[str], tuple[Any, ...]]) -> None:
+def _parse(argv: list[str]) -> list[str]:
+    """Check the options, and that a named model is there, before seconds of imports."""
+    options = COMMAND.parse(argv)[0]
+    if options.model is not None and not options.zero_shot:
+        find_model(options.model)
+    return argv
+
+
+def _evaluate(argv: list[str]) -> None:
     # See _run.
     with defer_signals():
         from siglip_flowers.runtime.devices import set_cpu_threads
 
     set_cpu_threads(None)
-    argv, _ = parsed
     _run(
         lambda defaults=None: COMMAND.parse(argv, defaults),
         f"python eval.py {shlex.join(argv)}",
