@@ -27,13 +27,18 @@ def group(model):
     )
 
 
-def name_groups(model):
+def name_groups(model, groups):
     """Return {group name: (lr, weight decay, {parameter names})}."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        g["name"]: (g["lr"], g["weight_decay"], {names[id(p)] for p in g["params"]})
-        for g in group(model)
+        g["name"]: (g["lr"], g["weight_decay"], {names[id(p)] for p in g["params"]}) for g in groups
     }
+
+
+def list_rates(model, groups):
+    """Return (name, learning rate, weight decay) of every parameter in a group."""
+    groups = name_groups(model, groups).values()
+    return [(name, rate, decay) for rate, decay, names in groups for name in names]
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -44,12 +49,12 @@ def test_every_trained_parameter_is_in_exactly_one_group(tiny_dir, head, trainab
     freeze(model.vision_model, trainable)
     check_partition(model, group(model))
     if trainable == "head":
-        assert set(name_groups(model)) == {"head, decayed", "head, undecayed"}
+        assert set(name_groups(model, group(model))) == {"head, decayed", "head, undecayed"}
 
 
 def test_only_matrices_are_decayed_and_only_the_head_has_the_heads_rate(tiny_dir):
     model = load_classifier(str(tiny_dir), ["a", "b"])
-    groups = name_groups(model)
+    groups = name_groups(model, group(model))
     assert {name: entry[:2] for name, entry in groups.items()} == {
         "encoder, decayed": (1e-5, 0.05),
         "encoder, undecayed": (1e-5, 0.0),
@@ -117,14 +122,9 @@ def test_layer_decay_of_every_published_shape(shape, pooling):
     groups = group_with_decay(model)
     check_partition(model, groups)
     check_decayed(model, groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            if name.startswith("classifier."):
-                assert group["lr"] == 7.0
-            else:
-                assert group["lr"] == 0.5 ** place_by_hand(name, layers)
+    for name, rate, _ in list_rates(model, groups):
+        is_head = name.startswith("classifier.")
+        assert rate == (7.0 if is_head else 0.5 ** place_by_hand(name, layers)), name
     rates = sorted({group["lr"] for group in groups})
     assert len(rates) == layers + 3  # embeddings, layers, top, head
     assert rates[0] == 0.5 ** (layers + 1)  # the embeddings are slowest, the head fastest
@@ -136,8 +136,7 @@ def test_layer_decay_counts_the_layers_of_each_tower(nano_dir):
     groups = group_with_decay(model)
     check_partition(model, groups)
     check_decayed(model, groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    rates = {name: rate for name, rate, _ in list_rates(model, groups)}
     for name, rate in rates.items():
         layers = 2 if name.startswith("text_model.") else 8
         assert rate == 0.5 ** place_by_hand(name, layers), name
@@ -156,13 +155,10 @@ def test_adapters_decay_with_their_layers(nano_dir, use_dora):
     add_adapters(model, options)
     groups = group_with_decay(model)
     check_partition(model, groups)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for group in groups:
-        for parameter in group["params"]:
-            name = names[id(parameter)]
-            expected = 7.0 if name.startswith("classifier.") else 0.5 ** place_by_hand(name, 8)
-            assert group["lr"] == expected, name
-            assert (group["weight_decay"] == 0.0) == (parameter.ndim == 1), name
+    for name, rate, decay in list_rates(model, groups):
+        is_head = name.startswith("classifier.")
+        assert rate == (7.0 if is_head else 0.5 ** place_by_hand(name, 8)), name
+        assert (decay == 0.0) == (model.get_parameter(name).ndim == 1), name
 
 
 def test_a_parameter_of_no_known_block_gets_no_arbitrary_rate(tiny_dir):

@@ -16,10 +16,10 @@ from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.training.checkpoints import write_manifest
 from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
 from siglip_flowers.training.results import COLUMNS
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
+from tests.test_checkpoints import make_steps
 
 pytestmark = pytest.mark.figures
 
@@ -27,22 +27,14 @@ HEADER = f"# siglip_flowers {__version__}\n"
 SETTINGS = f"{HEADER}learning_rate: 0.1\nseed: 1\n"
 
 
-def make_checkpoint_dirs(directory: Path, *steps: int, broken: tuple[int, ...] = ()) -> None:
-    for step in (*steps, *broken):
-        path = directory / "checkpoints" / f"checkpoint-{step}"
-        path.mkdir(parents=True)
-        (path / "model.safetensors").write_bytes(b"weights")
-        (path / "trainer_state.json").write_text("{}")
-        if step in steps:
-            write_manifest(path)
+def make_checkpoint_dirs(directory: Path, *steps: int) -> None:
+    make_steps(directory / "checkpoints", *steps)
 
 
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
-    make_checkpoint_dirs(tmp_path, 9, 10, 100, 200, 300, 400, broken=(500,))
+    make_checkpoint_dirs(tmp_path, 9, 10, 100, 200)
     checkpoints = tmp_path / "checkpoints"
-    (checkpoints / "checkpoint-200" / "model.safetensors").unlink()
-    (checkpoints / "checkpoint-300" / "model.safetensors").write_bytes(b"weigh")
-    (checkpoints / "checkpoint-400" / "manifest.json").write_text('{"files": ')
+    (checkpoints / "checkpoint-200" / "manifest.json").unlink()
     # Written last, but not furthest.
     os.utime(checkpoints / "checkpoint-9")
     assert find_checkpoint(tmp_path) == str(checkpoints / "checkpoint-100")
@@ -50,8 +42,8 @@ def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
 
 
 def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10, broken=(20,))
-    for name in ("start", ".writing", ".removed-checkpoint-7", ".start.x1"):
+    make_checkpoint_dirs(tmp_path, 10)
+    for name in ("checkpoint-20", "start", ".writing", ".removed-checkpoint-7", ".start.x1"):
         (tmp_path / "checkpoints" / name).mkdir()
     (tmp_path / ".metrics.x1.json").write_text("{")
     (tmp_path / ".model.x1").mkdir()
