@@ -3,6 +3,7 @@
 import functools
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -10,8 +11,9 @@ import numpy as np
 import scipy.io
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
-from siglip_flowers.base.prompts import FLOWER_NAMES
+from siglip_flowers.base.prompts import FLOWER_NAMES, canonicalize
 from siglip_flowers.data import ClassificationData
 
 
@@ -58,6 +60,17 @@ def build_flowers(
         )
         start += count
     return ClassificationData(splits, "oxford", "swapped", "a few photographs of Flowers102")
+
+
+def tokenize(checkpoint: object, texts: Sequence[str]) -> torch.Tensor:
+    """Return the ids (N, 16) of texts in canonical form, by a checkpoint's tokenizer alone."""
+    return AutoTokenizer.from_pretrained(checkpoint)(
+        [canonicalize(text.replace("-", " ")) for text in texts],
+        padding="max_length",
+        max_length=16,
+        truncation=True,
+        return_tensors="pt",
+    )["input_ids"]
 
 
 def draw_pixel_values(count: int, size: int = 64, seed: int = 0) -> torch.Tensor:

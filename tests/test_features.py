@@ -133,16 +133,6 @@ def test_memory_that_runs_out_loses_no_image(load, rows):
     assert max(load.seen) == 2
 
 
-def test_digest_tells_values_names_and_shapes_apart():
-    layers = [torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)]
-    layers[1].load_state_dict(layers[0].state_dict())
-    assert digest_weights(layers[0]) == digest_weights(layers[1])
-    with torch.no_grad():
-        layers[1].bias[0] = torch.nextafter(layers[1].bias[0], torch.tensor(9.0))
-    assert digest_weights(layers[0]) != digest_weights(layers[1])
-    assert digest_weights(layers[0]) != digest_weights(layers[0].to(torch.bfloat16))
-
-
 def draw_features(rows, classes=4, width=6, seed=0):
     generator = np.random.default_rng(seed)
     labels = np.arange(rows) % classes

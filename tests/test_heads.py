@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer, SiglipModel
+from transformers import SiglipModel
 
-from siglip_flowers.base.prompts import FLOWER_NAMES, build_prompts, canonicalize
-from siglip_flowers.model.heads import (
-    set_calibration,
-    set_text_head,
-)
+from siglip_flowers.base.prompts import FLOWER_NAMES, build_prompts
+from siglip_flowers.model.heads import set_calibration, set_text_head
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from siglip_flowers.model.text_head import load_calibration, zero_shot_head
-from tests.small_flowers import read_images
+from tests.small_flowers import read_images, tokenize
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 TEMPLATES = ["a photo of a {}.", "{}"]
@@ -32,14 +29,8 @@ def test_text_head_is_siglips_own_zero_shot_classifier(tiny, flowers_dir, head):
     # The features of a cosine head are normalized either way.
     set_text_head(model, zero_shot_head(tiny, names, build_prompts(names, TEMPLATES[:1])))
     siglip = SiglipModel.from_pretrained(tiny).eval()
-    tokens = AutoTokenizer.from_pretrained(tiny)(
-        [canonicalize(TEMPLATES[0].format(name.replace("-", " "))) for name in names],
-        padding="max_length",
-        max_length=16,
-        truncation=True,
-        return_tensors="pt",
-    )
-    expected = siglip(input_ids=tokens["input_ids"], pixel_values=pixels).logits_per_image
+    tokens = tokenize(tiny, [TEMPLATES[0].format(name) for name in names])
+    expected = siglip(input_ids=tokens, pixel_values=pixels).logits_per_image
     logits = model.eval()(pixels).logits
     torch.testing.assert_close(logits, expected, **CLOSE)
     assert torch.equal(logits.argmax(1), expected.argmax(1))

@@ -139,20 +139,6 @@ def test_buffers_of_old_files_and_strange_weights_are_told_apart(copy):
         load_classifier(str(copy), NAMES)
 
 
-def test_truncated_weights_are_told(copy):
-    path = copy / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:10_000])
-    with pytest.raises(RunError, match="could not be read .*complete model.safetensors"):
-        load_classifier(str(copy), NAMES)
-
-
-def test_missing_directory_is_told(tmp_path):
-    with pytest.raises(InputError, match="nowhere does not exist; the nearest existing directory"):
-        load_classifier(str(tmp_path / "nowhere"), NAMES)
-    with pytest.raises(InputError, match="contains no config.json"):
-        load_classifier(str(tmp_path), NAMES)
-
-
 def test_fewer_than_two_classes_are_refused(tiny_dir):
     with pytest.raises(InputError, match="at least two classes.*have rose"):
         load_classifier(str(tiny_dir), ["rose"])

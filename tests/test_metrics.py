@@ -102,16 +102,6 @@ def test_logits_that_are_not_finite_are_refused(bad, activation):
         compute_metrics(logits, np.array([0, 1, 0]), activation)
 
 
-def test_per_class_rows_hold_plain_numbers_for_every_name():
-    rows = classification.per_class_rows([0, 0, 1], [0, 1, 1], ["rose", "lotus", "daffodil"])
-    names = ("label", "name", "support", "precision", "recall", "f1")
-    f1 = pytest.approx(2 / 3, abs=1e-12)
-    values = [(0, "rose", 2, 1.0, 0.5, f1), (1, "lotus", 1, 0.5, 1.0, f1)]
-    values.append((2, "daffodil", 0, 0.0, 0.0, 0.0))
-    assert rows == [dict(zip(names, row, strict=True)) for row in values]
-    assert {type(value) for row in rows for value in row.values()} == {int, float, str}
-
-
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_compute_metrics_agrees_with_independent_references(activation):
     random = np.random.default_rng(5)
@@ -124,15 +114,9 @@ def test_compute_metrics_agrees_with_independent_references(activation):
     expected = {
         "loss": nll if activation == "softmax" else sigmoid,
         "nll": nll,
-        "accuracy": reference.accuracy_score(labels, predictions),
         "top5_accuracy": reference.top_k_accuracy_score(labels, logits, k=5),
+        **ClassificationMetrics().compute(predictions=predictions, references=labels),
     }
-    for average in ("macro", "weighted"):
-        scores = reference.precision_recall_fscore_support(
-            labels, predictions, average=average, zero_division=0
-        )
-        for name, score in zip(("precision", "recall", "f1"), scores[:3], strict=True):
-            expected[f"{name}_{average}"] = score
     metrics = compute_metrics(logits, labels, activation)
     assert metrics == pytest.approx(expected, abs=1e-12)
     assert {type(value) for value in metrics.values()} == {float}

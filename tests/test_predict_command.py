@@ -214,14 +214,6 @@ def test_urls_are_fetched_when_allowed(model, server, tmp_path, capsys):
     assert "pass --allow_urls" in capsys.readouterr().err
 
 
-def test_urls_from_a_list_are_refused_too(model, server, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{server}/good.png\n"))
-    assert main(["-", "--model", model, "--json"]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "fetched only with allow_urls" in err
-
-
 def test_downloads_are_bounded(server):
     assert fetch_image(f"{server}/good.png") == Handler.content
     with pytest.raises(OSError, match="larger than 0.0625 MiB"):

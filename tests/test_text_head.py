@@ -7,14 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
-    SiglipImageProcessor,
     SiglipModel,
 )
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import build_prompts
 from siglip_flowers.config import ModelArguments
-from siglip_flowers.model.losses import class_logits
 from siglip_flowers.model.text_head import (
     check_prompts,
     load_text_tower,
@@ -22,7 +20,7 @@ from siglip_flowers.model.text_head import (
     tokenize_prompts,
     zero_shot_head,
 )
-from tests.small_flowers import read_images
+from tests.small_flowers import tokenize
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 NAMES = ("hard-leaved pocket orchid", "colt's foot", "sword_lily", "bird of paradise")
@@ -43,12 +41,6 @@ def tower(nano):
     return load_text_tower(nano)
 
 
-@pytest.fixture(scope="module")
-def pixel_values(flowers_dir, nano):
-    processor = SiglipImageProcessor.from_pretrained(nano)
-    return processor(read_images(flowers_dir, 8), return_tensors="pt")["pixel_values"]
-
-
 @pytest.fixture
 def copy(nano, tmp_path):
     """A copy of the checkpoint to be spoilt."""
@@ -59,14 +51,6 @@ def copy(nano, tmp_path):
     return folder
 
 
-def tokenize(nano, texts):
-    """Texts that are canonical already, by the tokenizer alone."""
-    tokenizer = AutoTokenizer.from_pretrained(nano)
-    return tokenizer(
-        texts, padding="max_length", max_length=16, truncation=True, return_tensors="pt"
-    )["input_ids"]
-
-
 def build_head(checkpoint, names, templates):
     return zero_shot_head(checkpoint, names, build_prompts(names, templates))
 
@@ -74,35 +58,6 @@ def build_head(checkpoint, names, templates):
 def spoil_weights(folder, change):
     weights = load_file(folder / "model.safetensors")
     save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
-
-
-def test_one_template_scores_photographs_as_siglip_model_does(nano, siglip, pixel_values):
-    head = build_head(nano, NAMES, ["A photo of a {}, a type of flower."])
-    texts = [
-        "a photo of a hard leaved pocket orchid a type of flower",
-        "a photo of a colts foot a type of flower",
-        "a photo of a sword lily a type of flower",
-        "a photo of a bird of paradise a type of flower",
-    ]
-    with torch.no_grad():
-        theirs = siglip(input_ids=tokenize(nano, texts), pixel_values=pixel_values)
-        images = siglip.get_image_features(pixel_values).pooler_output
-        ours = class_logits(images, head.weight, head.logit_scale, head.logit_bias)
-    assert ours.shape == (8, 4)
-    assert theirs.logits_per_image.std(dim=1).min() > 0.01  # the texts differ
-    torch.testing.assert_close(ours, theirs.logits_per_image, **CLOSE)
-
-
-def test_templates_are_averaged_as_by_hand(nano, siglip, pixel_values):
-    head = build_head(nano, ["sword_lily", "rose"], ["a {}.", "The {}!", "a {} flower"])
-    expected = []
-    for name in ("sword lily", "rose"):
-        tokens = tokenize(nano, [f"a {name}", f"the {name}", f"a {name} flower"])
-        with torch.no_grad():
-            features = siglip.get_text_features(tokens).pooler_output
-        mean = (features / features.norm(dim=1, keepdim=True)).mean(dim=0)
-        expected.append(mean / mean.norm())
-    torch.testing.assert_close(head.weight, torch.stack(expected), **CLOSE)
 
 
 def test_tokens_ignore_case_and_punctuation_and_are_cut_or_padded_on_the_right(tower, nano):

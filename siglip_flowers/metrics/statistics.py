@@ -188,36 +188,28 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
 
 def conclude(
-    difference: PairedDifference,
-    name_a: str,
-    name_b: str,
-    measure: str,
-    corrected_p: float | None = None,
+    difference: PairedDifference, name_a: str, name_b: str, measure: str, corrected_p: float
 ) -> str:
-    """Return one sentence on what a paired difference shows, in percentage points.
+    """Return one sentence on what a difference of two runs shows, in percentage points.
 
-    measure: "test accuracy"; corrected_p: the p-value after :func:`holm`, which then decides and
-    is printed instead of the single one. A difference is claimed only if the interval excludes 0
-    and p is below ``SIGNIFICANCE``.
+    measure: "test accuracy"; corrected_p: the p-value after :func:`holm`. A difference is claimed
+    only if the interval excludes 0 and p is below ``SIGNIFICANCE``.
     """
-    p = difference.p_value if corrected_p is None else corrected_p
-    shown = not difference.low <= 0 <= difference.high and p < SIGNIFICANCE
+    shown = not difference.low <= 0 <= difference.high and corrected_p < SIGNIFICANCE
     sign = -1 if shown and difference.high < 0 else 1
     ends = sorted((sign * difference.low, sign * difference.high))
     size, low, high = _format_points((sign * difference.difference, *ends))
-    shown_p = format_p(p)
-    notes = [
-        f"{difference.confidence * 100:g} % interval {low} to {high}",
-        f"{'' if corrected_p is None else 'Holm-corrected '}p "
-        f"{shown_p if shown_p.startswith('<') else f'= {shown_p}'}",
-    ]
-    if difference.seeds == 1:
-        notes.append("one seed, so the spread between seeds is not counted")
+    p = format_p(corrected_p)
+    notes = (
+        f"{difference.confidence * 100:g} % interval {low} to {high}, Holm-corrected p "
+        f"{p if p.startswith('<') else f'= {p}'}, "
+        "one seed, so the spread between seeds is not counted"
+    )
     verb = "beats" if sign > 0 else "falls short of"
     claim = f"{name_a} {verb} {name_b} by {size} points"
     if not shown:
         claim = f"no difference shown: {name_a} minus {name_b} is {size} points"
-    return f"{claim} ({', '.join(notes)}) on {measure}."
+    return f"{claim} ({notes}) on {measure}."
 
 
 def _format_points(fractions: Sequence[float]) -> list[str]:

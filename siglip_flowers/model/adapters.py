@@ -22,7 +22,6 @@ from siglip_flowers.model.classifier import SiglipClassifier
 
 ADAPTER_NAME = "default"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-POOLING_ATTENTION = "attention"
 
 
 class DroppedLinear(nn.Linear):
@@ -67,7 +66,7 @@ def find_targets(model: nn.Module, words: Collection[str]) -> list[str]:
         if tower not in ("vision_model", "text_model") or word not in words:
             continue
         fused = isinstance(module, nn.MultiheadAttention)
-        within_fused = parent.endswith(f"head.{POOLING_ATTENTION}")
+        within_fused = parent.endswith("head.attention")
         if fused or (isinstance(module, nn.Linear) and not within_fused):
             found.append(name)
     return found

@@ -27,7 +27,6 @@ from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
 from siglip_flowers.model.weights import MALFORMED, UNREADABLE, first_line, load_weights
 
-_REMEDY = "use a full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224"
 # Texts of each class; a class may have more than another.
 Prompts = Sequence[Sequence[str]]
 
@@ -59,8 +58,8 @@ def check_text_tower(checkpoint: str) -> Any:
     config = load_checkpoint_config(checkpoint)
     if config.model_type not in VISION_TYPES:
         raise InputError(
-            f"{checkpoint!r} has no text tower (its model_type is {config.model_type!r}); "
-            f"{_REMEDY}."
+            f"{checkpoint!r} has no text tower (its model_type is {config.model_type!r}); use a "
+            "full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224."
         )
     return config
 
