@@ -117,7 +117,7 @@ def test_a_pipeline_predicts_what_the_run_recorded(real_run, flowers_dir):
         assert scores == pytest.approx(rows[number]["top_probabilities"], abs=1e-4)
 
 
-def test_everything_from_invented_flowers_says_procedural(tmp_path, capsys):
+def test_everything_from_invented_flowers_says_procedural(tmp_path):
     # An architecture without weights, as the demo has it.
     make_checkpoint(tmp_path / "architecture")
     (tmp_path / "architecture" / "model.safetensors").unlink()
@@ -131,16 +131,12 @@ def test_everything_from_invented_flowers_says_procedural(tmp_path, capsys):
     assert train_command.main(argv) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     assert "procedural" in metrics["title"]
-    assert metrics["data"]["source"] == "procedural"
     assert metrics["model"]["from_scratch"] is True
-    assert metrics["splits"]["test"]["n"] == 102
-    names = [row["name"] for row in metrics["splits"]["test"]["per_class"]]
-    assert not set(names) & set(FLOWER_NAMES)
-    capsys.readouterr()
+    names = {row["name"] for row in metrics["splits"]["test"]["per_class"]}
+    assert names.isdisjoint(FLOWER_NAMES)
     assert eval_command.main(["--model", str(out), "--output_dir", str(tmp_path / "eval")]) == 0
     again = json.loads((tmp_path / "eval" / "metrics_test.json").read_text())
     assert "procedural" in again["title"]
-    assert "procedural" in capsys.readouterr().out
     assert again["accuracy"] == metrics["splits"]["test"]["accuracy"]
 
 

@@ -25,12 +25,8 @@ def write(tmp_path):
 
 def test_packaged_templates_have_one_slot_each_and_differ():
     templates = load_templates()
-    assert len(templates) >= 8
+    assert len({canonicalize(template) for template in templates}) == len(templates) >= 8
     assert all(template.count("{}") == 1 for template in templates)
-    assert len({canonicalize(template.replace("{}", "x")) for template in templates}) == len(
-        templates
-    )
-    assert "a photo of a {}, a type of flower." in templates
 
 
 def test_comments_and_blank_lines_are_not_templates(write):
