@@ -15,6 +15,7 @@ FEATURES = {
     *("probe", "experiment", "search", "report", "compare"),
     *("robustness", "export", "publish", "demo"),
 }
+KNOWN_ROOMS = {*ROOMS, *FEATURES, "commands", "__main__", ""}
 # All other features know the core only.
 ALLOWED = {("publish", "report")}
 MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_MODULE_LINES = 80, 8, 400
@@ -88,13 +89,9 @@ def find_violations() -> set[str]:
     return found
 
 
-def test_every_module_is_in_a_room():
-    rooms = {find_room(name) for name in NAMES}
-    assert rooms <= {*ROOMS, *FEATURES, "commands", "__main__", ""}
-
-
 def test_imports_follow_the_rule_of_rooms_and_functions_are_small():
     found = find_violations()
+    found |= {name for name in NAMES if find_room(name) not in KNOWN_ROOMS}
     assert not found, "\n".join(["", *sorted(found)])
 
 

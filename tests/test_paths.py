@@ -120,20 +120,14 @@ def test_configurations_go_by_name(place, capsys):
     )
 
 
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no checkout")
 def test_what_commands_of_the_documentation_write_is_not_tracked():
-    if not (REPOSITORY / ".git").exists():
-        pytest.skip("this is no checkout")
     written = [
         *("metrics.json", "my-run/config.yaml", "my-run/report_test/report.html", "lora/adapter/x"),
         *("search/best.yaml", "nano_64px/report_test/report.html", "nano_64px/.lock-holder.json"),
         *("experiments/siglip_vs_baseline/work/x", "experiments/mine/table.md"),
     ]
     paths = [f"results/{name}" for name in written]
-    done = subprocess.run(
-        ["git", "check-ignore", "--no-index", *paths],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(REPOSITORY), "check-ignore", "--no-index", *paths]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == paths
