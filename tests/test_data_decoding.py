@@ -16,7 +16,6 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
 from PIL.Image import Image
-from transformers.image_transforms import convert_to_rgb
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import read_images
@@ -40,14 +39,6 @@ def draw_gradient(width: int = 8, height: int = 5) -> Image:
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([columns * 30, rows * 50, (rows + columns) * 20], axis=-1)
     return PIL.Image.fromarray(pixels.astype(np.uint8))
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr", "HSV"])
-def test_opaque_modes_convert_as_the_image_processor_does(mode: str) -> None:
-    image = draw_gradient().convert(mode)
-    decoded = decode_rgb(image)
-    assert decoded.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(decoded), convert_to_rgb(image, return_numpy=True))
 
 
 def read(content: bytes) -> np.ndarray:

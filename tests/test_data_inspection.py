@@ -95,13 +95,3 @@ def test_equal_bytes_of_another_shape_are_another_image(folder) -> None:
     PIL.Image.new("RGB", (2, 8)).save(folder / "train" / "a" / "tall.png")
     PIL.Image.new("RGB", (8, 2)).save(folder / "test" / "a" / "wide.png")
     assert load(folder).shared == []
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "P", "L", "CMYK", "1", "I;16"])
-def test_unusual_modes_pass(folder, mode) -> None:
-    image = draw_noise(7).convert("L" if mode == "I;16" else mode)
-    if mode == "I;16":
-        image = PIL.Image.fromarray(np.asarray(image).astype(np.uint16) * 256)
-    image.save(folder / "train" / "a" / ("odd.tif" if mode == "CMYK" else "odd.png"))
-    PIL.Image.new("RGB", (1, 1)).save(folder / "train" / "b" / "dot.png")
-    assert len(load(folder).splits["train"]) == 10

@@ -77,15 +77,6 @@ def test_without_a_cache_images_are_decoded_when_asked_for(rows, tmp_path):
     assert isinstance(open_pixels(rows, 64, BICUBIC, unusable), PixelDataset)
 
 
-def test_a_image_that_can_no_longer_be_read_is_named(tmp_path, caplog):
-    rows = load_folder(make_folder(tmp_path / "data"))
-    missing = tmp_path / "data" / "train" / "aster" / "0.png"
-    missing.unlink()
-    with pytest.raises(RunError, match=f"1 of 24 images cannot be read: {missing} .No such file"):
-        open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
-    assert not caplog.text
-
-
 def load_folder(directory):
     return load_data(DataArguments(data_dir=str(directory), pixel_cache=False)).splits["train"]
 
@@ -180,10 +171,10 @@ def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkey
 
 def test_every_broken_image_is_named_when_pixels_are_decoded(tmp_path):
     folder = make_folder(tmp_path / "data")
-    for number in (1, 2):
-        path = folder / "train" / "aster" / f"{number}.png"
-        path.write_bytes(path.read_bytes()[:-40])
     rows = load_folder(folder)
+    path = folder / "train" / "aster" / "1.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    path.with_name("2.png").unlink()
     with pytest.raises(
         RunError, match=r"2 of 24 images cannot be read: .*1\.png .*2\.png "
     ) as caught:

@@ -54,7 +54,7 @@ def as_mode(image, mode):
     return image.convert(mode)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
 def test_pixels_equal_the_checkpoints_processor_bit_for_bit(nano_dir, images, mode):
     processor = load_image_processor(str(nano_dir))
     images = [as_mode(image, mode) for image in images]

@@ -33,11 +33,7 @@ def _split_numbers(name: str) -> list[tuple[int, int, str]]:
 
 def is_text(name: str) -> bool:
     """Return whether a file in UTF-8 can hold a name; a file's name may be any bytes."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in name
+    return re.search("[\0\ud800-\udfff]", name) is None
 
 
 def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:

@@ -36,6 +36,7 @@ CHECKED_ROWS = 64
 SPARE_BYTES = 256 * 2**20
 
 logger = logging.getLogger(__name__)
+_warn_once = cache(logger.warning)
 
 
 @dataclass(frozen=True)
@@ -182,9 +183,3 @@ def _fill(directory: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None
     build(array)
     array.flush()
     write_json(directory / ENTRY_FILE, entry.describe_with(array))
-
-
-@cache
-def _warn_once(message: str) -> None:
-    if is_first_process():
-        logger.warning("%s", message)

@@ -69,9 +69,6 @@ class _MemoryBudget:
     """Bytes that all threads share; a thread that asks for more than is left waits."""
 
     def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
         self._used = 0
         self._changed = threading.Condition()
 
@@ -89,9 +86,6 @@ class _MemoryBudget:
 
 
 _budget = _MemoryBudget()
-if hasattr(os, "register_at_fork"):
-    # The threads that hold reservations do not exist in a forked worker.
-    os.register_at_fork(after_in_child=_budget.reset)
 # The same opened image may be in a list twice, and loading one is not thread-safe.
 _loading = threading.Lock()
 

@@ -68,18 +68,17 @@ def check_local_files(folder: Path) -> None:
     Raises:
         InputError: A file is missing, or a .mat file is not the original one.
     """
-    missing = [name for name in (LABELS, SPLIT_IDS) if not (folder / name).is_file()]
+    missing = [
+        f"{name} (MD5 sum {MD5_SUMS[name]})"
+        for name in (LABELS, SPLIT_IDS)
+        if not (folder / name).is_file() or _compute_md5(folder / name) != MD5_SUMS[name]
+    ]
     if not (_holds_images(folder / IMAGE_FOLDER) or (folder / ARCHIVE).is_file()):
         missing.append(f"{ARCHIVE} (or {IMAGE_FOLDER}/ with all {len(IMAGE_NAMES)} images)")
     if missing:
-        raise InputError(f"--data_dir {folder} lacks {' and '.join(missing)}.")
-    for name in (LABELS, SPLIT_IDS):
-        found = _compute_md5(folder / name)
-        if found != MD5_SUMS[name]:
-            raise InputError(
-                f"{folder / name} is not the original file: its MD5 sum is {found}, expected "
-                f"{MD5_SUMS[name]}. Download it again."
-            )
+        raise InputError(
+            f"--data_dir {folder} lacks the original {' and '.join(missing)}. Download it again."
+        )
 
 
 @contextmanager
@@ -203,7 +202,6 @@ def load_oxford(data_dir: str | None, url: str, protocol: str) -> DatasetDict:
         folder, images = prepare_download(url)
     else:
         folder = Path(data_dir)
-        check_local_files(folder)
         images = _prepare_local(folder)
     classes = scipy.io.loadmat(folder / LABELS)["labels"].ravel().astype(np.int64) - 1
     ids = scipy.io.loadmat(folder / SPLIT_IDS)
