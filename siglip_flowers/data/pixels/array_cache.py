@@ -97,9 +97,8 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
     except (OSError, ValueError, EOFError):
         # Not there, or cut off: np.load checks the file's length against its header.
         return None
-    if array.shape != entry.shape or array.dtype != np.dtype(entry.dtype):
-        return None
-    if found != entry.describe_with(array):
+    fits = (array.shape, array.dtype.name) == (entry.shape, entry.dtype)
+    if not fits or found != entry.describe_with(array):
         return None
     with suppress(OSError):  # the cache may be read-only
         os.utime(path / ENTRY_FILE)  # the time of the last use
@@ -168,18 +167,14 @@ def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
     with atomic_directory(path) as temporary:
-        _fill(temporary, entry, build)
-
-
-def _fill(directory: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -> None:
-    # A function of its own, so that the map is closed when the directory gets its name: Windows
-    # renames no file that is mapped.
-    file = directory / ARRAY_FILE
-    array = np.lib.format.open_memmap(file, mode="w+", dtype=entry.dtype, shape=entry.shape)
-    # Writing to a map whose disk turns out full kills the process; reserving raises an error.
-    if hasattr(os, "posix_fallocate"):
-        with file.open("r+b") as handle:
-            os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-    build(array)
-    array.flush()
-    write_json(directory / ENTRY_FILE, entry.describe_with(array))
+        file = temporary / ARRAY_FILE
+        array = np.lib.format.open_memmap(file, mode="w+", dtype=entry.dtype, shape=entry.shape)
+        # Writing to a map whose disk turns out full kills the process; reserving raises an error.
+        if hasattr(os, "posix_fallocate"):
+            with file.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
+        build(array)
+        array.flush()
+        write_json(temporary / ENTRY_FILE, entry.describe_with(array))
+        # Windows renames no directory with a file that is mapped.
+        del array

@@ -36,10 +36,6 @@ class PatchBudget:
         """Shape of a packed image."""
         return 1 + self.max_num_patches, 3 * self.patch_size**2
 
-    def scale(self, factor: float) -> "PatchBudget":
-        """Return the budget for images whose sides are ``factor`` times as long."""
-        return PatchBudget(self.patch_size, round(self.max_num_patches * factor**2))
-
 
 class Patches(NamedTuple):
     """A batch of images as patches.

@@ -5,7 +5,7 @@ float32 cross the bus. ``PixelNormalizer`` then gives exactly what the checkpoin
 processor would have given.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,9 +57,9 @@ class PixelBatch(dict[str, torch.Tensor]):
     """
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
-        """Return the batch with pixels and labels on the device, which need not wait for them."""
-        names = ("pixel_values", "labels")
-        moved = {name: self[name].to(device, non_blocking=True) for name in names}
+        """Return the batch with pixels and labels on the device; nobody waits for a GPU's copy."""
+        names, is_gpu = ("pixel_values", "labels"), torch.device(device).type == "cuda"
+        moved = {name: self[name].to(device, non_blocking=is_gpu) for name in names}
         return PixelBatch(self, **moved)
 
 
@@ -121,7 +121,9 @@ def get_image_size(processor: Any) -> ImageSize:
 
 def scale_size(size: ImageSize, factor: float) -> ImageSize:
     """Return the size of images whose sides are ``factor`` times as long."""
-    return size.scale(factor) if isinstance(size, PatchBudget) else round(size * factor)
+    if isinstance(size, PatchBudget):
+        return PatchBudget(size.patch_size, round(size.max_num_patches * factor**2))
+    return round(size * factor)
 
 
 def get_pixel_shape(size: ImageSize) -> tuple[int, ...]:
@@ -253,14 +255,24 @@ class PixelNormalizer:
         """
         if pixels.ndim == 4:
             return {"pixel_values": self(pixels)}
-        return prepare_patches(pixels, lambda colors: self._normalize(colors, 1, 1, 3))
+        patches = unpack_patches(pixels)
+        colors = patches.values.reshape(len(pixels), -1, 3)
+        values = self._normalize(colors, 2).reshape(patches.values.shape)
+        # The image processor pads what is normalized already.
+        values = values.masked_fill(patches.mask[..., None] == 0, 0)
+        return {
+            "pixel_values": values,
+            "pixel_attention_mask": patches.mask,
+            "spatial_shapes": patches.spatial_shapes,
+        }
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Map (B, 3, H, W) uint8, or float on the 0..255 scale, to normalized float32."""
-        return self._normalize(pixels, 1, -1, 1, 1)
+        return self._normalize(pixels, 1)
 
-    def _normalize(self, pixels: torch.Tensor, *shape: int) -> torch.Tensor:
-        """Normalize pixels whose colors lie along the axis of ``shape`` that is not 1."""
+    def _normalize(self, pixels: torch.Tensor, axis: int) -> torch.Tensor:
+        """Normalize pixels whose colors lie along an axis."""
+        shape = [-1 if number == axis else 1 for number in range(pixels.ndim)]
         # The processor rescales in float64 and rounds to float32 before it normalizes; to be
         # equal to the last bit, so does this (except on MPS, which has no float64).
         mean = torch.tensor(self.mean, device=pixels.device).view(shape)
@@ -271,24 +283,3 @@ class PixelNormalizer:
             scaled = pixels * self.rescale_factor
         # In place: at 384 pixels, temporaries of this size cost more than the arithmetic.
         return scaled.sub_(mean).div_(std)
-
-
-def prepare_patches(
-    packed: torch.Tensor, normalize: Callable[[torch.Tensor], torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Turn packed images (B, 1 + P, K) into what a NaFlex image processor gives.
-
-    Args:
-        packed: uint8, or float on the 0..255 scale.
-        normalize: Maps colors (B, N, 3) to normalized ones.
-    """
-    patches = unpack_patches(packed)
-    colors = patches.values.reshape(len(packed), -1, 3)
-    values = normalize(colors).reshape(patches.values.shape)
-    # The image processor pads what is normalized already.
-    values = values.masked_fill(patches.mask[..., None] == 0, 0)
-    return {
-        "pixel_values": values,
-        "pixel_attention_mask": patches.mask,
-        "spatial_shapes": patches.spatial_shapes,
-    }

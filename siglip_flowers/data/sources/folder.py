@@ -23,10 +23,11 @@ logger = logging.getLogger(__name__)
 
 def list_subfolders(folder: Path) -> dict[str, Path]:
     """Return the folders in a folder by name, in order, except hidden ones."""
-    with os.scandir(folder) as scanned:
-        entries = sorted(scanned, key=lambda entry: entry.name)
-    visible = [entry for entry in entries if not entry.name.startswith(HIDDEN_NAMES)]
-    return {entry.name: Path(entry.path) for entry in visible if entry.is_dir()}
+    return {
+        path.name: path
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and not path.name.startswith(HIDDEN_NAMES)
+    }
 
 
 def _is_image(path: str) -> bool:

@@ -41,12 +41,11 @@ def _choose_splits(loaded: DatasetDict, arguments: DataArguments) -> dict[str, D
     chosen: dict[str, Dataset] = {}
     for split in SPLIT_NAMES:
         name = getattr(arguments, f"{split}_split_name")
-        is_default = name == split
-        candidates = SPLIT_ALIASES[split] if is_default else (name,)
-        found = next((candidate for candidate in candidates if candidate in loaded), None)
-        if found is not None:
-            chosen[split] = loaded[found]
-        elif split == "train" or not (is_default or name == NO_SPLIT):
+        names = SPLIT_ALIASES[split] if name == split else (name,)
+        found = [each for each in names if each in loaded]
+        if found:
+            chosen[split] = loaded[found[0]]
+        elif split == "train" or name not in (split, NO_SPLIT):
             raise InputError(
                 f"The data set {arguments.dataset_name!r} has no split {name!r}, only "
                 f"{', '.join(loaded)}. Choose one with --{split}_split_name."

@@ -209,12 +209,8 @@ def load_oxford(data_dir: str | None, url: str, protocol: str) -> DatasetDict:
     splits = DatasetDict()
     for split, original in PROTOCOLS[protocol].items():
         rows = np.sort(ids[original].ravel()).astype(np.int64) - 1
-        splits[split] = Dataset.from_dict(
-            {
-                "image": [str(images.absolute() / IMAGE_NAMES[row]) for row in rows],
-                "label": classes[rows],
-            },
-            features=features,
-            split=datasets.NamedSplit(split),
-        )
+        paths = [str(images.absolute() / IMAGE_NAMES[row]) for row in rows]
+        columns = {"image": paths, "label": classes[rows]}
+        named = datasets.NamedSplit(split)
+        splits[split] = Dataset.from_dict(columns, features=features, split=named)
     return splits

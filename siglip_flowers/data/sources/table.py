@@ -258,10 +258,10 @@ def _divide(rows: Dataset, path: Path) -> dict[str, Dataset]:
         raise InputError(
             f"The column {SPLIT_COLUMN} of {path} {problem}. Use train, validation and test."
         )
-    numbers: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        numbers.setdefault(str(found[name]), []).append(row)
-    return {split: rows.select(chosen) for split, chosen in numbers.items()}
+    return {
+        split: rows.select([row for row, name in enumerate(names) if found[name] == split])
+        for split in dict.fromkeys(filter(None, found.values()))
+    }
 
 
 def load_table(data_dir: Path, arguments: DataArguments) -> dict[str, Dataset]:
