@@ -188,6 +188,11 @@ class CheckpointingTrainer(Trainer):
         output_dir, limit = self.args.output_dir, self.args.save_total_limit
         try:
             with self.throughput.paused():
+                # In each process the Trainer looks whether it exists, before it is filled.
+                if self.args.should_save:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    (staging / name).mkdir(parents=True)
+                self.accelerator.wait_for_everyone()
                 # The Trainer writes to, and removes old checkpoints from, its output directory.
                 self.args.output_dir, self.args.save_total_limit = str(staging), None
                 super()._save_checkpoint(model, trial)
