@@ -264,9 +264,7 @@ def small(tiny_dir, tmp_path_factory):
     return tiny_dir, make_folder(tmp_path_factory.mktemp("adapters") / "images")
 
 
-def test_weight_space_ensembles_and_a_missing_peft_are_refused_at_once(
-    small, tmp_path, capsys, monkeypatch
-):
+def test_a_missing_peft_is_refused_at_once(small, tmp_path, capsys, monkeypatch):
     run = tmp_path / "run"
     options = small_options(*small, run, "--lora_r", "2", "--head_init", "probe")
     assert train([*options, "--wise_ft", "0.5"]) == 2

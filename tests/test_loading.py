@@ -230,19 +230,3 @@ def test_freezing_names_exactly_the_parameters_that_train(tiny_dir, pooling, bef
     freeze(encoder, "head")
     assert trained_names(encoder) == set()
     assert all(p.requires_grad for p in model.classifier.parameters())
-
-
-@pytest.mark.parametrize(
-    "trainable, message",
-    [
-        ("last:99", "the encoder has 2 layers; use last:2 or all"),
-        ("last:0", "N >= 1"),
-        ("last", "use all, head or last:N"),
-        ("none", "use all, head or last:N"),
-    ],
-)
-def test_freezing_what_is_not_there_is_refused(tiny_dir, trainable, message):
-    encoder = load_classifier(str(tiny_dir), NAMES).vision_model
-    with pytest.raises(InputError, match=message):
-        freeze(encoder, trainable)
-    assert all(p.requires_grad for p in encoder.parameters())
