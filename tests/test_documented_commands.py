@@ -91,11 +91,9 @@ def split_command(text: str) -> tuple[str, list[str]]:
         place = words.index(scripts[0])
         return Path(scripts[0]).stem, words[place + 1 :]
     if words[:2] == ["python", "-m"] and len(words) > 2:
-        module, rest = words[2], words[3:]
-        if module == "siglip_flowers":
-            return (rest[0], rest[1:]) if rest else ("help", [])
-        package, _, name = module.partition(".")
-        return (name, rest) if package == "siglip_flowers" else (module, rest)
+        if words[2] != "siglip_flowers":
+            return words[2], words[3:]
+        words = ["siglip-flowers", *words[3:]]
     if words[0] == "siglip-flowers":
         return (words[1], words[2:]) if len(words) > 1 else ("help", [])
     return words[0], words[1:]
