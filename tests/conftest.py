@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: where the real photographs and the real small SigLIP lie."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,21 @@ def tiny_dir(nano_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.small_runs import make_two_towers
 
     return make_two_towers(tmp_path_factory.mktemp("tiny"), nano_dir)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium that asks nobody anything."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium is installed")
+    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update"]
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=chromium, args=options)
+        yield started
+        started.close()
 
 
 @pytest.fixture(scope="module", autouse=True)

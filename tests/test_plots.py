@@ -136,8 +136,8 @@ def test_a_confusion_matrix_has_every_count_and_name(classes):
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_of_any_script_are_drawn_or_escaped_with_one_note(caplog, monkeypatch):
-    monkeypatch.setattr(theme, "_LACKING", set())
+def test_names_of_any_script_are_drawn_or_escaped_with_one_note(caplog):
+    theme._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
         figure = draw_confusion(np.eye(7, dtype=int), [*NAMES, "\u4e2d\u6587", "\U00013000"])
         theme.to_image(figure)

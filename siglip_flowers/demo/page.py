@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,11 @@ NAME_BUTTONS = """() => {
 }"""
 
 
-class _PolicyHeader:
-    """ASGI middleware that adds the content security policy to every response."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                header = (b"content-security-policy", POLICY.encode("ascii"))
-                message["headers"] = [*message.get("headers", []), header]
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+async def _add_policy(request: Any, answer: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Add the content security policy to a response."""
+    response = await answer(request)
+    response.headers["content-security-policy"] = POLICY
+    return response
 
 
 def describe_classes(names: Sequence[str], dataset: str | None) -> str:
@@ -86,6 +77,7 @@ def serve_page(
         # Four seconds, which --help and bad usage do not need.
         import gradio
         from starlette.middleware import Middleware
+        from starlette.middleware.base import BaseHTTPMiddleware
 
         page = build_page(explainer, dataset, examples, Path(folder))
         page.queue(default_concurrency_limit=1)
@@ -98,7 +90,7 @@ def serve_page(
                 ssr_mode=False,
                 footer_links=[],
                 max_file_size=MAX_UPLOAD_BYTES,
-                app_kwargs={"middleware": [Middleware(_PolicyHeader)]},
+                app_kwargs={"middleware": [Middleware(BaseHTTPMiddleware, dispatch=_add_policy)]},
                 theme=gradio.themes.Default(
                     primary_hue="pink",
                     font=["system-ui", "sans-serif"],

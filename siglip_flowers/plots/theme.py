@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,10 +36,6 @@ _LETTER = 0.6
 _FONT = "DejaVu Sans"
 
 
-# Characters that no font has, after the first of them was reported.
-_LACKING: set[str] = set()
-
-
 @functools.cache
 def _read_characters(path: str) -> frozenset[int]:
     try:
@@ -61,19 +56,21 @@ def _find_font(char: str) -> str | None:
     return None
 
 
+@functools.cache
+def _warn_once() -> None:
+    logger.warning(
+        "No installed font has some characters of the names, so plots show escapes. Install a "
+        "font that has them, such as Noto Sans CJK."
+    )
+
+
 def make_drawable(text: str) -> str:
     """Return a text as figures can show it: characters without a font become escapes."""
     shown = escape_unprintable(text, keep="\n")
     for char in sorted(set(shown) - {"\n"}):
         if _find_font(char) is None:
+            _warn_once()
             shown = shown.replace(char, char.encode("unicode_escape").decode("ascii"))
-            if not _LACKING:
-                logger.warning(
-                    "No installed font has the character %r (and maybe others), so plots show "
-                    "escapes. Install a font that has it, such as Noto Sans CJK.",
-                    char,
-                )
-            _LACKING.add(char)
     return shown
 
 
@@ -170,7 +167,7 @@ def to_image(figure: Figure, dpi: int = 100) -> Image.Image:
     """Return a figure as pixels."""
     buffer = io.BytesIO()
     _render(figure, buffer, format="png", dpi=dpi)
-    return Image.fromarray(np.asarray(Image.open(buffer).convert("RGB")))
+    return Image.open(buffer).convert("RGB")
 
 
 def to_svg(figure: Figure) -> str:

@@ -108,7 +108,8 @@ def build_card(
         dataset=run.dataset_title,
         headline={name: title for name, title in HEADLINE.items() if name in shown},
         intervals=bootstrap_headline(
-            predictions.labels, predictions.predicted, len(classes), hits=predictions.hits
+            *(predictions["label"], predictions["predicted"], len(classes)),
+            hits=predictions["hit"].to_numpy(),
         ),
         hardest=sorted(
             (row for row in classes if row["support"]), key=lambda row: (row["f1"], row["label"])

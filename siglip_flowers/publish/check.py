@@ -106,9 +106,10 @@ def check_published(
     """
     recorded = run.predictions
     names = rows.features["label"].names
-    if image_ids(rows) != recorded.ids or [names[n] for n in rows["label"]] != recorded.label_names:
+    found = {"image_id": image_ids(rows), "label_name": [names[label] for label in rows["label"]]}
+    if any(recorded[name].tolist() != values for name, values in found.items()):
         raise RunError(
-            f"The {len(rows)} test images found are not the {len(recorded.ids)} that the run was "
+            f"The {len(rows)} test images found are not the {len(recorded)} that the run was "
             "measured on; use the data options of the training."
         )
     chosen = np.linspace(0, len(rows) - 1, samples).astype(int).tolist()
@@ -123,14 +124,15 @@ def check_published(
             path = place / f"{row}{Path(value['path'] or '').suffix}"
             content = value["bytes"]
             path.write_bytes(Path(value["path"]).read_bytes() if content is None else content)
-            cases.append(("test images", path, recorded.top[row]))
+            top = recorded.loc[row, ["top_names", "top_probabilities"]]
+            cases.append(("test images", path, dict(zip(*top, strict=True))))
         for kind, path in write_odd_files(read_images(rows, chosen[:1])[0], place).items():
-            (found,) = ours.stream([path], TOP_K)
-            cases.append((kind, path, {each["label"]: each["score"] for each in found.results}))
+            (answer,) = ours.stream([path], TOP_K)
+            cases.append((kind, path, {each["label"]: each["score"] for each in answer.results}))
         answers = _replay(directory, [str(path) for _, path, _ in cases], native, place)
     differences: dict[str, float] = {}
     for number, (kind, path, expected) in enumerate(cases):
-        title = f"image {recorded.ids[int(path.stem)]}" if number < len(chosen) else kind
+        title = f"image {recorded['image_id'][int(path.stem)]}" if number < len(chosen) else kind
         compare_answers(title, expected, answers["loaded"][number])
         difference = measure_difference(expected, answers["pipeline"][number])
         if difference > TOLERANCE:

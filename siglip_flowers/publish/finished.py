@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow
 import pyarrow.parquet
 
@@ -24,33 +25,18 @@ COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_pr
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What the run recorded for the N images of the test split, in row order.
-
-    ``labels`` and ``predicted`` are (N,) int64; ``hits`` (N,) bool: the true class is among the
-    top five. ``top`` has the likeliest classes of each image with their probabilities.
-    """
-
-    ids: list[str]
-    labels: np.ndarray
-    label_names: list[str]
-    predicted: np.ndarray
-    hits: np.ndarray
-    top: list[dict[str, float]]
-
-
-@dataclass(frozen=True)
 class FinishedRun:
     """A run directory whose figures belong to its weights.
 
     ``metrics`` are those of ``metrics.json`` without paths of this machine, ``settings`` those of
-    ``config.yaml``.
+    ``config.yaml``. ``predictions`` has a row for each test image: ``COLUMNS``, ``predicted``, and
+    whether the true class is a ``hit``, among the top five.
     """
 
     directory: Path
     metrics: dict[str, Any]
     settings: dict[str, Any]
-    predictions: Predictions
+    predictions: pandas.DataFrame
 
     @property
     def model_dir(self) -> Path:
@@ -113,19 +99,12 @@ def read_finished_run(directory: Path) -> FinishedRun:
             f"The weights in {directory / files.MODEL_DIR} are not those that "
             f"{files.METRICS_FILE} measured (another SHA-256); restore the model of the run."
         )
-    rows = table.to_pandas()
-    labels = rows["label"].to_numpy(np.int64)
-    predictions = Predictions(
-        ids=rows["image_id"].tolist(),
-        labels=labels,
-        label_names=rows["label_name"].tolist(),
-        predicted=np.asarray([top[0] for top in rows["top_labels"]], dtype=np.int64),
-        hits=np.asarray([n in top for n, top in zip(labels, rows["top_labels"], strict=True)]),
-        top=[
-            dict(zip(names, shares.tolist(), strict=True))
-            for names, shares in zip(rows["top_names"], rows["top_probabilities"], strict=True)
-        ],
-    )
+    predictions = table.to_pandas()
+    predictions["predicted"] = predictions["top_labels"].str[0].astype(np.int64)
+    predictions["hit"] = [
+        label in top
+        for label, top in zip(predictions["label"], predictions["top_labels"], strict=True)
+    ]
     _check_figures(directory, test, predictions)
     run = FinishedRun(directory, metrics, settings, predictions)
     private = list_private_paths(settings, {run.base_model, run.dataset_id})
@@ -133,14 +112,14 @@ def read_finished_run(directory: Path) -> FinishedRun:
     return dataclasses.replace(run, metrics=hide_paths({**metrics, "model": model}, private))
 
 
-def _check_figures(directory: Path, test: Mapping[str, Any], predictions: Predictions) -> None:
+def _check_figures(directory: Path, test: Mapping[str, Any], predictions: pandas.DataFrame) -> None:
     """Raise RunError unless the figures of the test split follow from the predictions."""
-    labels, predicted = predictions.labels, predictions.predicted
+    labels, predicted = predictions["label"].to_numpy(), predictions["predicted"].to_numpy()
     macro = precision_recall_f1(labels, predicted)
     found = {
         "n": len(labels),
         "accuracy": accuracy(labels, predicted),
-        "top5_accuracy": float(np.mean(predictions.hits)),
+        "top5_accuracy": float(predictions["hit"].mean()),
         **{f"{name}_macro": value for name, value in macro.items()},
     }
     for name, value in found.items():

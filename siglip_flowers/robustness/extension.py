@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import align_columns
-from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import get_image_size
-from siglip_flowers.evaluation.predict import count_threads, prepare_engine, run_over
+from siglip_flowers.evaluation.predict import prepare_engine, run_over
 from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
 from siglip_flowers.metrics.bootstrap import accuracy_interval
 from siglip_flowers.metrics.statistics import paired_bootstrap
@@ -95,8 +94,6 @@ def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> 
     options = evaluation.pass_options
     engine = prepare_engine(evaluation.model, evaluation.processor, options.dtype)
     variants = [(CLEAN, 0), *((kind, strength) for kind in kinds for strength in STRENGTHS)]
-    # More threads would only compete with a model on the same cores.
-    threads = 1 if engine.device.type == "cpu" else count_threads()
 
     def score_batch(batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Return which are right: (B, variants) bool."""
@@ -106,8 +103,7 @@ def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> 
             kind, strength = variant
             return pixels if kind == CLEAN else corrupt(pixels, kind, strength, numbers)
 
-        changed = map_ahead(change, variants, workers=threads, ahead=threads)
-        predicted = [engine.classify(each).argmax(dim=1).cpu() for each in changed]
+        predicted = [engine.classify(each).argmax(dim=1).cpu() for each in map(change, variants)]
         return (torch.stack(predicted, dim=1) == batch["labels"][:, None]).numpy()
 
     correct = run_over(score_batch, evaluation.processor, evaluation.rows, options, "robustness")

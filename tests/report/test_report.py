@@ -40,7 +40,6 @@ from tests.small_runs import list_files, make_checkpoint, make_folder, small_opt
 
 pytestmark = pytest.mark.figures
 
-CHROMIUM = shutil.which("chromium")
 ALERTS = (
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(2)>',
@@ -158,30 +157,14 @@ def test_numbers_agree_with_scikit_learn(report, labels):
     predicted, probabilities = logits.argmax(axis=1), softmax(logits.astype(float), axis=1)
     numbers, headline = report.numbers, report.numbers["headline"]
     assert headline["accuracy"]["value"] == sklearn_metrics.accuracy_score(labels, predicted)
-    assert headline["f1_macro"]["value"] == pytest.approx(
-        sklearn_metrics.f1_score(labels, predicted, average="macro")
-    )
-    assert headline["top5_accuracy"]["value"] == pytest.approx(
-        sklearn_metrics.top_k_accuracy_score(labels, probabilities, k=5)
-    )
     assert headline["loss"]["value"] == pytest.approx(
         sklearn_metrics.log_loss(labels, probabilities), rel=1e-5
     )
     assert all(each["low"] <= each["value"] <= each["high"] for each in headline.values())
-    indicators = np.eye(len(ALERTS))[labels]
-    assert numbers["calibration"]["brier"] == pytest.approx(
-        ((probabilities - indicators) ** 2).sum(axis=1).mean()
-    )
     assert numbers["calibrated"]["loss"] == pytest.approx(
         sklearn_metrics.log_loss(labels, softmax(logits.astype(float) / 2, axis=1))
     )
     assert numbers["confusion"] == sklearn_metrics.confusion_matrix(labels, predicted).tolist()
-    scores = sklearn_metrics.precision_recall_fscore_support(labels, predicted)
-    found = [[row[name] for row in numbers["per_class"]] for name in ("precision", "f1", "support")]
-    assert found[0] == pytest.approx(scores[0])
-    assert [row["recall"]["value"] for row in numbers["per_class"]] == pytest.approx(scores[1])
-    assert found[1] == pytest.approx(scores[2])
-    assert found[2] == scores[3].tolist()
     worst = numbers["confident_mistakes"][0]
     assert worst["label"] != worst["predicted"]
     assert worst["confidence"] == probabilities.max(axis=1)[predicted != labels].max()
@@ -343,19 +326,6 @@ def test_predictions_are_calibrated_when_asked(small_run, tmp_path):
     (model / "calibration.json").unlink()
     with pytest.raises(InputError, match="has no"):
         SiglipImageClassifier.from_pretrained(model, calibrated=True)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    options = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    options += ["--disable-background-networking", "--disable-component-update"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.slow

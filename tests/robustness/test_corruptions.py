@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from PIL import Image
 
@@ -17,17 +16,6 @@ from siglip_flowers.robustness.corruptions import (
     scale_quality,
 )
 from tests.small_flowers import read_images
-
-
-def draw_images(side: int, count: int = 4) -> torch.Tensor:
-    """Return images with areas, edges and gradients: (count, 3, side, side) uint8."""
-    generator = np.random.default_rng(0)
-    grid = generator.random((count, 7, 7, 3))
-    big = scipy.ndimage.zoom(grid, (1, side / 7, side / 7, 1), order=1).clip(0, 1)
-    big[:, side // 4 : side // 2, side // 4 : side // 2] *= 0.3
-    fine = generator.random((count, side // 4, side // 4, 1)).repeat(4, 1).repeat(4, 2)
-    pixels = (255 * (0.8 * big[:, :side, :side] + 0.2 * fine)).round().astype(np.uint8)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +42,8 @@ def test_each_strength_is_farther_from_photographs_than_the_one_before(kind, pho
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_changed_alike_in_every_batch_and_otherwise_in_another_row(kind):
-    pixels = draw_images(32)
+def test_a_row_is_changed_alike_in_every_batch_and_otherwise_in_another_row(kind, photographs):
+    pixels = photographs[:4]
     before = pixels.clone()
     whole = corrupt(pixels, kind, 3, [5, 6, 7, 8])
     assert torch.equal(pixels, before)
@@ -78,8 +66,8 @@ def test_noise_has_its_deviation_by_the_side_of_the_image_and_photons_their_vari
 
 
 @pytest.mark.parametrize("angle", [-45.0, 30.0])
-def test_a_rotation_is_that_of_pillow(angle):
-    pixels = draw_images(64, 2)
+def test_a_rotation_is_that_of_pillow(angle, photographs):
+    pixels = photographs[:2]
     turned = rotate(pixels.float(), torch.tensor([angle, angle])).permute(0, 2, 3, 1).numpy()
     y, x = np.mgrid[:64, :64] - 31.5
     inside = np.hypot(x, y) < 30
@@ -90,12 +78,12 @@ def test_a_rotation_is_that_of_pillow(angle):
         assert np.abs(mine - expected)[inside].max() < 4
 
 
-def test_jpeg_is_pillow_with_the_quality_of_imagenet_c_scaled_by_the_side():
+def test_jpeg_is_pillow_with_the_quality_of_imagenet_c_scaled_by_the_side(photographs):
     qualities = (25, 18, 15, 10, 7)
     assert [scale_quality(quality, 224) for quality in qualities] == list(qualities)
     assert [scale_quality(quality, 64) for quality in qualities] == [71, 60, 52, 35, 24]
     assert min(scale_quality(7, side) for side in (8, 512, 4096)) >= 1
-    pixels = draw_images(64, 2)
+    pixels = photographs[:2]
     for image, mine in zip(pixels, corrupt(pixels, "jpeg", 2, [0, 1]), strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=60)
