@@ -210,7 +210,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"success": True, "commitOid": head, "commitUrl": url})
 
     def info(self, name: str, _: str | None, __: bytes) -> None:
-        repository = self.server.repositories[name]
+        repository = self.server.repositories.get(name)
+        if repository is None:
+            self._send(404, {"error": "no such model"}, {"X-Error-Code": "RepoNotFound"})
+            return
         siblings = [{"rfilename": path} for path in sorted(repository.files)]
         known = {"id": name, "sha": repository.head, "siblings": siblings, "tags": []}
         self._send(200, {**known, "private": False, "downloads": 0, "likes": 0})

@@ -9,8 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-import sysconfig
-import venv
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +41,7 @@ PUSHED = {
     *("metrics.json", "history.csv", "loss_plot.png", "accuracy_plot.png"),
 }
 STRANGER = """
-import importlib.util, json, sys
+import json, sys
 from transformers import pipeline
 images = json.load(sys.stdin)
 def classify(name, **options):
@@ -54,17 +53,14 @@ def refusal(call):
         call()
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-answers = json.dumps(
-    {
-        "has_package": importlib.util.find_spec("siglip_flowers") is not None,
-        "mean": classify("garden/mean"),
-        "untrusted": refusal(lambda: classify("garden/map")),
-        "map": classify("garden/map", trust_remote_code=True),
-    }
-)
+answers = {
+    "mean": classify("garden/mean"),
+    "untrusted": refusal(lambda: classify("garden/map")),
+    "map": classify("garden/map", trust_remote_code=True),
+}
 # Asked whether to trust the code, the library has printed its question on this line.
 print()
-print(answers)
+print(json.dumps({**answers, "has_package": "siglip_flowers" in sys.modules}))
 """
 BOTH = pytest.mark.parametrize("name", ["map", pytest.param("mean", marks=pytest.mark.slow)])
 
@@ -307,26 +303,12 @@ def test_answers_are_compared_by_class_and_score():
             compare_answers("x", recorded, found)
 
 
-def build_bare_environment(directory: Path) -> Path:
-    """Make a virtual environment with all of this one's packages but ours; return its Python."""
-    venv.create(directory, with_pip=False, symlinks=True)
-    python = directory / "bin" / "python"
-    (target,) = directory.glob("lib/python*/site-packages")
-    for source in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(source).iterdir():
-            # Nor the file that makes an editable installation of ours importable.
-            ours = entry.name.startswith(("siglip_flowers", "__editable__"))
-            if not ours and entry.suffix != ".pth" and not (target / entry.name).exists():
-                (target / entry.name).symlink_to(entry)
-    return python
-
-
 @pytest.mark.slow
 def test_strangers_get_the_recorded_scores_without_this_package(garden, tmp_path):
     runs = {name: garden.run(name) for name in ("map", "mean")}
     images = sorted((garden.images / "test").rglob("*.png"))
     done = subprocess.run(
-        [build_bare_environment(tmp_path / "venv"), "-I", "-c", STRANGER],
+        [sys.executable, "-I", "-c", STRANGER],
         input=json.dumps([str(path) for path in images]),
         env=stranger_environment(garden.hub.endpoint, tmp_path / "home"),
         cwd=tmp_path,
