@@ -1,4 +1,4 @@
-"""One function, four sources: which one is meant, and what all have in common."""
+"""Which source is meant, and how options thin its splits."""
 
 import logging
 import re
@@ -6,22 +6,12 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import ClassLabel, Image
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import check_data_arguments, image_ids, load_data
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.load import resolve_source
-
-
-@pytest.fixture(scope="module")
-def procedural():
-    return load_data(
-        DataArguments(
-            data_source="procedural", procedural_images_per_class=5, procedural_image_size=16
-        )
-    )
 
 
 def test_the_source_follows_from_the_other_options(tmp_path) -> None:
@@ -33,20 +23,6 @@ def test_the_source_follows_from_the_other_options(tmp_path) -> None:
     (tmp_path / "setid.mat").write_bytes(b"")
     assert resolve_source(DataArguments(data_dir=folder)) == "oxford"
     assert resolve_source(DataArguments(data_source="procedural")) == "procedural"
-
-
-def test_the_procedural_source_says_so_and_has_the_common_shape(procedural) -> None:
-    assert procedural.source == procedural.split_protocol == "procedural"
-    assert "procedural" in procedural.description
-    assert [len(dataset) for dataset in procedural.splits.values()] == [306, 102, 102]
-    assert list(procedural.splits) == ["train", "validation", "test"]
-    for dataset in procedural.splits.values():
-        assert dataset.column_names == ["image", "label"]
-        assert isinstance(dataset.features["image"], Image)
-        assert isinstance(dataset.features["label"], ClassLabel)
-        assert set(get_labels(dataset)) == set(range(102))
-        assert len(set(image_ids(dataset))) == len(dataset)
-    assert len(set(procedural.class_names)) == 102
 
 
 @pytest.fixture(scope="module")
