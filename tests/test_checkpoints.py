@@ -84,7 +84,8 @@ def test_a_checkpoint_is_whole_or_absent_at_every_moment(tmp_path, monkeypatch, 
     assert sorted(os.listdir(tmp_path)) == [f"checkpoint-{step}" for step in list_steps(tmp_path)]
 
 
-def test_a_whole_checkpoint_is_not_replaced(tmp_path):
+def test_a_checkpoint_replaces_one_of_its_step(tmp_path):
     make_steps(tmp_path, 3)
     publish_checkpoint(write_files(tmp_path / "staged", "other"), tmp_path / "checkpoint-3")
-    assert (tmp_path / "checkpoint-3" / "part" / "model.safetensors").read_text() == "weights"
+    assert (tmp_path / "checkpoint-3" / "part" / "model.safetensors").read_text() == "other"
+    assert os.listdir(tmp_path) == ["checkpoint-3"]

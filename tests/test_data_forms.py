@@ -217,6 +217,7 @@ def test_all_flowers_get_the_original_order_whatever_the_spelling() -> None:
     [
         ["c9", "c10", "rose"],
         ["8", "9" * 5000],
+        ["-2", "0.25", "0.5", "9", "10"],
     ],
 )
 def test_other_names_get_their_natural_order(names) -> None:
@@ -349,11 +350,20 @@ DIVIDED: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {
         "8/2/10",
         VALIDATION_CUT,
     ),
-    "a test split without labels": (
-        {"t.csv": {**BOTH, "label": ["a", "", "b", ""] * 5, "split": ["train", "test"] * 10}},
-        "6/2/2",
-        "cut at random from one table, seed 0",
-    ),
+    **{
+        f"a test split of labels {none!r}": (
+            {
+                "t.csv": {
+                    **BOTH,
+                    "label": ["a", none, "b", none] * 5,
+                    "split": ["train", "test"] * 10,
+                }
+            },
+            "6/2/2",
+            "cut at random from one table, seed 0",
+        )
+        for none in ("", "-1")
+    },
 }
 
 

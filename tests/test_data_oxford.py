@@ -289,6 +289,20 @@ def test_a_complete_download_need_only_be_renamed(mirror, tmp_path) -> None:
     assert mirror.requests == []
 
 
+def test_a_part_of_another_longer_file_is_forgotten(mirror, tmp_path) -> None:
+    (tmp_path / "setid.mat.part").write_bytes(bytes(9001))
+    with pytest.raises(RunError, match="416"):
+        oxford._download_file(mirror.url, tmp_path / "setid.mat")
+    oxford._download_file(mirror.url, tmp_path / "setid.mat")
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file")
+    with pytest.raises(RunError, match=r"to \S+/file/.*; set HF_DATASETS_CACHE"):
+        oxford.load_oxford(None, "http://127.0.0.1:9", "swapped")
+
+
 @pytest.mark.parametrize(
     "url, reason",
     [("http://127.0.0.1:9", "refused"), ("{}/nowhere", "HTTP Error 404"), ("http://[", r".+")],

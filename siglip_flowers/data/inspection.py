@@ -260,7 +260,7 @@ def _find_shared(splits: DatasetDict, digests: Digests) -> list[SharedImage]:
 
 
 def _report_shared(shared: list[SharedImage], *, is_oxford: bool, allowed: bool) -> None:
-    """Warn of images in two splits, or refuse them if the published data set has them not."""
+    """Warn of images in two splits, or refuse those that the published data set does not have."""
     known = KNOWN_SHARED if is_oxford else frozenset()
     unknown = [pair for pair in shared if frozenset((pair[1], pair[3])) not in known]
     listing = abbreviate([f"{a}/{i} = {b}/{j}" for a, i, b, j in unknown or shared])

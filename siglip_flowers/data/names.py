@@ -22,6 +22,7 @@ def normalize_name(name: str) -> str:
     return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['’`?]", "", name.casefold())).split())
 
 
+_NUMBER = re.compile(r"[+-]?\d{1,100}(\.\d{1,100})?")
 _POSITIONS = {normalize_name(name): position for position, name in enumerate(FLOWER_NAMES)}
 
 
@@ -50,6 +51,8 @@ def order_names(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
         InputError: A name that is empty or not UTF-8 text.
     """
     given = sorted(set(names), key=lambda name: (_split_numbers(name), name))
+    if all(_NUMBER.fullmatch(name) for name in given):
+        given.sort(key=lambda name: (float(name), name))
     for name in given:
         if not name.strip() or not is_text(name):
             raise InputError(

@@ -55,7 +55,7 @@ def visit_images(
 
     Args:
         dataset: With the columns ``image`` and ``label``.
-        visit: May raise ImageError.
+        visit: May raise ImageError or OSError.
         workers: Threads. Pillow lets other threads run while it decodes.
         description: The label of the progress bar, which is shown on a terminal.
 
@@ -70,7 +70,7 @@ def visit_images(
         for row, value in enumerate(values, start):
             try:
                 visit(row, value)
-            except ImageError as error:
+            except (ImageError, OSError) as error:
                 problems[row] = str(error)
         return len(values)
 

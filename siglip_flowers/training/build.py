@@ -1,6 +1,7 @@
 """Build a run: check its arguments, build its model and its Trainer."""
 
 import copy
+import logging
 import math
 import os
 import sys
@@ -77,6 +78,11 @@ from siglip_flowers.training.objectives import build_classification, build_contr
 from siglip_flowers.training.output import check_output_dir
 from siglip_flowers.training.trainer import SiglipTrainer
 
+logger = logging.getLogger(__name__)
+
+# Released encoders, from base size up, lose their features at higher rates than this.
+HIGHEST_USUAL_LEARNING_RATE, BASE_HIDDEN_SIZE = 5e-5, 768
+
 
 @dataclass
 class RunArguments:
@@ -141,6 +147,15 @@ def check_arguments(arguments: RunArguments) -> None:
         check_peft()
     if needs_text_tower(options):
         check_text_tower(checkpoint)
+    is_released = vision_config.hidden_size >= BASE_HIDDEN_SIZE and not model.from_scratch
+    is_tuned = model.trainable != "head" and model.lora_r is None
+    if is_released and is_tuned and training.learning_rate > HIGHEST_USUAL_LEARNING_RATE:
+        logger.warning(
+            "--learning_rate %g is high for a released SigLIP encoder, which tends to lose its "
+            "features above %g; 1e-5 to 3e-5 is usual.",
+            training.learning_rate,
+            HIGHEST_USUAL_LEARNING_RATE,
+        )
 
 
 def fits_on_features(arguments: RunArguments) -> bool:

@@ -74,22 +74,28 @@ def had_ended(checkpoint: Path) -> bool:
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Give a complete checkpoint its name, unless the step has a whole one already."""
-    if is_whole(final):
-        return
+    """Give a complete checkpoint its name, in place of another one of its step.
+
+    On a signal the last step of an epoch is saved again, with the evaluation of the epoch.
+    """
     write_manifest(staged)
-    remove_checkpoint(final)
+    replaced = _hide(final)
     staged.rename(final)
     _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; its name disappears at once, however long its files take."""
+    shutil.rmtree(_hide(path), ignore_errors=True)
+
+
+def _hide(path: Path) -> Path:
+    hidden = path.with_name(REMOVED + path.name)
+    shutil.rmtree(hidden, ignore_errors=True)
     if path.exists():
-        hidden = path.with_name(REMOVED + path.name)
-        shutil.rmtree(hidden, ignore_errors=True)
         path.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+    return hidden
 
 
 def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> None:

@@ -87,11 +87,20 @@ def _lock_cache(name: str) -> Iterator[Path]:
 
     The machine's other processes wait here, outside any collective, so that none can time out,
     however long a download takes.
+
+    Raises:
+        RunError: The directory cannot be written, or the disk is full.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "siglip_flowers_oxford"
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{name}.lock"):
-        yield cache
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{name}.lock"):
+            yield cache
+    except OSError as error:
+        raise RunError(
+            f"Cannot write the Flowers102 files to {cache} ({error.strerror or error}). They need "
+            "about 700 MB; set HF_DATASETS_CACHE to another directory."
+        ) from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -143,6 +152,9 @@ def _download_file(url: str, path: Path) -> None:
         if not (part.is_file() and _compute_md5(part) == expected):
             _request(url, part)
     except (OSError, ValueError, http.client.HTTPException) as error:
+        if getattr(error, "code", None) == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # As long as the file there, or longer, and another one.
+            part.unlink(missing_ok=True)
         reason = str(error).strip("<>") or type(error).__name__
         raise RunError(
             f"Cannot download {url} ({reason}). The same command resumes it; offline, pass "

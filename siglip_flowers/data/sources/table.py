@@ -93,7 +93,7 @@ def _read_labels(dataset: Dataset, column: str) -> list[str | None]:
         names = dict(enumerate(feature.names))
         return [names.get(value) or None for value in values]
     # Numbers without names have no sign for "no label" but -1 in every row.
-    if set(values) == {-1}:
+    if {str(value) for value in values if value is not None} == {"-1"}:
         return [None] * len(values)
     return [None if value in (None, "") else str(value) for value in values]
 
