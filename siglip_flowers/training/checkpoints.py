@@ -23,8 +23,9 @@ from siglip_flowers.training.callbacks import Throughput
 CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
-# Hidden names: being written, being removed.
-STAGING_DIR, REMOVED = ".writing", ".removed-"
+# Hidden names: being written, being removed, or replaced by another one of the same step.
+STAGING_DIR = ".writing"
+REMOVED, REPLACED = ".removed-", ".replaced-"
 # The weights and two moments of AdamW, in float32.
 BYTES_PER_PARAMETER = 12
 # Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
@@ -74,28 +75,27 @@ def had_ended(checkpoint: Path) -> bool:
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:
-    """Give a complete checkpoint its name, in place of another one of its step.
+    """Give a complete checkpoint its name, replacing one of the same step.
 
-    On a signal the last step of an epoch is saved again, with the evaluation of the epoch.
+    That one may be of before the evaluation of an epoch, which a resumed run would not make up for.
     """
     write_manifest(staged)
-    replaced = _hide(final)
+    replaced = final.with_name(REPLACED + final.name)
+    if final.exists():
+        remove_checkpoint(replaced)
+        final.rename(replaced)
     staged.rename(final)
     _flush(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_checkpoint(replaced)
 
 
 def remove_checkpoint(path: Path) -> None:
     """Remove a checkpoint; its name disappears at once, however long its files take."""
-    shutil.rmtree(_hide(path), ignore_errors=True)
-
-
-def _hide(path: Path) -> Path:
-    hidden = path.with_name(REMOVED + path.name)
-    shutil.rmtree(hidden, ignore_errors=True)
     if path.exists():
+        hidden = path.with_name(REMOVED + path.name.lstrip("."))
+        shutil.rmtree(hidden, ignore_errors=True)
         path.rename(hidden)
-    return hidden
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> None:
@@ -110,8 +110,12 @@ def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> 
 
 
 def clear_leftovers(directory: Path) -> None:
-    """Remove what a killed process left unfinished."""
-    for pattern in (STAGING_DIR, f"{REMOVED}*", ".start.*"):
+    """Remove what a killed process left unfinished; a whole checkpoint gets its name back."""
+    for path in directory.glob(f"{REPLACED}{CHECKPOINT_PREFIX}*"):
+        final = path.with_name(path.name.removeprefix(REPLACED))
+        if is_whole(path) and not final.exists():
+            path.rename(final)
+    for pattern in (STAGING_DIR, f"{REMOVED}*", f"{REPLACED}*", ".start.*"):
         for path in directory.glob(pattern):
             shutil.rmtree(path)
     for path in directory.glob(f"{CHECKPOINT_PREFIX}*"):
