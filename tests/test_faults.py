@@ -170,6 +170,22 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_resumes(
     check_same(tmp_path / "run", undisturbed)
 
 
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_evaluation(options, disturb, tmp_path):
+    """The checkpoint of the step itself is replaced by one that knows the evaluation."""
+
+    def strike(step, loss):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    disturb(strike)
+    epochs = ("--eval_strategy", "epoch", "--load_best_model_at_end", "false")
+    assert train_command.main(options("run", *epochs)) == 143
+    state = tmp_path / "run" / "checkpoints" / "checkpoint-9" / "trainer_state.json"
+    rows = json.loads(state.read_text())["log_history"]
+    assert [row["step"] for row in rows if "eval_validation_loss" in row] == [9]
+
+
 def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
     options, disturb, tmp_path
 ):
