@@ -67,6 +67,10 @@ def test_a_bad_value_is_refused_and_a_good_one_is_not(name, good, bad, message, 
     ("options", "message"),
     [
         ({"lr_scheduler_kwargs": {"gamma": 1}}, "lr_scheduler_type cosine: .*'gamma'"),
+        (
+            {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": {"gamma": 1}},
+            "it has no settings",
+        ),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
         ({"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 7}, "multiple"),

@@ -84,6 +84,9 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
         schedule = SchedulerType(self.lr_scheduler_type).value
         try:
+            # Those that are constant have no settings, and transformers ignores what is given.
+            if schedule.startswith("constant") and self.lr_scheduler_kwargs:
+                raise ValueError("it has no settings")
             get_scheduler(schedule, optimizer, 0, 10, self.lr_scheduler_kwargs)
         except (TypeError, ValueError) as error:
             raise InputError(
