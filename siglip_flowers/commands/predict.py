@@ -97,8 +97,13 @@ def _write_predictions(
     heading, format_image = choose_formatter(options, found)
     total = broken = 0
     listed = STANDARD_INPUT in found
-    # A bar only on a terminal.
-    with tqdm(total=None if listed else len(found), unit="image", disable=None, leave=False) as bar:
+    with tqdm(
+        total=None if listed else len(found),
+        unit="image",
+        # A bar would be drawn into results on the terminal; None hides it if there is none.
+        disable=output.isatty() or None,
+        leave=False,
+    ) as bar:
         output.write(heading)
         for prediction in classifier.stream(insert_list(found, sys.stdin), options.top_k):
             name = str(prediction.source)

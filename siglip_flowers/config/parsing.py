@@ -246,9 +246,10 @@ def _to_bool(text: str) -> bool:
 def _to_number(kind: type[int] | type[float], text: str) -> float:
     try:
         value = kind(text)
-    except ValueError:
+        finite = math.isfinite(value)
+    except (OverflowError, ValueError):
         raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from None
-    if not math.isfinite(value):
+    if not finite:
         raise argparse.ArgumentTypeError(f"invalid float value: {text!r} (use a finite number)")
     return value
 

@@ -168,6 +168,16 @@ _TRAINER_RULES = (
         "--eval_strategy no",
     ),
     Rule(
+        lambda o: (
+            o.load_best_model_at_end
+            and o.save_strategy == o.eval_strategy == "steps"
+            and ((o.eval_steps or o.logging_steps) < 1) != (o.save_steps < 1)
+        ),
+        "--load_best_model_at_end requires --save_steps and --eval_steps to be both steps or both "
+        "shares; change one, or add --load_best_model_at_end false.",
+        "--eval_strategy steps --save_strategy steps --eval_steps 0.5 --save_steps 6",
+    ),
+    Rule(
         lambda o: o.fp16 and bool(o.bf16),
         "--fp16 and --bf16 contradict each other; remove one of them.",
         "--fp16 --bf16",

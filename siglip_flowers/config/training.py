@@ -83,15 +83,18 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         """Raise InputError unless the schedule takes its settings."""
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
         schedule = SchedulerType(self.lr_scheduler_type).value
+        settings = self.lr_scheduler_kwargs or {}
         try:
-            # Those that are constant have no settings, and transformers ignores what is given.
-            if schedule.startswith("constant") and self.lr_scheduler_kwargs:
+            # transformers ignores those of a constant schedule; the run decides on the others.
+            if schedule.startswith("constant") and settings:
                 raise ValueError("it has no settings")
-            get_scheduler(schedule, optimizer, 0, 10, self.lr_scheduler_kwargs)
-        except (TypeError, ValueError) as error:
+            for name in {"last_epoch", "mode"} & settings.keys():
+                raise ValueError(f"{name} cannot be set")
+            get_scheduler(schedule, optimizer, 0, 10, settings)
+        except (ArithmeticError, TypeError, ValueError) as error:
             raise InputError(
                 f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} does not fit "
-                f"--lr_scheduler_type {schedule}: {error}."
+                f"--lr_scheduler_type {schedule}: {str(error).rstrip('.')}."
             ) from error
 
     @property

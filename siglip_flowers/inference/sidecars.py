@@ -85,6 +85,8 @@ def load_ood_detector(model: str | os.PathLike[str]) -> OodDetector | None:
             raise ValueError(f"its score is {score!r}")
         if means is not None:
             means = np.asarray(means, dtype=np.float32)
+            if means.ndim != 2:
+                raise ValueError("its class means are not a table")
         return OodDetector(score, float(facts["threshold"]), facts["accepted"], means)
 
     remedy = f"Fit it again with 'siglip-flowers threshold --model {model}', or pass --no_threshold"

@@ -210,8 +210,9 @@ def check_processor(checkpoint: str, processor: Any) -> None:
         _check_size(file, "max_num_patches", processor.max_num_patches, SIZE_LIMITS["num_patches"])
     try:
         PIL.Image.Resampling(processor.resample)
-        white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-        usable = bool(PixelNormalizer(processor)(white).isfinite().all())
+        black_and_white = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
+        black, white = PixelNormalizer(processor)(black_and_white).unbind(3)
+        usable = bool((white.isfinite() & (white > black)).all())
     except MALFORMED:
         usable = False
     if not usable:

@@ -78,7 +78,7 @@ def read_search(argv: list[str]) -> Search:
     """Read a search from a command line.
 
     Raises:
-        InputError: As ``parse_arguments``; a bad search space.
+        InputError: As :meth:`Command.parse`; a bad search space.
     """
     kinds = (*get_type_hints(RunArguments).values(), SearchArguments)
     *parts, options = Command("", "", kinds, defaults=DEFAULTS).parse(argv)
