@@ -95,7 +95,7 @@ def build_card(
         model_id=options.hub_model_id or options.model_name,
         name=options.model_name,
         native=not hasattr(config, "auto_map"),
-        plots=PLOTS,
+        plots={name: title for name, title in PLOTS.items() if (run.directory / name).is_file()},
         weights=digest_weight_files(directory),
         differences=differences,
         options=options,

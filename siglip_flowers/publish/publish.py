@@ -127,9 +127,10 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def write_figures(run: FinishedRun, directory: Path) -> None:
-    """Write metrics, history and plots of a run."""
+    """Write metrics of a run, and what it has of history and plots; a probe has none."""
     for name in (*PLOTS, "history.csv"):
-        shutil.copy(run.directory / name, directory)
+        if (run.directory / name).is_file():
+            shutil.copy(run.directory / name, directory)
     # The tensors are the same, but the metadata of the file may differ.
     metrics: dict[str, Any] = {**run.metrics, "weights": files.digest_weight_files(directory)}
     metrics["model"] = {key: value for key, value in metrics["model"].items() if key != "local"}

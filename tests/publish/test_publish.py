@@ -31,10 +31,16 @@ from siglip_flowers.publish.card import TEST_METRICS, build_card
 from siglip_flowers.publish.check import LOAD_IMAGE, NOT_LOADED, compare_answers, write_odd_files
 from siglip_flowers.publish.finished import PREDICTIONS_FILE, read_finished_run
 from siglip_flowers.publish.options import PublishArguments
-from siglip_flowers.publish.publish import AUTO_MAP, MODELING_FILE, check_hub_access, push_directory
+from siglip_flowers.publish.publish import (
+    AUTO_MAP,
+    MODELING_FILE,
+    check_hub_access,
+    push_directory,
+    write_figures,
+)
 from tests.publish.hub_server import TOKEN, Fault
 from tests.publish.small_hub import ODD_NAME, open_garden, stranger_environment
-from tests.small_runs import small_options
+from tests.small_runs import list_files, small_options
 
 PUSHED = {
     *("README.md", "config.json", "preprocessor_config.json", "model.safetensors"),
@@ -271,6 +277,15 @@ def test_a_run_whose_files_do_not_belong_together_is_refused(copied, spoil, kind
     spoil(copied)
     with pytest.raises(kind, match=message):
         read_finished_run(copied)
+
+
+def test_a_run_without_plots_and_history_is_published_without_them(copied, tmp_path):
+    for path in (*copied.glob("*_plot.png"), copied / "history.csv"):
+        path.unlink()
+    out = tmp_path / "out"
+    out.mkdir()
+    write_figures(read_finished_run(copied), out)
+    assert list_files(out) == ["metrics.json"]
 
 
 @pytest.mark.slow
