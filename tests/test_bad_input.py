@@ -160,11 +160,11 @@ def test_eval_can_be_pointed_at_another_source_than_the_models_own(refuse, train
 
 @pytest.mark.parametrize("variable", ["HF_HOME", "SIGLIP_FLOWERS_CACHE"])
 def test_a_cache_directory_that_cannot_be_made_is_named_with_its_variable(
-    variable, tmp_path, monkeypatch, capsys
+    variable, tmp_path, trained, monkeypatch, capsys
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(variable, str(tmp_path / "file" / "cache"))
-    assert eval_command.main(["--model", str(tmp_path)]) == 2
+    assert eval_command.main(["--model", str(trained)]) == 2
     message = capsys.readouterr().err
     assert f"The cache directory {tmp_path / 'file' / 'cache'} cannot be created" in message
     assert f"Set {variable} to another directory" in message

@@ -101,17 +101,19 @@ def format_markdown(
         findings = {**comparison.measures, "test_accuracy": comparison.accuracy}
         cells = [_format_difference(findings[key], *form) for key, _, *form in MEASURES]
         differences.append([name, comparison.minus, *cells])
+    contrasts = [
+        f"- {describe_finding(finding, name, 100, 'points')}"
+        for name, finding in analysis.contrasts.items()
+    ]
+    if contrasts:
+        contrasts[:0] = ["", "## Contrasts of test accuracy, with Holm's correction", ""]
     lines = [
         *(f"# {plan.options.name}", "", *(f"- {sentence}" for sentence in conclusion)),
         *("", "## Arms", "", "Mean ± standard deviation over seeds.", ""),
         *format_markdown_table(arms),
         *("", "## Differences", "", "Mean and 95 % interval.", ""),
         *format_markdown_table(differences),
-        *("", "## Contrasts of test accuracy, with Holm's correction", ""),
-        *(
-            f"- {describe_finding(finding, name, 100, 'points')}"
-            for name, finding in analysis.contrasts.items()
-        ),
+        *contrasts,
         *(
             "",
             f"Commit at the start: {facts['commit']}. Measures are defined in docs/experiment.md.",
