@@ -50,16 +50,15 @@ def enter_run(name: str) -> str:
     return str(inner) if (inner / "config.json").is_file() else name
 
 
-def check_model(name: str) -> None:
-    """Check that a model is there, before anything is loaded.
+def is_local_model(name: str) -> bool:
+    """Return whether a name is that of a local model; else it is a Hub id.
 
     Raises:
-        InputError: The name is that of a file or of a directory without a model.
-        RunError: It is a Hub id, the Hub cannot be reached, and the model is not in the cache.
+        InputError: It is neither: a file, a directory without a model, or a path to nothing.
     """
     path = Path(name)
     if (path / "config.json").is_file():
-        return
+        return True
     if path.is_file():
         raise InputError(f"The model {name} is a file; name the directory that contains it.")
     if path.is_dir() or is_path(name):
@@ -69,6 +68,18 @@ def check_model(name: str) -> None:
             f"The model {name!r} is neither a directory nor a Hub id. Check the name; a Hub id has "
             "the form ORG/NAME."
         )
+    return False
+
+
+def check_model(name: str) -> None:
+    """Check that a model is there, before anything is loaded.
+
+    Raises:
+        InputError: See :func:`is_local_model`.
+        RunError: It is a Hub id, the Hub cannot be reached, and the model is not in the cache.
+    """
+    if is_local_model(name):
+        return
     # Half a second of imports, which local models do not need.
     from huggingface_hub import try_to_load_from_cache
 

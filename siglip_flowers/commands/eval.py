@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import CONFIG_FILE
+from siglip_flowers.base.paths import enter_run, is_local_model
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.main import (
@@ -16,7 +17,7 @@ from siglip_flowers.commands.main import (
     list_extension_rules,
     load_extensions,
 )
-from siglip_flowers.commands.models import find_model, follow_run
+from siglip_flowers.commands.models import follow_run
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
@@ -79,10 +80,10 @@ def evaluate(
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Check the options, and that a named model is there, before seconds of imports."""
+    """Check the options and the path of a model before seconds of imports; the Hub comes later."""
     options = COMMAND.parse(argv)[0]
     if options.model is not None and not options.zero_shot:
-        find_model(options.model)
+        is_local_model(enter_run(options.model))
     return argv
 
 

@@ -69,6 +69,11 @@ class SplitResult:
     metrics: dict[str, float]
     per_class: list[dict[str, Any]]
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """The predicted classes: (N,) int64."""
+        return self.logits.argmax(axis=1)
+
 
 def evaluate_split(
     model: SiglipClassifier,

@@ -101,7 +101,7 @@ class Evaluation:
         assert result is not None
         return bootstrap_headline(
             result.labels,
-            result.logits.argmax(axis=1),
+            result.predicted,
             len(self.model.class_names),
             hits=are_in_top_k(result.labels, result.logits, TOP_K),
             losses=activation_losses(result.logits, result.labels, self.model.config.activation),

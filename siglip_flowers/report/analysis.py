@@ -44,8 +44,7 @@ class Report:
     Attributes:
         evaluation: With the result of the pass.
         numbers: The contents of ``metrics.json``: names of classes and ids of images, no arrays.
-        predicted: The predicted classes (N,).
-        confidence: Their probabilities (N,).
+        confidence: The probabilities of the predicted classes (N,).
         map_rows: The images on the feature map (M,).
         map_places: Where they are on it (M, 2).
         thumbnails: A JPEG of every image that is shown, by split and id.
@@ -53,7 +52,6 @@ class Report:
 
     evaluation: Evaluation
     numbers: dict[str, Any]
-    predicted: np.ndarray
     confidence: np.ndarray
     map_rows: np.ndarray
     map_places: np.ndarray
@@ -70,7 +68,11 @@ class Report:
         """A caption of every image of the split, by its id."""
         names = self.numbers["class_names"]
         rows = zip(
-            self.result.ids, self.result.labels, self.predicted, self.confidence, strict=True
+            self.result.ids,
+            self.result.labels,
+            self.result.predicted,
+            self.confidence,
+            strict=True,
         )
         return {
             image: escape_unprintable(
@@ -101,7 +103,6 @@ def analyze(
     """
     result = evaluation.result
     assert result is not None
-    predicted = result.logits.argmax(axis=1)
     probabilities = calibration.to_probabilities(result.logits, evaluation.model.config.activation)
     numbers = _list_numbers(evaluation, splits, probabilities, temperature)
     numbers |= {
@@ -113,7 +114,7 @@ def analyze(
     map_rows, map_places = map_features(result.features, result.labels)
     thumbnails = _encode_thumbnails(numbers, splits, [result.ids[row] for row in map_rows])
     confidence = probabilities.max(axis=1)
-    return Report(evaluation, numbers, predicted, confidence, map_rows, map_places, thumbnails)
+    return Report(evaluation, numbers, confidence, map_rows, map_places, thumbnails)
 
 
 def _list_numbers(
@@ -127,7 +128,7 @@ def _list_numbers(
     assert result is not None
     labels, ids, names = result.labels, result.ids, list(evaluation.model.class_names)
     activation = evaluation.model.config.activation
-    predicted = result.logits.argmax(axis=1)
+    predicted = result.predicted
     confidence, correct = probabilities.max(axis=1), predicted == labels
     confusion = confusion_matrix(labels, predicted, labels=range(len(names)))
     wrong, right = np.flatnonzero(~correct), np.flatnonzero(correct)
@@ -243,7 +244,7 @@ def find_pairs(
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     found = [pair for pair in np.argwhere(confusion).tolist() if pair[0] != pair[1]]
     found.sort(key=lambda pair: (-confusion[*pair], -shares[*pair]))
-    predicted = result.logits.argmax(axis=1)
+    predicted = result.predicted
     pairs = []
     for label, other in found[:PAIRS]:
         rows = np.flatnonzero((result.labels == label) & (predicted == other))

@@ -105,7 +105,9 @@ def draw_risk_coverage(report: Report) -> Figure:
     axes = figure.add_subplot()
     theme.style_axes(axes)
     selective = report.numbers["selective"]
-    coverage, risk = risk_coverage(report.confidence, report.predicted == report.result.labels)
+    coverage, risk = risk_coverage(
+        report.confidence, report.result.predicted == report.result.labels
+    )
     axes.plot(100 * coverage, 100 * risk, color=theme.TRAIN_COLOR, linewidth=2)
     axes.axhline(100 * RISK, color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="coverage: images kept, %", ylabel="risk: errors among them, %", xlim=(0, 101))
@@ -135,7 +137,7 @@ def draw_feature_map(report: Report) -> Figure:
     rows, order = report.map_rows, report.numbers["class_order"]
     labels = report.result.labels[rows]
     colors = matplotlib.colormaps["hsv"](np.argsort(order) / len(order))
-    wrong = report.predicted[rows] != labels
+    wrong = report.result.predicted[rows] != labels
     x, y = report.map_places.T
     points = axes.scatter(
         x,

@@ -78,8 +78,10 @@ def find_duplicates(own: str, splits: Mapping[str, SplitImages]) -> list[tuple[i
     """
     if importlib.util.find_spec("imagehash") is None:
         return []
-    hashes = {name: hash_images(images) for name, images in splits.items()}
-    mirrored = hash_images(map(ImageOps.mirror, splits[own]))
+    # Each image is read once.
+    both = hash_images(each for image in splits[own] for each in (image, ImageOps.mirror(image)))
+    hashes = {name: hash_images(images) for name, images in splits.items() if name != own}
+    hashes[own], mirrored = both[::2], both[1::2]
     found = []
     for name, others in hashes.items():
         for row, asked in enumerate(zip(hashes[own], mirrored, strict=True)):

@@ -184,7 +184,7 @@ def describe_plan(
 
 def list_examples(test: SplitResult, data: ClassificationData, seed: int) -> list[Example]:
     """Return test images, right and wrong ones, with true class, predicted class, confidence."""
-    names, predicted = data.class_names, test.logits.argmax(axis=1)
+    names, predicted = data.class_names, test.predicted
     rows = choose_examples(test.labels, test.probabilities, EXAMPLES_RIGHT, EXAMPLES_WRONG, seed)
     return [
         (
@@ -244,8 +244,7 @@ def collect_results(
 ) -> FinalResults:
     """Return figures, example images and the confusion matrix of a finished run."""
     test = results["test"]
-    predicted = test.logits.argmax(axis=1)
-    counts = confusion_matrix(test.labels, predicted, labels=range(len(names)))
+    counts = confusion_matrix(test.labels, test.predicted, labels=range(len(names)))
     return FinalResults(
         metrics={split: dict(result.metrics) for split, result in results.items()},
         examples=examples,
