@@ -13,12 +13,8 @@ from transformers import SiglipVisionConfig, Trainer, TrainerCallback, TrainingA
 
 from benchmarks import usual_script
 from benchmarks.harness import Sample, Stopwatch, synchronize
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.data.pixels.tensors import PixelNormalizer
 from siglip_flowers.model.loading import (

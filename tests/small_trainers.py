@@ -5,12 +5,8 @@ from typing import Any
 
 from transformers import set_seed
 
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import RunArguments, build_model, build_trainer

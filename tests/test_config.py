@@ -6,8 +6,8 @@ from transformers import TrainingArguments
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main
-from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.config.saved import REFUSED, REMOVED
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.config.training_options import TrainingOptions
 
 
@@ -75,6 +75,7 @@ def test_a_bad_value_is_refused_and_a_good_one_is_not(name, good, bad, message, 
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "min_lr"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "num_decay_steps"),
         ({"save_strategy": "steps", "eval_strategy": "steps", "eval_steps": 7}, "multiple"),
+        ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
         ({"dataloader_prefetch_factor": 2, "dataloader_num_workers": 0}, "prefetch"),
     ],
 )

@@ -13,10 +13,10 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.main import list_extension_options
 from siglip_flowers.commands.train import COMMAND as TRAIN
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
-from siglip_flowers.config import SiglipTrainingArguments
 from siglip_flowers.config.fields import list_options
 from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.saved import dump_configuration, read_version
+from siglip_flowers.config.training import SiglipTrainingArguments
 from tests.conftest import REPOSITORY
 
 CONFIGS = sorted(

@@ -1,6 +1,6 @@
 """YAML files of options: those that users write, and the one that is saved with a run."""
 
-import enum
+import json
 import logging
 import re
 from pathlib import Path
@@ -39,13 +39,6 @@ _INSTEAD = {
     ),
     "label_names": "use --label_column_name for the column of labels.",
     "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
-    """
-    batch_eval_metrics ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
-    group_by_length ignore_data_skip include_for_metrics length_column_name log_level
-    neftune_noise_alpha prediction_loss_only remove_unused_columns
-    restore_callback_states_from_checkpoint save_only_model save_safetensors train_sampling_strategy
-    use_liger_kernel
-    """: "its value is fixed; remove it.",
 }
 REFUSED = {name: text for names, text in _INSTEAD.items() for name in names.split()}
 _OFF = """
@@ -199,20 +192,11 @@ def dump_configuration(*instances: Any) -> str:
     for instance in instances:
         values = {}
         for field in list_options(type(instance)):
-            value = _plain(getattr(instance, field.name))
+            # Members of enumerations become their values, and tuples lists.
+            value = json.loads(json.dumps(getattr(instance, field.name)))
             unset = value is None and field.default is None
             if field.name not in UNSAVED and not unset and value not in ([], {}, ""):
                 values[field.name] = value
         lines.append(f"# {type(instance).__name__}\n")
         lines.append(yaml.safe_dump(values, sort_keys=True, allow_unicode=True))
     return "".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -11,7 +11,8 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch import uint8 as torch_uint8
 
-from siglip_flowers.config import DataArguments, SiglipTrainingArguments
+from siglip_flowers.config import DataArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
 from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels, get_image_size

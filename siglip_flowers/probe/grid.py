@@ -12,13 +12,9 @@ from accelerate import PartialState
 
 from siglip_flowers.base.files import PROBE_GRID_FILE, write_text
 from siglip_flowers.base.text import format_csv
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.saved import dump_configuration
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.features import FittedHead, load_split_features

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
 from siglip_flowers.base.text import abbreviate
-from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.training.checkpoints import list_checkpoints
 
 logger = logging.getLogger(__name__)

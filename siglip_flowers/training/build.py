@@ -18,12 +18,7 @@ from transformers import EvalPrediction, PrinterCallback
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config import (
-    AugmentationArguments,
-    DataArguments,
-    ModelArguments,
-    SiglipTrainingArguments,
-)
+from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.rules import (
     TRAIN_RULES,
     check_rules,
@@ -33,6 +28,7 @@ from siglip_flowers.config.rules import (
     uses_fsdp,
 )
 from siglip_flowers.config.saved import dump_configuration
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.tensors import (

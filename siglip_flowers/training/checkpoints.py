@@ -16,7 +16,7 @@ from transformers import Trainer
 
 from siglip_flowers.base.errors import RunError, explain_write_failure
 from siglip_flowers.base.files import measure_free_bytes, write_json
-from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.training.callbacks import Throughput
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from siglip_flowers.base.environment import computes_bfloat16
-from siglip_flowers.config import SiglipTrainingArguments
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.config.training_options import parse_optim_args
 
 # Of the iteration of Jordan et al.: the steepest slope at zero that stays bounded on [0, 1].
