@@ -1,7 +1,6 @@
 """Figures of README and the documentation are those of the committed result files."""
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,13 @@ from tests.conftest import REPOSITORY
 PAGES = list_pages()
 # A number with a unit, in either language.
 MEASURED = re.compile(
-    r"(?<![\w.,-])[+-]?\d[\d.,]*\s?(?:%|points?\b|images/s|[GM]B\b|times\b|minutes?\b|hours?\b|"
-    r"seconds?\b|ms\b|s\b|TFLOP|пункт|изображени\w+/с|[ГМ]Б\b|раза?\b|мин\b|час|с\b|мс\b|млн\b)"
+    r"(?<![\w.,-])[+-]?\d[\d.,]*\s?(?:%|percent|points?\b|images/s|[GMk]B\b|times\b|TFLOP|"
+    r"(?:core-)?(?:minutes?|hours?|seconds?)\b|days?\b|ms\b|s\b|пункт|п\. п\.|процент|"
+    r"изображени\w+/с|[ГМК]Б\b|раза?\b|мин\b|час|секунд|дн|с\b|мс\b)"
 )
 VERSIONED = (
-    r"(?:Python|torch|transformers|siglip_flowers|timm|lightly-train|верси\w+|от|до|Apache-)"
+    r"(?:Python|torch|transformers|siglip_flowers|timm|lightly-train|Ultralytics|верси\w+|от|до|"
+    r"Apache-)"
 )
 PAIRS = [
     ("README.md", "README.ru.md"),
@@ -25,9 +26,13 @@ PAIRS = [
 
 
 def strip_code(text: str) -> str:
-    """Return a page without its blocks of figures, fenced code, code in the text, and addresses."""
+    """Return a page without its blocks of figures, commands, code, and addresses.
+
+    What a command prints (``text``) stays.
+    """
     text = re.sub(r"<!-- figures.*?<!-- end -->", "", text, flags=re.DOTALL)
-    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = r"^```(\w*)\n(.*?)^```"
+    text = re.sub(blocks, lambda m: m[2] if m[1] == "text" else "", text, flags=re.S | re.M)
     return re.sub(r"`[^`]+`|https?://\S+", "", text)
 
 
@@ -42,14 +47,27 @@ def test_figures_are_those_of_the_result_files(page):
 
 
 def test_a_number_with_a_unit_is_from_a_file_or_stated():
-    stated = {str(word) for words in SETTINGS["stated"].values() for word in words}
-    found = {page: find_figures(strip_code(page.read_text(encoding="utf-8"))) for page in PAGES}
+    pages = [*PAGES, REPOSITORY / "docs" / "quickstart.ipynb"]
+    written = {
+        str(page.relative_to(REPOSITORY)): page.read_text(encoding="utf-8") for page in pages
+    }
     texts = [text for block in SETTINGS["blocks"].values() for text in block.values()]
-    written = [text for text in texts if isinstance(text, str)]
-    found[Path("docs/figures.yaml")] = find_figures(FIELD.sub("", strip_code("\n".join(written))))
-    unknown = {str(page): sorted({*words} - stated) for page, words in found.items()}
-    assert not {page: words for page, words in unknown.items() if words}
-    assert not stated - {word for words in found.values() for word in words}
+    written["docs/figures.yaml"] = "\n".join(text for text in texts if isinstance(text, str))
+    found = {
+        page: {*find_figures(FIELD.sub("", strip_code(text)))} for page, text in written.items()
+    }
+    stated = {
+        page: {str(word) for words in reasons.values() for word in words}
+        for page, reasons in SETTINGS["stated"].items()
+    }
+    assert {page: words for page, words in found.items() if words} == stated
+
+
+def test_a_value_of_a_result_file_stands_in_one_place():
+    for language in ("en", "ru"):
+        texts = [str(block.get(language, "")) for block in SETTINGS["blocks"].values()]
+        fields = [match[0] for text in texts for match in FIELD.finditer(text)]
+        assert len(fields) == len(set(fields))
 
 
 def test_every_block_stands_on_a_page_once_per_language():

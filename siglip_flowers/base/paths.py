@@ -33,9 +33,11 @@ def is_path(name: str) -> bool:
 
 def find_nearest(path: Path) -> Path:
     """Return the path itself if it is a directory, or the nearest directory above it."""
-    absolute = path.expanduser().absolute()
+    absolute, here = Path(os.path.abspath(path.expanduser())), Path.cwd()
     nearest = next(each for each in (absolute, *absolute.parents) if each.is_dir())
-    return path if nearest == absolute else Path(os.path.relpath(nearest))
+    if nearest == absolute:
+        return path
+    return nearest.relative_to(here) if here in nearest.parents else nearest
 
 
 def describe_missing(what: str, name: str | Path) -> str:
