@@ -2,11 +2,13 @@
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from siglip_flowers.commands.cache import main as cache_command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
 
@@ -145,3 +147,28 @@ def test_cache_directory_is_the_option_the_variable_or_that_of_datasets(tmp_path
     assert locate_cache(DataArguments()) == tmp_path / "variable"
     monkeypatch.delenv("SIGLIP_FLOWERS_CACHE")
     assert locate_cache(DataArguments()).name == "siglip_flowers_arrays"
+
+
+def test_the_command_lists_entries_and_removes_those_named_or_unused(tmp_path, capsys):
+    other = ArrayEntry("features", {"images": "abc"}, (10, 2, 8), "float32")
+    for entry in (ENTRY, other):
+        open_array(tmp_path, entry, fill)
+    month = 30 * 86400
+    past = find_file(tmp_path, "entry.json").stat().st_mtime - month
+    os.utime(find_file(tmp_path, "entry.json"), (past, past))
+    options = ["--cache_dir", str(tmp_path)]
+    assert cache_command(options) == 0
+    first, second, total = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"{ENTRY.name} +0\.0 MB +used 30 days ago", first)
+    assert second.startswith(other.name)
+    assert total == f"{tmp_path}: 2 entries, 0.0 MB"
+    open_array(tmp_path, ENTRY, fill)  # which uses it
+    assert cache_command([*options, "--remove_unused", "29"]) == 0
+    assert "removed" not in capsys.readouterr().out
+    os.utime(find_file(tmp_path, "entry.json"), (past, past))
+    assert cache_command([*options, "--remove_unused", "29"]) == 0
+    assert "removed 1 entry" in capsys.readouterr().out
+    assert cache_command([*options, "--remove", "pixels-0"]) == 2
+    assert "has no entry 'pixels-0'" in capsys.readouterr().err
+    assert cache_command([*options, "--remove", other.name]) == 0
+    assert not list(tmp_path.iterdir())

@@ -26,6 +26,7 @@ COMMANDS = {
     "experiment": ("siglip_flowers.experiment.command", "compare options over several seeds"),
     "export": ("siglip_flowers.export.command", "write a model in a format for deployment"),
     "publish": ("siglip_flowers.publish.command", "push a finished run to the Hugging Face Hub"),
+    "cache": ("siglip_flowers.commands.cache", "list decoded pixels and features, or remove them"),
     "demo": ("siglip_flowers.demo.command", "try a classifier on a page in the browser"),
 }
 # Features that add options to a core command, in the order in which they take part in it. Each has

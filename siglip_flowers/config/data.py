@@ -105,6 +105,21 @@ class DataArguments(Options):
 
 
 @dataclass
+class CacheArguments(Options):
+    """Cache: which decoded pixels and features are removed."""
+
+    cache_dir: str | None = option(
+        None,
+        "The cache; default: $SIGLIP_FLOWERS_CACHE, or a folder in the cache of datasets.",
+        path=True,
+    )
+    remove: list[str] | None = option(None, "Names of entries to remove.")
+    remove_unused: float | None = option(
+        None, "Remove the entries that no command used for this many days.", not_negative
+    )
+
+
+@dataclass
 class AugmentationArguments(Options):
     """Augmentation: how training images are changed; evaluation images never are."""
 

@@ -39,6 +39,13 @@ _INSTEAD = {
     ),
     "label_names": "use --label_column_name for the column of labels.",
     "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
+    """
+    batch_eval_metrics ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
+    group_by_length ignore_data_skip include_for_metrics length_column_name log_level
+    neftune_noise_alpha prediction_loss_only remove_unused_columns
+    restore_callback_states_from_checkpoint save_only_model save_safetensors train_sampling_strategy
+    use_liger_kernel
+    """: "its value is fixed; remove it.",
 }
 REFUSED = {name: text for names, text in _INSTEAD.items() for name in names.split()}
 _OFF = """

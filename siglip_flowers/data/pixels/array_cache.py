@@ -13,6 +13,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -97,7 +98,23 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
         # Not there, or cut off: np.load checks the file's length against its header.
         return None
     fits = (array.shape, array.dtype.name) == (entry.shape, entry.dtype)
-    return array if fits and found == entry.describe_with(array) else None
+    if not fits or found != entry.describe_with(array):
+        return None
+    with suppress(OSError):  # the cache may be read-only
+        os.utime(path / ENTRY_FILE)  # the time of the last use
+    return array
+
+
+def list_entries(directory: Path) -> list[Path]:
+    """Return the entries of a cache directory, the longest unused first."""
+    files = list(directory.glob(f"*/{ENTRY_FILE}"))
+    return [file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)]
+
+
+def remove_entry(path: Path) -> None:
+    """Delete an entry; a process that has it open keeps its pages."""
+    shutil.rmtree(path)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def open_array(
