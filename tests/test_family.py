@@ -284,24 +284,10 @@ def relabel(folder, *, as_naflex):
 
 
 def test_weights_labeled_as_the_other_kind_are_refused(fixed, naflex):
-    kinds = {fixed: "a fixed-resolution SigLIP", naflex: "a NaFlex SigLIP 2"}
-    for folder, other in ((fixed, naflex), (naflex, fixed)):
+    for folder in (fixed, naflex):
         relabel(folder, as_naflex=folder == fixed)
-        message = f"weights of .* {kinds[folder]}, but its config.json describes {kinds[other]}. "
-        with pytest.raises(InputError, match=message + "Restore the config.json"):
+        with pytest.raises(InputError, match=r"in another shape .*patch_embedding\.weight"):
             load_classifier(str(folder), NAMES)
-
-
-def test_the_other_kinds_image_processor_is_refused(fixed, naflex):
-    name = "preprocessor_config.json"
-    mine, other = (fixed / name).read_text(), (naflex / name).read_text()
-    (fixed / name).write_text(other)
-    (naflex / name).write_text(mine)
-    square, patches = "a fixed-resolution SigLIP", "a NaFlex SigLIP 2"
-    with pytest.raises(InputError, match=f"is for {patches}, but the model is {square}"):
-        load_image_processor(str(fixed))
-    with pytest.raises(InputError, match=f"is for {square}, but the model is {patches}"):
-        load_image_processor(str(naflex))
 
 
 def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
@@ -315,9 +301,8 @@ def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
         load_classifier(str(naflex), NAMES)(**images[fixed])
 
 
-@pytest.mark.parametrize("load", [lambda path: load_classifier(path, NAMES), load_image_processor])
-def test_another_family_is_refused_by_its_name(load, fixed):
+def test_another_family_is_refused_by_its_name(fixed):
     """The weights do not even matter."""
     CLIPVisionConfig().save_pretrained(fixed)
     with pytest.raises(InputError, match="not a SigLIP model.*'clip_vision_model'"):
-        load(str(fixed))
+        load_classifier(str(fixed), NAMES)

@@ -369,5 +369,3 @@ def test_a_budget_of_patches_is_refused_for_a_fixed_resolution(nano_dir, folder,
     given = small_options(nano_dir, folder, tmp_path / "out", "--max_num_patches", "64")
     assert run_train(given) == 2
     assert "--max_num_patches 64 is for NaFlex" in capsys.readouterr().err
-    with pytest.raises(InputError, match="--max_num_patches 64 is for NaFlex"):
-        load_image_processor(str(nano_dir), max_num_patches=64)

@@ -37,8 +37,8 @@ def siglip(nano):
 
 
 @pytest.fixture(scope="module")
-def tower(nano):
-    return load_text_tower(nano)
+def tokenizer(nano):
+    return load_text_tower(nano)[1]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def spoil_weights(folder, change):
     save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
 
 
-def test_tokens_ignore_case_and_punctuation_and_are_cut_or_padded_on_the_right(tower, nano):
+def test_tokens_ignore_case_and_punctuation_and_are_cut_or_padded_on_the_right(nano):
     tokenizer = AutoTokenizer.from_pretrained(nano, padding_side="left")
     texts = ["a sword lily", " A  Sword Lily?!", "rose " * 200, "rose " * 100]
     plain, shouted, long, shorter = tokenize_prompts(tokenizer, texts, 16)
@@ -92,7 +92,7 @@ def drop_text(weights):
 def test_wrong_weights_are_refused(copy, change, message):
     spoil_weights(copy, change)
     with pytest.raises(InputError, match=message):
-        load_text_tower(str(copy))
+        build_head(str(copy), NAMES, ["a {}"])
 
 
 def test_classes_with_the_same_tokens_are_refused_by_name(nano):
@@ -103,7 +103,7 @@ def test_classes_with_the_same_tokens_are_refused_by_name(nano):
         build_head(nano, ["rose", "lily"], ["a photo " * 20 + "{}"])
 
 
-def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tower, caplog):
+def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tokenizer, caplog):
     templates = ["a {}", "a photo of a flower that is called {}"]
     check_prompts(nano, ["rose", "лев"], build_prompts(["rose", "лев"], templates))
     (message,) = [record.getMessage() for record in caplog.records]
@@ -112,9 +112,9 @@ def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tow
         for name in ("rose", "лев")
         for start in ("a ", "a photo of a flower that is called ")
     ]
-    tokens = [tower.tokenizer(text)["input_ids"] for text in texts]
+    tokens = [tokenizer(text)["input_ids"] for text in texts]
     total = sum(map(len, tokens))
-    unknown = sum(row.count(tower.tokenizer.unk_token_id) for row in tokens)
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in tokens)
     cut = sum(max(0, len(row) - 16) for row in tokens)
     assert unknown
     assert f"{100 * unknown / total:.1f} % are unknown" in message

@@ -31,16 +31,13 @@ from siglip_flowers.model.towers import (
     VISION_TYPES,
     VisionConfig,
     VisionModel,
-    check_max_num_patches,
     get_vision_class,
     is_naflex,
-    name_kind,
 )
 from siglip_flowers.model.weights import (
     MALFORMED,
     UNREADABLE,
     check_processor,
-    check_sizes,
     first_line,
     load_weights,
     quiet_transformers,
@@ -80,10 +77,6 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Supported "
             f"are {', '.join(MODEL_TYPES)}."
         ) from error
-    for tower in (vision_config_of(config), getattr(config, "text_config", None)):
-        # transformers ignores a text_config in a vision-only configuration, so it may be anything.
-        if isinstance(tower, PreTrainedConfig):
-            check_sizes(checkpoint, tower)
     return config
 
 
@@ -129,7 +122,7 @@ def load_image_processor(
         max_num_patches: The largest number of patches, for a NaFlex checkpoint.
 
     Raises:
-        InputError: It is the processor of the other kind of checkpoint, or a size does not fit.
+        InputError: It prepares images that cannot be used.
         RunError: It cannot be reached or read.
     """
     try:
@@ -143,17 +136,6 @@ def load_image_processor(
             f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}). "
             "The checkpoint needs a preprocessor_config.json."
         ) from error
-    if not Path(checkpoint).is_dir() or (Path(checkpoint) / "config.json").is_file():
-        vision_config = vision_config_of(load_checkpoint_config(checkpoint))
-        if is_naflex(vision_config) is not naflex:
-            raise InputError(
-                f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but "
-                f"the model is a {name_kind(not naflex)}. Restore the one that it was published "
-                "with."
-            )
-        if image_size is not None:
-            check_image_size(image_size, vision_config)
-        check_max_num_patches(max_num_patches, vision_config)
     check_processor(checkpoint, processor)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
@@ -218,7 +200,13 @@ def load_classifier(
         id2label=dict(enumerate(class_names)),
         label2id={name: index for index, name in enumerate(class_names)},
     )
-    model = SiglipClassifier(config)
+    try:
+        model = SiglipClassifier(config)
+    except MALFORMED as error:
+        raise InputError(
+            f"The config.json of {checkpoint!r} describes no model ({first_line(error)}); correct "
+            "it, or use a complete SigLIP checkpoint."
+        ) from error
     if tower is not None:
         state = tower.state_dict()
         if image_size is not None and image_size != vision_config.image_size:

@@ -33,18 +33,6 @@ Prompts = Sequence[Sequence[str]]
 logger = logging.getLogger(__name__)
 
 
-class TextTower(NamedTuple):
-    """A text tower in evaluation mode with its tokenizer and the checkpoint's calibration.
-
-    ``logit_scale`` (a logarithm) and ``logit_bias`` are float32 of shape (1,), as saved.
-    """
-
-    model: TextModel
-    tokenizer: PreTrainedTokenizerBase
-    logit_scale: Tensor
-    logit_bias: Tensor
-
-
 class ZeroShotHead(NamedTuple):
     """Unit-length class embeddings ``weight`` (C, D), with the calibration, all float32."""
 
@@ -64,8 +52,8 @@ def check_text_tower(checkpoint: str) -> Any:
     return config
 
 
-def load_text_tower(checkpoint: str) -> TextTower:
-    """Load the text half of a SigLIP or SigLIP 2 checkpoint, in float32.
+def load_text_tower(checkpoint: str) -> tuple[TextModel, PreTrainedTokenizerBase]:
+    """Load the text half of a SigLIP or SigLIP 2 checkpoint in float32, and its tokenizer.
 
     ``checkpoint`` is a local directory or a Hub id; only safetensors are read.
 
@@ -77,7 +65,7 @@ def load_text_tower(checkpoint: str) -> TextTower:
     tokenizer = load_tokenizer(checkpoint)
     text_class: Any = get_text_class(config)
     model = load_weights(text_class, checkpoint, "text weights", config=config.text_config)
-    return TextTower(model.eval(), tokenizer, *_read_calibration(checkpoint, config))
+    return model.eval(), tokenizer
 
 
 class _Calibration(PreTrainedModel):
@@ -90,18 +78,16 @@ class _Calibration(PreTrainedModel):
         self.post_init()
 
 
-def _read_calibration(checkpoint: str, config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
-    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
-    return scalars.logit_scale.data, scalars.logit_bias.data
-
-
 def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
     """Return the checkpoint's ``logit_scale`` (a logarithm) and ``logit_bias``, float32 (1,) each.
 
     None for a checkpoint of a vision tower alone, which has neither.
     """
     config = load_checkpoint_config(checkpoint)
-    return _read_calibration(checkpoint, config) if config.model_type in VISION_TYPES else None
+    if config.model_type not in VISION_TYPES:
+        return None
+    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
+    return scalars.logit_scale.data, scalars.logit_bias.data
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
@@ -167,11 +153,13 @@ def zero_shot_head(checkpoint: str, class_names: Sequence[str], prompts: Prompts
     outcome: list[ZeroShotHead | InputError | RunError | None] = [None]
     if state.is_main_process:
         try:
-            tower = load_text_tower(checkpoint)
-            length = tower.model.config.max_position_embeddings
-            ids = tokenize_classes(tower.tokenizer, class_names, prompts, length)
-            weight = average_prompts(tower.model.to(state.device), ids)
-            outcome = [ZeroShotHead(weight.cpu(), tower.logit_scale, tower.logit_bias)]
+            model, tokenizer = load_text_tower(checkpoint)
+            length = model.config.max_position_embeddings
+            ids = tokenize_classes(tokenizer, class_names, prompts, length)
+            calibration = load_calibration(checkpoint)
+            assert calibration is not None
+            weight = average_prompts(model.to(state.device), ids)
+            outcome = [ZeroShotHead(weight.cpu(), *calibration)]
         except (InputError, RunError) as error:
             outcome = [error]
     broadcast_object_list(outcome)
