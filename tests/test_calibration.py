@@ -54,11 +54,11 @@ def test_reliability_bins_are_scikit_learns(predictions, binning, strategy):
     confidence, right = get_confidence(*predictions)
     share, mean = calibration_curve(right, confidence, n_bins=10, strategy=strategy)
     rows = reliability_bins(confidence, right, 10, binning)
-    assert [row.accuracy for row in rows] == pytest.approx(share.tolist())
-    assert [row.confidence for row in rows] == pytest.approx(mean.tolist())
-    assert sum(row.n for row in rows) == 500
+    assert [row["accuracy"] for row in rows] == pytest.approx(share.tolist())
+    assert [row["confidence"] for row in rows] == pytest.approx(mean.tolist())
+    assert sum(row["n"] for row in rows) == 500
     if binning == "equal_mass":
-        assert {row.n for row in rows} == {50}
+        assert {row["n"] for row in rows} == {50}
 
 
 def test_brier_score_is_scikit_learns(predictions):

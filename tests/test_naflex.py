@@ -15,7 +15,6 @@ from transformers import (
     pipeline,
 )
 
-from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import build_prompts
 from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict

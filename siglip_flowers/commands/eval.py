@@ -124,7 +124,7 @@ def _run(
         )
 
     options, data_arguments, *asked = read()
-    extensions = load_extensions("eval", asked)
+    extensions = load_extensions(asked)
     if any(extension.run_instead(options) for extension in extensions):
         return None
     output_dir = None if options.output_dir is None else Path(options.output_dir)

@@ -54,19 +54,16 @@ def list_extension_rules(command: str) -> tuple[Rule, ...]:
     return tuple(rule for module in _import_options(command) for rule in module.RULES)
 
 
-def load_extensions(command: str, options: Iterable[Any]) -> list[Any]:
-    """Return the extensions that a command's options ask for.
+def load_extensions(options: Iterable[Any]) -> list[Any]:
+    """Return the extensions that a command's options ask for: those with an option that is set.
 
-    Args:
-        command: A key of ``EXTENSIONS``.
-        options: Instances of what :func:`list_extension_options` returns.
+    options: Instances of what :func:`list_extension_options` returns.
     """
-    make = {"train": "make_training_extension", "eval": "make_evaluation_extension"}[command]
     extensions = []
     for asked in options:
-        if asked.is_asked:
+        if asked != type(asked)():
             feature = type(asked).__module__.rpartition(".")[0]
-            extensions.append(getattr(importlib.import_module(f"{feature}.extension"), make)(asked))
+            extensions.append(importlib.import_module(f"{feature}.extension").Extension(asked))
     return extensions
 
 

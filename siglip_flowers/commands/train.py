@@ -92,7 +92,7 @@ def _run(parsed: tuple[Any, ...]) -> "RunResult":
     data, model, options, augmentation, *asked = parsed
     training = SiglipTrainingArguments.from_options(options)
     arguments = RunArguments(data, augmentation, model, training)
-    extensions = load_extensions("train", asked)
+    extensions = load_extensions(asked)
     if is_first_process():
         for extension in extensions:
             extension.check(arguments)

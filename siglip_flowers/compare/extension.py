@@ -7,7 +7,6 @@ from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.base.text import align_columns, escape_unprintable
 from siglip_flowers.compare.comparison import compare_runs, read_runs
 from siglip_flowers.compare.leaderboard import format_leaderboard, rank_runs
-from siglip_flowers.compare.options import CompareArguments
 from siglip_flowers.config import EvaluationArguments
 from siglip_flowers.config.parsing import is_first_process
 from siglip_flowers.evaluation.run import EvaluationExtension
@@ -21,11 +20,8 @@ _NOTE = (
 )
 
 
-class CompareExtension(EvaluationExtension):
+class Extension(EvaluationExtension):
     """Reads finished runs and evaluates nothing."""
-
-    def __init__(self, options: CompareArguments) -> None:
-        self.options = options
 
     def run_instead(self, options: EvaluationArguments) -> bool:
         """Print the comparison or the leaderboard, and write its files to ``--output_dir``.
@@ -36,17 +32,12 @@ class CompareExtension(EvaluationExtension):
         if not is_first_process():
             return True
         output_dir = None if options.output_dir is None else Path(options.output_dir)
-        if self.options.compare:
-            _compare(self.options.compare, options.split, output_dir)
+        if self.asked.compare:
+            _compare(self.asked.compare, options.split, output_dir)
         else:
-            text = format_leaderboard(rank_runs(Path(str(self.options.leaderboard))))
+            text = format_leaderboard(rank_runs(Path(str(self.asked.leaderboard))))
             _show(text, "Runs by test accuracy", output_dir and output_dir / "leaderboard.md")
         return True
-
-
-def make_evaluation_extension(options: CompareArguments) -> EvaluationExtension:
-    """Return the feature's part of an evaluation."""
-    return CompareExtension(options)
 
 
 def _show(text: str, title: str, file: Path | None) -> None:

@@ -30,11 +30,6 @@ class CompareArguments:
                 "with the first."
             )
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether an option of the feature is set."""
-        return bool(self.compare) or self.leaderboard is not None
-
 
 EXTENDS = {"eval": CompareArguments}
 _OF_A_MODEL = ("model", "zero_shot", "report", "robustness")

@@ -42,9 +42,9 @@ class TrainingImages:
 
     def find(self, query: np.ndarray, count: int) -> list[tuple[Image.Image, str, float]]:
         """Return thumbnail, class name and cosine of the images nearest to features (D,)."""
-        found = find_neighbors(self.features, query[None], count)
+        rows, cosines = find_neighbors(self.features, query[None], count)
         nearest = []
-        for row, cosine in zip(found.rows[0].tolist(), found.cosines[0].tolist(), strict=True):
+        for row, cosine in zip(rows[0].tolist(), cosines[0].tolist(), strict=True):
             with read_image(self.images[row]["image"], draft=THUMBNAIL_PIXELS) as image:
                 image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
                 thumbnail = image.copy()

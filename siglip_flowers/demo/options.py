@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.evaluation import DTYPE_HELP, MODEL_HELP
-from siglip_flowers.config.fields import DTYPES, between, check_fields, option, positive
+from siglip_flowers.config.fields import DTYPES, Options, between, option, positive
 
 
 @dataclass
-class DemoArguments:
+class DemoArguments(Options):
     """The model of the page, and where the page is served."""
 
     model: str | None = option(None, MODEL_HELP, path=True)
@@ -23,9 +23,6 @@ class DemoArguments:
         6, "Nearest training images to show; 0 shows none and requires no data.", between(0, 1000)
     )
     dtype: str = option("auto", DTYPE_HELP, DTYPES)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def check_address(self) -> None:
         """Raise InputError unless the page can be served on host and port."""

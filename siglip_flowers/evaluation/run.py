@@ -31,7 +31,7 @@ from siglip_flowers.data import (
 from siglip_flowers.data.names import follow_model_classes
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
-from siglip_flowers.metrics.classification import activation_losses, are_in_top_k, rank_classes
+from siglip_flowers.metrics.classification import are_in_top_k, rank_classes
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import load_zero_shot_classifier
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
@@ -104,16 +104,18 @@ class Evaluation:
             result.predicted,
             len(self.model.class_names),
             hits=are_in_top_k(result.labels, result.logits, TOP_K),
-            losses=activation_losses(result.logits, result.labels, self.model.config.activation),
         )
 
 
 class EvaluationExtension:
     """What a feature does in an evaluation; each step does nothing unless it is overridden.
 
-    A feature's ``extension.py`` has ``make_evaluation_extension(options)``, where ``options`` is an
-    instance of its ``EXTENDS["eval"]``. It is imported only if ``options.is_asked``.
+    A feature's ``extension.py`` has a class ``Extension``, which is made with an instance of the
+    feature's ``EXTENDS["eval"]`` if any of its options is set.
     """
+
+    def __init__(self, options: Any) -> None:
+        self.asked = options
 
     def run_instead(self, options: EvaluationArguments) -> bool:
         """Do something else than evaluate and return True."""
@@ -288,8 +290,8 @@ def format_metrics(
             for key, name in HEADLINE.items()
             if key in intervals
         }
-        ends |= {"": "95 % interval", "loss": "{:.4f} to {:.4f}".format(*intervals["loss"])}
         lines = [[*line, ends.get(line[0], "")] for line in lines]
+        lines[0][-1] = "95 % interval"
     return align_columns(lines)
 
 

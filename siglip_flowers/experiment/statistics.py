@@ -9,8 +9,9 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from siglip_flowers.metrics.statistics import (
+    SIGNIFICANCE,
     PairedDifference,
-    format_p,
+    describe_p,
     mean_interval,
     paired_bootstrap,
     sign_flip_p,
@@ -19,7 +20,6 @@ from siglip_flowers.metrics.statistics import (
 MINIMUM_POINTS = 4
 # The claim: test accuracy rises by this much, and the validation loss falls more steadily.
 CLAIMED_GAIN = 0.015
-SIGNIFICANCE = 0.05
 # The power that an experiment should have.
 POWER = 0.9
 REPETITIONS = 200
@@ -209,8 +209,7 @@ def describe_finding(finding: Finding, what: str, factor: float, unit: str) -> s
         f"{factor * value:+.{decimals}f}"
         for value in (finding.difference, finding.low, finding.high)
     )
-    p = format_p(finding.p_value)
-    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    p = describe_p(finding.p_value)
     return f"{what}: {size} {unit} (95 % interval {low} to {high}, {p}): {finding.verdict}."
 
 

@@ -23,7 +23,6 @@ def bootstrap_headline(
     num_classes: int,
     *,
     hits: ArrayLike | None = None,
-    losses: ArrayLike | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
     """Return the bootstrap-t interval (low, high) of each headline metric, at 95 %.
@@ -45,15 +44,13 @@ def bootstrap_headline(
         predictions: Predicted classes (N,), integers.
         num_classes: C.
         hits: (N,) bool: the true class is among the five most probable. Adds ``top5_accuracy``.
-        losses: (N,) float, finite: the loss of each image. Adds ``loss``.
         resamples: Number of resamples.
 
     Source: Efron and Tibshirani 1993, "An introduction to the bootstrap", section 12.5; Davison
     and Hinkley 1997, "Bootstrap methods and their application", sections 3.2 and 5.2.
     """
     true, predicted = np.asarray(labels), np.asarray(predictions)
-    values = None if losses is None else np.asarray(losses, dtype=np.float64)
-    problem = _Problem(true, predicted, num_classes, values)
+    problem = _Problem(true, predicted, num_classes)
     estimates, errors = problem.score(problem.observe())
     generator = np.random.default_rng(0)
     largest = max(stratum.rows.size for stratum in problem.strata)
@@ -65,12 +62,9 @@ def bootstrap_headline(
     for name, estimate in estimates.items():
         drawn = np.concatenate([values[name] for values, _ in parts])
         spread = np.concatenate([found[name] for _, found in parts])
-        value, error = float(estimate[0]), float(errors[name][0])
-        ends = _studentize(value, error, drawn, spread)
+        ends = _studentize(float(estimate[0]), float(errors[name][0]), drawn, spread)
         if ends is not None:
-            intervals[name] = max(ends[0], 0.0), ends[1] if name == "loss" else min(ends[1], 1.0)
-        elif name == "loss":
-            intervals[name] = (value, value)
+            intervals[name] = ends
     shares = {"accuracy": true == predicted}
     if hits is not None:
         shares["top5_accuracy"] = np.asarray(hits, dtype=np.bool_)
@@ -107,9 +101,7 @@ def accuracy_interval(
     drawn = np.random.default_rng(0).binomial(n, hits / n, size=(resamples, n.size))
     value, error = _measure_share(hits[None], n)
     found = _studentize(float(value[0]), float(error[0]), *_measure_share(drawn, n))
-    if found is None:
-        return wilson_interval(round(hits.sum()), total)
-    return max(found[0], 0.0), min(found[1], 1.0)
+    return found or wilson_interval(round(hits.sum()), total)
 
 
 def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatArray]:
@@ -122,14 +114,14 @@ def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatAr
 def _studentize(
     value: float, error: float, drawn: FloatArray, spread: FloatArray
 ) -> tuple[float, float] | None:
-    """Return the bootstrap-t interval of a figure, or None if nothing varies."""
+    """Return the bootstrap-t interval of a figure in [0, 1], or None if nothing varies."""
     # A resample without an error has no spread to measure its deviation by.
     kept = spread > 0
     if error == 0 or not kept.any():
         return None
     ratios = (drawn[kept] - value) / spread[kept]
     low, high = map(float, np.quantile(ratios, TAILS))
-    return value - high * error, value - low * error
+    return max(value - high * error, 0.0), min(value - low * error, 1.0)
 
 
 @dataclass(frozen=True)
@@ -147,19 +139,9 @@ class _Stratum:
     columns: IntArray
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Counts of R resamples in one stratum.
-
-    Attributes:
-        hits: (number of classes, R): images that are predicted as their class.
-        named: (M, R): images that are predicted as each of the stratum's columns.
-        sums: Sum and sum of squares of the losses, (R,) each.
-    """
-
-    hits: NDArray[np.float32]
-    named: NDArray[np.float32]
-    sums: tuple[FloatArray, FloatArray] | None
+# Counts of R resamples in one stratum: images that are predicted as their class (number of classes,
+# R), and images that are predicted as each of the stratum's columns (M, R).
+_Sample = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 class _Problem:
@@ -169,14 +151,10 @@ class _Problem:
         true: True classes (N,).
         predicted: Predicted classes (N,).
         num_classes: C.
-        losses: (N,), whose mean is a figure as well.
     """
 
-    def __init__(
-        self, true: IntArray, predicted: IntArray, num_classes: int, losses: FloatArray | None
-    ) -> None:
-        self.predicted, self.losses = predicted, losses
-        self.total, self.num_classes = true.size, num_classes
+    def __init__(self, true: IntArray, predicted: IntArray, num_classes: int) -> None:
+        self.predicted, self.total, self.num_classes = predicted, true.size, num_classes
         self.support = np.bincount(true, minlength=num_classes)
         single = np.flatnonzero(self.support[true] == 1)
         groups = [np.flatnonzero(true == label) for label in np.flatnonzero(self.support > 1)]
@@ -214,11 +192,7 @@ class _Problem:
         counts = np.bincount((places + offsets).ravel(), minlength=resamples * width)
         named = np.ascontiguousarray(counts.reshape(resamples, width).T, dtype=np.float32)
         hits = named[own] if own.size == 1 else (places == own).T.astype(np.float32)
-        sums = None
-        if self.losses is not None:
-            values = self.losses[stratum.rows]
-            sums = (values[drawn].sum(axis=1), (values**2)[drawn].sum(axis=1))
-        return _Sample(hits, named, sums)
+        return hits, named
 
     def score(self, samples: list[_Sample]) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
         """Return every figure (R,) of resamples, and its standard error by the delta method.
@@ -226,12 +200,11 @@ class _Problem:
         A figure is a sum over images; the share of an image of class k that is predicted as j is
         ``gain[k] * (k == j) - loss[j]`` in its derivative.
         """
-        resamples = samples[0].named.shape[1]
-        shape = (self.num_classes, resamples)
+        shape = (self.num_classes, samples[0][1].shape[1])
         hits, named = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        for stratum, sample in zip(self.strata, samples, strict=True):
-            hits[stratum.classes] += sample.hits
-            named[stratum.columns] += sample.named
+        for stratum, (own_hits, own_named) in zip(self.strata, samples, strict=True):
+            hits[stratum.classes] += own_hits
+            named[stratum.columns] += own_named
         support = self.support[:, None].astype(np.float32)
         precision = hits / np.maximum(named, 1)
         recall = hits / np.maximum(support, 1)
@@ -251,31 +224,23 @@ class _Problem:
             ):
                 values[name] = (weights * scores).sum(axis=0, dtype=np.float64)
                 errors[name] = self._measure_error(samples, gain, loss)
-        if self.losses is not None:
-            total, variance = np.zeros(resamples), np.zeros(resamples)
-            for stratum, sample in zip(self.strata, samples, strict=True):
-                assert sample.sums is not None
-                first, second = sample.sums
-                total += first
-                variance += _stratum_variance(first, second, stratum.rows.size)
-            values["loss"], errors["loss"] = total / self.total, np.sqrt(variance) / self.total
         return values, errors
 
     def _measure_error(
         self, samples: list[_Sample], gain: NDArray, loss: NDArray | None
     ) -> FloatArray:
         variance = np.zeros(gain.shape[1])
-        for stratum, sample in zip(self.strata, samples, strict=True):
+        for stratum, (hits, named) in zip(self.strata, samples, strict=True):
             own = gain[stratum.classes]
-            first = np.einsum("kr,kr->r", sample.hits, own)
+            first = np.einsum("kr,kr->r", hits, own)
             if loss is None:
-                second = np.einsum("kr,kr,kr->r", sample.hits, own, own)
+                second = np.einsum("kr,kr,kr->r", hits, own, own)
             else:
                 lost = loss[stratum.columns]
                 own_loss = loss[stratum.classes]
-                spent = sample.named * lost
+                spent = named * lost
                 first = first - spent.sum(axis=0)
-                second = np.einsum("kr,kr->r", sample.hits, own * (own - 2 * own_loss))
+                second = np.einsum("kr,kr->r", hits, own * (own - 2 * own_loss))
                 second = second + np.einsum("mr,mr->r", spent, lost)
             variance += _stratum_variance(first, second, stratum.rows.size)
         return np.sqrt(variance)

@@ -1,8 +1,7 @@
 """How far a classifier's probabilities can be trusted, and the temperature that corrects them."""
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,21 +16,13 @@ Binning = Literal["equal_width", "equal_mass"]
 TEMPERATURES = (0.01, 100.0)
 
 
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """The images whose confidence lies in (low, high]: number, mean confidence, accuracy."""
-
-    low: float
-    high: float
-    n: int
-    confidence: float
-    accuracy: float
-
-
 def reliability_bins(
     confidences: ArrayLike, correct: ArrayLike, bins: int = BINS, binning: Binning = "equal_width"
-) -> list[ReliabilityBin]:
+) -> list[dict[str, Any]]:
     """Group images by confidence; bins without an image are left out.
+
+    Each bin has ``low`` and ``high``, between which its confidences lie, the number of images
+    ``n``, the mean ``confidence`` and the ``accuracy``.
 
     ``equal_width`` cuts [0, 1] into bins of one width, closed at their upper ends;
     ``equal_mass`` sorts the images and cuts them into bins of one size, plus or minus one image.
@@ -58,13 +49,13 @@ def reliability_bins(
             for group in groups
         ]
     return [
-        ReliabilityBin(
-            low=float(low),
-            high=float(high),
-            n=group.size,
-            confidence=float(confidence[group].mean()),
-            accuracy=float(right[group].mean()),
-        )
+        {
+            "low": float(low),
+            "high": float(high),
+            "n": group.size,
+            "confidence": float(confidence[group].mean()),
+            "accuracy": float(right[group].mean()),
+        }
         for group, (low, high) in zip(groups, ends, strict=True)
         if group.size
     ]
@@ -81,8 +72,8 @@ def expected_calibration_error(
     learning".
     """
     rows = reliability_bins(confidences, correct, bins, binning)
-    total = sum(row.n for row in rows)
-    return sum(row.n * abs(row.confidence - row.accuracy) for row in rows) / total
+    gaps = [row["n"] * abs(row["confidence"] - row["accuracy"]) for row in rows]
+    return sum(gaps) / np.size(confidences)
 
 
 def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -130,7 +121,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     return float(np.exp(found.x))
 
 
-def cross_fitted_nll(logits: FloatArray, labels: IntArray, seed: int = 0) -> float:
+def cross_fitted_nll(logits: FloatArray, labels: IntArray) -> float:
     """Compute the mean softmax NLL at a temperature fitted on the other half of the images.
 
     Takes the scale of the logits out of a comparison of losses. Images are split in two halves at
@@ -138,7 +129,7 @@ def cross_fitted_nll(logits: FloatArray, labels: IntArray, seed: int = 0) -> flo
 
     logits: (N, C); labels: (N,), of two images or more.
     """
-    halves = np.random.default_rng(seed).permutation(len(labels)) % 2
+    halves = np.random.default_rng(0).permutation(len(labels)) % 2
     losses = np.empty(len(labels))
     for half in (0, 1):
         fitted, scored = halves != half, halves == half

@@ -1,7 +1,5 @@
 """The nearest rows of features by cosine similarity."""
 
-from typing import NamedTuple
-
 import numpy as np
 import scipy.special
 import torch
@@ -13,16 +11,6 @@ _BLOCK_ROWS = 256
 TIE = 1e-9
 
 
-class Neighbors(NamedTuple):
-    """The K nearest rows of each of M queries, the nearest first.
-
-    ``rows`` (M, K) int64 are row numbers, ``cosines`` (M, K) float32 their similarities.
-    """
-
-    rows: np.ndarray
-    cosines: np.ndarray
-
-
 def normalize_rows(features: np.ndarray) -> np.ndarray:
     """Return the rows of (N, D) scaled to length 1, in the same dtype."""
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
@@ -32,7 +20,7 @@ def normalize_rows(features: np.ndarray) -> np.ndarray:
 
 def find_neighbors(
     features: np.ndarray, queries: np.ndarray, count: int, device: torch.device | None = None
-) -> Neighbors:
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the rows that are most similar to each query.
 
     Args:
@@ -40,6 +28,10 @@ def find_neighbors(
         queries: (M, D) float32.
         count: K; all rows if there are fewer.
         device: Where to compute.
+
+    Returns:
+        The numbers of the K nearest rows, the nearest first, (M, K) int64, and their cosines (M, K)
+        float32.
     """
     known = torch.from_numpy(normalize_rows(features)).to(device)
     asked = torch.from_numpy(normalize_rows(queries)).to(device)
@@ -49,7 +41,7 @@ def find_neighbors(
         nearest = (asked[start : start + _BLOCK_ROWS] @ known.T).topk(count, dim=1)
         rows.append(nearest.indices.cpu())
         cosines.append(nearest.values.cpu())
-    return Neighbors(torch.cat(rows).numpy(), torch.cat(cosines).numpy())
+    return torch.cat(rows).numpy(), torch.cat(cosines).numpy()
 
 
 def vote_neighbors(
@@ -59,13 +51,12 @@ def vote_neighbors(
     num_classes: int,
     *,
     neighbors: int = NEIGHBORS,
-    temperature: float = TEMPERATURE,
     device: torch.device | None = None,
 ) -> np.ndarray:
     """Let the most similar training rows vote on the class of each query.
 
-    The vote of a neighbor with cosine s weighs exp(s / temperature). Of equal sums of votes that
-    of the nearest neighbor becomes higher.
+    The vote of a neighbor with cosine s weighs exp(s / ``TEMPERATURE``). Of equal sums of votes
+    that of the nearest neighbor becomes higher.
 
     Args:
         features: Training rows (N, D) float32.
@@ -73,7 +64,6 @@ def vote_neighbors(
         queries: (M, D) float32.
         num_classes: C.
         neighbors: The number of rows that vote, or all there are.
-        temperature: See above.
         device: Where to compute.
 
     Returns:
@@ -82,10 +72,10 @@ def vote_neighbors(
     Source: Wu et al. 2018, "Unsupervised feature learning via non-parametric instance
     discrimination", section 3.4, with the constants of Caron et al. 2021 (DINO).
     """
-    found = find_neighbors(features, queries, neighbors, device)
+    rows, cosines = find_neighbors(features, queries, neighbors, device)
     # A softmax keeps the ratios of the votes and cannot overflow.
-    votes = scipy.special.softmax(found.cosines.astype(np.float64) / temperature, axis=1)
+    votes = scipy.special.softmax(cosines.astype(np.float64) / TEMPERATURE, axis=1)
     ranks = 0.5 ** np.arange(1, votes.shape[1] + 1)
     total = np.zeros((len(votes), num_classes))
-    np.add.at(total, (np.arange(len(votes))[:, None], labels[found.rows]), votes + TIE * ranks)
+    np.add.at(total, (np.arange(len(votes))[:, None], labels[rows]), votes + TIE * ranks)
     return total

@@ -5,6 +5,7 @@ Every score is higher for images of known classes.
 
 import numpy as np
 from scipy.special import expit, logsumexp, softmax
+from sklearn.metrics import roc_auc_score
 
 from siglip_flowers.metrics.neighbors import normalize_rows
 
@@ -77,25 +78,19 @@ def fit_threshold(known: np.ndarray, accepted: float = ACCEPTED) -> float:
     return float(ordered[max(count, 1) - 1])
 
 
-def area_under_roc(known: np.ndarray, unknown: np.ndarray) -> float:
-    """Return the probability that a known image scores above an unknown one; ties count half."""
-    ordered = np.sort(unknown)
-    below = np.searchsorted(ordered, known, side="left")
-    not_above = np.searchsorted(ordered, known, side="right")
-    return float((below + not_above).sum() / 2 / len(known) / len(unknown))
-
-
 def measure_separation(
     known: np.ndarray, unknown: np.ndarray, accepted: float = ACCEPTED
 ) -> dict[str, float]:
     """Return the AUROC, and the false positive rate at a share of accepted known images.
 
+    The AUROC is the probability that a known image scores above an unknown one; ties count half.
     The false positive rate is the share of unknown images that are accepted as well; at the usual
     share of 0.95 it is called FPR95.
     """
     threshold = fit_threshold(known, accepted)
+    truth = np.repeat([1, 0], [len(known), len(unknown)])
     return {
-        "auroc": area_under_roc(known, unknown),
+        "auroc": float(roc_auc_score(truth, np.concatenate([known, unknown]))),
         "accepted": accepted,
         "false_positive_rate": float(np.mean(np.asarray(unknown) >= threshold)),
         "n_known": len(known),

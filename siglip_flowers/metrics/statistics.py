@@ -33,10 +33,6 @@ class PairedDifference:
     high: float
     p_value: float
     seed_differences: tuple[float, ...]
-    seeds: int
-    images: int
-    resamples: int
-    confidence: float
 
 
 @dataclass(frozen=True)
@@ -48,8 +44,8 @@ class McNemarResult:
     p_value: float
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Compute mean, standard deviation (n - 1) and Student's t interval of one value per seed.
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Compute mean, standard deviation (n - 1) and 95 % t interval of one value per seed.
 
     values: (n,), n >= 1. With one value std, low and high are nan: one seed shows no spread. If a
     value is nan, all are.
@@ -60,22 +56,18 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     if n == 1:
         return Interval(mean, np.nan, np.nan, np.nan, 1)
     std = float(array.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * std / n**0.5
+    half = float(stats.t.ppf(0.975, n - 1)) * std / n**0.5
     return Interval(mean, std, mean - half, mean + half, n)
 
 
 def paired_bootstrap(
-    correct_a: ArrayLike,
-    correct_b: ArrayLike,
-    resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    correct_a: ArrayLike, correct_b: ArrayLike, resamples: int = 10_000
 ) -> PairedDifference:
     """Bootstrap the accuracy difference A - B, paired over test images and over seeds.
 
     correct_a, correct_b: (S, N) bool, row s of both from the same seed, column i the same image.
     Each resample draws S seeds and N images with replacement, independently of each other, and
-    scores every drawn seed on every drawn image (crossed). The interval is the percentile one;
+    scores every drawn seed on every drawn image (crossed). The interval is the 95 % percentile one;
     p is two-sided, 2 min(P(d* <= 0), P(d* >= 0)) with one added to counts and resamples, hence
     never 0.
 
@@ -91,12 +83,10 @@ def paired_bootstrap(
     assert right_a.shape == right_b.shape
     assert right_a.dtype == right_b.dtype == np.bool_
     delta = right_a.astype(np.int8) - right_b.astype(np.int8)  # (S, N) in -1, 0, 1
-    return crossed_bootstrap(delta, resamples, confidence, seed)
+    return crossed_bootstrap(delta, resamples)
 
 
-def crossed_bootstrap(
-    delta: NDArray, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
-) -> PairedDifference:
+def crossed_bootstrap(delta: NDArray, resamples: int = 10_000) -> PairedDifference:
     """Bootstrap the mean of a contrast of runs over seeds and images, as the paired bootstrap.
 
     delta: (S, N) numbers, such as half the sum of two arms' correctness minus that of two others.
@@ -106,7 +96,7 @@ def crossed_bootstrap(
     # drawing how many come from each distinct column: a multinomial over at most 3^S columns.
     columns, counts = np.unique(delta, axis=1, return_counts=True)  # (S, K), (K,)
     per_column = columns.T.astype(np.float64)  # (K, S)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     step = max(1, _COUNTS_AT_A_TIME // counts.size)
     totals = []
     for start in range(0, resamples, step):
@@ -116,9 +106,7 @@ def crossed_bootstrap(
         totals.append(((drawn_images @ per_column) * drawn_seeds).sum(axis=1))
     # Sums of integers held in float64, hence exact: a tie with zero is a tie.
     total = np.concatenate(totals)  # (resamples,)
-
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(total / (seeds * images), [tail, 1 - tail])
+    low, high = np.quantile(total / (seeds * images), [0.025, 0.975])
     fewer = int(min(np.count_nonzero(total <= 0), np.count_nonzero(total >= 0)))
     return PairedDifference(
         difference=float(delta.mean()),
@@ -126,10 +114,6 @@ def crossed_bootstrap(
         high=float(high),
         p_value=min(1.0, 2 * (fewer + 1) / (resamples + 1)),
         seed_differences=tuple(delta.mean(axis=1).tolist()),
-        seeds=seeds,
-        images=images,
-        resamples=resamples,
-        confidence=confidence,
     )
 
 
@@ -195,30 +179,21 @@ def conclude(
     measure: "test accuracy"; corrected_p: the p-value after :func:`holm`. A difference is claimed
     only if the interval excludes 0 and p is below ``SIGNIFICANCE``.
     """
-    shown = not difference.low <= 0 <= difference.high and corrected_p < SIGNIFICANCE
-    sign = -1 if shown and difference.high < 0 else 1
-    ends = sorted((sign * difference.low, sign * difference.high))
-    size, low, high = _format_points((sign * difference.difference, *ends))
-    p = format_p(corrected_p)
-    notes = (
-        f"{difference.confidence * 100:g} % interval {low} to {high}, Holm-corrected p "
-        f"{p if p.startswith('<') else f'= {p}'}, "
-        "one seed, so the spread between seeds is not counted"
+    claim = f"no difference shown between {name_a} and {name_b}"
+    if corrected_p < SIGNIFICANCE and not difference.low <= 0 <= difference.high:
+        claim = f"{name_a} {'beats' if difference.low > 0 else 'falls short of'} {name_b}"
+    ends = (difference.difference, difference.low, difference.high)
+    size, low, high = (f"{100 * value:+.2f}" for value in ends)
+    return (
+        f"{claim}: {size} points (95 % interval {low} to {high}, Holm-corrected "
+        f"{describe_p(corrected_p)}, one seed, so the spread between seeds is not counted) on "
+        f"{measure}."
     )
-    verb = "beats" if sign > 0 else "falls short of"
-    claim = f"{name_a} {verb} {name_b} by {size} points"
-    if not shown:
-        claim = f"no difference shown: {name_a} minus {name_b} is {size} points"
-    return f"{claim} ({notes}) on {measure}."
 
 
-def _format_points(fractions: Sequence[float]) -> list[str]:
-    # One decimal, more only where a bound would otherwise print as the 0 it excludes.
-    points = [100 * fraction for fraction in fractions]
-    decimals = 1
-    while decimals < 4 and any(value and not round(value, decimals) for value in points):
-        decimals += 1
-    return [f"{round(value, decimals) + 0.0:.{decimals}f}" for value in points]
+def describe_p(p: float) -> str:
+    """Return ``p = 0.012`` or ``p < 0.001``."""
+    return f"p {format_p(p)}" if p < 0.001 else f"p = {format_p(p)}"
 
 
 def format_p(p: float) -> str:

@@ -1,11 +1,12 @@
 """Options of ``siglip-flowers publish``, and of ``train.py`` for pushing the finished run."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import is_hub_id
-from siglip_flowers.config.fields import check_fields, common, option, positive
+from siglip_flowers.config.fields import Options, common, option, positive
 from siglip_flowers.config.rules import Rule
 
 
@@ -16,7 +17,7 @@ def check_hub_model_id(name: str, value: str | None) -> None:
 
 
 @dataclass
-class HubArguments:
+class HubArguments(Options):
     """The model on the Hub, and what is published with it."""
 
     hub_model_id: str | None = option(
@@ -42,16 +43,10 @@ class PushArguments(HubArguments):
 
     push_to_hub: bool = common(False, "Publish the finished run to the Hugging Face Hub.")
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether the run is to be published."""
-        return self.push_to_hub
-
 
 EXTENDS = {"train": PushArguments}
+# Their defaults by name.
+HUB_OPTIONS = {field.name: field.default for field in dataclasses.fields(HubArguments)}
 RULES = (
     Rule(
         lambda options: options.push_to_hub and options.hub_model_id is None,
@@ -59,8 +54,12 @@ RULES = (
         "--push_to_hub true",
     ),
     Rule(
-        lambda options: options.hub_model_id is not None and not options.push_to_hub,
-        "--hub_model_id {hub_model_id} does nothing without --push_to_hub; add it.",
+        lambda options: (
+            not options.push_to_hub
+            and any(getattr(options, name) != value for name, value in HUB_OPTIONS.items())
+        ),
+        "--hub_model_id, --license and what else is for the Hub does nothing without "
+        "--push_to_hub; add it.",
         "--hub_model_id my-team/my-model",
     ),
 )
@@ -92,4 +91,4 @@ class PublishArguments(HubArguments):
             )
         if self.output_dir is not None and Path(self.output_dir).exists():
             raise InputError(f"--output_dir {self.output_dir} exists; name a new directory.")
-        check_fields(self)
+        super().__post_init__()

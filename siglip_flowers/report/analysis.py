@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -380,5 +380,5 @@ def _calibrate(result: SplitResult, activation: str, temperature: float) -> dict
         ),
         "brier": calibration.brier_score(probabilities, labels),
         "loss": float(losses.mean()),
-        "bins": [asdict(each) for each in calibration.reliability_bins(confidence, correct)],
+        "bins": calibration.reliability_bins(confidence, correct),
     }

@@ -24,7 +24,6 @@ from siglip_flowers.inference.sidecars import (
 from siglip_flowers.metrics.ood import LOGIT_SCORES, measure_separation
 from siglip_flowers.report.analysis import Report, analyze
 from siglip_flowers.report.images import SplitImages
-from siglip_flowers.report.options import ReportArguments
 from siglip_flowers.report.output import check_report_dir, summarize_report, write_report
 
 # Without them the report has no suspected label errors and no near-duplicates.
@@ -33,7 +32,7 @@ PACKAGES = ("cleanlab", "imagehash")
 logger = logging.getLogger(__name__)
 
 
-class ReportExtension(EvaluationExtension):
+class Extension(EvaluationExtension):
     """Analyzes the predictions and writes the report."""
 
     report: Report
@@ -109,8 +108,3 @@ def measure_unknowns(evaluation: Evaluation) -> list[dict[str, Any]]:
         values = {"auroc": found["auroc"], "fpr95": found["false_positive_rate"]}
         rows.append({"source": "drawings", "score": detector.score, "n": len(unknown), **values})
     return rows
-
-
-def make_evaluation_extension(_: ReportArguments) -> EvaluationExtension:
-    """Return the feature's part of an evaluation."""
-    return ReportExtension()

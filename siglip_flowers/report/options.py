@@ -16,11 +16,6 @@ class ReportArguments:
         "in the run's directory, and print a summary.",
     )
 
-    @property
-    def is_asked(self) -> bool:
-        """Whether an option of the feature is set."""
-        return self.report
-
 
 EXTENDS = {"eval": ReportArguments}
 RULES = (

@@ -112,8 +112,7 @@ def _format_metric(name: str, value: float) -> str:
 
 
 def _format_interval(name: str, metric: Mapping[str, float]) -> str:
-    low, high = metric["low"], metric["high"]
-    return f"{low:.4f} to {high:.4f}" if name == "loss" else f"{100 * low:.2f} to {percent(high)}"
+    return "" if name == "loss" else f"{100 * metric['low']:.2f} to {percent(metric['high'])}"
 
 
 def _name_metric(name: str) -> str:

@@ -32,7 +32,6 @@ from siglip_flowers.robustness.corruptions import (
     corrupt,
     crop_and_resize,
 )
-from siglip_flowers.robustness.options import RobustnessArguments
 
 CLEAN, PLAIN = "clean", "plain"
 # Side of a crop, as a share of the image's.
@@ -46,11 +45,8 @@ AugmentedRow = dict[str, Any]
 View = Callable[[torch.Tensor], torch.Tensor]
 
 
-class RobustnessExtension(EvaluationExtension):
+class Extension(EvaluationExtension):
     """Fills ``figures["robustness"]`` and ``figures["augmented"]`` as asked."""
-
-    def __init__(self, options: RobustnessArguments) -> None:
-        self.options = options
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a model whose images are packed patches."""
@@ -62,11 +58,11 @@ class RobustnessExtension(EvaluationExtension):
 
     def measure(self, evaluation: Evaluation) -> None:
         """Run the passes over changed images."""
-        if self.options.robustness:
+        if self.asked.robustness:
             rows = measure_robustness(evaluation)
             evaluation.figures["robustness"] = {**summarize_robustness(rows), "rows": rows}
-        if self.options.tta != "none":
-            evaluation.figures["augmented"] = measure_augmented(evaluation, self.options.tta)
+        if self.asked.tta != "none":
+            evaluation.figures["augmented"] = measure_augmented(evaluation, self.asked.tta)
 
     def write(self, evaluation: Evaluation) -> None:
         """Print the tables, and draw robustness into --output_dir."""
@@ -78,11 +74,6 @@ class RobustnessExtension(EvaluationExtension):
                 save_figure(_draw(rows, evaluation.title), Path(output_dir) / "robustness.png")
         if "augmented" in figures:
             print(f"\n{format_augmented(figures['augmented'])}")
-
-
-def make_evaluation_extension(options: RobustnessArguments) -> EvaluationExtension:
-    """Return the feature's part of an evaluation."""
-    return RobustnessExtension(options)
 
 
 def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> list[RobustnessRow]:

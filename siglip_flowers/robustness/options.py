@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import check_fields, option
+from siglip_flowers.config.fields import Options, option
 from siglip_flowers.config.rules import Rule
 
 
 @dataclass
-class RobustnessArguments:
+class RobustnessArguments(Options):
     """Which changed images to evaluate as well."""
 
     robustness: bool = option(
@@ -20,14 +20,6 @@ class RobustnessArguments:
         "and costs. flip adds the mirrored image, multicrop also five crops.",
         ("none", "flip", "multicrop"),
     )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def is_asked(self) -> bool:
-        """Whether an option of the feature is set."""
-        return self.robustness or self.tta != "none"
 
 
 EXTENDS = {"eval": RobustnessArguments}

@@ -102,9 +102,12 @@ class RunArguments:
 class TrainingExtension:
     """What a feature does in a training run; each step does nothing unless it is overridden.
 
-    A feature's ``extension.py`` has ``make_training_extension(options)``, where ``options`` is an
-    instance of its ``EXTENDS["train"]``. It is imported only if ``options.is_asked``.
+    A feature's ``extension.py`` has a class ``Extension``, which is made with an instance of the
+    feature's ``EXTENDS["train"]`` if any of its options is set.
     """
+
+    def __init__(self, options: Any) -> None:
+        self.asked = options
 
     def check(self, arguments: RunArguments) -> None:
         """Raise InputError or RunError for what cannot work; called by the main process.

@@ -95,7 +95,7 @@ def test_each_run_is_compared_with_the_first_and_p_values_are_corrected(tmp_path
     predicted = [CLASSES.index(name) for name in change([5])]
     low_high = bootstrap_headline(labels, predicted, 3)["accuracy"]
     assert comparison["accuracies"][1][1:] == pytest.approx(low_high)
-    assert "b beats a by" in b["conclusion"] or "no difference shown" in b["conclusion"]
+    assert "b beats a: +41.67 points" in b["conclusion"] or "no difference shown" in b["conclusion"]
 
 
 def test_classes_and_images_are_those_that_differ(tmp_path):

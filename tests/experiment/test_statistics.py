@@ -94,7 +94,7 @@ def test_valley_is_the_nearest_of_all_valleys(losses):
 def make_difference(low, high, p, seeds=(0.0, 0.0)):
     mean = (low + high) / 2
     differences = tuple(mean + value for value in seeds)
-    return PairedDifference(mean, low, high, p, differences, len(seeds), 1000, 10_000, 0.95)
+    return PairedDifference(mean, low, high, p, differences)
 
 
 @pytest.mark.parametrize(

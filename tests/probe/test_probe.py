@@ -110,8 +110,8 @@ def test_neighbors_vote_as_scikit_learns_do():
     labels = generator.integers(0, 5, 300)
     features = (centers[labels] + generator.normal(size=(300, 12))).astype(np.float32)
     queries = (centers[labels[:80]] + generator.normal(size=(80, 12))).astype(np.float32)
-    found = vote_neighbors(features, labels, queries, 5, neighbors=9, temperature=0.5)
+    found = vote_neighbors(features, labels, queries, 5, neighbors=9)
     reference = KNeighborsClassifier(
-        9, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.5)
+        9, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07)
     ).fit(features, labels)
     np.testing.assert_allclose(found, reference.predict_proba(queries), atol=1e-5)
