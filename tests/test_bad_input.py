@@ -70,6 +70,7 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
     "options, message",
     [
         (["--trainable", "last:99"], r"last:99.* has 2 layers; use last:2 or all"),
+        (["--attn_implementation", "none"], r'none cannot be used .*"none"` is not supported\)'),
         (["--data_source", "procedural"], r"--data_source procedural does not use --data_dir .*"),
         # The Hub is not asked for the model before.
         (
@@ -79,7 +80,10 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
     ],
     ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
 )
-def test_impossible_options_are_refused_before_anything_is_written(refuse_train, options, message):
+def test_impossible_options_are_refused_before_the_data_are_read(
+    refuse_train, options, message, monkeypatch
+):
+    monkeypatch.delattr("siglip_flowers.training.run.open_data")
     answer = refuse_train(*options)
     assert re.search(message, answer), answer
 

@@ -32,6 +32,9 @@ def test_each_option_of_the_parent_is_accepted_or_refused(capsys):
 VALUES = [
     ("data_source", "procedural", "web", "choose one of oxford"),
     ("shots", "2", "0", "greater than 0"),
+    ("shots", "2", "99999999999999999999", "invalid int value"),
+    # As of a variable of the shell that is not set.
+    ("output_dir", "x", "", "is empty"),
     ("validation_fraction", "0.3", "0.5", "between 0.001 and 0.499"),
     ("split_seed", "1", "x", "invalid int value"),
     ("shots_seed", "0", "-1", "at least 0"),

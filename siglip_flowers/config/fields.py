@@ -72,7 +72,7 @@ def check_fields(options: Any) -> None:
     """Raise InputError if an option of a dataclass has a value that it cannot have."""
     for field in list_options(type(options)):
         check, value = field.metadata.get("check"), getattr(options, field.name)
-        if value == [] and get_default(field) != []:
+        if value in ([], "") and get_default(field) != value:
             raise InputError(f"--{field.name} is empty; remove it or name a value.")
         if isinstance(check, tuple):
             check = partial(check_choice, choices=check)

@@ -247,6 +247,8 @@ def _to_number(kind: type[int] | type[float], text: str) -> float:
     try:
         value = kind(text)
         finite = math.isfinite(value)
+        if kind is int and not -(2**63) <= value < 2**63:
+            raise OverflowError
     except (OverflowError, ValueError):
         raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {text!r}") from None
     if not finite:

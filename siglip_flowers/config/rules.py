@@ -97,9 +97,18 @@ def _needs_classes(options: Any) -> bool:
 
 _MODEL_RULES = (
     Rule(
-        lambda o: o.lora_r is None and bool(o.lora_alpha or o.use_dora or o.lora_target_modules),
-        "--lora_alpha, --use_dora and --lora_target_modules require --lora_r.",
+        lambda o: (
+            o.lora_r is None
+            and bool(o.lora_alpha or o.lora_dropout or o.use_dora or o.lora_target_modules)
+        ),
+        "--lora_alpha, --lora_dropout, --use_dora and --lora_target_modules require --lora_r.",
         "--use_dora",
+    ),
+    Rule(
+        lambda o: not needs_text_tower(o) and bool(o.prompt_templates or o.class_prompts),
+        "--prompt_templates and --class_prompts require --head_init text or --objective "
+        "contrastive.",
+        "--prompt_templates prompts.txt",
     ),
     Rule(
         lambda o: (
@@ -226,6 +235,11 @@ EVAL_RULES = (
         "--zero_shot evaluates the checkpoint of --model_name_or_path, and requires it; a trained "
         "model is named with --model alone.",
         "--zero_shot",
+    ),
+    Rule(
+        lambda o: not o.zero_shot and bool(o.prompt_templates or o.class_prompts),
+        "--prompt_templates and --class_prompts require --zero_shot.",
+        "--class_prompts prompts.yaml",
     ),
 )
 PREDICT_RULES = (

@@ -243,7 +243,9 @@ class TrainingOptions(Options):
     )
     max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out at most.", positive)
     cpu_threads: int | None = option(
-        None, "Threads on a CPU; default: OMP_NUM_THREADS, or a share of the cores.", positive
+        None,
+        "Threads on a CPU; default: OMP_NUM_THREADS, or a share of the cores.",
+        between(1, 4096),
     )
     aim_repo: str | None = option(
         None,

@@ -226,8 +226,8 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
         model.set_attn_implementation(attention)
     except (ValueError, ImportError) as error:
         raise InputError(
-            f"--attn_implementation {attention} cannot be used ({first_line(error)}); choose sdpa "
-            "or eager."
+            f"--attn_implementation {attention} cannot be used "
+            f"({first_line(error).partition('. ')[0]}); choose sdpa or eager."
         ) from error
 
 

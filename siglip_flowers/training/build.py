@@ -64,7 +64,13 @@ from siglip_flowers.model.text_head import (
     read_prompts,
     zero_shot_head,
 )
-from siglip_flowers.model.towers import check_max_num_patches, check_trainable, freeze, is_naflex
+from siglip_flowers.model.towers import (
+    check_max_num_patches,
+    check_trainable,
+    freeze,
+    get_vision_class,
+    is_naflex,
+)
 from siglip_flowers.runtime.devices import choose_attention, count_cores
 from siglip_flowers.runtime.memory import fit_workers
 from siglip_flowers.tracking import check_trackers
@@ -142,6 +148,10 @@ def check_arguments(arguments: RunArguments) -> None:
                 f"{checkpoint} is a NaFlex one; remove it, or lower --max_num_patches."
             )
     check_trainable(model.trainable, vision_config.num_hidden_layers)
+    if model.attn_implementation is not None:
+        with torch.device("meta"):
+            tower: Any = get_vision_class(vision_config)(vision_config)  # type: ignore[arg-type]
+        set_attention(tower, model.attn_implementation)
     if model.lora_r is not None:
         check_peft()
     if needs_text_tower(options):
