@@ -19,7 +19,7 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data.pixels import decoding
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
+from siglip_flowers.data.pixels.tensors import PixelForm, PixelNormalizer, read_form
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
@@ -32,7 +32,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\nshowpage\n%%EOF\n"
 PDF = b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer << /Root 1 0 R >>\n%%EOF\n"
 DOCUMENTS = (SVG, EPS, PDF)
-_IMAGES = ImageReader(8, 2, num_workers=1)
+_IMAGES = ImageReader(PixelForm(8, 2), num_workers=1)
 
 
 class Hang(BaseException):
@@ -148,7 +148,7 @@ def read_checkpoint(whole: Path, name: str, content: bytes, folder: Path) -> Non
     try:
         load_classifier(str(checkpoint), ["a", "b"])
         processor = load_image_processor(str(checkpoint))
-        get_image_size(processor)
+        read_form(processor)
         PixelNormalizer(processor)
     except (InputError, RunError) as error:
         message = str(error)

@@ -7,7 +7,7 @@ import torch
 
 from siglip_flowers.config import AugmentationArguments
 from siglip_flowers.data.augmentation import BatchAugmenter, uniform_numbers
-from siglip_flowers.data.pixels.tensors import PixelDataset
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelForm
 from tests.small_flowers import build_flowers
 
 OFF = {"crop_min_scale": 1.0, "horizontal_flip": 0.0, "color_jitter": 0.0}
@@ -21,7 +21,7 @@ def make_augmenter(size=64, seed=0, num_labels=4, **options):
 @pytest.fixture(scope="module")
 def batch(flowers_dir):
     rows = build_flowers(flowers_dir, train=4).splits["train"]
-    return PixelDataset(rows, 64, 3).__getitems__(range(len(rows)))
+    return PixelDataset(rows, PixelForm(64, 3)).__getitems__(range(len(rows)))
 
 
 def augment(augmenter, batch, rows=None, step=0):

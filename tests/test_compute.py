@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.pixels.tensors import (
-    CachedPixels,
     PixelBatch,
     PixelDataset,
     PixelForm,
@@ -173,7 +172,8 @@ def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
     monkeypatch.setattr(type(training), "device", torch.device("cuda" if cuda else "cpu"))
     monkeypatch.setattr(build, "count_cores", lambda: 6)
     monkeypatch.setattr(memory, "shutil", FakeDisk(batches_free * 16 * 3 * 8 * 8))
-    pixels = object.__new__(CachedPixels if cached else PixelDataset)
+    pixels = object.__new__(PixelDataset)
+    pixels.cached = object() if cached else None
     forms = dict.fromkeys(("train", "validation"), PixelForm(8, 2))
     workers = build.choose_workers(training, pixels, forms)
     copied = build._copy_for_trainer(training, workers)

@@ -27,9 +27,10 @@ from siglip_flowers.data.pixels.decoding import (
 )
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
+    PixelForm,
     PixelNormalizer,
-    get_image_size,
     open_pixels,
+    read_form,
 )
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_image_processor
@@ -95,7 +96,7 @@ def test_whatever_a_decoder_raises_means_that_the_image_cannot_be_read(broken, e
     broken.error = error
     with pytest.raises(ImageError, match="of the decoder"):
         read(b"BROKEN")
-    (batch,) = ImageReader(8, 2, num_workers=1).read_batches([b"BROKEN", None], 2)
+    (batch,) = ImageReader(PixelForm(8, 2), num_workers=1).read_batches([b"BROKEN", None], 2)
     assert batch.problems == ["of the decoder", "no image"]
 
 
@@ -145,16 +146,16 @@ def make_odd_files(folder: Path) -> list[str]:
 def test_odd_files_are_the_same_pixels_for_every_reader(tmp_path, nano_dir) -> None:
     paths = make_odd_files(tmp_path)
     processor = load_image_processor(str(nano_dir))
-    size, resample = get_image_size(processor), processor.resample
+    form = read_form(processor)
     features = Features(image=datasets.Image(), label=ClassLabel(names=["a"]))
     rows = Dataset.from_dict({"image": paths, "label": [0] * len(paths)}, features=features)
-    training = PixelDataset(rows, size, resample).__getitems__(range(len(paths)))
+    training = PixelDataset(rows, form).__getitems__(range(len(paths)))
     cache = DataArguments(cache_dir=str(tmp_path / "cache"))
-    evaluation = open_pixels(rows, size, resample, cache).__getitems__(range(len(paths)))
+    evaluation = open_pixels(rows, form, cache).__getitems__(range(len(paths)))
     contents = [Path(path).read_bytes() for path in paths]
     opened = [PIL.Image.open(path) for path in paths]
     for sources in (paths, contents, opened):
-        (batch,) = ImageReader(size, resample, num_workers=2).read_batches(sources, 64)
+        (batch,) = ImageReader(form, num_workers=2).read_batches(sources, 64)
         assert batch.problems == [""] * len(paths)
         assert torch.equal(batch.pixels, training["pixel_values"])
     assert torch.equal(evaluation["pixel_values"], training["pixel_values"])

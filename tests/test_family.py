@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import (
@@ -190,7 +190,7 @@ def test_published_shape_loads_weight_for_weight(name, photograph, tmp_path):
     processor = load_image_processor(str(tmp_path))
     own_class = Siglip2ImageProcessorPil if shape.naflex else SiglipImageProcessorPil
     assert type(processor) is own_class
-    pixels = resize_image(photograph, get_image_size(processor), processor.resample)[None]
+    pixels = read_form(processor).resize(photograph)[None]
     inputs = PixelNormalizer(processor).prepare(pixels)
     expected_inputs = own_class.from_pretrained(tmp_path)(photograph, return_tensors="pt")
     for key, value in expected_inputs.items():
@@ -240,7 +240,7 @@ def test_saved_classifier_exports_and_runs_like_transformers_own(name, photograp
         read_back = load_saved_classifier(str(saved))
         torch.testing.assert_close(read_back(**inputs).logits, expected, **CLOSE)
     again = load_image_processor(str(saved))
-    pixels = resize_image(photograph, get_image_size(again), again.resample)[None]
+    pixels = read_form(again).resize(photograph)[None]
     engine = InferenceEngine(read_back, again, device=torch.device("cpu"))
     torch.testing.assert_close(engine.classify(pixels), expected, **CLOSE)
 

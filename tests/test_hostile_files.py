@@ -26,6 +26,7 @@ from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.predict import format_csv_lines
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
+from siglip_flowers.data.pixels.tensors import PixelForm
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
     load_classifier,
@@ -135,7 +136,7 @@ def odd_files(tmp_path) -> list[str]:
 
 
 def test_what_is_no_image_is_named_and_not_waited_for(odd_files):
-    reader = ImageReader(8, 2, num_workers=1)
+    reader = ImageReader(PixelForm(8, 2), num_workers=1)
     with time_limit():
         [batch] = reader.read_batches(odd_files, 64)
     assert all(batch.problems)
@@ -154,7 +155,7 @@ def test_ghostscript_is_never_started(tmp_path, monkeypatch):
     for name in ("x.jpg", "x.eps"):
         (tmp_path / name).write_bytes(EPS)
     sources = [EPS, tmp_path / "x.jpg", tmp_path / "x.eps"]
-    [batch] = ImageReader(8, 2, num_workers=1).read_batches(sources, 3)
+    [batch] = ImageReader(PixelForm(8, 2), num_workers=1).read_batches(sources, 3)
     assert batch.problems == ["not an image"] * 3
     assert not trace.exists()
 

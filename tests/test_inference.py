@@ -12,7 +12,7 @@ from transformers import pipeline
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, resize_image
+from siglip_flowers.data.pixels.tensors import PixelForm, PixelNormalizer
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.loading import (
@@ -215,7 +215,7 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_m
     logits, features = [], []
     for start in range(0, len(rows), 24):
         images = rows[start : start + 24]["image"]
-        pixels = torch.stack([resize_image(image, 16, processor.resample) for image in images])
+        pixels = torch.stack([PixelForm(16, processor.resample).resize(image) for image in images])
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())

@@ -32,12 +32,11 @@ from siglip_flowers.data.pixels.patches import (
     unpack_patches,
 )
 from siglip_flowers.data.pixels.tensors import (
-    CachedPixels,
     PixelDataset,
+    PixelForm,
     PixelNormalizer,
-    get_image_size,
     open_pixels,
-    scale_size,
+    read_form,
 )
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.inference.engine import InferenceEngine
@@ -111,7 +110,7 @@ def test_inputs_equal_the_checkpoints_processor_bit_for_bit(options, images, tmp
     Siglip2ImageProcessorPil(**options).save_pretrained(tmp_path)
     processor = load_image_processor(str(tmp_path))
     assert isinstance(processor, Siglip2ImageProcessorPil)
-    dataset = PixelDataset(build_rows(images), get_image_size(processor), processor.resample)
+    dataset = PixelDataset(build_rows(images), read_form(processor))
     batch = dataset.__getitems__(range(len(images)))
     assert batch["pixel_values"].dtype == torch.uint8
     ours = PixelNormalizer(processor).prepare(batch["pixel_values"])
@@ -136,14 +135,13 @@ def test_grids_beyond_a_byte_survive_packing():
 def test_cached_patches_are_those_decoded_anew(images, tmp_path):
     rows = build_rows(images)
     arguments = DataArguments(cache_dir=str(tmp_path))
-    budget = PatchBudget(SIDE, PATCHES)
-    cached = open_pixels(rows, budget, Image.Resampling.BILINEAR, arguments)
-    assert isinstance(cached, CachedPixels)
-    assert cached.pixels.shape == (len(images), 1 + PATCHES, 3 * SIDE**2)
+    form = PixelForm(PatchBudget(SIDE, PATCHES), Image.Resampling.BILINEAR)
+    cached = open_pixels(rows, form, arguments)
+    assert cached.cached.shape == (len(images), 1 + PATCHES, 3 * SIDE**2)
     batch = cached.__getitems__([5, 0])
     assert torch.equal(batch["pixel_values"], pack(images)[[5, 0]])
-    larger = open_pixels(rows, scale_size(budget, 1.5), Image.Resampling.BILINEAR, arguments)
-    assert larger.pixels.shape[1] == 1 + round(PATCHES * 1.5**2)
+    larger = open_pixels(rows, form.scale(1.5), arguments)
+    assert larger.cached.shape[1] == 1 + round(PATCHES * 1.5**2)
 
 
 @pytest.mark.parametrize("pooling", ["map", "mean"])

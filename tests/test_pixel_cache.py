@@ -12,9 +12,8 @@ from PIL import Image
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import load_data
-from siglip_flowers.data.inspection import ImageCheck
+from siglip_flowers.data.inspection import examine_images
 from siglip_flowers.data.pixels.tensors import (
-    CachedPixels,
     PixelDataset,
     PixelForm,
     open_pixels,
@@ -24,6 +23,7 @@ from tests.small_flowers import build_flowers
 from tests.small_runs import draw_image, make_folder
 
 BICUBIC = Image.Resampling.BICUBIC
+FORM = PixelForm(64, BICUBIC)
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def rows(flowers_dir):
 
 
 def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_path):
-    cached = open_pixels(rows, 64, BICUBIC, DataArguments(cache_dir=str(tmp_path)))
-    decoded = PixelDataset(rows, 64, BICUBIC)
-    assert isinstance(cached, CachedPixels)
+    cached = open_pixels(rows, FORM, DataArguments(cache_dir=str(tmp_path)))
+    decoded = PixelDataset(rows, FORM)
+    assert cached.cached is not None
     assert len(cached) == len(decoded)
     ours, theirs = cached.__getitems__([5, 0, 17]), decoded.__getitems__([5, 0, 17])
     for key in theirs:
@@ -46,20 +46,20 @@ def test_cached_items_equal_decoded_ones_one_by_one_and_in_batches(rows, tmp_pat
 
 def test_images_are_decoded_once(rows, tmp_path, monkeypatch):
     arguments = DataArguments(cache_dir=str(tmp_path))
-    first = open_pixels(rows, 64, BICUBIC, arguments)
+    first = open_pixels(rows, FORM, arguments)
     monkeypatch.setattr(PixelDataset, "decode", None)
-    second = open_pixels(rows, 64, BICUBIC, arguments)
-    assert np.array_equal(first.pixels, second.pixels)
+    second = open_pixels(rows, FORM, arguments)
+    assert np.array_equal(first.cached, second.cached)
     with pytest.raises(TypeError):
-        open_pixels(rows, 72, BICUBIC, arguments)
+        open_pixels(rows, FORM.scale(1.2), arguments)
 
 
 def test_without_a_cache_images_are_decoded_when_asked_for(rows, tmp_path):
     arguments = DataArguments(pixel_cache=False, cache_dir=str(tmp_path))
-    assert isinstance(open_pixels(rows, 64, BICUBIC, arguments), PixelDataset)
+    assert open_pixels(rows, FORM, arguments).cached is None
     (tmp_path / "file").write_text("")
     unusable = DataArguments(cache_dir=str(tmp_path / "file" / "cache"))
-    assert isinstance(open_pixels(rows, 64, BICUBIC, unusable), PixelDataset)
+    assert open_pixels(rows, FORM, unusable).cached is None
 
 
 def load_folder(directory):
@@ -101,18 +101,19 @@ def test_fingerprint_follows_embedded_images_and_their_order():
 def test_good_splits_are_examined_once_and_bad_ones_every_time(tmp_path, monkeypatch, decode):
     folder = make_folder(tmp_path / "data")
     train = load_folder(folder)
-    check = ImageCheck(1, tmp_path / "cache", decode)
-    first, problems = check.examine(train)
+    options = {"workers": 1, "decode": decode}
+    cached = {"cache_dir": tmp_path / "cache", **options}
+    first, problems = examine_images(train, **cached)
     assert first.any(axis=1).all()
     assert not problems
-    assert np.array_equal(first, ImageCheck(1, decode=decode).examine(train)[0])
+    assert np.array_equal(first, examine_images(train, **options)[0])
     with monkeypatch.context() as patch:
         patch.setattr("siglip_flowers.data.inspection.read_image", None)
         patch.setattr("siglip_flowers.data.inspection.digest_file", None)
-        assert np.array_equal(check.examine(train)[0], first)
+        assert np.array_equal(examine_images(train, **cached)[0], first)
     (folder / "train" / "aster" / "0.png").write_bytes(b"no image")
     for _ in range(2):
-        assert check.examine(train)[1] == {0: "not an image"}
+        assert examine_images(train, **cached)[1] == {0: "not an image"}
 
 
 def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch):
@@ -126,13 +127,13 @@ def test_the_check_keeps_the_pixels_that_training_asks_for(tmp_path, monkeypatch
     monkeypatch.setattr("siglip_flowers.data.inspection.read_image", None)
     load_data(DataArguments(data_dir=str(folder), **arguments), forms)
     kept = {
-        name: open_pixels(data.splits[name], form.size, BICUBIC, DataArguments(**arguments))
+        name: open_pixels(data.splits[name], form, DataArguments(**arguments))
         for name, form in forms.items()
     }
     monkeypatch.undo()
     for name, form in forms.items():
         order = range(len(kept[name]))
-        decoded = PixelDataset(data.splits[name], form.size, BICUBIC)
+        decoded = PixelDataset(data.splits[name], form)
         pixels = [images.__getitems__(order)["pixel_values"] for images in (kept[name], decoded)]
         assert torch.equal(*pixels)
 
@@ -163,5 +164,5 @@ def test_every_broken_image_is_named_when_pixels_are_decoded(tmp_path):
     with pytest.raises(
         RunError, match=r"2 of 24 images cannot be read: .*1\.png .*2\.png "
     ) as caught:
-        open_pixels(rows, 8, BICUBIC, DataArguments(cache_dir=str(tmp_path / "cache")))
+        open_pixels(rows, PixelForm(8, BICUBIC), DataArguments(cache_dir=str(tmp_path / "cache")))
     assert "--skip_corrupt_images" in str(caught.value)

@@ -10,6 +10,7 @@ from transformers import SiglipImageProcessor
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelNormalizer,
+    read_form,
 )
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import read_images
@@ -23,7 +24,7 @@ def to_pixel_values(processor, images):
             image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
         ),
     )
-    pixels = PixelDataset(rows, processor.size["height"], processor.resample)
+    pixels = PixelDataset(rows, read_form(processor))
     batch = pixels.__getitems__(range(len(pixels)))
     assert batch["pixel_values"].dtype == torch.uint8
     return PixelNormalizer(processor)(batch["pixel_values"])

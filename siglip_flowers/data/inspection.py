@@ -5,7 +5,6 @@ import logging
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from siglip_flowers.data.pixels.decoding import (
     check_header,
     read_image,
 )
-from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels, resize_image
+from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels
 from siglip_flowers.data.rows import (
     describe_unreadable,
     fingerprint_images,
@@ -77,83 +76,70 @@ def digest_file(value: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(xxhash.xxh3_128_digest(content), dtype=np.uint8)
 
 
-@dataclass(frozen=True)
-class ImageCheck:
-    """How images are checked.
+def examine_images(
+    rows: Dataset,
+    *,
+    workers: int,
+    cache_dir: Path | None = None,
+    decode: bool = True,
+    form: PixelForm | None = None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Check every image of a split.
 
-    Attributes:
+    Args:
+        rows: The split.
         workers: Threads.
         cache_dir: Where the results are kept, so that images that were good are not read twice.
-        decode: Whether they are decoded, or only opened.
+        decode: Whether images are decoded, or only opened.
+        form: The pixels that are kept in the cache when images are decoded.
+
+    Returns:
+        Digests (N, 16) uint8, zero for images that cannot be read, and why not, by row.
     """
 
-    workers: int
-    cache_dir: Path | None = None
-    decode: bool = True
-
-    def examine(
-        self, rows: Dataset, form: PixelForm | None = None
-    ) -> tuple[np.ndarray, dict[int, str]]:
-        """Check every image of a split.
-
-        Args:
-            rows: The split.
-            form: The pixels that are kept in the cache when images are decoded.
-
-        Returns:
-            Digests (N, 16) uint8, zero for images that cannot be read, and why not, by row.
-        """
-        digests: np.ndarray | None = None
-        if self.cache_dir is not None and len(rows):
-            key: dict[str, Any] = {"images": fingerprint_images(rows), "decoded": self.decode}
-            if self.decode:
-                key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
-            entry = ArrayEntry("digests", key, (len(rows), DIGEST_BYTES), "uint8")
-            digests = open_array(
-                self.cache_dir, entry, lambda array: self._fill(array, rows, form), quiet=True
-            )
-        if digests is None:
-            digests = np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
-            self._fill(digests, rows, form)
-        # Reading the others once more tells what is wrong with them.
-        failed = np.flatnonzero(~digests.any(axis=1))
-        again = np.zeros_like(digests)
-        problems = self._read(again, rows.select(failed))
-        return digests, {int(failed[row]): problem for row, problem in problems.items()}
-
-    def _fill(self, digests: np.ndarray, rows: Dataset, form: PixelForm | None) -> None:
-        """Fill in the digests, and keep the pixels of the form unless an image is unreadable."""
-
-        def fill_both(pixels: np.ndarray) -> None:
-            if self._read(digests, rows, pixels, form):
-                raise ImageError
-
-        if form is not None and self.cache_dir is not None:
-            with suppress(ImageError):
-                open_array(self.cache_dir, describe_pixels(rows, form), fill_both)
-        # The pixels may have been there, or there may be no room for them.
-        if not digests.any():
-            self._read(digests, rows)
-
-    def _read(
-        self,
-        digests: np.ndarray,
-        rows: Dataset,
-        pixels: np.ndarray | None = None,
-        form: PixelForm | None = None,
+    def read(
+        digests: np.ndarray, rows: Dataset, pixels: np.ndarray | None = None
     ) -> dict[int, str]:
-        """Read every image; fill in digests and pixels, and return what cannot be read, and why."""
-
         def visit(row: int, value: dict[str, Any]) -> None:
-            if not self.decode:
+            if not decode:
                 digests[row] = digest_file(value)
                 return
             with read_image(value) as image:
                 if pixels is not None and form is not None:
-                    pixels[row] = resize_image(image, form.size, form.resample).numpy()
+                    pixels[row] = form.resize(image).numpy()
                 digests[row] = digest_pixels(image)
 
-        return visit_images(rows, visit, self.workers, "checking images")
+        return visit_images(rows, visit, workers, "checking images")
+
+    def fill(digests: np.ndarray) -> None:
+        def fill_both(pixels: np.ndarray) -> None:
+            # The pixels are kept unless an image is unreadable.
+            if read(digests, rows, pixels):
+                raise ImageError
+
+        if form is not None and cache_dir is not None:
+            with suppress(ImageError):
+                open_array(cache_dir, describe_pixels(rows, form), fill_both)
+        # The pixels may have been there, or there may be no room for them.
+        if not digests.any():
+            read(digests, rows)
+
+    shape = (len(rows), DIGEST_BYTES)
+    digests: np.ndarray | None = None
+    if cache_dir is not None and len(rows):
+        key: dict[str, Any] = {"images": fingerprint_images(rows), "decoded": decode}
+        if decode:
+            key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
+        digests = open_array(
+            cache_dir, ArrayEntry("digests", key, shape, "uint8"), fill, quiet=True
+        )
+    if digests is None:
+        digests = np.zeros(shape, dtype=np.uint8)
+        fill(digests)
+    # Reading the others once more tells what is wrong with them.
+    failed = np.flatnonzero(~digests.any(axis=1))
+    problems = read(np.zeros_like(digests), rows.select(failed))
+    return digests, {int(failed[row]): problem for row, problem in problems.items()}
 
 
 def check_images(
@@ -187,9 +173,11 @@ def check_images(
         checked = "files not checked"
     else:
         checked = "all images decoded" if decodes else "files compared, decoded while training"
-        check = ImageCheck(arguments.image_workers or count_cores(), cache_dir, decodes)
+        workers = arguments.image_workers or count_cores()
         for name, rows in splits.items():
-            digests[name], problems[name] = check.examine(rows, forms.get(name))
+            digests[name], problems[name] = examine_images(
+                rows, workers=workers, cache_dir=cache_dir, decode=decodes, form=forms.get(name)
+            )
     kept, skipped = _drop_unreadable(splits, problems, skips)
     shared = _find_shared(splits, digests)
     _report_shared(shared, is_oxford=data.source == "oxford", allowed=arguments.allow_duplicates)

@@ -10,7 +10,7 @@ import PIL.ImageOps
 from PIL import Image
 
 from siglip_flowers.data.pixels.decoding import ImageError, read_image
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
 from siglip_flowers.data.rows import select_undecoded
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.inference.classifier import SiglipImageClassifier
@@ -91,7 +91,7 @@ class Explainer:
         self.classifier = classifier
         self.options = options
         self.images = images
-        self._size, self._resample = get_image_size(processor), processor.resample
+        self._form = read_form(processor)
         self._normalizer = PixelNormalizer(processor)
         # Memory for one image, and hooks on one model.
         self._busy = threading.Lock()
@@ -114,7 +114,7 @@ class Explainer:
         (prediction,) = self.classifier.stream([image], self.options.top_k)
         if prediction.problem:
             return Answer(problem=prediction.problem)
-        pixels = resize_image(image, self._size, self._resample)[None]
+        pixels = self._form.resize(image)[None]
         engine = self.classifier.engine
         inputs = self._normalizer.prepare(pixels.to(engine.device))
         inputs["pixel_values"] = inputs["pixel_values"].to(engine.dtype)

@@ -15,7 +15,7 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
-from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels, get_image_size
+from siglip_flowers.data.pixels.tensors import describe_pixels, read_form
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -62,8 +62,7 @@ def load_features(
     poolings = list_poolings(model)
     engine = prepare_engine(model, processor, options.dtype)
     config = model.config.vision_config
-    form = PixelForm(get_image_size(processor), processor.resample)
-    pixels = describe_pixels(rows, form)
+    pixels = describe_pixels(rows, read_form(processor))
     key = {
         "weights": digest_weights(model.vision_model),
         "tower": {name: getattr(config, name, None) for name in TOWER_FIELDS},

@@ -16,7 +16,7 @@ from PIL import Image
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import write_json
 from siglip_flowers.data.pixels.decoding import list_image_extensions
-from siglip_flowers.data.pixels.tensors import get_image_size, resize_image
+from siglip_flowers.data.pixels.tensors import read_form
 from siglip_flowers.data.sources.ood_images import draw_ood_images
 from siglip_flowers.evaluation.predict import SplitResult, prepare_engine
 from siglip_flowers.inference.finding import find_images
@@ -121,8 +121,7 @@ def classify_images(
 
     dtype: That of the encoder; results that are compared need the same one.
     """
-    size = get_image_size(processor)
-    pixels = torch.stack([resize_image(p, size, processor.resample) for p in images])
+    pixels = torch.stack(list(map(read_form(processor).resize, images)))
     return _classify_pixels(model, processor, pixels.split(_BATCH_SIZE), dtype)
 
 
@@ -137,7 +136,7 @@ def classify_folder(
         InputError: The folder does not exist, or none of its files is an image.
     """
     paths = find_images([folder], list_image_extensions())
-    reader = ImageReader(get_image_size(processor), processor.resample, num_workers=2)
+    reader = ImageReader(read_form(processor), num_workers=2)
     batches = list(reader.read_batches(paths, _BATCH_SIZE))
     for batch in batches:
         for path, problem in zip(batch.sources, batch.problems, strict=True):

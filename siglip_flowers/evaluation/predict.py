@@ -13,12 +13,7 @@ from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.decoding import map_ahead
-from siglip_flowers.data.pixels.tensors import (
-    CachedPixels,
-    PixelDataset,
-    get_image_size,
-    open_pixels,
-)
+from siglip_flowers.data.pixels.tensors import PixelDataset, open_pixels, read_form
 from siglip_flowers.data.rows import image_ids
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
@@ -149,10 +144,9 @@ def run_over(
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
-    size = get_image_size(processor)
-    pixels: CachedPixels | PixelDataset = PixelDataset(rows, size, processor.resample)
+    pixels = PixelDataset(rows, read_form(processor))
     if options.data_arguments is not None:
-        pixels = open_pixels(rows, size, processor.resample, options.data_arguments)
+        pixels = open_pixels(rows, read_form(processor), options.data_arguments)
     threads, step = count_threads(), options.batch_size
     starts = range(0, len(share), step)
     # Decoded by threads ahead of the model.

@@ -13,7 +13,7 @@ from PIL import Image
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size, resize_image
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
 from siglip_flowers.export.formats import (
     ONNX_PACKAGES,
     LogitsModel,
@@ -118,7 +118,8 @@ def name_inputs(model: SiglipClassifier) -> tuple[str, ...]:
 
 def describe_preprocessing(processor: Any) -> dict[str, Any]:
     """Return how an image becomes the model's input, for users of the file alone."""
-    size, normalizer = get_image_size(processor), PixelNormalizer(processor)
+    form, normalizer = read_form(processor), PixelNormalizer(processor)
+    size = form.size
     facts: dict[str, Any] = {
         "decode": [
             "turn upright by the EXIF orientation",
@@ -126,7 +127,7 @@ def describe_preprocessing(processor: Any) -> dict[str, Any]:
             "put transparency on white",
             "convert to RGB",
         ],
-        "resample": Image.Resampling(processor.resample).name.lower(),
+        "resample": Image.Resampling(form.resample).name.lower(),
         "rescale_factor": normalizer.rescale_factor,
         "mean": list(normalizer.mean),
         "std": list(normalizer.std),
@@ -159,8 +160,7 @@ def prepare_images(
     images: Iterable[Image.Image], processor: Any, names: Sequence[str]
 ) -> tuple[torch.Tensor, ...]:
     """Return the model's inputs for images, in the order of the names."""
-    size = get_image_size(processor)
-    pixels = torch.stack([resize_image(image, size, processor.resample) for image in images])
+    pixels = torch.stack(list(map(read_form(processor).resize, images)))
     prepared = PixelNormalizer(processor).prepare(pixels)
     return tuple(prepared[name].contiguous() for name in names)
 

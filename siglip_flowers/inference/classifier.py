@@ -12,7 +12,7 @@ import torch
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import enter_run
 from siglip_flowers.base.text import abbreviate
-from siglip_flowers.data.pixels.tensors import get_image_size
+from siglip_flowers.data.pixels.tensors import read_form
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
 from siglip_flowers.inference.sidecars import (
@@ -105,8 +105,7 @@ class SiglipImageClassifier:
         self.ood_detector = ood_detector
         self.temperature = temperature
         self._reader = ImageReader(
-            get_image_size(processor),
-            processor.resample,
+            read_form(processor),
             num_workers=num_workers or count_cores(),
             allow_urls=allow_urls,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, get_image_size
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.loading import set_attention
 from siglip_flowers.model.towers import run_vision_tower
@@ -134,7 +134,7 @@ class InferenceEngine:
 
 def count_tokens(vision_config: Any, processor: Any) -> int:
     """Return the largest number of patches of an image."""
-    size = get_image_size(processor)
+    size = read_form(processor).size
     if isinstance(size, PatchBudget):
         return size.max_num_patches
     tokens: int = (size // vision_config.patch_size) ** 2

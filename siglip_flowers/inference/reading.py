@@ -11,7 +11,7 @@ import PIL.Image
 import torch
 
 from siglip_flowers.data.pixels.decoding import ImageError, map_ahead, read_image
-from siglip_flowers.data.pixels.tensors import ImageSize, resize_image
+from siglip_flowers.data.pixels.tensors import PixelForm
 from siglip_flowers.inference.finding import fetch_image, is_url
 
 # A path or URL, the bytes of an image file, a PIL image, or pixels as an array.
@@ -70,14 +70,12 @@ class ImageReader:
     """Reads sources as batches of pixels.
 
     Attributes:
-        size: S, the side in pixels that images are resized to, or a budget of patches.
-        resample: PIL's resampling filter, from the checkpoint's image processor.
+        form: The form of the pixels.
         num_workers: Decoding threads.
         allow_urls: Whether strings that are http or https URLs are fetched.
     """
 
-    size: ImageSize
-    resample: int
+    form: PixelForm
     num_workers: int
     allow_urls: bool = False
 
@@ -105,6 +103,6 @@ class ImageReader:
                     raise ValueError("a URL, which is fetched only with allow_urls")
                 file = fetch_image(str(source))
             with read_image(file) as image:
-                return source, "", resize_image(image, self.size, self.resample)
+                return source, "", self.form.resize(image)
         except (ImageError, OSError, ValueError) as error:
             return source, " ".join(str(error).split()), None

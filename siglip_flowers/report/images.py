@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import get_image_size, open_pixels
+from siglip_flowers.data.pixels.tensors import open_pixels, read_form
 from siglip_flowers.data.rows import get_labels, read_images
 
 THUMBNAIL = 72
@@ -39,12 +39,9 @@ class SplitImages:
     ) -> None:
         self.rows = rows
         self.ids, self.labels = image_ids(rows), get_labels(rows)
-        size = get_image_size(processor)
-        self._pixels = (
-            None
-            if isinstance(size, PatchBudget)
-            else open_pixels(rows, size, processor.resample, data_arguments)
-        )
+        form = read_form(processor)
+        packed = isinstance(form.size, PatchBudget)
+        self._pixels = None if packed else open_pixels(rows, form, data_arguments)
 
     def read(self, rows: Sequence[int]) -> list[Image.Image]:
         """Return images by row number."""

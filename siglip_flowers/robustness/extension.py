@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.data.pixels.patches import PatchBudget
-from siglip_flowers.data.pixels.tensors import get_image_size
+from siglip_flowers.data.pixels.tensors import read_form
 from siglip_flowers.evaluation.predict import prepare_engine, run_over
 from siglip_flowers.evaluation.run import Evaluation, EvaluationExtension
 from siglip_flowers.metrics.bootstrap import accuracy_interval
@@ -50,7 +50,7 @@ class Extension(EvaluationExtension):
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a model whose images are packed patches."""
-        if isinstance(get_image_size(evaluation.processor), PatchBudget):
+        if isinstance(read_form(evaluation.processor).size, PatchBudget):
             raise InputError(
                 "--robustness and --tta change square images, but this model takes patches of any "
                 "shape (NaFlex). Leave the option out."
@@ -123,7 +123,7 @@ def measure_augmented(evaluation: Evaluation, kind: str) -> list[AugmentedRow]:
     """
     model, options = evaluation.model, evaluation.pass_options
     engine = prepare_engine(model, evaluation.processor, options.dtype)
-    size = get_image_size(evaluation.processor)
+    size = read_form(evaluation.processor).size
     assert isinstance(size, int)
     views = list_views(kind, size)
 

@@ -32,15 +32,12 @@ from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
 from siglip_flowers.data.pixels.tensors import (
-    CachedPixels,
     PixelDataset,
     PixelForm,
     PixelNormalizer,
     collate_pixels,
-    get_image_size,
-    get_pixel_shape,
     open_pixels,
-    scale_size,
+    read_form,
 )
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.splits import draw_every_class
@@ -187,14 +184,9 @@ def fits_on_features(arguments: RunArguments) -> bool:
 
 def list_pixel_forms(arguments: RunArguments, processor: Any) -> dict[str, PixelForm]:
     """Return by split the pixels that a run decodes: those of training may be larger."""
-    size, options = get_image_size(processor), arguments.augmentation
-    larger = scale_size(size, options.train_resize_scale) if options.augment else size
-    evaluated = PixelForm(size, int(processor.resample))
-    return {
-        "train": PixelForm(larger, int(processor.resample)),
-        "validation": evaluated,
-        "test": evaluated,
-    }
+    form, options = read_form(processor), arguments.augmentation
+    larger = form.scale(options.train_resize_scale) if options.augment else form
+    return {"train": larger, "validation": form, "test": form}
 
 
 def build_model(
@@ -279,9 +271,9 @@ def build_trainer(
     training, options = arguments.training, arguments.augmentation
     forms, augmenter = list_pixel_forms(arguments, processor), None
     if options.augment:
-        size = get_image_size(processor)
+        size = forms["validation"].size
         augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
-    train_pixels: Any = _open_form(data.splits["train"], forms["train"], arguments)
+    train_pixels: Any = open_pixels(data.splits["train"], forms["train"], arguments.data)
     workers = choose_workers(training, train_pixels, forms)
     train_labels, num_classes = get_labels(data.splits["train"]), len(data.class_names)
     balance, strength = training.class_balance, training.class_balance_strength
@@ -318,7 +310,7 @@ def build_trainer(
         class_weights=class_weights,
         train_dataset=train_pixels,
         eval_dataset={
-            name: _open_form(rows, forms["validation"], arguments)
+            name: open_pixels(rows, forms["validation"], arguments.data)
             for name, rows in evaluated.items()
         },
         data_collator=collate_pixels,
@@ -332,15 +324,9 @@ def build_trainer(
     return trainer
 
 
-def _open_form(
-    rows: datasets.Dataset, form: PixelForm, arguments: RunArguments
-) -> CachedPixels | PixelDataset:
-    return open_pixels(rows, form.size, form.resample, arguments.data)
-
-
 def choose_workers(
     training: SiglipTrainingArguments,
-    pixels: CachedPixels | PixelDataset,
+    pixels: PixelDataset,
     forms: Mapping[str, PixelForm],
 ) -> int:
     """Return how many processes read images: as asked, as far as shared memory has room.
@@ -351,11 +337,11 @@ def choose_workers(
     workers = training.dataloader_num_workers
     if workers is None:
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        decodes = training.device.type == "cuda" and isinstance(pixels, PixelDataset)
+        decodes = training.device.type == "cuda" and pixels.cached is None
         workers = min(8, count_cores() // local_processes) if decodes else 0
     batch_bytes = max(
-        math.prod(get_pixel_shape(forms["train"].size)) * training.per_device_train_batch_size,
-        math.prod(get_pixel_shape(forms["validation"].size)) * training.per_device_eval_batch_size,
+        math.prod(forms["train"].shape) * training.per_device_train_batch_size,
+        math.prod(forms["validation"].shape) * training.per_device_eval_batch_size,
     )
     # Those of a step, and one that accelerate fetches ahead, stay while evaluation has its own.
     used = training.gradient_accumulation_steps + 5

@@ -24,7 +24,7 @@ from siglip_flowers.base.files import (
 from siglip_flowers.base.text import count, shorten_description
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import locate_cache
-from siglip_flowers.data.pixels.tensors import PixelForm, get_pixel_shape
+from siglip_flowers.data.pixels.tensors import PixelForm
 from siglip_flowers.data.splits import get_labels
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import write_predictions
@@ -164,10 +164,7 @@ def describe_plan(
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
     pixels = ""
     if arguments.data.pixel_cache:
-        sizes = (
-            len(data.splits[split]) * math.prod(get_pixel_shape(form.size))
-            for split, form in forms.items()
-        )
+        sizes = (len(data.splits[split]) * math.prod(form.shape) for split, form in forms.items())
         place = locate_cache(arguments.data)
         pixels = f" and {sum(sizes) / 1e6:,.1f} MB of pixels in {place}"
     return [

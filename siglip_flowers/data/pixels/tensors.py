@@ -36,15 +36,57 @@ ImageSize = int | PatchBudget
 
 @dataclass(frozen=True)
 class PixelForm:
-    """The pixels that a run asks for.
+    """The pixels that a model takes.
 
     Attributes:
-        size: Side in pixels that images are resized to, or a budget of patches.
+        size: S, the side in pixels that images are resized to, or a budget of patches.
         resample: PIL's resampling filter, from the checkpoint's image processor.
     """
 
     size: ImageSize
     resample: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an image: (3, S, S), or (1 + P, K) of packed patches."""
+        size = self.size
+        return size.shape if isinstance(size, PatchBudget) else (3, size, size)
+
+    def scale(self, factor: float) -> "PixelForm":
+        """Return the form of images whose sides are ``factor`` times as long."""
+        size = self.size
+        if isinstance(size, PatchBudget):
+            larger = PatchBudget(size.patch_size, round(size.max_num_patches * factor**2))
+            return PixelForm(larger, self.resample)
+        return PixelForm(round(size * factor), self.resample)
+
+    def resize(self, image: Image.Image) -> torch.Tensor:
+        """Squash an image to a square, or cut it up into patches: uint8 of this shape."""
+        if image.mode != "RGB":
+            image = decode_rgb(image)
+        if isinstance(self.size, PatchBudget):
+            return pack_image(image, self.size, self.resample)
+        if image.size != (self.size, self.size):
+            sides = (self.size, self.size)
+            image = image.resize(sides, resample=Image.Resampling(self.resample))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def read_form(processor: Any) -> PixelForm:
+    """Return the form to which an image processor brings images.
+
+    Raises:
+        InputError: It does not resize them.
+    """
+    if not getattr(processor, "do_resize", True):
+        raise InputError(
+            "The image processor has do_resize false, but the model needs images of one size. Set "
+            "it to true in preprocessor_config.json."
+        )
+    if hasattr(processor, "max_num_patches"):
+        budget = PatchBudget(processor.patch_size, processor.max_num_patches)
+        return PixelForm(budget, int(processor.resample))
+    return PixelForm(processor.size["height"], int(processor.resample))
 
 
 class PixelBatch(dict[str, torch.Tensor]):
@@ -64,133 +106,74 @@ class PixelBatch(dict[str, torch.Tensor]):
 
 
 class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
-    """Rows of a data set as uint8 pixels, decoded on access, a batch at a time.
+    """Rows of a data set as uint8 pixels, a batch at a time: from the cache, or decoded on access.
 
     ``index`` of a batch is the row's number, which keys the random numbers of augmentation.
 
     Args:
         rows: A data set with the columns ``image`` and ``label``.
-        size: S, the side in pixels that images are resized to, or a budget of patches.
-        resample: PIL's resampling filter, from the checkpoint's image processor.
+        form: The form of the pixels.
+        cached: The pixels of all rows (N, ...) uint8, if the cache has them.
     """
 
-    def __init__(self, rows: datasets.Dataset, size: ImageSize, resample: int) -> None:
+    def __init__(
+        self, rows: datasets.Dataset, form: PixelForm, cached: np.memmap | None = None
+    ) -> None:
         self.rows = rows.with_format(None)
         self.labels = torch.from_numpy(get_labels(rows))
         self.images = select_undecoded(rows)
-        self.size = size
-        self.resample = Image.Resampling(resample)
+        self.form = form
+        self.cached = cached
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map is pickled as a copy of all pixels.
+        file = None if self.cached is None else str(self.cached.filename)
+        return {**self.__dict__, "cached": file}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        file = state["cached"]
+        self.__dict__.update(state, cached=file and np.load(file, mmap_mode="r"))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
-        pixels = []
-        # One read of the Arrow table for a whole batch.
-        for row, value in zip(indices, self.images[list(indices)]["image"], strict=True):
-            try:
-                pixels.append(self.decode(value))
-            except ImageError as error:
-                problems = list_unreadable(self.rows, {row: str(error)})
-                raise RunError(describe_unreadable(problems, len(self))) from error
+        # One gather, or one read of the Arrow table, for a whole batch.
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return PixelBatch(pixel_values=torch.stack(pixels), labels=self.labels[index], index=index)
+        if self.cached is not None:
+            pixels = torch.from_numpy(self.cached[index.numpy()])
+        else:
+            values = self.images[list(indices)]["image"]
+            pixels = torch.stack(list(map(self._decode_row, indices, values)))
+        return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
+
+    def _decode_row(self, row: int, value: dict[str, Any]) -> torch.Tensor:
+        try:
+            return self.decode(value)
+        except ImageError as error:
+            problems = list_unreadable(self.rows, {row: str(error)})
+            raise RunError(describe_unreadable(problems, len(self))) from error
 
     def decode(self, value: dict[str, Any]) -> torch.Tensor:
         """Return the pixels of an undecoded image."""
         with read_image(value) as image:
-            return resize_image(image, self.size, self.resample)
+            return self.form.resize(image)
 
 
-def get_image_size(processor: Any) -> ImageSize:
-    """Return the size to which an image processor brings images.
-
-    Raises:
-        InputError: It does not resize them.
-    """
-    if not getattr(processor, "do_resize", True):
-        raise InputError(
-            "The image processor has do_resize false, but the model needs images of one size. Set "
-            "it to true in preprocessor_config.json."
-        )
-    if hasattr(processor, "max_num_patches"):
-        return PatchBudget(processor.patch_size, processor.max_num_patches)
-    side: int = processor.size["height"]
-    return side
-
-
-def scale_size(size: ImageSize, factor: float) -> ImageSize:
-    """Return the size of images whose sides are ``factor`` times as long."""
-    if isinstance(size, PatchBudget):
-        return PatchBudget(size.patch_size, round(size.max_num_patches * factor**2))
-    return round(size * factor)
-
-
-def get_pixel_shape(size: ImageSize) -> tuple[int, ...]:
-    """Return the shape of an image's pixels: (3, S, S), or (1 + P, K) of packed patches."""
-    return size.shape if isinstance(size, PatchBudget) else (3, size, size)
-
-
-def resize_image(image: Image.Image, size: ImageSize, resample: int) -> torch.Tensor:
-    """Squash an RGB image to a square, (3, S, S) uint8, or cut it up into patches, (1 + P, K)."""
-    if image.mode != "RGB":
-        image = decode_rgb(image)
-    if isinstance(size, PatchBudget):
-        return pack_image(image, size, resample)
-    if image.size != (size, size):
-        image = image.resize((size, size), resample=Image.Resampling(resample))
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
-class CachedPixels(torch.utils.data.Dataset[PixelBatch]):
-    """Rows of a data set as uint8 pixels from the cache; batches like those of ``PixelDataset``.
-
-    Args:
-        pixels: (N, 3, S, S) or (N, 1 + P, K) uint8, a memory map.
-        labels: (N,) int64, class numbers.
-    """
-
-    def __init__(self, pixels: np.memmap, labels: torch.Tensor) -> None:
-        self.pixels: np.ndarray = pixels
-        self.file = str(pixels.filename)
-        self.labels = labels
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map is pickled as a copy of all pixels.
-        return {**self.__dict__, "pixels": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.pixels = np.load(self.file, mmap_mode="r")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
-        # One gather instead of one tensor per image.
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        pixels = torch.from_numpy(self.pixels[index.numpy()])
-        return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
-
-
-def open_pixels(
-    rows: datasets.Dataset, size: ImageSize, resample: int, arguments: DataArguments
-) -> CachedPixels | PixelDataset:
+def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArguments) -> PixelDataset:
     """Return the rows as uint8 pixels from the cache, which is filled first if need be.
+
+    Without a cache, or if its disk is full, the data set decodes.
 
     Args:
         rows: A data set with the columns ``image`` and ``label``.
-        size: Side in pixels that images are resized to, or a budget of patches.
-        resample: PIL's resampling filter, from the checkpoint's image processor.
+        form: The form of the pixels.
         arguments: Whether and where pixels are cached, and how many threads decode them.
-
-    Returns:
-        The cached pixels; or, without a cache or if its disk is full, a data set that decodes.
 
     Raises:
         RunError: An image cannot be read.
     """
-    decoding = PixelDataset(rows, size, resample)
+    decoding = PixelDataset(rows, form)
     if not arguments.pixel_cache or not len(rows):
         return decoding
     workers = arguments.image_workers or count_cores()
@@ -203,9 +186,8 @@ def open_pixels(
         if problems:
             raise RunError(describe_unreadable(list_unreadable(rows, problems), len(rows)))
 
-    entry = describe_pixels(rows, PixelForm(size, resample))
-    pixels = open_array(locate_cache(arguments), entry, fill)
-    return decoding if pixels is None else CachedPixels(pixels, decoding.labels)
+    cached = open_array(locate_cache(arguments), describe_pixels(rows, form), fill)
+    return PixelDataset(rows, form, cached)
 
 
 def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
@@ -214,14 +196,14 @@ def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
         kind="pixels",
         key={
             "images": fingerprint_images(rows),
-            "resample": int(form.resample),
+            "resample": form.resample,
             # Another Pillow may decode or resample to other values, and so may another version
             # of the steps in decoding.py.
             "pillow": PIL.__version__,
             "steps": DECODING_VERSION,
         },
         # Two patch sizes differ in it, and so do two budgets.
-        shape=(len(rows), *get_pixel_shape(form.size)),
+        shape=(len(rows), *form.shape),
         dtype="uint8",
     )
 
