@@ -55,7 +55,8 @@ from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.model.adapters import add_adapters
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model.loading import load_classifier, load_image_processor
-from siglip_flowers.training.build import build_model, build_trainer
+from siglip_flowers.training.build import build_model
+from siglip_flowers.training.trainer import SiglipTrainer
 
 MODULE = "benchmarks.gpu_check"
 CLASSES = [f"class {number}" for number in range(102)]
@@ -187,7 +188,7 @@ def compare_resumed(bench: Bench) -> Row:
         for checkpoint in (None, "checkpoint-2"):
             torch.manual_seed(0)
             model = build_model(job.arguments, job.data, job.processor)
-            trainer = build_trainer(job.arguments, job.data, model, job.processor)
+            trainer = SiglipTrainer(job.arguments, job.data, model, job.processor)
             path = checkpoint and str(bench.directory / "resumed" / "checkpoints" / checkpoint)
             trainer.train(resume_from_checkpoint=path)
             state: Any = trainer.model
@@ -280,7 +281,7 @@ def measure_classifying(bench: Bench) -> Iterator[Row]:
     job.arguments.training.max_steps = -(-count // batch)
     model = build_model(job.arguments, job.data, job.processor)
     arguments = job.arguments
-    trainer = build_trainer(arguments, job.data, copy.deepcopy(model), job.processor)
+    trainer = SiglipTrainer(arguments, job.data, copy.deepcopy(model), job.processor)
     with Stopwatch(bench.device) as epoch:
         trainer.train()
     with Stopwatch(bench.device) as fit:

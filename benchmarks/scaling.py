@@ -35,7 +35,8 @@ from benchmarks.report import (
 from benchmarks.training_arms import LABELS, TrainingJob, copy_arguments, prepare_job, time_trainer
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.fields import check_positive
-from siglip_flowers.training.build import build_model, build_trainer
+from siglip_flowers.training.build import build_model
+from siglip_flowers.training.trainer import SiglipTrainer
 
 MODULE = "benchmarks.scaling"
 ARMS = ("ours", "usual")
@@ -113,7 +114,7 @@ def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, A
 def build_ours(job: TrainingJob) -> Any:
     """Build the package's Trainer, and its cache if it is not there."""
     model = build_model(job.arguments, job.data, job.processor)
-    return build_trainer(job.arguments, job.data, model, job.processor)
+    return SiglipTrainer(job.arguments, job.data, model, job.processor)
 
 
 def build_usual(job: TrainingJob) -> Any:

@@ -24,7 +24,7 @@ from siglip_flowers.model.loading import (
 )
 from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.devices import count_cores
-from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.trainer import SiglipTrainer
 
 ARMS = ("limit", "ours", "usual")
@@ -113,7 +113,7 @@ def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
     )
 
     def build_ours() -> SiglipTrainer:
-        return build_trainer(job.arguments, job.data, copy.deepcopy(model), job.processor)
+        return SiglipTrainer(job.arguments, job.data, copy.deepcopy(model), job.processor)
 
     def run_ours() -> Sample:
         return time_trainer(build_ours(), job)

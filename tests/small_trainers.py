@@ -9,7 +9,7 @@ from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArg
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
-from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.trainer import SiglipTrainer
 
 
@@ -50,7 +50,7 @@ def start_trainer(
     set_seed(arguments.training.seed)
     processor = load_image_processor(str(checkpoint))
     built = build_model(arguments, data, processor)
-    trainer: Any = build_trainer(arguments, data, built, processor)
+    trainer: Any = SiglipTrainer(arguments, data, built, processor)
     trainer.run = arguments
     return trainer
 

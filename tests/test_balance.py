@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from siglip_flowers.model.loading import load_classifier
-from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
+from siglip_flowers.training.objectives import BalancedImages, adjust_logits, weigh_classes
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint
 from tests.small_trainers import copy_weights, start_trainer

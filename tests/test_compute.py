@@ -117,8 +117,7 @@ def test_an_evaluation_that_runs_out_of_memory_names_its_batch(run, monkeypatch,
         return whole(self, pixel_values, **more)
 
     monkeypatch.setattr(SiglipClassifier, "forward", forward)
-    # Loaders whose workers persist end with the run all the same.
-    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
+    workers = ("--dataloader_num_workers", "1")
     code, _ = run("large", "--per_device_eval_batch_size", "12", *workers)
     assert code == 1
     assert "evaluate 12 images at once; lower --per_device_eval_batch" in capsys.readouterr().err
@@ -149,25 +148,21 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
 @pytest.mark.parametrize(
     ("cuda", "cached", "asked", "batches_free", "expected"),
     [
-        (True, False, {}, 99, (6, True)),
-        (True, True, {}, 99, (0, False)),
-        (False, False, {}, 99, (0, False)),
-        (False, True, {"num_workers": 2}, 99, (2, False)),
-        (False, False, {"num_workers": 2, "persistent_workers": True}, 99, (2, True)),
-        (True, False, {"persistent_workers": False}, 99, (6, False)),
-        # Taken from a run on a GPU, for example.
-        (False, True, {"persistent_workers": True}, 99, (0, False)),
+        (True, False, {}, 99, 6),
+        (True, True, {}, 99, 0),
+        (False, False, {}, 99, 0),
+        (False, True, {"num_workers": 2}, 99, 2),
         # Each prepares 2 batches; the Trainer holds two of training, and four are of evaluation.
-        (True, False, {}, 9, (1, True)),
-        (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, (1, False)),
-        (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, (0, False)),
+        (True, False, {}, 9, 1),
+        (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, 1),
+        (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, 0),
     ],
 )
 def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
     monkeypatch, caplog, cuda, cached, asked, batches_free, expected
 ):
-    options = {f"dataloader_{name}": value for name, value in asked.items()}
     sizes = {"per_device_train_batch_size": 16, "per_device_eval_batch_size": 12}
+    options = {f"dataloader_{name}": value for name, value in asked.items()}
     training = SiglipTrainingArguments(use_cpu=True, **sizes, **options)
     monkeypatch.setattr(type(training), "device", torch.device("cuda" if cuda else "cpu"))
     monkeypatch.setattr(build, "count_cores", lambda: 6)
@@ -175,13 +170,10 @@ def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
     pixels = object.__new__(PixelDataset)
     pixels.cached = object() if cached else None
     forms = dict.fromkeys(("train", "validation"), PixelForm(8, 2))
-    workers = build.choose_workers(training, pixels, forms)
-    copied = build._copy_for_trainer(training, workers)
-    assert (workers, copied.dataloader_persistent_workers) == expected
-    assert (copied.dataloader_prefetch_factor is None) == (
-        workers == 0 or "prefetch_factor" not in asked
-    )
-    assert ("has 0 MB free, which is too little for" in caplog.text) == (batches_free == 9)
+    copied = build.copy_for_trainer(training, pixels, forms)
+    assert copied.dataloader_num_workers == expected
+    assert copied.dataloader_prefetch_factor == (asked.get("prefetch_factor") if expected else None)
+    assert ("has 0 MB free, which is too little for" in caplog.text) == (batches_free < 99)
 
 
 class FakeDisk:
@@ -205,10 +197,8 @@ def test_a_run_whose_workers_find_no_room_trains_without_them(run, monkeypatch, 
 def test_throughput_counts_images_waiting_and_no_pauses():
     throughput = Throughput()
     throughput.start()
-    throughput.count(30)
-    with throughput.waiting():
-        time.sleep(0.05)
-    time.sleep(0.15)
+    throughput.count(30, waited=0.05)
+    time.sleep(0.2)
     with throughput.paused(), throughput.paused():
         time.sleep(0.5)
     figures = throughput.close_window()

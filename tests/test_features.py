@@ -23,6 +23,8 @@ from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
+DECODED = DataArguments(pixel_cache=False)
+
 NAMES = [str(label) for label in range(4)]
 
 
@@ -41,7 +43,10 @@ def processor(tiny_dir):
 def load(tiny_dir, processor, tmp_path):
     """Load features with a cache of its own, and record the batches that the tower encodes."""
 
-    def load(rows, pooling="map", change=None, cache="cache", batch_size=7, **options):
+    def load(
+        rows, pooling="map", change=None, cache="cache", batch_size=7, dtype="float32", **options
+    ):
+        arguments = DataArguments(cache_dir=str(tmp_path / cache), **options)
         model = load_classifier(str(tiny_dir), NAMES, pooling=pooling)
         if change is not None:
             change(model)
@@ -52,11 +57,7 @@ def load(tiny_dir, processor, tmp_path):
                 model,
                 processor,
                 rows,
-                PassOptions(
-                    batch_size,
-                    dtype=options.pop("dtype", "float32"),
-                    data_arguments=DataArguments(cache_dir=str(tmp_path / cache), **options),
-                ),
+                PassOptions(batch_size, arguments, dtype),
             )
         finally:
             hook.remove()
@@ -75,7 +76,9 @@ def test_features_are_what_the_model_pools(load, rows, tiny_dir, processor, pixe
     assert list(features) == ["map", "mean"]
     for pooling, found in features.items():
         model = load_classifier(str(tiny_dir), NAMES, pooling=pooling)
-        expected = evaluate_split(model, processor, rows, "train", PassOptions(20)).features
+        expected = evaluate_split(
+            model, processor, rows, "train", PassOptions(20, DECODED)
+        ).features
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=2e-5)
     assert np.abs(features["map"] - features["mean"]).max() > 0.1

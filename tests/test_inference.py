@@ -12,6 +12,7 @@ from transformers import pipeline
 from siglip_flowers import SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
+from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.tensors import PixelForm, PixelNormalizer
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.inference.engine import InferenceEngine
@@ -23,6 +24,8 @@ from siglip_flowers.model.loading import (
 from siglip_flowers.runtime.devices import choose_attention, resolve_device, resolve_dtype
 from tests.small_flowers import build_flowers, read_images
 from tests.small_runs import CLASSES, make_checkpoint
+
+DECODED = DataArguments(pixel_cache=False)
 
 CPU = torch.device("cpu")
 
@@ -219,10 +222,10 @@ def test_evaluation_in_float32_is_the_models_own_forward_to_the_last_bit(small_m
         with torch.inference_mode():
             logits.append(model(pixel_values=normalize(pixels)).logits.numpy())
             features.append(model.extract_features(normalize(pixels)).numpy())
-    found = evaluate_split(model, processor, rows, "train", PassOptions(24))
+    found = evaluate_split(model, processor, rows, "train", PassOptions(24, DECODED))
     np.testing.assert_array_equal(found.logits, np.concatenate(logits))
     np.testing.assert_array_equal(found.features, np.concatenate(features))
-    half = PassOptions(24, dtype="bfloat16")
+    half = PassOptions(24, DECODED, dtype="bfloat16")
     close = evaluate_split(model, processor, rows, "train", half).logits
     assert close.dtype == np.float32
     np.testing.assert_allclose(close, np.concatenate(logits), atol=0.1)

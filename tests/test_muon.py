@@ -1,6 +1,7 @@
 """Muon beside AdamW: the same steps as torch's two optimizers, under one schedule, resumable."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,14 +11,29 @@ from transformers import TrainerCallback
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.model.adapters import add_adapters
 from siglip_flowers.model.loading import load_classifier
-from siglip_flowers.training.muon import MuonWithAdamW, orthogonalize, split_for_muon
-from siglip_flowers.training.optimizer import build_parameter_groups
+from siglip_flowers.training.optimizer import (
+    MuonWithAdamW,
+    build_parameter_groups,
+    orthogonalize,
+    split_for_muon,
+)
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint
 from tests.small_trainers import copy_weights, list_changed, start_trainer
 
 MUON = {"momentum": 0.9, "adjust_lr_fn": "original"}
 ADAMW = {"betas": (0.9, 0.98), "eps": 1e-7}
+TRAINING = SimpleNamespace(
+    learning_rate=1e-3,
+    head_learning_rate=3e-3,
+    weight_decay=0.1,
+    layer_decay=None,
+    optim_args="lr=0.02,momentum=0.9,adjust_lr_fn=original",
+    adam_beta1=0.9,
+    adam_beta2=0.98,
+    adam_epsilon=1e-7,
+    device=torch.device("cpu"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +41,8 @@ def tiny(tmp_path_factory):
     return make_checkpoint(tmp_path_factory.mktemp("tiny"))
 
 
-def split(model, layer_decay=None):
-    rates = {"learning_rate": 1e-3, "head_learning_rate": 3e-3, "weight_decay": 0.1}
-    groups = build_parameter_groups(model, **rates, layer_decay=layer_decay)
-    return split_for_muon(model, groups, learning_rate=0.02, base_rate=1e-3)
+def split(model):
+    return split_for_muon(model, build_parameter_groups(model, TRAINING), TRAINING)
 
 
 def name_by_kind(model, groups):
@@ -81,8 +95,9 @@ def test_steps_are_those_of_torchs_two_optimizers(tiny):
             (False, torch.optim.AdamW, ADAMW),
         )
     ]
-    ours = [MuonWithAdamW(split(model), **MUON, dtype=torch.bfloat16, adamw=ADAMW)]
-    for trained, optimizers in ((model, ours), (reference, torchs)):
+    ours = MuonWithAdamW(split(model), TRAINING)
+    ours.dtype = torch.bfloat16  # as torch's, whatever this processor computes
+    for trained, optimizers in ((model, [ours]), (reference, torchs)):
         schedules = [LambdaLR(each, lambda step: 1 / (1 + step)) for each in optimizers]
         for step in range(5):
             torch.manual_seed(step)

@@ -1,5 +1,7 @@
 """Which parameter is decayed, and at which rate it learns."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import AutoConfig
@@ -21,10 +23,10 @@ def data(flowers_dir):
     return build_flowers(flowers_dir, train=8)
 
 
-def group(model):
-    return build_parameter_groups(
-        model, learning_rate=1e-5, head_learning_rate=1e-3, weight_decay=0.05
-    )
+def group(model, **options):
+    rates = {"learning_rate": 1e-5, "head_learning_rate": 1e-3, "weight_decay": 0.05}
+    training = SimpleNamespace(**{**rates, "layer_decay": None, **options})
+    return build_parameter_groups(model, training)
 
 
 def name_groups(model, groups):
@@ -83,10 +85,9 @@ def place_by_hand(name, layers):
     return 0
 
 
-def group_with_decay(model, decay=0.5):
-    return build_parameter_groups(
-        model, learning_rate=1.0, head_learning_rate=7.0, weight_decay=0.1, layer_decay=decay
-    )
+def group_with_decay(model):
+    rates = {"learning_rate": 1.0, "head_learning_rate": 7.0, "weight_decay": 0.1}
+    return group(model, **rates, layer_decay=0.5)
 
 
 def check_partition(model, groups):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.plots import examples, figures, theme
+from siglip_flowers.plots import figures, theme
 from siglip_flowers.plots.examples import save_examples
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
 
@@ -33,12 +33,13 @@ NAMES = ("ромашка", "bellis $x_1$", "a name without any end " * 9, "\x1b[
 def drawn(monkeypatch):
     """The figures that were saved, in order; the files are written as usual."""
     found: list[Figure] = []
+    save_figure = theme.save_figure
 
     def keep(figure, *args, **kwargs):
         found.append(figure)
-        theme.save_figure(figure, *args, **kwargs)
+        save_figure(figure, *args, **kwargs)
 
-    for module in (figures, examples):
+    for module in (figures, theme):
         monkeypatch.setattr(module, "save_figure", keep)
     return found
 

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerState
 
-from siglip_flowers import tracking
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.train import main as train
-from siglip_flowers.tracking import build_trackers, check_trackers, choose_trackers
+from siglip_flowers.tracking import kinds
 from siglip_flowers.tracking.kinds import (
     WANDB_FINISH_SECONDS,
     WandbTracker,
+    build_trackers,
+    check_trackers,
+    choose_trackers,
     choose_wandb_mode,
 )
 from siglip_flowers.tracking.trackers import RunFacts, Tracker, Trackers
@@ -325,7 +327,7 @@ def test_aim_is_the_default_where_it_is_installed(monkeypatch, caplog):
 @pytest.mark.parametrize("main_process", [True, False])
 def test_only_the_main_process_logs(monkeypatch, main_process):
     monkeypatch.setattr(
-        tracking, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
+        kinds, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
     )
     names = ["aim", "wandb", "tensorboard", "trackio"]
     assert list(build_trackers(names)._active) == (names if main_process else [])

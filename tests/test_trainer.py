@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.metrics.classification import compute_metrics
@@ -22,6 +23,8 @@ from siglip_flowers.training.checkpoints import CheckpointingTrainer
 from siglip_flowers.training.trainer import PRIVATE_OVERRIDES, SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_trainers import copy_weights, list_changed, start_trainer
+
+DECODED = DataArguments(pixel_cache=False)
 
 CROPS = {"train_resize_scale": 1.0, "crop_min_scale": 0.4}
 
@@ -187,7 +190,7 @@ def test_evaluation_figures_are_those_of_single_images(start, data, tiny_dir, ob
             images = [processor(image, return_tensors="pt") for image in rows["image"]]
             logits = torch.cat([model(**image).logits for image in images]).numpy()
         labels = np.array(rows["label"])
-        result = evaluate_split(model, processor, rows, split, PassOptions(6))
+        result = evaluate_split(model, processor, rows, split, PassOptions(6, DECODED))
         np.testing.assert_allclose(result.logits, logits, atol=1e-4, rtol=1e-4)
         for key, value in compute_metrics(logits, labels, activation).items():
             assert figures[f"eval_{split}_{key}"] == pytest.approx(value, rel=1e-4), key
@@ -271,17 +274,6 @@ def test_a_parameter_that_would_not_learn_stops_the_run_before_its_first_step(st
     with pytest.raises(RunError, match=r"1 of \d+ trained parameters have no gradient: idle\."):
         trainer.train()
     assert are_equal(copy_weights(trainer), before)
-
-
-def test_a_last_batch_is_dropped_in_training_alone(start, data):
-    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=30, max_steps=-1)
-    assert len(trainer.get_train_dataloader()) == 2  # of 64 images
-    batches = [len(batch["labels"]) for batch in trainer.get_eval_dataloader("validation")]
-    assert sum(batches) == len(data.splits["validation"]) == 20
-    assert trainer.args.dataloader_drop_last
-    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=65)
-    with pytest.raises(InputError, match="fewer images than one batch of 65"):
-        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,14 @@ PROBE_GRID_FILE = "probe_grid.csv"
 TENSORBOARD_DIR = "tensorboard"
 # A report of each split.
 REPORT_DIRS = {split: f"report_{split}" for split in ("train", "validation", "test")}
+OTHER_FILES = (PROBE_GRID_FILE, TENSORBOARD_DIR, *REPORT_DIRS.values())
+
+
+def _get_mode() -> int:
+    """Return the permissions of what everyone may use whom the umask lets in."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o777 & ~umask
 
 
 @contextmanager
@@ -47,10 +55,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # mkstemp makes private files; results are for everyone the umask lets in.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        # mkstemp makes private files.
+        temporary.chmod(0o666 & _get_mode())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -63,12 +69,10 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        # mkdtemp, and safetensors, make private files; a model is for everyone the umask lets in.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        for file in temporary.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+        # mkdtemp, and safetensors, make private files.
+        mode = _get_mode()
+        for each in (temporary, *temporary.rglob("*")):
+            each.chmod(mode if each.is_dir() else 0o666 & mode)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -103,6 +107,10 @@ def is_finished(directory: Path) -> bool:
 
 def measure_free_bytes(directory: Path) -> int:
     """Return the free space of the disk that a directory is on or will be on."""
-    absolute = directory.absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(find_existing(directory)).free
+
+
+def find_existing(path: Path) -> Path:
+    """Return the path itself if it exists, or the nearest directory above it that does."""
+    absolute = path.absolute()
+    return next(each for each in (absolute, *absolute.parents) if each.exists())

@@ -71,7 +71,7 @@ def _fit(parsed: tuple[ThresholdArguments, DataArguments]) -> None:
             processor,
             rows,
             split,
-            PassOptions(options.per_device_eval_batch_size, data_arguments=data_arguments),
+            PassOptions(options.per_device_eval_batch_size, data_arguments),
         )
     detector, figures = fit_ood_detector(
         model, processor, results["train"], results["validation"], options.accepted

@@ -215,12 +215,13 @@ _LAUNCH_RULES = (
             uses_deepspeed()
             and (
                 o.optim == "muon"
+                or o.on_nan == "skip"
                 or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
                 or importlib.util.find_spec("deepspeed") is None
             )
         ),
-        "DeepSpeed requires the package deepspeed, zero_stage 2 or less, and another --optim than "
-        f"muon; change this or {_DDP}",
+        "DeepSpeed requires the package deepspeed, zero_stage 2 or less, --on_nan stop and another "
+        f"--optim than muon; change this or {_DDP}",
         "ACCELERATE_USE_DEEPSPEED=true ACCELERATE_DEEPSPEED_ZERO_STAGE=3",
     ),
 )

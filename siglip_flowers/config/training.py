@@ -25,6 +25,8 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
     remove_unused_columns: bool = False
     # Every trained parameter has a gradient.
     ddp_find_unused_parameters: bool | None = False
+    # Patience that was used up before a checkpoint stays used up after it.
+    restore_callback_states_from_checkpoint: bool = True
 
     OPTIONS: ClassVar[type] = TrainingOptions
 

@@ -79,7 +79,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     if data is not None:
         model, train = classifier.engine.model, data.splits["train"]
         dtype = str(classifier.dtype).removeprefix("torch.")
-        passing = PassOptions(batch_size=64, dtype=dtype, data_arguments=data_arguments)
+        passing = PassOptions(64, data_arguments, dtype)
         features = load_features(model, processor, train, passing)[model.config.pooling]
         images = TrainingImages(train, features)
         dataset: str | None = shorten_description(data.description)

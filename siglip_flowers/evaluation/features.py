@@ -77,7 +77,6 @@ def load_features(
     }
     shape = (len(rows), len(poolings), config.hidden_size)
     entry = ArrayEntry(kind="features", key=key, shape=shape, dtype="float32")
-    assert options.data_arguments is not None
     directory = locate_cache(options.data_arguments)
     array: np.ndarray | None = find_array(directory, entry)
     # All processes encode or none does: they share the images.
@@ -105,8 +104,10 @@ class FittedHead:
     facts: dict[str, Any]
 
 
-# Fits the head of a model, given its image processor and the data.
-FitHead = Callable[[SiglipClassifier, Any, ClassificationData], FittedHead]
+# Fits the head of a model; see :func:`fit_head` for the arguments.
+FitHead = Callable[
+    [SiglipClassifier, Any, ClassificationData, DataArguments, SiglipTrainingArguments], FittedHead
+]
 
 
 def load_split_features(
@@ -118,11 +119,8 @@ def load_split_features(
     training: SiglipTrainingArguments,
 ) -> dict[str, np.ndarray]:
     """Return :func:`load_features` of a split, encoded in the precision of training."""
-    options = PassOptions(
-        training.per_device_eval_batch_size,
-        dtype="bfloat16" if training.bf16 else "float16" if training.fp16 else "float32",
-        data_arguments=data_arguments,
-    )
+    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
+    options = PassOptions(training.per_device_eval_batch_size, data_arguments, dtype)
     return load_features(model, processor, data.splits[split], options, f"encoding {split}")
 
 
@@ -140,20 +138,15 @@ def fit_head(
     Source: Kumar et al. 2022, "Fine-tuning can distort pretrained features and underperform
     out-of-distribution".
     """
-    train, validation = (
-        (
-            load_split_features(model, processor, data, split, data_arguments, training)[
-                model.config.pooling
-            ],
-            get_labels(data.splits[split]),
-        )
-        for split in ("train", "validation")
-    )
+
+    def load(split: str) -> tuple[np.ndarray, np.ndarray]:
+        features = load_split_features(model, processor, data, split, data_arguments, training)
+        return features[model.config.pooling], get_labels(data.splits[split])
+
+    train, validation, classes = load("train"), load("validation"), len(data.class_names)
     balanced = training.class_balance == "weights"
     fit = choose_fit(
-        fit_and_validate(
-            train, validation, len(data.class_names), balanced=balanced, device=model.device
-        )
+        fit_and_validate(train, validation, classes, balanced=balanced, device=model.device)
     )
     set_head(model, fit.head)
     facts = {"penalty": fit.penalty, "validation_accuracy": fit.validation_accuracy}

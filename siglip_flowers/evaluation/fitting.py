@@ -53,7 +53,7 @@ def fit_ood_detector(
     """
     means, activation = average_classes(train.features, train.labels), model.config.activation
     drawn = draw_ood_images(IMAGES_PER_KIND, CHOICE_SEED)
-    outputs = classify_images(model, processor, _flatten(drawn))
+    outputs = classify_images(model, processor, sum(drawn.values(), []))
     candidates, figures = {}, {}
     for score in SCORES:
         candidate = OodDetector(score, 0.0, class_means=means)
@@ -86,7 +86,7 @@ def measure_ood_detector(
     activation = model.config.activation
     known = detector.score_images(result.features, result.logits, activation)
     drawn = draw_ood_images(IMAGES_PER_KIND, REPORT_SEED)
-    outputs = classify_images(model, processor, _flatten(drawn))
+    outputs = classify_images(model, processor, sum(drawn.values(), []))
     unknown = detector.score_images(*outputs, activation)
     passed = unknown >= detector.threshold
     return {
@@ -102,8 +102,8 @@ def measure_ood_detector(
     }
 
 
-def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activation: str) -> float:
-    """Fit the temperature, write ``calibration.json`` into the model's directory, return it.
+def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activation: str) -> None:
+    """Fit the temperature and write ``calibration.json`` into the model's directory.
 
     Raises:
         RunError: Logits that are not finite.
@@ -111,7 +111,6 @@ def fit_and_save_temperature(model_dir: Path, validation: SplitResult, activatio
     temperature = fit_temperature(validation.logits, validation.labels, activation)
     facts = {"temperature": temperature, "split": validation.split, "n": len(validation.labels)}
     write_json(model_dir / CALIBRATION_FILE, facts)
-    return temperature
 
 
 def classify_images(
@@ -177,7 +176,3 @@ def format_separation(figures: dict[str, float]) -> str:
         f"{figures['n_unknown']} images of no known class are accepted when "
         f"{figures['accepted']:.0%} of {figures['n_known']} known ones are"
     )
-
-
-def _flatten(images: dict[str, list[Image.Image]]) -> list[Image.Image]:
-    return [image for kind in images.values() for image in kind]

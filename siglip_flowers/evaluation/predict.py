@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.decoding import map_ahead
-from siglip_flowers.data.pixels.tensors import PixelDataset, open_pixels, read_form
+from siglip_flowers.data.pixels.tensors import open_pixels, read_form
 from siglip_flowers.data.rows import image_ids
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
@@ -30,14 +30,14 @@ class PassOptions:
 
     Attributes:
         batch_size: Images per batch and process.
+        data_arguments: Whether and where decoded pixels are cached.
         dtype: ``float32``, ``auto``, ``bfloat16`` or ``float16``; see
             :func:`~siglip_flowers.runtime.devices.resolve_dtype`.
-        data_arguments: Whether decoded pixels are cached; None never caches them.
     """
 
     batch_size: int
+    data_arguments: DataArguments
     dtype: str = "float32"
-    data_arguments: DataArguments | None = None
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,7 @@ def run_over(
     state = PartialState()
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
-    pixels = PixelDataset(rows, read_form(processor))
-    if options.data_arguments is not None:
-        pixels = open_pixels(rows, read_form(processor), options.data_arguments)
+    pixels = open_pixels(rows, read_form(processor), options.data_arguments)
     threads, step = count_threads(), options.batch_size
     starts = range(0, len(share), step)
     # Decoded by threads ahead of the model.

@@ -88,11 +88,7 @@ class Evaluation:
     def pass_options(self) -> PassOptions:
         """How a pass over the split runs."""
         options = self.options
-        return PassOptions(
-            options.per_device_eval_batch_size,
-            options.dtype,
-            self.data_arguments,
-        )
+        return PassOptions(options.per_device_eval_batch_size, self.data_arguments, options.dtype)
 
     @functools.cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -187,10 +187,7 @@ def train_and_measure(run: RunArguments, is_tuning: bool) -> Record:
     }
     if is_tuning:
         return Record(facts, curve, {name: values[-1] for name, values in curve.items()})
-    passes = PassOptions(
-        training.per_device_eval_batch_size,
-        data_arguments=run.data,
-    )
+    passes = PassOptions(training.per_device_eval_batch_size, run.data)
 
     def evaluate(classifier: Any) -> dict[str, SplitResult]:
         return {

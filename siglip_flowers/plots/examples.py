@@ -12,19 +12,11 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from siglip_flowers.data.pixels.decoding import decode_rgb
-from siglip_flowers.plots.theme import (
-    MUTED_COLOR,
-    RIGHT_COLOR,
-    TEXT_COLOR,
-    WRONG_COLOR,
-    make_figure,
-    save_figure,
-    wrap,
-)
+from siglip_flowers.plots import theme
 
 Example = tuple[Image.Image, str, str, float]
 
-_COLUMNS = 5
+_COLUMNS = _FILES = 5
 # Inches: the width of a panel, the side of its image, and the height of its caption.
 _PANEL, _SIDE, _CAPTION = 4.4, 3.84, 1.9
 _PIXELS = 384
@@ -55,13 +47,10 @@ def choose_examples(
     return [row for pair in pairs for row in pair if row is not None]
 
 
-def save_examples(
-    examples: Sequence[Example], output_dir: Path, title: str, count: int = 5
-) -> None:
-    """Draw predictions into ``example1.png`` … ``example<count>.png`` and one ``examples.png``.
+def save_examples(examples: Sequence[Example], output_dir: Path, title: str) -> None:
+    """Draw predictions into ``example1.png`` to ``example5.png`` and one ``examples.png``.
 
-    The first ``count`` examples get a file each; the sheet shows all of them. Examples of an
-    earlier call with more images are removed, so that the files always belong together.
+    The first five examples get a file each; the sheet shows all of them.
 
     examples: image of any size and mode, true class, predicted class, and the probability of the
     predicted class in [0, 1].
@@ -69,14 +58,11 @@ def save_examples(
     Raises:
         RunError: A file cannot be written.
     """
-    for number in range(1, count + 1):
-        path = output_dir / f"example{number}.png"
-        if number <= len(examples):
-            save_figure(_draw_panels(examples[number - 1 : number], title), path, _DPI)
-        else:
-            path.unlink(missing_ok=True)
+    for number, example in enumerate(examples[:_FILES], start=1):
+        figure = _draw_panels([example], title)
+        theme.save_figure(figure, output_dir / f"example{number}.png", _DPI)
     # Photographs make large PNG files.
-    save_figure(_draw_panels(examples, title), output_dir / "examples.png", _SHEET_DPI)
+    theme.save_figure(_draw_panels(examples, title), output_dir / "examples.png", _SHEET_DPI)
 
 
 def spread_classes(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -98,7 +84,7 @@ def _draw_panels(examples: Sequence[Example], title: str) -> Figure:
     rows = -(-len(examples) // columns)
     width, panel = columns * _PANEL, _SIDE + _CAPTION
     height = rows * panel + 1.0
-    figure = make_figure(width, height, title)
+    figure = theme.make_figure(width, height, title)
     figure.set_layout_engine("none")
     margin = (_PANEL - _SIDE) / 2
     for number, example in enumerate(examples):
@@ -112,7 +98,7 @@ def _draw_panels(examples: Sequence[Example], title: str) -> Figure:
 def _draw_panel(axes: Axes, example: Example) -> None:
     image, true_name, predicted_name, confidence = example
     is_right = true_name == predicted_name
-    color = RIGHT_COLOR if is_right else WRONG_COLOR
+    color = theme.RIGHT_COLOR if is_right else theme.WRONG_COLOR
     square = ImageOps.pad(
         decode_rgb(image), (_PIXELS, _PIXELS), Image.Resampling.LANCZOS, color="white"
     )
@@ -121,15 +107,15 @@ def _draw_panel(axes: Axes, example: Example) -> None:
     for spine in axes.spines.values():
         # Right and wrong differ without color as well.
         spine.set(color=color, linewidth=3, linestyle="solid" if is_right else (0, (4, 2)))
-    names = [wrap(name, _NAME_LETTERS, _NAME_LINES) for name in (true_name, predicted_name)]
+    names = [theme.wrap(name, _NAME_LETTERS, _NAME_LINES) for name in (true_name, predicted_name)]
     values = "\n".join([*names, format_confidence(confidence)])
     gaps = ["\n" * (1 + name.count("\n")) for name in names]
     labels = f"true{gaps[0]}predicted{gaps[1]}confidence"
     verdict = "\N{CHECK MARK} right" if is_right else "\N{BALLOT X} wrong"
     for x, y, text, shade, size in (
         (0.0, -0.04, verdict, color, 15),
-        (0.0, -0.12, labels, MUTED_COLOR, 13),
-        (0.31, -0.12, values, TEXT_COLOR, 13),
+        (0.0, -0.12, labels, theme.MUTED_COLOR, 13),
+        (0.31, -0.12, values, theme.TEXT_COLOR, 13),
     ):
         shown = axes.text(x, y, text, color=shade, fontsize=size, transform=axes.transAxes)
         weight = "bold" if text is verdict else "normal"

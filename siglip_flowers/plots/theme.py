@@ -124,9 +124,9 @@ def make_figure(width: float, height: float, title: str = "") -> Figure:
     return figure
 
 
-def style_axes(axes: Axes, grid: str = "both") -> None:
+def style_axes(axes: Axes) -> None:
     """Give axes a light grid and only the spines on the left and at the bottom."""
-    axes.grid(True, axis=grid, color=GRID_COLOR, linewidth=0.8)  # type: ignore[arg-type]
+    axes.grid(True, color=GRID_COLOR, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=TEXT_COLOR, length=3)
     axes.xaxis.label.set_color(TEXT_COLOR)

@@ -59,7 +59,12 @@ def make_run(probe: ProbeArguments, data: DataArguments) -> ProbeRun:
 
 
 def fit_grid(
-    arguments: ProbeRun, model: SiglipClassifier, processor: Any, data: ClassificationData
+    arguments: ProbeRun,
+    model: SiglipClassifier,
+    processor: Any,
+    data: ClassificationData,
+    data_arguments: DataArguments,
+    training: SiglipTrainingArguments,
 ) -> FittedHead:
     """Fit every head of the grid and return the model with the one that validation favors.
 
@@ -71,9 +76,7 @@ def fit_grid(
     probe = arguments.probe
     penalties = sorted(probe.penalties or PENALTIES, reverse=True)
     features = {
-        split: load_split_features(
-            model, processor, data, split, arguments.data, arguments.training
-        )
+        split: load_split_features(model, processor, data, split, data_arguments, training)
         for split in data.splits
     }
     labels = {split: get_labels(rows) for split, rows in data.splits.items()}
@@ -89,7 +92,7 @@ def fit_grid(
             len(data.class_names),
             penalties,
             balanced=weights == "balanced",
-            device=arguments.training.device,
+            device=training.device,
         )
         fits += found
         for fit in found:

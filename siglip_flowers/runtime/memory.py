@@ -55,7 +55,7 @@ def run_in_parts(
         size //= 2
 
 
-def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 4) -> int:
+def fit_workers(workers: int, batch_bytes: int, used: int, ahead: int) -> int:
     """Return how many data loading processes, at most as many, the shared memory has room for.
 
     One that finds no room for a batch dies of a bus error, as in a Docker container, which has 64
@@ -64,8 +64,8 @@ def fit_workers(workers: int, batch_bytes: int, ahead: int = 2, used: int = 4) -
     Args:
         workers: Processes that are asked for.
         batch_bytes: Size of a batch.
-        ahead: Batches that each of them prepares ahead.
         used: Batches that are elsewhere: with the process they work for, and on the way to it.
+        ahead: Batches that each of them prepares ahead.
     """
     try:
         free = shutil.disk_usage(SHARED_MEMORY).free

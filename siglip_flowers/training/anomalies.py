@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,13 @@ class BadStepError(RunError):
 
 
 @dataclass
-class _Step:
-    """A step's number, for each micro-batch its rows and whether its loss is bad, and its norm."""
+class _Mark:
+    """Whether a value is bad, on the device; its step, and the rows of the images of a loss."""
 
-    number: int
-    rows: list[list[int]] = field(default_factory=list)
-    bad_losses: list[Tensor] = field(default_factory=list)
-    bad_norm: Tensor = field(default_factory=lambda: torch.tensor(False))
-
-    def is_bad(self) -> Tensor:
-        """Return () int32 on the device of the losses, without waiting for it."""
-        bad = torch.stack(self.bad_losses).any()
-        return (bad | self.bad_norm.to(bad.device)).int()
+    step: int
+    what: str
+    bad: Tensor
+    rows: list[int]
 
 
 class AnomalyWatch(TrainerCallback):
@@ -66,7 +61,7 @@ class AnomalyWatch(TrainerCallback):
         self.args = args
         self.name_images = name_images
         self.skipped: list[int] = []
-        self._steps: list[_Step] = []
+        self._marks: list[_Mark] = []
         self._last_loss: Tensor | None = None
         self._overflows: list[Tensor] = []
         self._overflows_in_a_row = 0
@@ -74,10 +69,7 @@ class AnomalyWatch(TrainerCallback):
     def see_loss(self, step: int, loss: Tensor, rows: Tensor) -> Tensor:
         """Mark the loss () of a micro-batch of rows (B,); return it, or the last finite one."""
         finite = torch.isfinite(loss)
-        if not self._steps or self._steps[-1].number != step:
-            self._steps.append(_Step(step))
-        self._steps[-1].bad_losses.append(~finite)
-        self._steps[-1].rows.append(rows.tolist())
+        self._marks.append(_Mark(step, "loss", ~finite, rows.tolist()))
         last = torch.zeros_like(loss) if self._last_loss is None else self._last_loss
         # The Trainer resets the log's mean by subtraction, which would keep a NaN for good.
         self._last_loss = torch.where(finite, loss, last)
@@ -85,11 +77,12 @@ class AnomalyWatch(TrainerCallback):
 
     def see_norm(self, norm: Tensor | float, *, is_scaled: bool) -> None:
         """Mark the gradient norm of the step whose losses were seen last."""
-        bad = ~torch.isfinite(torch.as_tensor(norm))
+        last = self._marks[-1]
+        bad = ~torch.isfinite(torch.as_tensor(norm, device=last.bad.device))
         if is_scaled:
             self._overflows.append(bad)
         else:
-            self._steps[-1].bad_norm = bad
+            self._marks.append(_Mark(last.step, "gradient norm", bad, []))
 
     def on_pre_optimizer_step(self, *_: Any, model: Any = None, **kwargs: Any) -> None:
         """Drop the gradients of a bad step if it is to be skipped: the optimizer then rests."""
@@ -154,18 +147,17 @@ class AnomalyWatch(TrainerCallback):
 
     def _find(self) -> tuple[int, str] | None:
         """Return the first bad step and a description of it, or None; forget the marks."""
-        steps, self._steps = self._steps, []
-        if not steps:
+        marks, self._marks = self._marks, []
+        if not marks:
             return None
-        # Of all processes: (P, steps).
-        bad = gather(torch.stack([step.is_bad() for step in steps])[None]).any(dim=0).tolist()
+        # Of all processes: (P, marks).
+        bad = gather(torch.stack([mark.bad for mark in marks]).int()[None]).any(dim=0).tolist()
         if not any(bad):
             return None
-        step = steps[bad.index(True)]
-        marked = zip(step.bad_losses, step.rows, strict=True)
-        found = gather_object([(bool(mark), row) for mark, rows in marked for row in rows])
-        by_loss = [row for is_bad, row in found if is_bad]
-        names = self.name_images(by_loss or [row for _, row in found])
-        what = "loss" if by_loss else "gradient norm"
-        images = abbreviate(names, SHOWN_IMAGES)
-        return step.number, f"The {what} is not finite in step {step.number} (images {images})"
+        first = marks[bad.index(True)]
+        # Those of bad losses; a norm is of all images of its step.
+        guilty = [m for m in marks if m.step == first.step and (m.bad or first.what != "loss")]
+        rows = gather_object([row for mark in guilty for row in mark.rows])
+        images = abbreviate(self.name_images(rows), SHOWN_IMAGES)
+        description = f"The {first.what} is not finite in step {first.step} (images {images})"
+        return first.step, description

@@ -17,7 +17,7 @@ from siglip_flowers.data import ClassificationData
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.runtime.memory import is_out_of_memory
-from siglip_flowers.training.build import RunArguments, build_model, build_trainer
+from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import SiglipTrainer
 
@@ -50,7 +50,7 @@ def train_to_the_end(
         TooLittleMemoryError: Memory ran out, and the batch may not be halved.
     """
     while True:
-        trainer = build_trainer(arguments, data, model, processor)
+        trainer = SiglipTrainer(arguments, data, model, processor)
         if prepare is not None:
             prepare(trainer)
         try:

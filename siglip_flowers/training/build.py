@@ -4,7 +4,6 @@ import copy
 import logging
 import math
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
-from transformers import EvalPrediction, PrinterCallback
-from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
@@ -29,21 +25,16 @@ from siglip_flowers.config.rules import (
 )
 from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData, check_data_arguments, image_ids
-from siglip_flowers.data.augmentation import build_augmenter, check_patch_augmentation
+from siglip_flowers.data import ClassificationData, check_data_arguments
+from siglip_flowers.data.augmentation import check_patch_augmentation
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelForm,
-    PixelNormalizer,
-    collate_pixels,
-    open_pixels,
     read_form,
 )
-from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.splits import draw_every_class
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
-from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import add_adapters, check_peft
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip, load_contrastive
@@ -70,12 +61,9 @@ from siglip_flowers.model.towers import (
 )
 from siglip_flowers.runtime.devices import choose_attention, count_cores
 from siglip_flowers.runtime.memory import fit_workers
-from siglip_flowers.tracking import check_trackers
-from siglip_flowers.training.balance import BalancedImages, adjust_logits, weigh_classes
-from siglip_flowers.training.callbacks import EarlyStopping, ProgressBar, ProgressLines
-from siglip_flowers.training.objectives import build_classification, build_contrastive
+from siglip_flowers.tracking.kinds import check_trackers
+from siglip_flowers.training.objectives import name_activation
 from siglip_flowers.training.output import check_output_dir
-from siglip_flowers.training.trainer import SiglipTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +199,7 @@ def build_model(
             head=options.head_kind,
             # The text tower's embeddings are compared to images by their direction.
             normalize_features=options.head_init == "text" and options.head_kind == "linear",
-            activation=_name_activation(training),
+            activation=name_activation(training),
             image_size=options.image_size,
             from_scratch=options.from_scratch,
         )
@@ -257,73 +245,6 @@ def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> data
     return draw_every_class(data.splits["train"], count, arguments.data.split_seed)
 
 
-def _name_activation(training: SiglipTrainingArguments) -> str:
-    return "softmax" if training.objective == "cross_entropy" else "sigmoid"
-
-
-def build_trainer(
-    arguments: RunArguments,
-    data: ClassificationData,
-    model: SiglipClassifier | ContrastiveSiglip,
-    processor: Any,
-) -> SiglipTrainer:
-    """Return the Trainer of a run, with its data, objective, callbacks and progress display."""
-    training, options = arguments.training, arguments.augmentation
-    forms, augmenter = list_pixel_forms(arguments, processor), None
-    if options.augment:
-        size = forms["validation"].size
-        augmenter = build_augmenter(options, size, len(model.class_names), training.seed)
-    train_pixels: Any = open_pixels(data.splits["train"], forms["train"], arguments.data)
-    workers = choose_workers(training, train_pixels, forms)
-    train_labels, num_classes = get_labels(data.splits["train"]), len(data.class_names)
-    balance, strength = training.class_balance, training.class_balance_strength
-    class_weights = adjustment = None
-    if balance == "weights":
-        class_weights = weigh_classes(train_labels, num_classes, strength)
-    elif balance == "logit_adjustment":
-        adjustment = adjust_logits(train_labels, num_classes, strength)
-    elif balance == "sampler":
-        train_pixels = BalancedImages(train_pixels, train_labels, strength, training.seed)
-    activation, smoothing = _name_activation(training), training.label_smoothing_factor
-    objective = (
-        build_contrastive(model.num_templates, training.seed)
-        if isinstance(model, ContrastiveSiglip)
-        else build_classification(activation, smoothing, adjustment)
-    )
-
-    def measure(prediction: EvalPrediction) -> dict[str, float]:
-        logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        return compute_metrics(logits, labels, activation)
-
-    evaluated = {
-        "train": draw_train_sample(arguments, data),
-        "validation": data.splits["validation"],
-    }
-    trainer = SiglipTrainer(
-        objective=objective,
-        normalizer=PixelNormalizer(processor),
-        augmenter=augmenter,
-        ema=training.ema,
-        name_images=lambda rows: image_ids(data.splits["train"].select(rows)),
-        model=model,
-        args=_copy_for_trainer(training, workers),
-        class_weights=class_weights,
-        train_dataset=train_pixels,
-        eval_dataset={
-            name: open_pixels(rows, forms["validation"], arguments.data)
-            for name, rows in evaluated.items()
-        },
-        data_collator=collate_pixels,
-        compute_metrics=measure,
-    )
-    if training.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStopping(training.early_stopping_patience))
-    trainer.remove_callback(PrinterCallback if training.disable_tqdm else ProgressCallback)
-    bars = sys.stderr.isatty() and not training.disable_tqdm
-    trainer.add_callback(ProgressBar() if bars else ProgressLines())
-    return trainer
-
-
 def choose_workers(
     training: SiglipTrainingArguments,
     pixels: PixelDataset,
@@ -344,29 +265,26 @@ def choose_workers(
         math.prod(forms["validation"].shape) * training.per_device_eval_batch_size,
     )
     # Those of a step, and one that accelerate fetches ahead, stay while evaluation has its own.
-    used = training.gradient_accumulation_steps + 5
-    return fit_workers(workers, batch_bytes, training.dataloader_prefetch_factor or 2, used)
+    used, ahead = training.gradient_accumulation_steps + 5, training.dataloader_prefetch_factor or 2
+    return fit_workers(workers, batch_bytes, used, ahead)
 
 
-def _copy_for_trainer(training: SiglipTrainingArguments, workers: int) -> SiglipTrainingArguments:
+def copy_for_trainer(
+    training: SiglipTrainingArguments,
+    pixels: PixelDataset,
+    forms: Mapping[str, PixelForm],
+) -> SiglipTrainingArguments:
+    """Return the arguments for the Trainer, which does less by itself than in transformers."""
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,
     # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
     # The objective smooths its targets itself.
     copied.label_smoothing_factor = 0.0
-    copied.dataloader_num_workers = workers
-    # torch refuses both settings if there are none. Workers that stay would draw the images of the
-    # first epoch in every one.
-    keep = training.dataloader_persistent_workers
-    stays = training.device.type == "cuda" if keep is None else keep
-    copied.dataloader_persistent_workers = (
-        workers > 0 and stays and training.class_balance != "sampler"
-    )
-    if workers == 0:
+    copied.dataloader_num_workers = choose_workers(training, pixels, forms)
+    if copied.dataloader_num_workers == 0:
+        # torch refuses it then.
         copied.dataloader_prefetch_factor = None
-    # Patience that was used up before a checkpoint stays used up after it.
-    copied.restore_callback_states_from_checkpoint = True
     copied.report_to = []
     if training.lr_scheduler_type == "reduce_lr_on_plateau":
         mode = "max" if training.greater_is_better else "min"

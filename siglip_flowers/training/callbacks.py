@@ -1,6 +1,7 @@
 """Callbacks of a run: stop on a signal, check gradients, average weights, show progress."""
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,12 +9,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+)
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
 from siglip_flowers.base.text import abbreviate
+from siglip_flowers.config.rules import uses_deepspeed
+from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.runtime.preemption import Preempted, is_stop_requested
 from siglip_flowers.runtime.processes import StopAgreement
 
@@ -144,16 +154,10 @@ class Throughput:
         """Start counting."""
         self._began = self._window_start = time.perf_counter()
 
-    def count(self, images: int) -> None:
-        """Count images that were trained on."""
+    def count(self, images: int, waited: float) -> None:
+        """Count images that are trained on, and the seconds that they were waited for."""
         self._images += images
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time of the block as waiting for data."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
+        self._waited += waited
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -230,3 +234,21 @@ class ProgressBar(ProgressCallback):
             self.training_bar.set_postfix(shown, refresh=False)
         else:
             self.training_bar.write(_format_row(state, shown))
+
+
+def list_callbacks(training: SiglipTrainingArguments) -> list[TrainerCallback]:
+    """Return what every run has, in the order in which it acts."""
+    callbacks: list[TrainerCallback] = [StopOnSignal(), LogWithCheckpoint()]
+    # DeepSpeed keeps no gradients.
+    if not uses_deepspeed():
+        callbacks.append(GradientCheck())
+    if training.early_stopping_patience is not None:
+        callbacks.append(EarlyStopping(training.early_stopping_patience))
+    return callbacks
+
+
+def show_progress(trainer: Trainer, *, hide_bars: bool) -> None:
+    """Show progress on a terminal as bars, elsewhere as lines, instead of the Trainer's own way."""
+    trainer.remove_callback(PrinterCallback if hide_bars else ProgressCallback)
+    bars = sys.stderr.isatty() and not hide_bars
+    trainer.add_callback(ProgressBar() if bars else ProgressLines())

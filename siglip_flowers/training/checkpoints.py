@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import sort_checkpoints
 
 from siglip_flowers.base.errors import RunError, explain_write_failure
 from siglip_flowers.base.files import measure_free_bytes, write_json
@@ -58,12 +59,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints of a directory, the oldest first."""
-    numbered = {
-        path: int(path.name.removeprefix(CHECKPOINT_PREFIX))
-        for path in directory.glob(f"{CHECKPOINT_PREFIX}*")
-        if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
-    }
-    return sorted(filter(is_whole, numbered), key=lambda path: numbered[path])
+    return list(filter(is_whole, map(Path, sort_checkpoints(str(directory)))))
 
 
 def had_ended(checkpoint: Path) -> bool:
@@ -98,12 +94,18 @@ def remove_checkpoint(path: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def rotate_checkpoints(directory: Path, limit: int | None, best: str | None) -> None:
-    """Remove the oldest whole checkpoints beyond the limit; the newest and the best one stay."""
-    if not limit or limit <= 0:
+def rotate_checkpoints(
+    directory: Path, limit: int | None, best: str | None, *, keep_newest: bool = True
+) -> None:
+    """Remove the oldest whole checkpoints beyond the limit, but neither the best nor the newest.
+
+    A finished run without ``keep_newest`` has the newest only within the limit.
+    """
+    if limit is None:
         return
     checkpoints = list_checkpoints(directory)
-    kept = {path.name for path in checkpoints[-1:]} | ({Path(best).name} if best else set())
+    kept = {Path(best).name} if best else set()
+    kept |= {path.name for path in checkpoints[-1:] if keep_newest}
     surplus = len(checkpoints) - max(limit, len(kept))
     for path in [path for path in checkpoints if path.name not in kept][: max(0, surplus)]:
         remove_checkpoint(path)
@@ -195,7 +197,7 @@ class CheckpointingTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         directory = Path(self.args.checkpoint_dir)
         staging, name = directory / STAGING_DIR, f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        output_dir, limit = self.args.output_dir, self.args.save_total_limit
+        output_dir = self.args.output_dir
         try:
             with self.throughput.paused():
                 # In each process the Trainer looks whether it exists, before it is filled.
@@ -204,9 +206,8 @@ class CheckpointingTrainer(Trainer):
                     (staging / name).mkdir(parents=True)
                 self.accelerator.wait_for_everyone()
                 # The Trainer writes to, and removes old checkpoints from, its output directory.
-                self.args.output_dir, self.args.save_total_limit = str(staging), None
+                self.args.output_dir = str(staging)
                 super()._save_checkpoint(model, trial)
-                self.args.output_dir, self.args.save_total_limit = output_dir, limit
                 # All processes have written their random states.
                 self.accelerator.wait_for_everyone()
                 self._publish(staging / name, directory / name)
@@ -220,7 +221,7 @@ class CheckpointingTrainer(Trainer):
                 describe_failed_save(directory, self.state.global_step, reason, self._trained_model)
             ) from error
         finally:
-            self.args.output_dir, self.args.save_total_limit = output_dir, limit
+            self.args.output_dir = output_dir
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
         self.accelerator.wait_for_everyone()
@@ -238,14 +239,3 @@ class CheckpointingTrainer(Trainer):
         publish_checkpoint(staged, final)
         best = self.state.best_model_checkpoint
         rotate_checkpoints(final.parent, self.args.save_total_limit, best)
-
-    def remove_surplus_checkpoints(self) -> None:
-        """Remove the newest checkpoint of a finished run, if only the best one is to be kept.
-
-        Not earlier: a run that is killed while it measures what it trained still needs it.
-        """
-        best = self.state.best_model_checkpoint
-        if self.args.should_save and self.args.save_total_limit == 1 and best is not None:
-            for path in list_checkpoints(Path(self.args.checkpoint_dir)):
-                if path.name != Path(best).name:
-                    remove_checkpoint(path)

@@ -17,10 +17,9 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
-    PROBE_GRID_FILE,
-    REPORT_DIRS,
+    OTHER_FILES,
     RUN_FILES,
-    TENSORBOARD_DIR,
+    find_existing,
     is_finished,
     write_text,
 )
@@ -33,7 +32,7 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     *("overwrite_output_dir", "resume", "local_rank", "ddp_timeout", "disable_tqdm"),
-    *("dataloader_num_workers", "dataloader_persistent_workers", "image_workers", "cpu_threads"),
+    *("dataloader_num_workers", "image_workers", "cpu_threads"),
     *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps", "report_to", "aim_repo"),
 )
 
@@ -45,69 +44,81 @@ def find_checkpoint(directory: Path) -> str | None:
 
 
 @contextmanager
-def hold_output_dir(directory: Path) -> Iterator[None]:
-    """Keep other runs out of the directory; called by all processes of a run.
+def hold_output_dir(
+    directory: Path, configuration: str, *, overwrite: bool, resume: bool
+) -> Iterator[str | None]:
+    """Keep other runs out of the directory, and yield the checkpoint to resume from, if any.
+
+    Called by all processes of a run, of which the first one decides: see :func:`claim_output_dir`.
 
     Raises:
-        InputError: Another run writes to the directory.
+        InputError: Another run writes to the directory, or this one may not.
     """
-    lock, refusal = None, None
-    if PartialState().is_main_process:
-        check_is_directory(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / LOCK_FILE, timeout=0)
-        holder = directory / HOLDER_FILE
-        try:
-            lock.acquire()
-        except Timeout:
-            who = holder.read_text("utf-8") if holder.is_file() else "another process"
-            refusal = (
-                f"Another run writes to --output_dir {directory}: {who}. Wait for its end or "
-                "choose another --output_dir."
-            )
-        else:
-            now = datetime.now().astimezone().isoformat(" ", "seconds")
-            write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
-    # The first process tells the others, which would wait for it otherwise.
-    (refusal,) = broadcast_object_list([refusal])
-    if refusal is not None:
-        raise InputError(refusal)
+    lock, checkpoint, refusal = FileLock(directory / LOCK_FILE, timeout=0), None, None
     try:
-        yield
+        if PartialState().is_main_process:
+            try:
+                _lock(directory, lock)
+                checkpoint = claim_output_dir(
+                    directory, configuration, overwrite=overwrite, resume=resume
+                )
+            except InputError as error:
+                refusal = str(error)
+        # The first process tells the others, which would wait for it otherwise.
+        checkpoint, refusal = broadcast_object_list([checkpoint, refusal])
+        if refusal is not None:
+            raise InputError(refusal)
+        yield checkpoint
     finally:
-        if lock is not None:
+        if lock.is_locked:
             for name in (HOLDER_FILE, LOCK_FILE):
                 (directory / name).unlink(missing_ok=True)
             lock.release()
 
 
+def _lock(directory: Path, lock: FileLock) -> None:
+    """Take the lock of a directory, and write down who holds it."""
+    check_is_directory(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    holder = directory / HOLDER_FILE
+    try:
+        lock.acquire()
+    except Timeout as error:
+        who = holder.read_text("utf-8") if holder.is_file() else "another process"
+        raise InputError(
+            f"Another run writes to --output_dir {directory}: {who}. Wait for its end or choose "
+            "another --output_dir."
+        ) from error
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    write_text(holder, f"process {os.getpid()} on {socket.gethostname()}, since {now}")
+
+
 def claim_output_dir(
-    directory: Path, configuration: str, *, overwrite: bool, resume: bool = True, clear: bool = True
+    directory: Path, configuration: str, *, overwrite: bool, resume: bool = True
 ) -> str | None:
     """Make the directory this run's own and return the checkpoint to resume from, if any.
+
+    What a killed run left half-written is removed.
 
     Args:
         directory: The output directory.
         configuration: YAML text of the resolved configuration, kept with the results.
         overwrite: Delete an earlier run (its own files and no others).
         resume: Resume an unfinished run; without it such a run is an error.
-        clear: Remove what a killed run left half-written, and write the configuration; for one
-            process of a run.
 
     Raises:
         InputError: The directory holds a finished run, or an unfinished one of other settings.
     """
     if overwrite:
-        for name in (*RUN_FILES, PROBE_GRID_FILE, TENSORBOARD_DIR, *REPORT_DIRS.values()):
+        for name in (*RUN_FILES, *OTHER_FILES):
             _remove(directory / name)
     check_output_dir(directory, configuration, resume=resume)
-    if clear:
-        clear_leftovers(directory / CHECKPOINT_DIR)
-        # Files and directories of atomic writers that were killed.
-        for name in (*RUN_FILES, PROBE_GRID_FILE):
-            for path in directory.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
-                _remove(path)
-        write_text(directory / CONFIG_FILE, configuration)
+    clear_leftovers(directory / CHECKPOINT_DIR)
+    # Files and directories of atomic writers that were killed.
+    for name in (*RUN_FILES, *OTHER_FILES):
+        for path in directory.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
+            _remove(path)
+    write_text(directory / CONFIG_FILE, configuration)
     return find_checkpoint(directory)
 
 
@@ -120,8 +131,7 @@ def _remove(path: Path) -> None:
 
 def check_is_directory(directory: Path) -> None:
     """Raise InputError if a file is in the way of a directory."""
-    absolute = directory.absolute()
-    existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+    existing = find_existing(directory)
     if not existing.is_dir():
         raise InputError(
             f"--output_dir {directory} cannot be a directory, since {existing} is a file; name "

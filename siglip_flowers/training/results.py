@@ -144,23 +144,21 @@ def describe_plan(
     trackers: str,
 ) -> list[str]:
     """Return what a run is about to do, in five lines."""
-    training = arguments.training
-    counts = np.bincount(get_labels(data.splits["train"]), minlength=len(data.class_names))
-    smallest, largest = int(counts.argmin()), int(counts.argmax())
-    spread = (
-        f"{count(int(counts[smallest]), 'training image')} each"
-        if counts[smallest] == counts[largest]
-        else f"{data.class_names[smallest]} ({count(int(counts[smallest]), 'training image')}) "
-        f"the smallest, {data.class_names[largest]} ({counts[largest]}) the largest"
-    )
+    training, names = arguments.training, data.class_names
+    counts = np.bincount(get_labels(data.splits["train"]), minlength=len(names)).tolist()
+    most, spread = max(counts), count(min(counts), "training image")
+    if min(counts) < most:
+        smallest, largest = names[counts.index(min(counts))], names[counts.index(most)]
+        spread = f"{smallest} ({spread}) the smallest, {largest} ({most}) the largest"
+    else:
+        spread += " each"
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     size = sum(value.numel() for value in model.parameters())
     train = "all of them train" if trained == size else f"{trained / 1e6:.2f} million of them train"
     processes = PartialState().num_processes
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    begin = "from the start"
-    if checkpoint is not None:
-        begin = f"resumed from step {Path(checkpoint).name.rpartition('-')[2]}"
+    step = (checkpoint or "").rpartition("-")[2]
+    begin = f"resumed from step {step}" if step else "from the start"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
     pixels = ""
     if arguments.data.pixel_cache:
@@ -169,7 +167,7 @@ def describe_plan(
         pixels = f" and {sum(sizes) / 1e6:,.1f} MB of pixels in {place}"
     return [
         f"data: {data.description} (train/validation/test); "
-        f"{count(len(data.class_names), 'class')}, {spread}; {data.checked}",
+        f"{count(len(names), 'class')}, {spread}; {data.checked}",
         f"model: {arguments.model.model_name_or_path}, {size / 1e6:.2f} million parameters, "
         f"{train}",
         f"device: {processes} x {describe_device(training.device)}, {precision}, "

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ from siglip_flowers.model.loading import load_image_processor, load_saved_classi
 from siglip_flowers.model.text_head import check_prompts, read_prompts
 from siglip_flowers.runtime.devices import set_cpu_threads
 from siglip_flowers.runtime.processes import check_world
-from siglip_flowers.tracking import Trackers, build_trackers
+from siglip_flowers.tracking.kinds import build_trackers
+from siglip_flowers.tracking.trackers import Trackers
 from siglip_flowers.training.attempts import train_to_the_end
 from siglip_flowers.training.build import (
     RunArguments,
@@ -53,8 +54,8 @@ from siglip_flowers.training.build import (
     fits_on_features,
     list_pixel_forms,
 )
-from siglip_flowers.training.checkpoints import check_free_disk
-from siglip_flowers.training.output import claim_output_dir, hold_output_dir
+from siglip_flowers.training.checkpoints import check_free_disk, rotate_checkpoints
+from siglip_flowers.training.output import hold_output_dir
 from siglip_flowers.training.results import (
     build_history,
     collect_results,
@@ -79,14 +80,12 @@ class RunResult:
 
     Attributes:
         metrics: By split.
-        history: The curve.
         output_dir: Where the files are.
         description: The data in a line.
         notes: Which checkpoint was chosen, and by what, in sentences.
     """
 
     metrics: dict[str, dict[str, float]]
-    history: list[dict[str, float | None]]
     output_dir: Path
     description: str
     notes: list[str]
@@ -98,15 +97,15 @@ class TrainedModel:
 
     Attributes:
         model: The weights to keep.
-        log: The Trainer's log; empty if there was no Trainer.
         facts: For the metrics file; ``training`` is how it was trained.
-        trainer: None if the head was fitted on features.
+        log: The Trainer's log; empty if the head was fitted on features.
+        best_checkpoint: That of the best evaluation, if there is one.
     """
 
     model: SiglipClassifier
-    log: list[dict[str, Any]]
     facts: dict[str, Any]
-    trainer: SiglipTrainer | None = None
+    log: list[dict[str, Any]] = field(default_factory=list)
+    best_checkpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,11 +125,8 @@ class Run:
     @property
     def passes(self) -> PassOptions:
         """How splits are evaluated: in float32."""
-        training = self.arguments.training
-        return PassOptions(
-            training.per_device_eval_batch_size,
-            data_arguments=self.arguments.data,
-        )
+        arguments = self.arguments
+        return PassOptions(arguments.training.per_device_eval_batch_size, arguments.data)
 
 
 def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResult:
@@ -168,41 +164,38 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     check_free_disk(model, training)
     run = Run(arguments, data, processor, build_trackers(training.report_to))
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
-    with hold_output_dir(run.output_dir), run.trackers:
-        checkpoint = _open(run)
+    claim = hold_output_dir(
+        run.output_dir,
+        arguments.dump(),
+        overwrite=training.overwrite_output_dir,
+        resume=training.resume == "auto",
+    )
+    with claim as checkpoint, run.trackers:
+        _open(run, checkpoint)
         if PartialState().is_main_process:
             names = run.trackers.names
             plan = describe_plan(arguments, data, model, checkpoint, forms, names)
             print("\n".join(plan), flush=True)
         start = _measure_start(run, model)
-        if fit is not None or fits_on_features(arguments):
-            trained = _fit_on_features(run, model, fit)
-        else:
+        if fit is None and fits_on_features(arguments):
+            fit = fit_head
+        if fit is None:
             trained = _train(run, model, checkpoint)
+        else:
+            trained = _fit_on_features(run, model, fit)
         ensemble = _save_model(run, trained)
         return _measure_and_write(run, trained, start, ensemble)
 
 
-def _open(run: Run) -> str | None:
-    """Claim the output directory and open the trackers; return the checkpoint to resume from."""
-    training, is_main = run.arguments.training, PartialState().is_main_process
-    # Machines share the directory: the first process of all goes first, not one of each machine.
-    with training.main_process_first(local=False, desc="claiming the output directory"):
-        checkpoint = claim_output_dir(
-            run.output_dir,
-            run.arguments.dump(),
-            overwrite=training.overwrite_output_dir and is_main,
-            resume=training.resume == "auto",
-            clear=is_main,
-        )
+def _open(run: Run, checkpoint: str | None) -> None:
+    """Open the trackers, those of a resumed run again, and write the images of each split."""
     if checkpoint is not None:
         run.trackers.load(Path(checkpoint))
     run.trackers.open(describe_facts(run.arguments, run.data))
-    if is_main:
+    if PartialState().is_main_process:
         ids = {name: image_ids(rows) for name, rows in run.data.splits.items()}
         protocol = {"split_protocol": run.data.split_protocol}
         write_json(run.output_dir / "splits.json", protocol | ids)
-    return checkpoint
 
 
 def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dict[str, Any] | None:
@@ -225,15 +218,12 @@ def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dic
     return {"kind": kind, "split": "validation", **metrics}
 
 
-def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
+def _fit_on_features(run: Run, model: Any, fit: FitHead) -> TrainedModel:
     """Fit the head on features of the frozen encoder instead of training it step by step."""
     if PartialState().is_main_process:
         print("The encoder is frozen: each image is encoded once, and the head fits the features.")
     training, began = run.arguments.training, time.perf_counter()
-    if fit is None:
-        fitted = fit_head(model, run.processor, run.data, run.arguments.data, training)
-    else:
-        fitted = fit(model, run.processor, run.data)
+    fitted = fit(model, run.processor, run.data, run.arguments.data, training)
     facts = {
         "seed": training.seed,
         "steps": 0,
@@ -241,7 +231,7 @@ def _fit_on_features(run: Run, model: Any, fit: FitHead | None) -> TrainedModel:
         "processes": PartialState().num_processes,
         "precision": "bf16" if training.bf16 else "no",
     }
-    return TrainedModel(fitted.model, [], {"training": facts, **fitted.facts})
+    return TrainedModel(fitted.model, {"training": facts, **fitted.facts})
 
 
 def _train(
@@ -257,9 +247,9 @@ def _train(
     trainer.finish()
     return TrainedModel(
         gather_model(trainer.accelerator.unwrap_model(trainer.model)),
-        trainer.state.log_history,
         {"training": describe_training(trainer, seconds)},
-        trainer,
+        trainer.state.log_history,
+        trainer.state.best_model_checkpoint,
     )
 
 
@@ -336,9 +326,14 @@ def _measure_and_write(
             "open_set": separation,
         }
         write_results(run.output_dir, results, history, data, examples, facts)
-        if trained.trainer is not None:
-            trained.trainer.remove_surplus_checkpoints()
+        # Not earlier: until now a run that is killed needs the newest checkpoint.
+        rotate_checkpoints(
+            run.output_dir / CHECKPOINT_DIR,
+            arguments.training.save_total_limit,
+            trained.best_checkpoint,
+            keep_newest=False,
+        )
     PartialState().wait_for_everyone()
     metrics = {name: list_metrics(result) for name, result in results.items()}
     notes = describe_choice(trained.facts["training"], ensemble)
-    return RunResult(metrics, history, run.output_dir, data.description, notes)
+    return RunResult(metrics, run.output_dir, data.description, notes)

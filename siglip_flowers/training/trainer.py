@@ -1,34 +1,52 @@
 """The Trainer of transformers with an image input path, whole checkpoints and safe steps."""
 
-from collections.abc import Callable, Sequence
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
-from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.data.augmentation import BatchAugmenter, draw_patches
-from siglip_flowers.data.pixels.tensors import PixelBatch, PixelNormalizer
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.data import ClassificationData, image_ids
+from siglip_flowers.data.augmentation import build_augmenter, draw_patches
+from siglip_flowers.data.pixels.tensors import (
+    PixelBatch,
+    PixelNormalizer,
+    collate_pixels,
+    open_pixels,
+)
+from siglip_flowers.data.rows import get_labels
+from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import has_adapters, select_trained
+from siglip_flowers.model.classifier import SiglipClassifier
+from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.ensemble import WeightAverage
 from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.runtime.preemption import defer_signals, shield_workers
 from siglip_flowers.training.anomalies import AnomalyWatch
-from siglip_flowers.training.balance import BalancedImages, weigh_images
-from siglip_flowers.training.callbacks import (
-    GradientCheck,
-    LogWithCheckpoint,
-    StopOnSignal,
-    Throughput,
+from siglip_flowers.training.build import (
+    RunArguments,
+    copy_for_trainer,
+    draw_train_sample,
+    list_pixel_forms,
 )
+from siglip_flowers.training.callbacks import Throughput, list_callbacks, show_progress
 from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended
-from siglip_flowers.training.muon import build_muon
-from siglip_flowers.training.objectives import Objective, TrainingBatch
-from siglip_flowers.training.optimizer import build_parameter_groups
+from siglip_flowers.training.objectives import (
+    BalancedImages,
+    Objective,
+    TrainingBatch,
+    build_objective,
+    name_activation,
+    weigh_classes,
+    weigh_images,
+)
+from siglip_flowers.training.optimizer import MuonWithAdamW, build_parameter_groups, split_for_muon
 from siglip_flowers.training.sharding import (
     allow_sharding_on_cpu,
     shard_encoder_layers,
@@ -51,52 +69,71 @@ class SiglipTrainer(CheckpointingTrainer):
     A signal ends training after a step, with a checkpoint.
 
     Args:
-        objective: Maps model and batch to the loss.
-        normalizer: Turns pixels into the model's inputs, on the device.
-        augmenter: Augments training batches, on the device; None trains on images as they are.
-        class_weights: (C,) float32, weights of the images by their class; None: all equal.
-        ema: Decay of the moving average of the weights that is evaluated and kept; None: none.
-        name_images: Returns the names of rows of the training split.
-        **kwargs: The arguments of ``Trainer``.
+        arguments: Of the run.
+        data: All splits.
+        model: As :func:`~siglip_flowers.training.build.build_model` returns it.
+        processor: Its image processor.
     """
 
     def __init__(
         self,
-        *,
-        objective: Objective,
-        normalizer: PixelNormalizer,
-        augmenter: BatchAugmenter | None,
-        class_weights: torch.Tensor | None,
-        ema: float | None,
-        name_images: Callable[[Sequence[int]], list[str]],
-        **kwargs: Any,
+        arguments: RunArguments,
+        data: ClassificationData,
+        model: SiglipClassifier | ContrastiveSiglip,
+        processor: Any,
     ) -> None:
-        self.objective: Objective = objective
-        self.normalizer = normalizer
-        self.augmenter = augmenter
-        self.class_weights = class_weights
-        self.anomalies = AnomalyWatch(kwargs["args"], name_images)
+        training, train = arguments.training, data.splits["train"]
+        forms, augmentation = list_pixel_forms(arguments, processor), arguments.augmentation
+        pixels: Any = open_pixels(train, forms["train"], arguments.data)
+        evaluated = {
+            "train": draw_train_sample(arguments, data),
+            "validation": data.splits["validation"],
+        }
+        args = copy_for_trainer(training, pixels, forms)
+        labels, num_classes = get_labels(train), len(data.class_names)
+        balance, strength = training.class_balance, training.class_balance_strength
+        self.class_weights = None
+        if balance == "weights":
+            self.class_weights = weigh_classes(labels, num_classes, strength)
+        elif balance == "sampler":
+            pixels = BalancedImages(pixels, labels, strength, training.seed)
+        self.objective: Objective = build_objective(model, training, labels)
+        activation = name_activation(training)
+        self.normalizer = PixelNormalizer(processor)
+        self.augmenter = None
+        if augmentation.augment:
+            size = forms["validation"].size
+            self.augmenter = build_augmenter(augmentation, size, num_classes, training.seed)
+        self.anomalies = AnomalyWatch(args, lambda rows: image_ids(train.select(rows)))
         self.throughput = Throughput()
         allow_sharding_on_cpu()
-        callbacks = [StopOnSignal(), LogWithCheckpoint(), self.anomalies]
-        super().__init__(callbacks=callbacks, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=pixels,
+            eval_dataset={
+                name: open_pixels(rows, forms["validation"], arguments.data)
+                for name, rows in evaluated.items()
+            },
+            data_collator=collate_pixels,
+            compute_metrics=lambda found: compute_metrics(
+                np.asarray(found.predictions), np.asarray(found.label_ids), activation
+            ),
+            callbacks=[*list_callbacks(training), self.anomalies],
+        )
         if self.is_fsdp_enabled:
-            shard_encoder_layers(self.accelerator.state.fsdp_plugin, self._trained_model)
-        if not self.is_deepspeed_enabled:
-            self.add_callback(GradientCheck())
-        elif self.args.on_nan == "skip":
-            raise InputError("--on_nan skip cannot skip a step under DeepSpeed; use stop.")
+            shard_encoder_layers(self.accelerator.state.fsdp_plugin, model)
         # compute_loss divides by the images of the whole step, so the Trainer must not average.
         self.model_accepts_loss_kwargs = True
-        # What a resumed run needs besides what the Trainer itself saves.
         self.checkpoint_parts = [self.anomalies, self.throughput]
-        self.average = None if ema is None else WeightAverage(self._trained_model, ema)
+        self.average = None if training.ema is None else WeightAverage(model, training.ema)
         if self.average is not None:
             self.add_part(self.average)
-        if has_adapters(self.model):
+        if has_adapters(model):
             # Saved with a checkpoint is only what trains; the rest comes from the base checkpoint.
-            frozen = self._trained_model.state_dict().keys() - select_trained(self._trained_model)
-            self._trained_model._keys_to_ignore_on_save = set(frozen)
+            frozen = model.state_dict().keys() - select_trained(model)
+            model._keys_to_ignore_on_save = set(frozen)
+        show_progress(self, hide_bars=bool(training.disable_tqdm))
         self._running_hits: list[torch.Tensor] = []
         self._had_ended = False
 
@@ -121,48 +158,23 @@ class SiglipTrainer(CheckpointingTrainer):
                     "training state is damaged or holds more than tensors and numbers. Remove the "
                     "checkpoint, and the same command resumes from the one before."
                 ) from error
-            finally:
-                self._end_workers()
-
-    def _end_workers(self) -> None:
-        """End the data loading processes that outlive an epoch: they end with their loaders."""
-        self._eval_dataloaders: dict[str, Any] = {}
-        self.callback_handler.train_dataloader = None
-        self.callback_handler.eval_dataloader = None
-        self.accelerator._dataloaders.clear()
 
     def get_train_dataloader(self) -> Any:
         """Return the parent's, with workers that let the last step finish on a signal."""
-        loader = super().get_train_dataloader()
-        if len(loader) == 0:
-            raise InputError(
-                "The training split has fewer images than one batch of "
-                f"{self.args.train_batch_size} per process, which --dataloader_drop_last drops. "
-                "Lower --per_device_train_batch_size."
-            )
-        return shield_workers(loader)
+        return shield_workers(super().get_train_dataloader())
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the parent's for every image, whatever training drops."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return shield_workers(super().get_eval_dataloader(*args, **kwargs))
-        finally:
-            self.args.dataloader_drop_last = drop_last
+        """Return the parent's, with such workers."""
+        return shield_workers(super().get_eval_dataloader(*args, **kwargs))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with one learning rate for the encoder and one for the head."""
         if self.optimizer is None:
             trained: Any = self.model if model is None else model
-            groups = build_parameter_groups(
-                trained,
-                learning_rate=self.args.learning_rate,
-                head_learning_rate=self.args.head_learning_rate or self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                layer_decay=self.args.layer_decay,
-            )
+            groups = build_parameter_groups(trained, self.args)
             if self.args.optim == "muon":
-                self.optimizer = build_muon(trained, groups, self.args)
+                split = split_for_muon(trained, groups, self.args)
+                self.optimizer = MuonWithAdamW(split, self.args)
             else:
                 optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
                 self.optimizer = optimizer_class(groups, **options)
@@ -182,10 +194,10 @@ class SiglipTrainer(CheckpointingTrainer):
         Returns the batches, each with ``counted`` (B,) bool, false for images that are repeated to
         fill the batch; and the sum of the weights of those counted over all processes' batches.
         """
-        with self.throughput.waiting():
-            samples, _ = super().get_batch_samples(*args, **kwargs)
-        images = sum(len(batch["labels"]) for batch in samples)
-        self.throughput.count(images * self.accelerator.num_processes)
+        began = time.perf_counter()
+        samples, _ = super().get_batch_samples(*args, **kwargs)
+        waited, images = time.perf_counter() - began, sum(len(each["labels"]) for each in samples)
+        self.throughput.count(images * self.accelerator.num_processes, waited)
         for batch in samples:
             batch["counted"] = torch.ones_like(batch["labels"], dtype=torch.bool)
         if not samples:
@@ -204,7 +216,7 @@ class SiglipTrainer(CheckpointingTrainer):
         count, size, dataset = self.accelerator.num_processes, len(labels), self.train_dataset
         numbers = torch.arange(size, device=labels.device) + self.accelerator.process_index * size
         remaining = len(dataset) % (self.args.train_batch_size * count)  # type: ignore[arg-type]
-        filled = count > 1 and remaining > 0 and not self.args.dataloader_drop_last
+        filled = count > 1 and remaining > 0
         return numbers < (remaining if filled else count * size)
 
     def _prepare_inputs(self, inputs: Any) -> Any:

@@ -26,6 +26,8 @@ from siglip_flowers.robustness.extension import (
 )
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
+DECODED = DataArguments(pixel_cache=False)
+
 pytestmark = pytest.mark.figures
 
 
@@ -46,7 +48,7 @@ def evaluation(run):
         model=load_saved_classifier(model),
         processor=load_image_processor(model),
         rows=load_data(DataArguments(data_dir=str(run.parent / "data"))).splits["test"],
-        pass_options=PassOptions(5),
+        pass_options=PassOptions(5, DECODED),
     )
 
 
@@ -83,7 +85,7 @@ def test_each_accuracy_is_that_of_a_plain_loop(evaluation):
         ends = bootstrap_headline(labels, predicted, len(evaluation.model.class_names))["accuracy"]
         assert (row["low"], row["high"]) == ends
     # Batches make no difference.
-    other = SimpleNamespace(**{**vars(evaluation), "pass_options": PassOptions(3)})
+    other = SimpleNamespace(**{**vars(evaluation), "pass_options": PassOptions(3, DECODED)})
     assert measure_robustness(other, kinds) == found
 
 
