@@ -77,6 +77,9 @@ def test_without_an_error_accuracy_has_wilsons_interval_and_class_averages_none(
     for predicted, right in ((labels, 20), ((labels + 1) % 4, 0)):
         found = bootstrap_headline(labels, predicted, 4, hits=labels == predicted, resamples=50)
         assert found == dict.fromkeys(("accuracy", "top5_accuracy"), wilson_interval(right, 20))
+    # One of two: the resamples that vary at all are equal.
+    two = bootstrap_headline([0, 1], [0, 0], 2, resamples=50)
+    assert two == {"accuracy": wilson_interval(1, 2)}
     one = bootstrap_headline([1], [1], 3, resamples=50)
     assert one == {"accuracy": wilson_interval(1, 1)}
 

@@ -156,6 +156,16 @@ def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
     assert len(printed[""].splitlines()) == 1 + 3
 
 
+def test_names_are_written_as_they_are(tmp_path, capsys):
+    names = ["кот", "中文", "القط", "🌸"]
+    draw_image(tmp_path / "снимок.png", "aster", 1)
+    for kind in ("--json", "--csv"):
+        argv = [str(tmp_path / "снимок.png"), "--model", save_model(tmp_path, names), kind]
+        assert main(argv) == 0
+        printed = capsys.readouterr().out
+        assert all(name in printed for name in [*names, "снимок.png"])
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     content = b""
 

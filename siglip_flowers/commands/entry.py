@@ -45,6 +45,11 @@ def name_program(command: str) -> str:
     return script if script == f"{command}.py" else f"siglip-flowers {command}"
 
 
+def name_call(program: str) -> str:
+    """Return how a program of :func:`name_program` is typed, where there may be no script."""
+    return f"python {program}" if program.endswith(".py") else program
+
+
 def check_cache_directories() -> None:
     """Raise InputError if a cache directory of this package or of its libraries cannot be made.
 

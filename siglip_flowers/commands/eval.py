@@ -11,7 +11,7 @@ from typing import Any
 from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.base.paths import enter_run, is_local_model
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import Command, name_program, run_command
+from siglip_flowers.commands.entry import Command, name_call, name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -22,15 +22,17 @@ from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
 
+_PROGRAM = name_program("eval")
+_CALL = name_call(_PROGRAM)
 COMMAND = Command(
-    name_program("eval"),
+    _PROGRAM,
     "Evaluate a classifier on a split and print its metrics.",
     (EvaluationArguments, DataArguments, *list_extension_options("eval")),
     (*EVAL_RULES, *list_extension_rules("eval")),
     (
-        "python eval.py --model results/my-run --split test",
-        "python eval.py --model results/my-run --data_dir other-images --output_dir results/other",
-        "python eval.py --zero_shot --model_name_or_path google/siglip2-base-patch16-224",
+        f"{_CALL} --model results/my-run --split test",
+        f"{_CALL} --model results/my-run --data_dir other-images --output_dir results/other",
+        f"{_CALL} --zero_shot --model_name_or_path google/siglip2-base-patch16-224",
     ),
 )
 
@@ -95,7 +97,7 @@ def _evaluate(argv: list[str]) -> None:
     set_cpu_threads(None)
     _run(
         lambda defaults=None: COMMAND.parse(argv, defaults),
-        f"python eval.py {shlex.join(argv)}",
+        f"{_CALL} {shlex.join(argv)}",
         show=True,
     )
 

@@ -37,10 +37,7 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
         for path in results.glob(pattern)
     ]
     if not found:
-        raise InputError(
-            f"There is no model in {results}/. Train one with 'accelerate launch train.py', or "
-            "name one with --model."
-        )
+        raise InputError(f"There is no model in {results}/. Train one, or name one with --model.")
     newest = max(found, key=lambda path: (path / "config.json").stat().st_mtime)
     if len(found) > 1:
         logger.warning("%d models in %s/; using the newest, %s.", len(found), results, newest)

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.text import escape_unprintable
-from siglip_flowers.commands.entry import Command, name_program, run_command
+from siglip_flowers.commands.entry import Command, name_call, name_program, run_command
 from siglip_flowers.commands.main import (
     list_extension_options,
     list_extension_rules,
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from siglip_flowers.training.run import RunResult
 
 KINDS = (DataArguments, ModelArguments, TrainingOptions, AugmentationArguments)
+_PROGRAM = name_program("train")
 COMMAND = Command(
-    name_program("train"),
+    _PROGRAM,
     "Fine-tune a SigLIP vision encoder into an image classifier.",
     (*KINDS, *list_extension_options("train")),
     (*TRAIN_RULES, *list_extension_rules("train")),
     (
-        "accelerate launch train.py",
-        "accelerate launch train.py --data_dir my-images --output_dir results/my-run",
-        "accelerate launch train.py --config configs/nano_64px.yaml --num_train_epochs 20",
+        f"{name_call(_PROGRAM)} --data_dir my-images --output_dir results/my-run",
+        f"{name_call(_PROGRAM)} --config lora --num_train_epochs 20",
     ),
 )
 
@@ -56,7 +56,7 @@ def _train(parsed: tuple[Any, ...]) -> None:
         print(escape_unprintable(result.description))
         print(format_metrics(result.metrics))
         print(*result.notes, sep="\n", end="\n" if result.notes else "")
-        program = "python eval.py" if COMMAND.prog == "train.py" else "siglip-flowers eval"
+        program = name_call(COMMAND.prog).replace("train", "eval")
         print(
             f"Everything is in {result.output_dir}; evaluate again with: "
             f"{program} --model {result.output_dir / 'model'} --split test"

@@ -74,7 +74,7 @@ def _find_file(path: Path, split: str) -> Path:
     if not file.is_file():
         raise InputError(
             f"{path} has no predictions_{split}.parquet. Name a finished run, or write the file "
-            f"with 'eval.py --split {split} --output_dir {path}'."
+            f"with 'siglip-flowers eval --split {split} --output_dir {path}'."
         )
     return file
 
@@ -86,7 +86,7 @@ def _read_run(path: Path, name: str) -> RunPredictions:
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(
             f"{path} holds no predictions, or several of an image ({error}). Write it again with "
-            "'eval.py --output_dir'."
+            "'siglip-flowers eval --output_dir'."
         ) from error
     noted = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     split = noted.get("split", "")

@@ -15,6 +15,8 @@ TAILS = (0.025, 0.975)
 _RESAMPLES_AT_A_TIME = 1_000
 # Bounds memory: images of one class that are drawn at a time.
 _DRAWS_AT_A_TIME = 8_000_000
+# Ratios that are this close differ by rounding.
+_NO_WIDTH = 1e-4
 
 
 def bootstrap_headline(
@@ -36,8 +38,8 @@ def bootstrap_headline(
     Classes of a single image have no spread of their own. They share one stratum: in a resample
     each of them is right, or predicted as another class, as a random one of them was.
 
-    Accuracy and top-5 accuracy have :func:`accuracy_interval`, Wilson's without any error; macro
-    and weighted figures have none then and are left out.
+    Accuracy and top-5 accuracy have :func:`accuracy_interval`, Wilson's without any error or if
+    nothing varies; macro and weighted figures have none then and are left out.
 
     Args:
         labels: True classes (N,), integers; N >= 1.
@@ -114,13 +116,18 @@ def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatAr
 def _studentize(
     value: float, error: float, drawn: FloatArray, spread: FloatArray
 ) -> tuple[float, float] | None:
-    """Return the bootstrap-t interval of a figure in [0, 1], or None if nothing varies."""
+    """Return the bootstrap-t interval of a figure in [0, 1], or None if nothing varies.
+
+    Of two or three images all resamples with a spread can be equal.
+    """
     # A resample without an error has no spread to measure its deviation by.
     kept = spread > 0
     if error == 0 or not kept.any():
         return None
     ratios = (drawn[kept] - value) / spread[kept]
     low, high = map(float, np.quantile(ratios, TAILS))
+    if high - low < _NO_WIDTH:
+        return None
     return max(value - high * error, 0.0), min(value - low * error, 1.0)
 
 

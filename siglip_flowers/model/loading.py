@@ -266,6 +266,6 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
     if not isinstance(config, SiglipClassifierConfig):
         raise InputError(
             f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier. "
-            "Train one with train.py --model_name_or_path."
+            "Train one from it with siglip-flowers train --model_name_or_path."
         )
     return load_weights(SiglipClassifier, directory, "weights").eval()

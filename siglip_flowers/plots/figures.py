@@ -153,6 +153,9 @@ def draw_confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "
         names = [shorten(name, _NAME_LETTERS) for name in class_names]
         axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
+    else:
+        # The numbers of rows say nothing; the report tells the names of a cell.
+        axes.set(xticks=[], yticks=[])
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
     axes.set_xlabel("predicted class", color=TEXT_COLOR)
     axes.set_ylabel("true class", color=TEXT_COLOR)

@@ -112,7 +112,10 @@ def _format_metric(name: str, value: float) -> str:
 
 
 def _format_interval(name: str, metric: Mapping[str, float]) -> str:
-    return "" if name == "loss" else f"{100 * metric['low']:.2f} to {percent(metric['high'])}"
+    low, high = metric["low"], metric["high"]
+    if name == "loss":
+        return ""
+    return f"{100 * low:.2f} to {percent(high)}" if low < high else "none"
 
 
 def _name_metric(name: str) -> str:

@@ -54,4 +54,4 @@ def _search(argv: list[str]) -> None:
         from siglip_flowers.search.study import run_search
 
     best = run_search(argv)
-    print(f"The best trial is in {best}; train it with: python train.py --config {best}")
+    print(f"The best trial is in {best}; train it with: siglip-flowers train --config {best}")

@@ -261,7 +261,7 @@ def write_report(search: Search, study: optuna.Study) -> Path | None:
     header = (
         f"# Trial {best.number} of the search in {search.directory}: "
         f"{run.training.metric_for_best_model} {best.value}.\n"
-        f"# Train it with: python train.py --config {path}\n"
+        f"# Train it with: siglip-flowers train --config {path}\n"
     )
     write_text(path, header + run.dump())
     return path

@@ -175,6 +175,14 @@ def test_numbers_agree_with_scikit_learn(report, labels):
     assert pair["count"] == errors.max() == errors[place]
 
 
+def test_a_figure_without_an_interval_says_so():
+    page = render(build([0, 1], [[2, 1], [1, 2]]))
+    (row,) = re.findall(r"<tr><th[^>]*>F1 \(macro\)</th>(.*?)</tr>", page, re.DOTALL)
+    assert "100.00 %" in row
+    assert ">none<" in row
+    assert "interval" not in row
+
+
 def test_rare_medium_and_frequent_classes_are_averaged_separately():
     labels = [0, 0, 1, 1, 2, 2, 3, 3]
     logits = 9 * np.eye(5)[[0, 1, 1, 1, 2, 3, 3, 3]]
@@ -292,6 +300,7 @@ def test_eval_writes_the_report_of_a_run(small_run, capsys):
     directory = small_run / "report_test"
     assert sorted(list_files(directory)) == sorted(REPORT_FILES)
     saved = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+    assert saved["command"].startswith("siglip-flowers eval --model ")
     table = pyarrow.parquet.read_table(small_run / "predictions_test.parquet")
     assert saved["headline"]["accuracy"]["value"] == np.mean(table["correct"].to_pylist())
     assert {name: each["value"] for name, each in saved["headline"].items()} == {
