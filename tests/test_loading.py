@@ -139,11 +139,6 @@ def test_buffers_of_old_files_and_strange_weights_are_told_apart(copy):
         load_classifier(str(copy), NAMES)
 
 
-def test_fewer_than_two_classes_are_refused(tiny_dir):
-    with pytest.raises(InputError, match="at least two classes.*have rose"):
-        load_classifier(str(tiny_dir), ["rose"])
-
-
 def test_missing_processor_is_told(copy):
     (copy / "preprocessor_config.json").unlink()
     with pytest.raises(RunError, match="needs a preprocessor_config.json"):

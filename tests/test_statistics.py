@@ -91,8 +91,8 @@ class TestMcNemar:
     @pytest.mark.parametrize("b, c", [(1, 0), (9, 2), (12, 12)])
     def test_the_test_is_the_binomial_one(self, b, c):
         result = mcnemar(*self._make(b, c))
-        assert (result.b, result.c) == (b, c)
-        assert result.p_value == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-12)
+        assert (result["b"], result["c"]) == (b, c)
+        assert result["p_value"] == pytest.approx(stats.binomtest(b, b + c).pvalue, rel=1e-12)
 
 
 class TestHolm:

@@ -50,6 +50,14 @@ def name_call(program: str) -> str:
     return f"python {program}" if program.endswith(".py") else program
 
 
+def refuse_launch(what: str) -> None:
+    """Raise InputError in a process of a launch, for a command that starts its own processes."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            f"The {what} starts its own processes (--workers); use python, not accelerate launch."
+        )
+
+
 def check_cache_directories() -> None:
     """Raise InputError if a cache directory of this package or of its libraries cannot be made.
 

@@ -141,7 +141,7 @@ def compare_runs(runs: Sequence[RunPredictions]) -> dict[str, Any]:
     """
     first, others = runs[0], runs[1:]
     tests = [mcnemar(run.images["correct"], first.images["correct"]) for run in others]
-    corrected = holm([test.p_value for test in tests])
+    corrected = holm([test["p_value"] for test in tests])
     differences = []
     for run, test, p in zip(others, tests, corrected.tolist(), strict=True):
         accuracy = paired_bootstrap(
@@ -152,7 +152,7 @@ def compare_runs(runs: Sequence[RunPredictions]) -> dict[str, Any]:
             {
                 "name": run.name,
                 "accuracy": asdict(accuracy),
-                "mcnemar": asdict(test),
+                "mcnemar": test,
                 "corrected_p": p,
                 "conclusion": conclude(accuracy, run.name, first.name, measure, corrected_p=p),
                 "per_class": _compare_classes(first.images, run.images),
@@ -189,9 +189,9 @@ def _compare_classes(first: pandas.DataFrame, other: pandas.DataFrame) -> list[d
                 "first_accuracy": float(theirs.mean()),
                 "accuracy": float(mine.mean()),
                 "difference": float(mine.mean() - theirs.mean()),
-                "only_first": test.c,
-                "only_other": test.b,
-                "corrected_p": test.p_value,
+                "only_first": test["c"],
+                "only_other": test["b"],
+                "corrected_p": test["p_value"],
             }
         )
     for row, p in zip(found, holm([row["corrected_p"] for row in found]).tolist(), strict=True):

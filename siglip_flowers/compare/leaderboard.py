@@ -1,7 +1,6 @@
 """Rank all finished runs below a directory, for each test set and split protocol."""
 
 import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +17,11 @@ COLUMNS = [
 ]
 
 
-@dataclass(frozen=True)
-class LeaderboardRow:
-    """One run: the accuracy on its test split with its interval, and what else the table shows.
-
-    Runs are ranked in one ``group``: (split protocol, data, number of test images).
-    """
-
-    group: tuple[str, str, int]
-    run: str
-    accuracy: float
-    low: float
-    high: float
-    facts: tuple[str, ...]
+# (split protocol, data, number of test images), in which runs are ranked; accuracy; cells.
+Row = tuple[tuple[str, str, int], float, list[str]]
 
 
-def rank_runs(directory: Path) -> list[LeaderboardRow]:
+def rank_runs(directory: Path) -> list[Row]:
     """Return the runs by group, the best first.
 
     Raises:
@@ -41,7 +29,7 @@ def rank_runs(directory: Path) -> list[LeaderboardRow]:
     """
     if not directory.is_dir():
         raise InputError(f"--leaderboard {directory} is no directory. Name one that holds runs.")
-    found: list[LeaderboardRow] = []
+    found: list[Row] = []
     for file in sorted(directory.rglob(METRICS_FILE)):
         try:
             found.append(_read_row(file, str(file.parent.relative_to(directory))))
@@ -52,10 +40,10 @@ def rank_runs(directory: Path) -> list[LeaderboardRow]:
         raise InputError(
             f"There is no finished run with test figures below {directory}. Name another directory."
         )
-    return sorted(found, key=lambda row: (row.group, -row.accuracy))
+    return sorted(found, key=lambda row: (row[0], -row[1]))
 
 
-def _read_row(file: Path, run: str) -> LeaderboardRow:
+def _read_row(file: Path, run: str) -> Row:
     metrics = read_metrics(file)
     data, model, test = metrics["data"], metrics["model"], metrics["splits"]["test"]
     sizes = np.array([row["support"] for row in test["per_class"]])
@@ -64,34 +52,27 @@ def _read_row(file: Path, run: str) -> LeaderboardRow:
     shots = data["shots"]
     # Without the sizes of the splits and the number of shots, which concern training only.
     title = data["description"].rsplit(", ", 1)[0].removesuffix(f", {shots} per class")
-    facts = (
+    cells = [
+        run,
+        f"{100 * test['accuracy']:.2f} %",
+        f"{100 * low:.1f} to {100 * high:.1f}",
         f"{100 * test['f1_macro']:.2f} %",
         Path(model["model_id"]).name,
         f"{model['parameters'] / 1e6:.1f} M",
         "all" if shots is None else str(shots),
         str(metrics["training"]["seed"]),
         metrics["finished"][:10],
-    )
-    group = (data["split_protocol"], title, test["n"])
-    return LeaderboardRow(group, run, test["accuracy"], low, high, facts)
+    ]
+    return (data["split_protocol"], title, test["n"]), test["accuracy"], cells
 
 
-def format_leaderboard(rows: list[LeaderboardRow]) -> str:
+def format_leaderboard(rows: list[Row]) -> str:
     """Return a table for each group; runs of equal accuracy share a rank."""
     lines: list[str] = []
-    for (_, data, n), group in itertools.groupby(rows, key=lambda row: row.group):
+    for (_, data, n), group in itertools.groupby(rows, key=lambda row: row[0]):
         runs = list(group)
-        accuracies = [row.accuracy for row in runs]
-        table = [
-            [
-                str(1 + accuracies.index(row.accuracy)),
-                row.run,
-                f"{100 * row.accuracy:.2f} %",
-                f"{100 * row.low:.1f} to {100 * row.high:.1f}",
-                *row.facts,
-            ]
-            for row in runs
-        ]
+        accuracies = [accuracy for _, accuracy, _ in runs]
+        table = [[str(1 + accuracies.index(value)), *cells] for _, value, cells in runs]
         lines += [f"{data}, {n} test images", "", align_columns([COLUMNS, *table]), ""]
     lines.append("To test whether two runs differ, use --compare.")
     return escape_unprintable("\n".join(lines), keep="\n")

@@ -10,7 +10,7 @@ import PIL.ImageOps
 from PIL import Image
 
 from siglip_flowers.data.pixels.decoding import ImageError, read_image
-from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
+from siglip_flowers.data.pixels.tensors import read_form
 from siglip_flowers.data.rows import select_undecoded
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.inference.classifier import SiglipImageClassifier
@@ -92,14 +92,8 @@ class Explainer:
         self.options = options
         self.images = images
         self._form = read_form(processor)
-        self._normalizer = PixelNormalizer(processor)
         # Memory for one image, and hooks on one model.
         self._busy = threading.Lock()
-
-    @property
-    def pooling(self) -> str:
-        """The pooling of the model: ``map`` or ``mean``."""
-        return str(self.classifier.engine.model.config.pooling)
 
     def explain(self, content: bytes) -> Answer:
         """Return what an image file shows, or why it cannot be read."""
@@ -116,9 +110,7 @@ class Explainer:
             return Answer(problem=prediction.problem)
         pixels = self._form.resize(image)[None]
         engine = self.classifier.engine
-        inputs = self._normalizer.prepare(pixels.to(engine.device))
-        inputs["pixel_values"] = inputs["pixel_values"].to(engine.dtype)
-        (saliency,) = compute_saliency(engine.model, inputs)
+        (saliency,) = compute_saliency(engine.model, engine.prepare(pixels))
         nearest = []
         if self.images is not None:
             features = engine.extract_features(pixels)[0].cpu().numpy()

@@ -117,8 +117,9 @@ def build_page(
     def answer(path: str | None) -> str:
         if path is None:
             return EMPTY
-        return render_answer(explainer.explain(Path(path).read_bytes()), explainer.pooling)
+        return render_answer(explainer.explain(Path(path).read_bytes()), pooling)
 
+    pooling = explainer.classifier.engine.model.config.pooling
     title = f"{TITLE}: {dataset}" if dataset else TITLE
     description = describe_classes(explainer.classifier.class_names, dataset)
     with gradio.Blocks(

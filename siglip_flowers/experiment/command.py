@@ -1,10 +1,8 @@
 """Compare two losses as ways to fine-tune: ``siglip-flowers experiment``."""
 
-import os
 import shlex
 
-from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import Command, name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, refuse_launch, run_command
 from siglip_flowers.experiment.options import PARTS, ExperimentArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
@@ -27,11 +25,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> tuple[ExperimentArguments, str]:
     """Return the options, and the command line for the report."""
     options: ExperimentArguments = COMMAND.parse(argv)[0]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "The experiment starts its own processes (--workers); use python, not accelerate "
-            "launch."
-        )
+    refuse_launch("experiment")
     return options, f"{COMMAND.prog} {shlex.join(argv)}"
 
 

@@ -109,7 +109,9 @@ class InferenceEngine:
         """Run a batch; if it exceeds the memory, this and all further ones in smaller parts."""
 
         def run(part: torch.Tensor) -> torch.Tensor:
-            return finish(self._encode(part, encode or self.model.extract_features))
+            features = (encode or self.model.extract_features)(**self.prepare(part))
+            # The encoder's features have its dtype; the head gets float32.
+            return finish(features.float())
 
         size = self._largest_batch or len(pixels)
         with full_float32():
@@ -122,14 +124,13 @@ class InferenceEngine:
         pooled = run_vision_tower(self.model.vision_model, **inputs)
         return torch.stack([features for features in pooled if features is not None], dim=1)
 
-    def _encode(self, pixels: torch.Tensor, encode: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def prepare(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the inputs of the encoder for uint8 pixels, on the device."""
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        pixels = pixels.to(self.device, non_blocking=True)
-        inputs = self._normalizer.prepare(pixels)
+        inputs = self._normalizer.prepare(pixels.to(self.device, non_blocking=True))
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
-        # The encoder's features have its dtype; the head gets float32.
-        return encode(**inputs).float()
+        return inputs
 
 
 def count_tokens(vision_config: Any, processor: Any) -> int:

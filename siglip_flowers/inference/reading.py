@@ -29,12 +29,7 @@ def name_source(source: Source) -> str:
     """Return the name of a source in messages: its path or URL, or its kind."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
-    if isinstance(source, PIL.Image.Image):
-        filename: str = getattr(source, "filename", "") or f"an image of {source.size} pixels"
-        return filename
-    if isinstance(source, np.ndarray):
-        return f"an array of {source.dtype}, shape {source.shape}"
-    return f"{len(source)} bytes" if isinstance(source, bytes) else repr(source)
+    return str(getattr(source, "filename", "") or type(source).__name__)
 
 
 def array_to_image(array: np.ndarray) -> PIL.Image.Image:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,15 +34,6 @@ class PairedDifference:
     high: float
     p_value: float
     seed_differences: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class McNemarResult:
-    """b: images that only A gets right; c: images that only B gets right."""
-
-    b: int
-    c: int
-    p_value: float
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -117,10 +109,11 @@ def crossed_bootstrap(delta: NDArray, resamples: int = 10_000) -> PairedDifferen
     )
 
 
-def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemarResult:
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> dict[str, Any]:
     """Test whether A and B, scored once on the same images, are right equally often.
 
-    correct_a, correct_b: (N,) bool. The exact two-sided binomial test on the discordant images.
+    correct_a, correct_b: (N,) bool. The exact two-sided binomial test on the discordant images:
+    ``b`` that only A gets right, ``c`` that only B gets right, and ``p_value``.
 
     Source: McNemar 1947.
     """
@@ -129,7 +122,8 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> McNemarResult:
     assert right_a.dtype == right_b.dtype == np.bool_
     b = int(np.count_nonzero(right_a & ~right_b))
     c = int(np.count_nonzero(~right_a & right_b))
-    return McNemarResult(b, c, float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0)
+    p_value = float(stats.binomtest(b, b + c).pvalue) if b + c else 1.0
+    return {"b": b, "c": c, "p_value": p_value}
 
 
 def sign_flip_p(differences: Sequence[float] | NDArray[np.float64]) -> float:

@@ -11,24 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
     Siglip2Config,
     Siglip2ForImageClassification,
     SiglipConfig,
     SiglipForImageClassification,
-    SiglipVisionConfig,
 )
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
 from siglip_flowers.model.towers import (
-    VISION_CONFIGS,
     VisionConfig,
     VisionModel,
-    get_vision_class,
     is_naflex,
     run_vision_tower,
 )
@@ -45,7 +40,7 @@ NativeModel = SiglipForImageClassification | Siglip2ForImageClassification
 NATIVE_ARCHITECTURES = {"SiglipForImageClassification", "Siglip2ForImageClassification"}
 
 
-class SiglipClassifierConfig(PreTrainedConfig):
+class SiglipClassifierConfig(modeling.SiglipClassifierConfig):
     """A SigLIP vision tower, a way to pool its patch tokens, and a head.
 
     Args:
@@ -58,9 +53,6 @@ class SiglipClassifierConfig(PreTrainedConfig):
         normalize_features: Divide the pooled features by their L2 norm before the linear head.
         activation: Maps logits to probabilities: ``softmax`` or ``sigmoid``.
     """
-
-    model_type = "siglip_classifier"
-    sub_configs = {"vision_config": AutoConfig}  # noqa: RUF012 - transformers' own contract
 
     def __init__(
         self,
@@ -78,29 +70,10 @@ class SiglipClassifierConfig(PreTrainedConfig):
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-        if vision_config is None:
-            vision_config = SiglipVisionConfig()
-        elif isinstance(vision_config, dict):
-            kind = vision_config.get("model_type", SiglipVisionConfig.model_type)
-            if kind not in VISION_CONFIGS:
-                raise ValueError(
-                    f"vision_config has model_type {kind!r}; it must be one of "
-                    f"{', '.join(VISION_CONFIGS)}."
-                )
-            vision_config = VISION_CONFIGS[kind](**vision_config)
-        else:
-            # It is changed below, and may be the configuration of a tower in use.
-            vision_config = copy.deepcopy(vision_config)
-        # An attention-pooling head without gradients breaks DDP with gradient checkpointing, so the
-        # tower is built without it if it is not used.
-        vision_config.vision_use_head = pooling == "map"
-        self.vision_config: VisionConfig = vision_config
-        self.pooling = pooling
-        self.head = head
-        self.normalize_features = normalize_features
-        self.activation = activation
+        kwargs |= {"head": head, "activation": activation}
         kwargs["problem_type"] = PROBLEM_TYPES[activation]
-        super().__init__(**kwargs)
+        # It is changed, and may be the configuration of a tower in use.
+        super().__init__(copy.deepcopy(vision_config), pooling, normalize_features, **kwargs)
 
 
 # The initial value of the SigLIP paper (section 3.2), for checkpoints without their own.
@@ -137,7 +110,7 @@ class CosineHead(nn.Module):
         return class_logits(features, self.class_embeddings, self.logit_scale, self.logit_bias)
 
 
-class SiglipClassifier(PreTrainedModel):
+class SiglipClassifier(modeling.SiglipClassifier):
     """Image classifier on the vision tower of a SigLIP or SigLIP 2, fixed-resolution or NaFlex.
 
     ``forward`` takes the outputs of the checkpoint's image processor and optional ``labels`` (B,),
@@ -147,35 +120,24 @@ class SiglipClassifier(PreTrainedModel):
     activation: softmax cross-entropy, or the pairwise sigmoid loss.
     """
 
-    config_class = SiglipClassifierConfig
-    base_model_prefix = "vision_model"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]  # noqa: RUF012 - a contract of transformers, like the next ones
+    config_class = SiglipClassifierConfig  # type: ignore[assignment]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = [  # noqa: RUF012
+    _no_split_modules = [  # noqa: RUF012 - a contract of transformers
         "SiglipEncoderLayer",
         "SiglipMultiheadAttentionPoolingHead",
         "Siglip2EncoderLayer",
         "Siglip2MultiheadAttentionPoolingHead",
     ]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
+    vision_model: VisionModel
+    classifier: CosineHead | nn.Linear
 
-    def __init__(self, config: SiglipClassifierConfig) -> None:
-        super().__init__(config)
-        hidden_size = config.vision_config.hidden_size
-        num_labels = len(self.class_names)
-        vision_class = get_vision_class(config.vision_config)
-        self.vision_model: VisionModel = vision_class._from_config(config.vision_config)
-        self.classifier: CosineHead | nn.Linear
-        if config.head == "cosine":
-            has_bias = config.activation == "sigmoid"
-            self.classifier = CosineHead(hidden_size, num_labels, has_bias=has_bias)
-        else:
-            self.classifier = nn.Linear(hidden_size, num_labels)
-        self.post_init()
+    def build_head(self, config: Any) -> nn.Module:
+        """Return a cosine head if the configuration says so, else a linear one."""
+        if config.head == "linear":
+            return super().build_head(config)
+        hidden_size, has_bias = config.vision_config.hidden_size, config.activation == "sigmoid"
+        return CosineHead(hidden_size, len(config.id2label), has_bias=has_bias)
 
     @property
     def class_names(self) -> list[str]:
@@ -195,10 +157,6 @@ class SiglipClassifier(PreTrainedModel):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.constant_(module.bias, bias if self.config.activation == "sigmoid" else 0.0)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the patch embedding, which gradient checkpointing hooks into."""
-        return self.vision_model.embeddings.patch_embedding
-
     def extract_features(
         self,
         pixel_values: torch.Tensor,
@@ -214,12 +172,6 @@ class SiglipClassifier(PreTrainedModel):
             return mean
         assert attended is not None
         return attended
-
-    def classify_features(self, features: torch.Tensor) -> torch.Tensor:
-        """Map pooled features (B, D) to logits (B, C)."""
-        if self.config.normalize_features:
-            features = nn.functional.normalize(features, dim=-1)
-        return self.classifier(features)
 
     def forward(
         self,

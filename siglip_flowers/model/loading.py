@@ -27,7 +27,6 @@ from siglip_flowers.model.classifier import (
     describe_native,
 )
 from siglip_flowers.model.towers import (
-    VISION_CONFIGS,
     VISION_TYPES,
     VisionConfig,
     VisionModel,
@@ -44,7 +43,7 @@ from siglip_flowers.model.weights import (
     resize_positions,
 )
 
-MODEL_TYPES = (*VISION_TYPES, *VISION_CONFIGS, SiglipClassifierConfig.model_type)
+MODEL_TYPES = (*VISION_TYPES, *VISION_TYPES.values(), SiglipClassifierConfig.model_type)
 
 
 def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
@@ -170,15 +169,9 @@ def load_classifier(
         from_scratch: Use only the architecture and initialize every weight at random.
 
     Raises:
-        InputError: Not a SigLIP checkpoint, missing vision weights, a size that does not fit, or
-            fewer than two classes.
+        InputError: Not a SigLIP checkpoint, missing vision weights, or a size that does not fit.
         RunError: The checkpoint cannot be reached or read.
     """
-    if len(class_names) < 2:
-        raise InputError(
-            "A classifier requires at least two classes, but the data have "
-            f"{', '.join(class_names) or 'none'}."
-        )
     vision_config: Any = vision_config_of(load_checkpoint_config(checkpoint))
     if image_size is not None:
         check_image_size(image_size, vision_config)

@@ -19,6 +19,7 @@ from transformers import (
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.model import parse_trainable
+from siglip_flowers.model.modeling_siglip_classifier import pool_patches
 
 VisionConfig = SiglipVisionConfig | Siglip2VisionConfig
 VisionModel = SiglipVisionModel | Siglip2VisionModel
@@ -28,10 +29,6 @@ TextModel = SiglipTextModel | Siglip2TextModel
 VISION_TYPES = {
     SiglipConfig.model_type: SiglipVisionConfig.model_type,
     Siglip2Config.model_type: Siglip2VisionConfig.model_type,
-}
-VISION_CONFIGS: dict[str, type[VisionConfig]] = {
-    SiglipVisionConfig.model_type: SiglipVisionConfig,
-    Siglip2VisionConfig.model_type: Siglip2VisionConfig,
 }
 
 
@@ -88,18 +85,7 @@ def run_vision_tower(
         tokens = vision_model.encoder(inputs_embeds=embedded[rows, kept_patches]).last_hidden_state
         tokens = vision_model.post_layernorm(tokens)
         return vision_model.head(tokens) if vision_model.use_head else None, tokens.mean(dim=1)
-    if not naflex:
-        outputs = vision_model(pixel_values=pixel_values)
-        return outputs.pooler_output, outputs.last_hidden_state.mean(dim=1)
-    outputs = vision_model(
-        pixel_values=pixel_values,
-        pixel_attention_mask=pixel_attention_mask,
-        spatial_shapes=spatial_shapes,
-    )
-    tokens = outputs.last_hidden_state
-    assert pixel_attention_mask is not None
-    valid = pixel_attention_mask[..., None].to(tokens.dtype)
-    return outputs.pooler_output, (tokens * valid).sum(dim=1) / valid.sum(dim=1)
+    return pool_patches(vision_model, pixel_values, pixel_attention_mask, spatial_shapes)
 
 
 def check_max_num_patches(max_num_patches: int | None, vision_config: PreTrainedConfig) -> None:

@@ -20,6 +20,7 @@ from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.rows import get_labels, read_images
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, OOD_FILE
+from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.classifier import is_plain, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.weights import first_line, quiet_transformers
@@ -101,7 +102,7 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
     with quiet_transformers():
         published.save_pretrained(directory)
     if published is model:
-        shutil.copy(Path(__file__).with_name(MODELING_FILE), directory)
+        shutil.copy(str(modeling.__file__), directory)
     load_image_processor(str(run.model_dir)).save_pretrained(directory)
     # Optional files that this package reads.
     for name in (OOD_FILE, CALIBRATION_FILE):

@@ -3,7 +3,6 @@
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -36,10 +35,10 @@ def describe_marks(report: Report) -> dict[str, list[str]]:
 
     The texts are in drawing order; those of ``map`` are the captions of its images.
     """
-    numbers, captions = report.numbers, report.captions
+    captions = report.captions
     shown, counts = _order_confusion(report)
     support = counts.sum(axis=1)
-    marks = {
+    return {
         "confusion": [
             escape_unprintable(
                 f"{shown[row]} → {shown[column]}: {counts[row, column]} of "
@@ -50,49 +49,32 @@ def describe_marks(report: Report) -> dict[str, list[str]]:
         ],
         "map": [captions[report.result.ids[row]] for row in report.map_rows],
     }
-    for name in ("calibration", "calibrated"):
-        if numbers[name] is not None:
-            marks[f"bins-{name}"] = [
-                f"confidence {percent(each['low'], 1)} to {percent(each['high'], 1)}: "
-                f"{count(each['n'], 'image')}, mean confidence {percent(each['confidence'], 1)}, "
-                f"accuracy {percent(each['accuracy'], 1)}"
-                for each in numbers[name]["bins"]
-            ]
-    return marks
 
 
 def draw_reliability(report: Report) -> Figure:
     """Draw accuracy by confidence, before and after temperature scaling."""
-    shown = {
-        name: report.numbers[name]
-        for name in ("calibration", "calibrated")
-        if report.numbers[name] is not None
-    }
+    both = (report.numbers["calibration"], report.numbers["calibrated"])
+    shown = [values for values in both if values is not None]
     figure = theme.make_figure(4.2 * len(shown), 4.2)
-    for number, (name, values) in enumerate(shown.items(), 1):
+    for number, values in enumerate(shown, 1):
         axes = figure.add_subplot(1, len(shown), number)
-        _draw_bins(axes, values["bins"]).set_gid(f"bins-{name}")
+        _draw_bins(axes, values["bins"])
         title = "as trained" if number == 1 else f"temperature {values['temperature']:.3g}"
         _set_title(axes, f"{title}: ECE {percent(values['ece_equal_width'])}")
     return figure
 
 
-def _draw_bins(axes: Axes, bins: list[dict[str, float]]) -> PolyCollection:
+def _draw_bins(axes: Axes, bins: list[dict[str, float]]) -> None:
     theme.style_axes(axes)
-    corners = [(row["low"], row["high"], row["accuracy"]) for row in bins]
-    bars = PolyCollection(
-        [[(low, 0), (high, 0), (high, top), (low, top)] for low, high, top in corners],
-        facecolors=theme.TRAIN_COLOR,
-        edgecolors="white",
-    )
-    axes.add_collection(bars)
+    lows, widths = [row["low"] for row in bins], [row["high"] - row["low"] for row in bins]
+    heights = [row["accuracy"] for row in bins]
+    axes.bar(lows, heights, widths, align="edge", color=theme.TRAIN_COLOR, edgecolor="white")
     means = [row["confidence"] for row in bins]
     axes.plot(means, means, "_", color=theme.VALIDATION_COLOR, label="mean confidence")
     axes.lines[-1].set(markersize=12, markeredgewidth=2)
     axes.plot([0, 1], [0, 1], color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=theme.TEXT_COLOR)
-    return bars
 
 
 def _set_title(axes: Axes, title: str) -> None:

@@ -1,10 +1,9 @@
 """Search for the options that train best: ``siglip-flowers search``."""
 
-import os
 from importlib.util import find_spec
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.commands.entry import Command, name_program, run_command
+from siglip_flowers.commands.entry import Command, name_program, refuse_launch, run_command
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -37,10 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> list[str]:
     """Check a command line and return it; reading it in full imports torch."""
     COMMAND.parse(argv)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "The search starts its own processes (--workers); use python, not accelerate launch."
-        )
+    refuse_launch("search")
     if find_spec("optuna") is None:
         raise InputError(
             "The search needs the package optuna, which is not installed; run 'pip install optuna'."

@@ -179,7 +179,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     (results / "good" / "report_test").mkdir()
     (results / "good" / "report_test" / "metrics.json").write_text('{"title": "good on flowers"}')
     rows = rank_runs(results)
-    assert [(row.run, row.group[0], row.group[2]) for row in rows] == [
+    assert [(cells[0], group[0], group[2]) for group, _, cells in rows] == [
         ("fewer", "given", 6),
         ("best", "given", 12),
         ("equal", "given", 12),
@@ -187,8 +187,8 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
         ("deep/down/bad", "given", 12),
         ("other", "official", 12),
     ]
-    best = next(row for row in rows if row.run == "best")
-    assert (best.low, best.high) == accuracy_interval([6, 5], [6, 6])
+    low, high = accuracy_interval([6, 5], [6, 6])
+    assert rows[1][2][2] == f"{100 * low:.1f} to {100 * high:.1f}"
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0

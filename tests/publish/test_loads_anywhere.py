@@ -12,9 +12,9 @@ from transformers import (
 )
 
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
+from siglip_flowers.model import modeling_siglip_classifier as remote
 from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import load_saved_classifier
-from siglip_flowers.publish import modeling_siglip_classifier as remote
 from siglip_flowers.publish.publish import MODELING_FILE
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}

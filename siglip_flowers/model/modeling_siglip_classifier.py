@@ -1,7 +1,7 @@
 """A SigLIP vision tower with a linear classification head, for use with ``trust_remote_code=True``.
 
 This file is published with the weights and requires torch and transformers only. It runs trained
-classifiers; the package siglip_flowers trains them.
+classifiers; the package siglip_flowers, which trains them, builds on the same classes.
 """
 
 from typing import Any
@@ -44,6 +44,8 @@ class SiglipClassifierConfig(PreTrainedConfig):
         if isinstance(given, dict):
             naflex = given.get("model_type") == Siglip2VisionConfig.model_type
             given = (Siglip2VisionConfig if naflex else SiglipVisionConfig)(**given)
+        # An attention-pooling head without gradients breaks DDP with gradient checkpointing, so the
+        # tower is built without it if it is not used.
         given.vision_use_head = pooling == "map"
         self.vision_config = given
         self.pooling = pooling
@@ -68,18 +70,27 @@ class SiglipClassifier(PreTrainedModel):
 
     def __init__(self, config: SiglipClassifierConfig) -> None:
         super().__init__(config)
-        if getattr(config, "head", "linear") != "linear" or config.pooling not in ("map", "mean"):
-            raise ValueError("This file runs saved classifiers, whose head is linear.")
-        self.naflex = isinstance(config.vision_config, Siglip2VisionConfig)
-        tower: Any = Siglip2VisionModel if self.naflex else SiglipVisionModel
+        naflex = isinstance(config.vision_config, Siglip2VisionConfig)
+        tower: Any = Siglip2VisionModel if naflex else SiglipVisionModel
         self.vision_model = tower._from_config(config.vision_config)
-        labels: Any = config.id2label
-        self.classifier = nn.Linear(config.vision_config.hidden_size, len(labels))
+        self.classifier = self.build_head(config)
         self.post_init()
 
+    def build_head(self, config: SiglipClassifierConfig) -> nn.Module:
+        """Return the head that maps features (B, D) to logits (B, C)."""
+        labels: Any = config.id2label
+        return nn.Linear(config.vision_config.hidden_size, len(labels))
+
     def get_input_embeddings(self) -> nn.Module:
-        """Return the patch embedding."""
+        """Return the patch embedding, which gradient checkpointing hooks into."""
         return self.vision_model.embeddings.patch_embedding
+
+    def classify_features(self, features: torch.Tensor) -> torch.Tensor:
+        """Map pooled features (B, D) to logits (B, C)."""
+        if self.config.normalize_features:
+            features = nn.functional.normalize(features, dim=-1)
+        logits: torch.Tensor = self.classifier(features)
+        return logits
 
     def forward(
         self,
@@ -88,23 +99,27 @@ class SiglipClassifier(PreTrainedModel):
         spatial_shapes: torch.Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classify a batch; see the class for shapes."""
-        if self.naflex:
-            outputs = self.vision_model(
-                pixel_values=pixel_values,
-                pixel_attention_mask=pixel_attention_mask,
-                spatial_shapes=spatial_shapes,
-            )
-        else:
-            outputs = self.vision_model(pixel_values=pixel_values)
-        if self.config.pooling == "map":
-            features = outputs.pooler_output
-        elif self.naflex:
-            # Patches after the image's last one are padding.
-            assert pixel_attention_mask is not None
-            weight = pixel_attention_mask[..., None].to(outputs.last_hidden_state.dtype)
-            features = (outputs.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)
-        else:
-            features = outputs.last_hidden_state.mean(dim=1)
-        if self.config.normalize_features:
-            features = torch.nn.functional.normalize(features, dim=-1)
-        return ImageClassifierOutput(logits=self.classifier(features))
+        attended, mean = pool_patches(
+            self.vision_model, pixel_values, pixel_attention_mask, spatial_shapes
+        )
+        features: Any = attended if self.config.pooling == "map" else mean
+        return ImageClassifierOutput(logits=self.classify_features(features))
+
+
+def pool_patches(
+    vision_model: Any,
+    pixel_values: torch.Tensor,
+    pixel_attention_mask: torch.Tensor | None = None,
+    spatial_shapes: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Return both poolings of a batch, (B, D): attention, if the tower has it, and the mean."""
+    inputs = {"pixel_values": pixel_values}
+    if pixel_attention_mask is None or spatial_shapes is None:
+        outputs = vision_model(**inputs)
+        return outputs.pooler_output, outputs.last_hidden_state.mean(dim=1)
+    inputs |= {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+    outputs = vision_model(**inputs)
+    # Patches after the image's last one are padding.
+    weight = pixel_attention_mask[..., None].to(outputs.last_hidden_state.dtype)
+    mean = (outputs.last_hidden_state * weight).sum(dim=1) / weight.sum(dim=1)
+    return outputs.pooler_output, mean
