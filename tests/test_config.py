@@ -33,6 +33,7 @@ VALUES = [
     ("data_source", "procedural", "web", "choose one of oxford"),
     ("shots", "2", "0", "greater than 0"),
     ("shots", "2", "99999999999999999999", "invalid int value"),
+    ("dataloader_num_workers", "2", "9999", "between 0 and 256"),
     # As of a variable of the shell that is not set.
     ("output_dir", "x", "", "is empty"),
     ("validation_fraction", "0.3", "0.5", "between 0.001 and 0.499"),

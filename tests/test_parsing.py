@@ -110,6 +110,8 @@ def test_a_tilde_is_the_home_directory_in_every_path(write_yaml, monkeypatch, tm
         parse("--config", write_yaml("".join(f"{name}: ~/x\n" for name in paths))),
     ):
         assert [getattr(found, name) for name in paths] == [f"{tmp_path}/x"] * len(paths)
+    found = parse("--compare", "~/x", "~/y", kinds=list_extension_options("eval"))
+    assert found.compare == [f"{tmp_path}/x", f"{tmp_path}/y"]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ class CompareArguments:
         [],
         "Compare finished runs instead: two or more directories (or predictions files) with "
         "predictions of the same images; each is compared with the first.",
+        path=True,
     )
     leaderboard: str | None = option(
         None,
         "Rank all runs below this directory instead; results if none is named.",
         nargs="?",
         const="results",
+        path=True,
     )
 
     def __post_init__(self) -> None:

@@ -60,7 +60,9 @@ class ModelArguments(Options):
         path=True,
     )
     lora_r: int | None = common(
-        None, "Rank of adapters (LoRA, requires peft) on an encoder that stays frozen.", positive
+        None,
+        "Rank of adapters (LoRA, requires peft) on an encoder that stays frozen.",
+        between(1, 4096),
     )
     lora_alpha: int | None = option(
         None, "Adapters are scaled by lora_alpha / lora_r; default: 2 lora_r.", positive

@@ -153,7 +153,7 @@ class TrainingOptions(Options):
         None,
         "Processes that decode images; default: up to 8 per GPU, or 0 on a CPU or if --pixel_cache "
         "has the images. If shared memory has no room for their batches, fewer start.",
-        not_negative,
+        between(0, 256),
     )
     dataloader_prefetch_factor: int | None = option(
         None, "Batches that each of those processes prepares ahead; default: 2.", positive

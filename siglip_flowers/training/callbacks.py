@@ -39,6 +39,7 @@ SHOWN = {
     "eval_validation_loss": ("validation loss", ".3f"),
 }
 CLOCK_FILE = "clock.json"
+SECOND = timedelta(seconds=1)
 
 
 class StopOnSignal(TrainerCallback):
@@ -215,7 +216,8 @@ class ProgressLines(TrainerCallback):
         shown = describe_log(logs or {})
         if "images/s" in shown:
             images = (state.max_steps - state.global_step) * args.images_per_step
-            shown["left"] = str(timedelta(seconds=round(images / logs["images_per_second"])))
+            seconds = min(round(images / logs["images_per_second"]), timedelta.max // SECOND)
+            shown["left"] = str(seconds * SECOND)
         if state.is_world_process_zero and shown:
             print(_format_row(state, shown), flush=True)
 
