@@ -11,11 +11,10 @@ HIGHER_IS_BETTER = (
         for average in ("macro", "weighted")
     ),
 )
-# The Trainer evaluates these splits, and prefixes their names to those of the metrics.
-EVALUATED_SPLITS = ("validation", "train")
+# The Trainer evaluates both splits, and prefixes their names to those of the metrics.
 TRAINING_METRICS = tuple(
     f"{split}_{name}"
-    for split in EVALUATED_SPLITS
+    for split in ("validation", "train")
     for name in (*HIGHER_IS_BETTER, *LOWER_IS_BETTER)
 )
 

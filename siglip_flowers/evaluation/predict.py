@@ -145,7 +145,9 @@ def run_over(
     shares = np.array_split(np.arange(len(rows)), state.num_processes)
     share = shares[state.process_index].tolist()
     pixels = open_pixels(rows, read_form(processor), options.data_arguments)
-    threads, step = count_threads(), options.batch_size
+    # Beside the model.
+    threads = min(MAX_THREADS, max(1, count_cores() // state.num_processes))
+    step = options.batch_size
     starts = range(0, len(share), step)
     # Decoded by threads ahead of the model.
     batches = tqdm(
@@ -164,8 +166,3 @@ def run_over(
     parts = [function(batch) for batch in batches]
     # Shares differ by a row at most, and a process may have none.
     return np.concatenate(gather_object(parts))
-
-
-def count_threads() -> int:
-    """Return how many threads of this process may run beside the model."""
-    return min(MAX_THREADS, max(1, count_cores() // PartialState().num_processes))
