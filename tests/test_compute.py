@@ -117,7 +117,8 @@ def test_an_evaluation_that_runs_out_of_memory_names_its_batch(run, monkeypatch,
         return whole(self, pixel_values, **more)
 
     monkeypatch.setattr(SiglipClassifier, "forward", forward)
-    workers = ("--dataloader_num_workers", "1")
+    # Loaders whose workers persist end with the run all the same.
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
     code, _ = run("large", "--per_device_eval_batch_size", "12", *workers)
     assert code == 1
     assert "evaluate 12 images at once; lower --per_device_eval_batch" in capsys.readouterr().err
@@ -148,14 +149,18 @@ def test_threads_are_the_option_or_the_share_of_the_cores_that_accelerate_left_i
 @pytest.mark.parametrize(
     ("cuda", "cached", "asked", "batches_free", "expected"),
     [
-        (True, False, {}, 99, 6),
-        (True, True, {}, 99, 0),
-        (False, False, {}, 99, 0),
-        (False, True, {"num_workers": 2}, 99, 2),
+        (True, False, {}, 99, (6, True)),
+        (True, True, {}, 99, (0, False)),
+        (False, False, {}, 99, (0, False)),
+        (False, True, {"num_workers": 2}, 99, (2, False)),
+        (False, False, {"num_workers": 2, "persistent_workers": True}, 99, (2, True)),
+        (True, False, {"persistent_workers": False}, 99, (6, False)),
+        # Taken from a run on a GPU, for example.
+        (False, True, {"persistent_workers": True}, 99, (0, False)),
         # Each prepares 2 batches; the Trainer holds two of training, and four are of evaluation.
-        (True, False, {}, 9, 1),
-        (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, 1),
-        (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, 0),
+        (True, False, {}, 9, (1, True)),
+        (False, False, {"num_workers": 8, "prefetch_factor": 3}, 9, (1, False)),
+        (False, False, {"num_workers": 8, "prefetch_factor": 8}, 9, (0, False)),
     ],
 )
 def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
@@ -171,8 +176,9 @@ def test_workers_follow_the_cores_the_cache_and_the_shared_memory(
     pixels.cached = object() if cached else None
     forms = dict.fromkeys(("train", "validation"), PixelForm(8, 2))
     copied = build.copy_for_trainer(training, pixels, forms)
-    assert copied.dataloader_num_workers == expected
-    assert copied.dataloader_prefetch_factor == (asked.get("prefetch_factor") if expected else None)
+    workers = copied.dataloader_num_workers
+    assert (workers, copied.dataloader_persistent_workers) == expected
+    assert copied.dataloader_prefetch_factor == (asked.get("prefetch_factor") if workers else None)
     assert ("has 0 MB free, which is too little for" in caplog.text) == (batches_free < 99)
 
 

@@ -197,7 +197,8 @@ def test_a_signal_to_the_processes_that_load_data_too_lets_the_step_finish(
         return loss
 
     disturb(strike)
-    assert train_command.main(options("run", "--dataloader_num_workers", "1")) == 143
+    workers = ("--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true")
+    assert train_command.main(options("run", *workers)) == 143
     assert list_steps(tmp_path / "run") == [3, 5]
     assert not multiprocessing.active_children()
 

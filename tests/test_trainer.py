@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data import image_ids
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
@@ -274,6 +274,17 @@ def test_a_parameter_that_would_not_learn_stops_the_run_before_its_first_step(st
     with pytest.raises(RunError, match=r"1 of \d+ trained parameters have no gradient: idle\."):
         trainer.train()
     assert are_equal(copy_weights(trainer), before)
+
+
+def test_a_last_batch_is_dropped_in_training_alone(start, data):
+    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=30, max_steps=-1)
+    assert len(trainer.get_train_dataloader()) == 2  # of 64 images
+    batches = [len(batch["labels"]) for batch in trainer.get_eval_dataloader("validation")]
+    assert sum(batches) == len(data.splits["validation"]) == 20
+    assert trainer.args.dataloader_drop_last
+    trainer = start(dataloader_drop_last=True, per_device_train_batch_size=65)
+    with pytest.raises(InputError, match="fewer images than one batch of 65"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,7 @@ _INSTEAD = {
     "label_names": "use --label_column_name for the column of labels.",
     "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
     """
-    batch_eval_metrics dataloader_drop_last dataloader_persistent_workers
-    ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
+    batch_eval_metrics ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
     group_by_length ignore_data_skip include_for_metrics length_column_name log_level
     neftune_noise_alpha prediction_loss_only remove_unused_columns
     restore_callback_states_from_checkpoint save_only_model save_safetensors train_sampling_strategy
@@ -50,9 +49,8 @@ _INSTEAD = {
 }
 REFUSED = {name: text for names, text in _INSTEAD.items() for name in names.split()}
 _OFF = """
-    activation_checkpointing batch_eval_metrics bf16_full_eval dataloader_drop_last
-    dataloader_persistent_workers ddp_find_unused_parameters do_predict do_train
-    enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push
+    activation_checkpointing batch_eval_metrics bf16_full_eval ddp_find_unused_parameters do_predict
+    do_train enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push
     ignore_data_skip prediction_loss_only push_to_hub remove_unused_columns
     restore_callback_states_from_checkpoint save_on_each_node save_only_model use_cache
     use_liger_kernel wandb_log_model

@@ -155,9 +155,13 @@ class TrainingOptions(Options):
         "has the images. If shared memory has no room for their batches, fewer start.",
         between(0, 256),
     )
+    dataloader_persistent_workers: bool | None = option(
+        None, "Keep those processes between epochs; default: on a GPU."
+    )
     dataloader_prefetch_factor: int | None = option(
         None, "Batches that each of those processes prepares ahead; default: 2.", positive
     )
+    dataloader_drop_last: bool = option(False, "Drop the last training batch if it is short.")
     dataloader_pin_memory: bool = option(True, "Copy batches through pinned memory, on a GPU.")
     ddp_backend: str | None = option(None, "Backend of DDP: nccl or gloo.", ("nccl", "gloo"))
     ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", positive)

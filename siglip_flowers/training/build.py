@@ -281,9 +281,15 @@ def copy_for_trainer(
     copied.auto_find_batch_size = False
     # The objective smooths its targets itself.
     copied.label_smoothing_factor = 0.0
-    copied.dataloader_num_workers = choose_workers(training, pixels, forms)
-    if copied.dataloader_num_workers == 0:
-        # torch refuses it then.
+    workers = copied.dataloader_num_workers = choose_workers(training, pixels, forms)
+    # torch refuses both settings if there are none. Workers that stay would draw the images of the
+    # first epoch in every one.
+    keep = training.dataloader_persistent_workers
+    stays = training.device.type == "cuda" if keep is None else keep
+    copied.dataloader_persistent_workers = (
+        workers > 0 and stays and training.class_balance != "sampler"
+    )
+    if workers == 0:
         copied.dataloader_prefetch_factor = None
     copied.report_to = []
     if training.lr_scheduler_type == "reduce_lr_on_plateau":

@@ -32,7 +32,7 @@ LOCK_FILE, HOLDER_FILE = ".lock", ".lock-holder"
 # Settings that may differ between a run and its resumption.
 UNCOMPARED = (
     *("overwrite_output_dir", "resume", "local_rank", "ddp_timeout", "disable_tqdm"),
-    *("dataloader_num_workers", "image_workers", "cpu_threads"),
+    *("dataloader_num_workers", "dataloader_persistent_workers", "image_workers", "cpu_threads"),
     *("pixel_cache", "cache_dir", "on_nan", "max_bad_steps", "report_to", "aim_repo"),
 )
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.trainer_utils import TrainOutput
 
-from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.data import ClassificationData, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import (
@@ -158,14 +158,34 @@ class SiglipTrainer(CheckpointingTrainer):
                     "training state is damaged or holds more than tensors and numbers. Remove the "
                     "checkpoint, and the same command resumes from the one before."
                 ) from error
+            finally:
+                self._end_workers()
+
+    def _end_workers(self) -> None:
+        """End the data loading processes that outlive an epoch: they end with their loaders."""
+        self._eval_dataloaders: dict[str, Any] = {}
+        self.callback_handler.train_dataloader = None
+        self.callback_handler.eval_dataloader = None
+        self.accelerator._dataloaders.clear()
 
     def get_train_dataloader(self) -> Any:
         """Return the parent's, with workers that let the last step finish on a signal."""
-        return shield_workers(super().get_train_dataloader())
+        loader = super().get_train_dataloader()
+        if len(loader) == 0:
+            raise InputError(
+                "The training split has fewer images than one batch of "
+                f"{self.args.train_batch_size} per process, which --dataloader_drop_last drops. "
+                "Lower --per_device_train_batch_size."
+            )
+        return shield_workers(loader)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the parent's, with such workers."""
-        return shield_workers(super().get_eval_dataloader(*args, **kwargs))
+        """Return the parent's for every image, whatever training drops."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return shield_workers(super().get_eval_dataloader(*args, **kwargs))
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer with one learning rate for the encoder and one for the head."""
@@ -216,7 +236,7 @@ class SiglipTrainer(CheckpointingTrainer):
         count, size, dataset = self.accelerator.num_processes, len(labels), self.train_dataset
         numbers = torch.arange(size, device=labels.device) + self.accelerator.process_index * size
         remaining = len(dataset) % (self.args.train_batch_size * count)  # type: ignore[arg-type]
-        filled = count > 1 and remaining > 0
+        filled = count > 1 and remaining > 0 and not self.args.dataloader_drop_last
         return numbers < (remaining if filled else count * size)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
