@@ -59,7 +59,19 @@ def test_help_and_bad_usage_need_no_torch(tmp_path):
         (train, ["--wise_ft", "0.5"], 2),
         *((list_commands()[name][0], ["--model", "no/such/place"], 2) for name in NEED_A_MODEL),
     ]
-    answers = ask([case[:2] for case in cases], tmp_path)
+    # Without a network a Hub id is refused as fast.
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", encoding="utf-8")
+    cases += [
+        *((list_commands()[name][0], ["--model", "org/name"], 1) for name in NEED_A_MODEL),
+        *(
+            (list_commands()[name][0], ["--model_name_or_path", "org/name"], 1)
+            for name in ("train", "probe")
+        ),
+        (train, ["--model_name_or_path", "./model", "--dataset_name", "org/name"], 1),
+        (list_commands()["eval"][0], ["--zero_shot", "--model_name_or_path", "org/name"], 1),
+    ]
+    answers = ask([case[:2] for case in cases], tmp_path, HF_HUB_OFFLINE="1")
     for (module, argv, code), (got, out, err, heavy) in zip(cases, answers, strict=True):
         case = f"{module} {argv}: {err or out[:99]}"
         assert (got, heavy) == (code, []), case

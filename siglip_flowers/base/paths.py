@@ -1,9 +1,11 @@
 """Names of models and data: whether one is a path or a Hub id, and what lies there."""
 
 import contextlib
+import math
 import os
 import re
 import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,10 +13,16 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, MODEL_DIR
 from siglip_flowers.base.text import is_hub_id
 
-# How long the Hub may take to answer before its cache alone is used.
-HUB_SECONDS = 3.0
+# How long the Hub may take to answer before its cache alone is used, and how long that counts.
+HUB_SECONDS, ANSWER_SECONDS = 3.0, 60.0
+OFFLINE_WAYS = (
+    "Check the name; offline, pass --data_dir with local images, or use --data_source procedural."
+)
 # As the client reads its variables.
 TRUE_WORDS = ("1", "ON", "YES", "TRUE")
+
+# When the Hub answered last, by its address.
+_answered: dict[str, float] = {}
 
 
 def is_path(name: str) -> bool:
@@ -93,6 +101,29 @@ def check_model(name: str) -> None:
         )
 
 
+def check_dataset(name: str) -> None:
+    """Check that a data set can be read, before ``datasets`` is imported.
+
+    Raises:
+        RunError: It is on the Hub, which cannot be reached, and not in a cache.
+    """
+    if Path(name).exists() or is_path(name):
+        return
+    # As in check_model.
+    from huggingface_hub import constants
+
+    reason = prepare_hub()
+    kept = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME, "datasets"))
+    folders = [*kept.glob("*"), *Path(constants.HF_HUB_CACHE).glob("datasets--*")]
+    # Both write slashes, capitals and hyphens in ways of their own.
+    spelled = [re.sub(r"^datasets--|\W|_", "", folder.name).lower() for folder in folders]
+    if reason and re.sub(r"\W|_", "", name).lower() not in spelled:
+        raise RunError(
+            f"The data set {name!r} cannot be loaded ({reason}, and it is not in the cache). "
+            f"{OFFLINE_WAYS}"
+        )
+
+
 def _refuse_path(name: str) -> NoReturn:
     path = Path(name)
     nearest = find_nearest(path)
@@ -112,7 +143,8 @@ def _refuse_path(name: str) -> NoReturn:
 def prepare_hub() -> str:
     """Return "" if the Hub answers, or why it does not; its client then uses the cache alone.
 
-    The client would repeat each request for half a minute. A later call tries again.
+    The client would repeat each request for half a minute. A later call tries again, unless the
+    Hub answered just before.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -121,6 +153,8 @@ def prepare_hub() -> str:
         if os.environ.get(variable, "").upper() in TRUE_WORDS:
             return f"{variable} is set"
     constants.HF_HUB_OFFLINE = False
+    if time.monotonic() - _answered.get(constants.ENDPOINT, -math.inf) < ANSWER_SECONDS:
+        return ""
     answers = []
 
     def ask() -> None:
@@ -133,4 +167,6 @@ def prepare_hub() -> str:
     thread.start()
     thread.join(HUB_SECONDS)
     constants.HF_HUB_OFFLINE = not answers
+    if answers:
+        _answered[constants.ENDPOINT] = time.monotonic()
     return "" if answers else f"{constants.ENDPOINT} cannot be reached"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import CONFIG_FILE
-from siglip_flowers.base.paths import enter_run, is_local_model
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import Command, name_call, name_program, run_command
 from siglip_flowers.commands.main import (
@@ -17,7 +16,7 @@ from siglip_flowers.commands.main import (
     list_extension_rules,
     load_extensions,
 )
-from siglip_flowers.commands.models import follow_run
+from siglip_flowers.commands.models import check_sources, follow_run
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.config.rules import EVAL_RULES
 from siglip_flowers.runtime.preemption import defer_signals
@@ -82,10 +81,9 @@ def evaluate(
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Check the options and the path of a model before seconds of imports; the Hub comes later."""
-    options = COMMAND.parse(argv)[0]
-    if options.model is not None and not options.zero_shot:
-        is_local_model(enter_run(options.model))
+    """Check the options, and what they name, before seconds of imports."""
+    options, data, *_ = COMMAND.parse(argv)
+    check_sources(options.model_name_or_path if options.zero_shot else options.model, data)
     return argv
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CONFIG_FILE, MODEL_DIR
-from siglip_flowers.base.paths import check_model, enter_run
+from siglip_flowers.base.paths import check_dataset, check_model, enter_run
 from siglip_flowers.commands.entry import Command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.saved import read_yaml
@@ -42,6 +42,23 @@ def find_model(model: str | None, results: Path = Path("results")) -> str:
     if len(found) > 1:
         logger.warning("%d models in %s/; using the newest, %s.", len(found), results, newest)
     return str(newest)
+
+
+def check_sources(model: str | None, data: DataArguments) -> None:
+    """Check the model and the data that options name, before seconds of imports.
+
+    Data that are missing are left to later checks, which name them.
+
+    Raises:
+        InputError, RunError: As :func:`~siglip_flowers.base.paths.check_model` and
+            :func:`~siglip_flowers.base.paths.check_dataset`.
+    """
+    if data.data_dir is not None and not Path(data.data_dir).exists():
+        return
+    if model is not None:
+        check_model(enter_run(model))
+    if data.dataset_name is not None:
+        check_dataset(data.dataset_name)
 
 
 def names_source(given: DataArguments) -> bool:

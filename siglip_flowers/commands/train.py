@@ -10,6 +10,7 @@ from siglip_flowers.commands.main import (
     list_extension_rules,
     load_extensions,
 )
+from siglip_flowers.commands.models import check_sources
 from siglip_flowers.config import (
     AugmentationArguments,
     DataArguments,
@@ -39,7 +40,14 @@ COMMAND = Command(
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, train, and print the metrics table."""
-    return run_command(COMMAND, _train, argv, resumes=True)
+    return run_command(COMMAND, _train, argv, parse=_parse, resumes=True)
+
+
+def _parse(argv: list[str]) -> tuple[Any, ...]:
+    """Check the options, and what they name, before seconds of imports."""
+    data, model, *others = COMMAND.parse(argv)
+    check_sources(model.model_name_or_path, data)
+    return data, model, *others
 
 
 def _train(parsed: tuple[Any, ...]) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import Command, name_program, run_command
+from siglip_flowers.commands.models import check_sources
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.rules import DATA_RULES
 from siglip_flowers.probe.options import ProbeArguments
@@ -23,7 +24,14 @@ COMMAND = Command(
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, fit the grid, and print the metrics of the chosen head."""
-    return run_command(COMMAND, _probe, argv)
+    return run_command(COMMAND, _probe, argv, parse=_parse)
+
+
+def _parse(argv: list[str]) -> tuple[ProbeArguments, DataArguments]:
+    """Check the options, and what they name, before seconds of imports."""
+    probe, data = COMMAND.parse(argv)
+    check_sources(probe.model_name_or_path, data)
+    return probe, data
 
 
 def _probe(parsed: tuple[ProbeArguments, DataArguments]) -> None:

@@ -6,7 +6,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.paths import prepare_hub
+from siglip_flowers.base.paths import OFFLINE_WAYS, prepare_hub
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.sources.table import prepare_columns
 from siglip_flowers.data.splits import SPLIT_ALIASES, SPLIT_NAMES
@@ -28,10 +28,7 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
     except Exception as error:
         asked = f"data set {name!r}" + (f", configuration {config_name!r}" if config_name else "")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RunError(
-            f"The {asked} cannot be loaded ({reason}). Check the name; offline, pass --data_dir "
-            "with local images, or use --data_source procedural."
-        ) from error
+        raise RunError(f"The {asked} cannot be loaded ({reason}). {OFFLINE_WAYS}") from error
     assert isinstance(loaded, DatasetDict), "named splits were not asked for one by one"
     return loaded
 
