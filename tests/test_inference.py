@@ -116,7 +116,7 @@ def read_gradient() -> Image.Image:
 def test_top_k_is_bounded_by_the_classes(small):
     assert len(small(color("red"), top_k=50)) == len(CLASSES)
     assert len(small(color("red"), top_k=1)) == 1
-    with pytest.raises(InputError, match="--top_k is 0"):
+    with pytest.raises(InputError, match="top_k is 0"):
         small(color("red"), top_k=0)
 
 

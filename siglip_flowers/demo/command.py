@@ -78,7 +78,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
             logger.warning("The page has no training images to show: %s", error)
     if data is not None:
         model, train = classifier.engine.model, data.splits["train"]
-        dtype = str(classifier.dtype).removeprefix("torch.")
+        dtype = str(classifier.engine.dtype).removeprefix("torch.")
         passing = PassOptions(64, data_arguments, dtype)
         features = load_features(model, processor, train, passing)[model.config.pooling]
         images = TrainingImages(train, features)

@@ -14,7 +14,6 @@ from siglip_flowers.experiment.statistics import (
     Finding,
     assess_accuracy,
     assess_measure,
-    loss_rise,
     simulate_power,
     steadiness,
 )
@@ -132,8 +131,8 @@ def measure_run(record: Record) -> dict[str, float]:
         "test_macro": last["test_macro"],
         "train_accuracy": last["train_accuracy"],
         "gap": last["train_macro"] - last["validation_macro"],
-        "rise": loss_rise(raw),
-        "fitted_rise": loss_rise(fitted),
+        "rise": float(raw[-1] - raw.min()),
+        "fitted_rise": float(fitted[-1] - fitted.min()),
         "steadiness": steadiness(raw[constant]),
         "fitted_steadiness": steadiness(fitted[constant]),
         "best_test_accuracy": best["test_accuracy"],

@@ -38,15 +38,6 @@ RULE = (
 )
 
 
-def loss_rise(losses: Sequence[float] | NDArray[np.float64]) -> float:
-    """Compute the last validation loss minus the lowest: 0 if the curve never turns up.
-
-    losses: (E,) finite, in the order of training; nan without a loss.
-    """
-    values = np.asarray(losses, dtype=np.float64)
-    return float(values[-1] - values.min()) if values.size else float("nan")
-
-
 def steadiness(losses: Sequence[float] | NDArray[np.float64]) -> float:
     """Measure how far a validation-loss curve strays from its trend, in nats; smaller is steadier.
 
@@ -59,7 +50,7 @@ def steadiness(losses: Sequence[float] | NDArray[np.float64]) -> float:
     Why a valley, rather than second differences or a smoother: a loss that drops fast and
     smoothly is steady, yet is strongly curved, and either of those would charge it for the
     curvature and needs a window width that could be tuned to suit. Only going back counts here.
-    Over-fitting bends the curve up once; that is :func:`loss_rise` and is not counted again.
+    Over-fitting bends the curve up once; that is the rise of the loss and is not counted again.
 
     Unchanged by a constant added to the losses, by reversing them and by uneven spacing of the
     evaluations (only the order enters). 0 for a straight line and for any curve that only falls,

@@ -144,17 +144,11 @@ class SiglipImageClassifier:
                     f"The model {name} has no {CALIBRATION_FILE} with the temperature for "
                     "calibrated scores. Remove --calibrated, or train the model again."
                 )
-        return cls(model, processor, ood_detector=choose_ood_detector(name, threshold), **options)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return self.engine.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the encoder."""
-        return self.engine.dtype
+        detector = None if threshold is None else load_ood_detector(name)
+        if threshold is not None and threshold != "fitted":
+            known = detector or OodDetector("max_probability", 0.0)
+            detector = dataclasses.replace(known, threshold=float(threshold), accepted=None)
+        return cls(model, processor, ood_detector=detector, **options)
 
     def __call__(
         self,
@@ -197,10 +191,8 @@ class SiglipImageClassifier:
         An image that cannot be read is yielded with its ``problem``.
         """
         if top_k < 1:
-            raise InputError(f"--top_k is {top_k}; it must be at least 1.")
-        return self._stream(images, min(top_k, len(self.class_names)))
-
-    def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
+            raise InputError(f"top_k is {top_k}; it must be at least 1.")
+        top_k = min(top_k, len(self.class_names))
         waiting: tuple[ImageBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
             outputs = torch.empty(0, len(self.class_names))
@@ -218,24 +210,18 @@ class SiglipImageClassifier:
         width = outputs.shape[1] - len(self.class_names)
         features, logits = outputs[:, :width], outputs[:, width:]
         top = self.engine.model.to_probabilities(logits / self.temperature).topk(top_k, dim=1)
-        rows = iter(
-            zip(
-                top.values.tolist(),
-                top.indices.tolist(),
-                self._score(features, logits),
-                strict=True,
-            )
-        )
+        known = self._score(features, logits)
+        rows = zip(top.values.tolist(), top.indices.tolist(), known, strict=True)
         for source, problem in zip(batch.sources, batch.problems, strict=True):
             if problem:
                 yield Prediction(source, [], problem)
                 continue
-            values, labels, (known, known_score) = next(rows)
+            values, labels, (is_known, score_of_known) = next(rows)
             results = [
                 {"label": self.class_names[label], "score": score}
                 for score, label in zip(values, labels, strict=True)
             ]
-            yield Prediction(source, results, known=known, known_score=known_score)
+            yield Prediction(source, results, known=is_known, known_score=score_of_known)
 
     def _score(
         self, features: torch.Tensor, logits: torch.Tensor
@@ -247,17 +233,3 @@ class SiglipImageClassifier:
             features.cpu().numpy(), logits.cpu().numpy(), self.engine.model.config.activation
         )
         return [(score >= self.ood_detector.threshold, score) for score in scores.tolist()]
-
-
-def choose_ood_detector(
-    model: str, threshold: float | Literal["fitted"] | None
-) -> OodDetector | None:
-    """Return the OOD detector of a model; see :meth:`SiglipImageClassifier.from_pretrained`."""
-    if threshold is None:
-        return None
-    fitted = load_ood_detector(model)
-    if threshold == "fitted":
-        return fitted
-    if fitted is None:
-        return OodDetector("max_probability", float(threshold))
-    return dataclasses.replace(fitted, threshold=float(threshold), accepted=None)

@@ -112,11 +112,7 @@ def fetch_image(
                 if len(content) > max_bytes:
                     raise OSError(f"larger than {max_bytes / 2**20:g} MiB")
                 if time.monotonic() > deadline:
-                    raise TimeoutError
-    except TimeoutError as error:
-        raise OSError(f"no complete answer within {timeout_seconds:g} seconds") from error
-    except urllib.error.HTTPError as error:
-        raise OSError(f"HTTP {error.code} {error.reason}") from error
+                    raise OSError(f"no complete answer within {timeout_seconds:g} seconds")
     except urllib.error.URLError as error:
-        raise OSError(f"cannot be reached ({error.reason})") from error
+        raise OSError(f"cannot be fetched ({error.reason})") from error
     return bytes(content)

@@ -91,19 +91,13 @@ def per_class_rows(
     Rows hold plain Python numbers, ready for JSON; ``support`` is the number of true images. A
     ratio with an empty denominator counts as 0.
     """
-    precision, recall, f1, support = precision_recall_fscore_support(
+    scores = precision_recall_fscore_support(
         labels, predictions, labels=range(len(names)), average=None, zero_division=0
     )
+    rows = zip(names, *(values.tolist() for values in scores), strict=True)
     return [
-        {
-            "label": label,
-            "name": name,
-            "support": int(support[label]),
-            "precision": float(precision[label]),
-            "recall": float(recall[label]),
-            "f1": float(f1[label]),
-        }
-        for label, name in enumerate(names)
+        {"label": label, "name": name, "support": n, "precision": p, "recall": r, "f1": f1}
+        for label, (name, p, r, f1, n) in enumerate(rows)
     ]
 
 

@@ -131,8 +131,8 @@ def has_adapters(model: Any) -> bool:
 
 def select_trained(model: nn.Module) -> dict[str, Tensor]:
     """Return the trained parameters of a model with adapters by name: they and the head."""
-    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return {name: value.detach() for name, value in trained.items()}
+    named = model.named_parameters()
+    return {name: value.detach() for name, value in named if value.requires_grad}
 
 
 def merge_adapters(model: Any) -> Any:

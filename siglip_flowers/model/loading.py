@@ -255,10 +255,9 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
     if NATIVE_ARCHITECTURES & set(config.architectures or ()):
         # An exported model has the same weights under the same names.
         config = describe_native(config)
-        return load_weights(SiglipClassifier, directory, "weights", config=config).eval()
     if not isinstance(config, SiglipClassifierConfig):
         raise InputError(
             f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier. "
             "Train one from it with siglip-flowers train --model_name_or_path."
         )
-    return load_weights(SiglipClassifier, directory, "weights").eval()
+    return load_weights(SiglipClassifier, directory, "weights", config=config).eval()

@@ -157,13 +157,10 @@ def _build_metadata(run: FinishedRun, config: Any, options: PublishArguments) ->
 
 def _describe_result(run: FinishedRun, dataset_type: str, key: str) -> EvalResult:
     """Return a test metric by the Hub's id of it, with the arguments that tell ours apart."""
-    name, _, average = key.partition("_")
-    metric_type = key
-    arguments: dict[str, Any] | None = None
+    metric_type, _, average = key.partition("_")
+    arguments: dict[str, Any] | None = {"average": average} if average else None
     if key == "top5_accuracy":
         metric_type, arguments = "accuracy", {"top_k": 5}
-    elif average in ("macro", "weighted"):
-        metric_type, arguments = name, {"average": average}
     return EvalResult(
         task_type=TASK,
         task_name="Image Classification",

@@ -13,16 +13,15 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids, load_data, read_images
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.data import image_ids, read_images
 from siglip_flowers.data.rows import select_undecoded
+from siglip_flowers.evaluation.run import TOP_K
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.publish.finished import FinishedRun
 
 # Another device, dtype or version of torch changes a probability by less than this.
 TOLERANCE = 0.005
-TOP_K = 5
 # For the card, and run by the check: loads a file as this package does.
 LOAD_IMAGE = """\
 import numpy as np
@@ -65,21 +64,6 @@ paths = request["images"]
 answers = {"loaded": classify([load(path) for path in paths]), "pipeline": classify(paths)}
 json.dump(answers, sys.stdout)
 """
-
-
-def load_test_split(data_arguments: DataArguments) -> datasets.Dataset:
-    """Load the test split that a run was measured on.
-
-    Raises:
-        InputError, RunError: The data cannot be loaded.
-    """
-    try:
-        return load_data(data_arguments).splits["test"]
-    except (InputError, RunError) as error:
-        raise type(error)(
-            f"The test images, which the check requires, cannot be loaded: "
-            f"{str(error).rstrip('.')}. If they moved, name them with --data_dir."
-        ) from error
 
 
 def check_published(

@@ -18,6 +18,7 @@ from siglip_flowers.base import files
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
+from siglip_flowers.data import load_data
 from siglip_flowers.data.rows import get_labels, read_images
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, OOD_FILE
 from siglip_flowers.model import modeling_siglip_classifier as modeling
@@ -25,7 +26,7 @@ from siglip_flowers.model.classifier import is_plain, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
 from siglip_flowers.model.weights import first_line, quiet_transformers
 from siglip_flowers.publish.card import PLOTS, build_card
-from siglip_flowers.publish.check import check_published, load_test_split
+from siglip_flowers.publish.check import check_published
 from siglip_flowers.publish.finished import FinishedRun, read_finished_run
 from siglip_flowers.publish.options import PublishArguments
 
@@ -61,7 +62,7 @@ def publish_run(options: PublishArguments, data_arguments: DataArguments) -> Non
     """
     assert options.run is not None
     run = read_finished_run(Path(options.run))
-    rows = load_test_split(data_arguments)
+    rows = load_data(data_arguments).splits["test"]
     with tempfile.TemporaryDirectory(prefix="siglip_flowers_") as place:
         staged = Path(place) / "model"
         config = write_model(run, staged)

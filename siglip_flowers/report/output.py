@@ -23,12 +23,6 @@ PAGE_FILE = "report.html"
 NUMBERS_FILE = "metrics.json"
 FIGURES = ("reliability", "risk_coverage", "confusion", "feature_map")
 REPORT_FILES = (PAGE_FILE, NUMBERS_FILE, *(f"{name}.png" for name in FIGURES))
-SCORE_NAMES = {
-    "max_probability": "highest probability",
-    "max_logit": "highest logit (sigmoid score)",
-    "energy": "energy",
-    "class_mean": "nearest class mean",
-}
 # The first metrics are shown large.
 LARGE = ("accuracy", "top5_accuracy", "f1_macro", "loss")
 # Inches; wider figures scroll on small screens instead of shrinking.
@@ -92,7 +86,6 @@ def render_page(report: Report, figures: Mapping[str, Figure]) -> str:
         format_metric=_format_metric,
         format_interval=_format_interval,
         figures={name: _embed(figure) for name, figure in figures.items()},
-        score_names=SCORE_NAMES,
         environment=json.dumps(report.numbers["environment"], indent=2),
         labels=describe_marks(report),
         map_images=[images[split, ids[row]] for row in report.map_rows],

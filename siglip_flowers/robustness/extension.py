@@ -89,12 +89,10 @@ def measure_robustness(evaluation: Evaluation, kinds: Sequence[str] = KINDS) -> 
     def score_batch(batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         """Return which are right: (B, variants) bool."""
         pixels, numbers = batch["pixel_values"], batch["index"].tolist()
-
-        def change(variant: tuple[str, int]) -> torch.Tensor:
-            kind, strength = variant
-            return pixels if kind == CLEAN else corrupt(pixels, kind, strength, numbers)
-
-        predicted = [engine.classify(each).argmax(dim=1).cpu() for each in map(change, variants)]
+        predicted = []
+        for kind, strength in variants:
+            changed = pixels if kind == CLEAN else corrupt(pixels, kind, strength, numbers)
+            predicted.append(engine.classify(changed).argmax(dim=1).cpu())
         return (torch.stack(predicted, dim=1) == batch["labels"][:, None]).numpy()
 
     correct = run_over(score_batch, evaluation.processor, evaluation.rows, options, "robustness")

@@ -210,12 +210,7 @@ class _Report(TrainerCallback):
         self._report(state)
 
     def on_evaluate(
-        self,
-        args: Any,
-        state: TrainerState,
-        control: Any,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, metrics: Any = None, **_: Any
     ) -> None:
         """Report an evaluation of the validation split."""
         if metrics is not None and self.key in metrics:

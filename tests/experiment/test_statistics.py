@@ -14,7 +14,6 @@ from siglip_flowers.experiment.statistics import (
     describe_claim,
     describe_finding,
     fit_valley,
-    loss_rise,
     simulate_power,
     steadiness,
 )
@@ -22,12 +21,6 @@ from siglip_flowers.metrics.calibration import cross_fitted_nll
 from siglip_flowers.metrics.statistics import PairedDifference, sign_flip_p
 
 LOSSES = st.lists(st.floats(0, 10).map(lambda x: round(x, 3)), min_size=4, max_size=15)
-
-
-def test_rise_is_the_end_minus_the_minimum():
-    assert loss_rise([3.0, 1.0, 1.25, 1.5]) == 0.5
-    assert loss_rise([3.0, 2.0, 1.0]) == 0
-    assert np.isnan(loss_rise([]))
 
 
 def test_steadiness_by_hand():
