@@ -16,7 +16,13 @@ from siglip_flowers import __version__
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import ADAPTER_DIR, RUN_FILES, is_finished
 from siglip_flowers.commands import train as train_command
-from siglip_flowers.training.output import check_output_dir, claim_output_dir, find_checkpoint
+from siglip_flowers.training.output import (
+    LOCK_FILE,
+    check_output_dir,
+    claim_output_dir,
+    find_checkpoint,
+    hold_output_dir,
+)
 from siglip_flowers.training.results import COLUMNS
 from tests.small_runs import CLASSES, list_files, make_checkpoint, make_folder, small_options
 from tests.test_checkpoints import make_steps
@@ -91,6 +97,21 @@ def test_an_unfinished_run_of_an_older_version_is_refused(tmp_path, header):
 def finish(directory: Path) -> None:
     (directory / "model").mkdir(parents=True)
     (directory / "metrics.json").write_text("{}")
+
+
+def test_where_open_files_cannot_be_removed_the_next_run_has_the_directory(tmp_path, monkeypatch):
+    # As on Windows.
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name == LOCK_FILE:
+            raise PermissionError(13, "in use")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(2):
+        with hold_output_dir(tmp_path, SETTINGS, overwrite=False, resume=True):
+            assert (tmp_path / LOCK_FILE).is_file()
 
 
 def test_a_finished_run_is_kept_unless_overwritten(tmp_path):

@@ -4,7 +4,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -71,8 +71,10 @@ def hold_output_dir(
         yield checkpoint
     finally:
         if lock.is_locked:
-            for name in (HOLDER_FILE, LOCK_FILE):
-                (directory / name).unlink(missing_ok=True)
+            (directory / HOLDER_FILE).unlink(missing_ok=True)
+            # Windows removes no open file, and filelock removes it after the release there.
+            with suppress(PermissionError):
+                (directory / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
 
 
