@@ -13,7 +13,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 from benchmarks.harness import REPOSITORY
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.fields import check_choice, check_positive
-from siglip_flowers.data import load_data
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.data.sources.procedural import SPECIES_COUNT, draw_flower
 
 SHARED = REPOSITORY.parent / "shared"

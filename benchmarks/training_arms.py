@@ -15,8 +15,9 @@ from benchmarks import usual_script
 from benchmarks.harness import Sample, Stopwatch, synchronize
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData, load_data
 from siglip_flowers.data.pixels.tensors import PixelNormalizer
+from siglip_flowers.data.sources.load import load_data
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.model.loading import (
     load_checkpoint_config,
     load_image_processor,

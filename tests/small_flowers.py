@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from siglip_flowers.base.prompts import FLOWER_NAMES, canonicalize
-from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.splits import ClassificationData
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from transformers import set_seed
 
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.trainer import SiglipTrainer

@@ -18,7 +18,7 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_data
+from siglip_flowers.data.sources.load import load_data
 from tests.conftest import REPOSITORY
 from tests.small_runs import (
     list_files,

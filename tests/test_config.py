@@ -93,7 +93,7 @@ def test_what_the_trainer_would_refuse_later_is_refused_at_once(options, message
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without a GPU")
 def test_a_machine_without_a_gpu_trains_on_its_processor():
-    arguments = SiglipTrainingArguments.from_options(TrainingOptions())
+    arguments = SiglipTrainingArguments()
     assert arguments.device == torch.device("cpu")
     assert arguments.dataloader_pin_memory is False
     assert SiglipTrainingArguments(bf16=True).bf16 is True

@@ -18,7 +18,6 @@ from datasets import ClassLabel, Dataset, Features
 from PIL.Image import Image
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import read_images
 from siglip_flowers.data.pixels import decoding
 from siglip_flowers.data.pixels.decoding import (
     ImageError,
@@ -32,6 +31,7 @@ from siglip_flowers.data.pixels.tensors import (
     open_pixels,
     read_form,
 )
+from siglip_flowers.data.rows import read_images
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_image_processor
 

@@ -24,9 +24,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_data, read_images
 from siglip_flowers.data.names import normalize_name, order_names
-from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.rows import get_labels, image_ids, read_images
+from siglip_flowers.data.sources.load import check_data_arguments, load_data
 
 # How many files of a name with a number: {"train/rose/{}.png": 3}.
 Files = dict[str, int]
@@ -143,7 +143,7 @@ FOLDERS = {
     ),
     "a class called like a split": Folder(
         {"train/{}.png": 8, "car/{}.png": 8, "test/{}.png": 8},
-        refused="has train/, test/ beside car/: they are splits with something else beside "
+        refused="has test/, train/ beside car/: they are splits with something else beside "
         "them, or classes of which one is called like a split",
     ),
     "split folders beside one without images": Folder(
@@ -157,7 +157,7 @@ FOLDERS = {
         said=(r"left out: 3 images in test/, which has no class folders.$",),
     ),
     "two validation folders": Folder(
-        {**SPLIT, "valid/a/{}.png": 2}, refused="two validation folders, val and valid"
+        {**SPLIT, "valid/a/{}.png": 2}, refused="has test/, train/, val/ beside valid/"
     ),
     "an empty class": Folder(
         {**TOP, "lotus": 0}, refused="No training images for 1 of 3 classes: lotus"

@@ -9,8 +9,9 @@ import pytest
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids, load_data
 from siglip_flowers.data.pixels.tensors import PixelForm
+from siglip_flowers.data.rows import image_ids
+from siglip_flowers.data.sources.load import load_data
 
 
 def draw_noise(*key: int, size: int = 48) -> PIL.Image.Image:

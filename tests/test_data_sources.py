@@ -9,9 +9,8 @@ import pytest
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import check_data_arguments, image_ids, load_data
-from siglip_flowers.data.rows import get_labels
-from siglip_flowers.data.sources.load import resolve_source
+from siglip_flowers.data.rows import get_labels, image_ids
+from siglip_flowers.data.sources.load import check_data_arguments, load_data, resolve_source
 
 
 def test_the_source_follows_from_the_other_options(tmp_path) -> None:

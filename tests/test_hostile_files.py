@@ -25,8 +25,8 @@ from siglip_flowers.commands import predict as predict_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.predict import format_csv_lines
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_data
 from siglip_flowers.data.pixels.tensors import PixelForm
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import (
     load_classifier,

@@ -11,7 +11,6 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_data
 from siglip_flowers.data.inspection import examine_images
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
@@ -19,6 +18,7 @@ from siglip_flowers.data.pixels.tensors import (
     open_pixels,
 )
 from siglip_flowers.data.rows import fingerprint_images
+from siglip_flowers.data.sources.load import load_data
 from tests.small_flowers import build_flowers
 from tests.small_runs import draw_image, make_folder
 

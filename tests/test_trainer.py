@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids
+from siglip_flowers.data.rows import image_ids
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
 from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.ensemble import AVERAGE_FILE

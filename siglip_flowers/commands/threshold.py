@@ -44,8 +44,8 @@ def _parse(argv: list[str]) -> tuple[ThresholdArguments, DataArguments]:
 def _fit(parsed: tuple[ThresholdArguments, DataArguments]) -> None:
     # Imports that take seconds and that --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.data import check_data_arguments, load_data
         from siglip_flowers.data.names import follow_model_classes
+        from siglip_flowers.data.sources.load import check_data_arguments, load_data
         from siglip_flowers.evaluation.fitting import (
             classify_folder,
             fit_ood_detector,

@@ -98,7 +98,7 @@ def _run(parsed: tuple[Any, ...]) -> "RunResult":
         from siglip_flowers.training.run import run_training
 
     data, model, options, augmentation, *asked = parsed
-    training = SiglipTrainingArguments.from_options(options)
+    training = SiglipTrainingArguments(**vars(options))
     arguments = RunArguments(data, augmentation, model, training)
     extensions = load_extensions(asked)
     if is_first_process():

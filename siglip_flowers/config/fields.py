@@ -98,24 +98,20 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
         raise InputError(f"--{name} is {value}; it must be between {low:g} and {high:g}.")
 
 
-def check_positive(name: str, value: float | None) -> None:
+def positive(name: str, value: float | None) -> None:
     """Raise InputError unless the option is greater than 0, or has no value."""
     if value is not None and not value > 0:
         raise InputError(f"--{name} is {value}; it must be greater than 0.")
 
 
-def check_not_negative(name: str, value: float | None) -> None:
+def not_negative(name: str, value: float | None) -> None:
     """Raise InputError if the option is less than 0."""
     if value is not None and not value >= 0:
         raise InputError(f"--{name} is {value}; it must be at least 0.")
 
 
-def check_interval(name: str, value: float | None) -> None:
+def steps_or_share(name: str, value: float | None) -> None:
     """Raise InputError unless the option is a number of steps, or a share of them below 1."""
-    check_positive(name, value)
+    positive(name, value)
     if value is not None and value > 1 and value != int(value):
         raise InputError(f"--{name} is {value}; use a whole number of steps, or a share below 1.")
-
-
-# As the checks of options.
-positive, not_negative, steps_or_share = check_positive, check_not_negative, check_interval

@@ -160,20 +160,12 @@ def drop_removed(values: dict[str, Any], known: set[str], origin: str) -> dict[s
     Raises:
         InputError: A key is not an option.
     """
-    kept, dropped = {}, []
-    for key, value in values.items():
-        if key in known:
-            kept[key] = value
-        elif key in REMOVED and value == REMOVED[key]:
-            dropped.append(key)
-        elif key in REFUSED:
+    gone = [key for key in values if key not in known]
+    dropped = [key for key in gone if key in REMOVED and values[key] == REMOVED[key]]
+    for key in gone:
+        if key in REFUSED and key not in dropped:
             raise InputError(f"{key} in {origin} is not supported: {REFUSED[key]}")
-        elif key in REMOVED:
-            raise InputError(
-                f"{key} in {origin} is {value!r}, and this version has no such option; remove the "
-                "line."
-            )
-        else:
+        if key not in dropped:
             raise InputError(f"Unknown key {key!r} in {origin}{suggest_nearest(str(key), known)}")
     if dropped:
         logger.warning(
@@ -181,7 +173,7 @@ def drop_removed(values: dict[str, Any], known: set[str], origin: str) -> dict[s
             origin,
             ", ".join(dropped),
         )
-    return kept
+    return {key: value for key, value in values.items() if key in known}
 
 
 def read_version(path: Path) -> str | None:

@@ -19,6 +19,9 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
 
     The command line knows the fields of ``TrainingOptions`` only. The fields below are no options,
     since the package works with these values alone.
+
+    Raises:
+        InputError: This machine or this version of transformers cannot do what is asked for.
     """
 
     # The input path needs every column.
@@ -29,15 +32,6 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
     restore_callback_states_from_checkpoint: bool = True
 
     OPTIONS: ClassVar[type] = TrainingOptions
-
-    @classmethod
-    def from_options(cls, options: TrainingOptions) -> "SiglipTrainingArguments":
-        """Return the arguments that the options describe, resolved for this machine.
-
-        Raises:
-            InputError: This machine or this version of transformers cannot do what they ask for.
-        """
-        return cls(**vars(options))
 
     def __post_init__(self) -> None:
         TrainingOptions.__post_init__(self)

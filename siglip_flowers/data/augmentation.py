@@ -27,9 +27,6 @@ from siglip_flowers.data.pixels.tensors import ImageSize
 # Random crops change the aspect ratio by up to this factor (Szegedy et al. 2015, section 6).
 CROP_ASPECT_RATIO = 4 / 3
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)
-# Larger intermediate results leave the processor's cache, and from 32 MiB on the C library asks the
-# system for their pages anew every time.
-CPU_BYTES_AT_ONCE = 4 * 2**20
 NUMBERS_PER_IMAGE = 8
 
 
@@ -75,14 +72,6 @@ def _send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def _count_images_at_once(pixels: torch.Tensor) -> int:
-    """Return how many images of a batch to augment at once: all of them on a GPU."""
-    float_bytes = 4 * pixels.numel()
-    if pixels.device.type != "cpu" or float_bytes <= CPU_BYTES_AT_ONCE:
-        return len(pixels)
-    return max(1, CPU_BYTES_AT_ONCE * len(pixels) // float_bytes)
-
-
 @dataclass(frozen=True)
 class BatchAugmenter:
     """Random resized crop, flip, color jitter, and mixup or CutMix, for whole batches.
@@ -124,16 +113,10 @@ class BatchAugmenter:
         """
         rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         u = uniform_numbers(self.seed, step, rows, NUMBERS_PER_IMAGE)
-        share = _count_images_at_once(pixels)
-        parts = []
-        for start in range(0, len(pixels), share):
-            chosen = slice(start, start + share)
-            part = self._crop_and_flip(pixels[chosen], u[chosen, 0:5])
-            # From here on the pixels are a private copy and may be modified in place.
-            parts.append(
-                self._jitter(part, u[chosen, 5:8]) if self.arguments.color_jitter else part
-            )
-        augmented = parts[0] if len(parts) == 1 else torch.cat(parts)
+        # From here on the pixels are a private copy and may be modified in place.
+        augmented = self._crop_and_flip(pixels, u[:, 0:5])
+        if self.arguments.color_jitter:
+            augmented = self._jitter(augmented, u[:, 5:8])
         if self.arguments.mixup_alpha or self.arguments.cutmix_alpha:
             return self._mix_images(augmented, labels, step)
         return augmented, labels

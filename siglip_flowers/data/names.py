@@ -101,8 +101,5 @@ def follow_model_classes(
             "on."
         )
     labels = [number_of[names[label]] for label in rows["label"]]
-    return (
-        rows.remove_columns("label")
-        .add_column("label", labels)
-        .cast_column("label", datasets.ClassLabel(names=model_names))
-    )
+    feature = datasets.ClassLabel(names=model_names)
+    return rows.remove_columns("label").add_column("label", labels, feature=feature)

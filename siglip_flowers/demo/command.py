@@ -20,7 +20,7 @@ from siglip_flowers.runtime.preemption import defer_signals
 if TYPE_CHECKING:
     from PIL import Image
 
-    from siglip_flowers.data import ClassificationData
+    from siglip_flowers.data.splits import ClassificationData
     from siglip_flowers.inference.classifier import SiglipImageClassifier
 
 COMMAND = Command(
@@ -55,7 +55,7 @@ def _parse(argv: list[str]) -> tuple[DemoArguments, DataArguments, bool]:
 def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.data import load_data
+        from siglip_flowers.data.sources.load import load_data
         from siglip_flowers.demo.answer import Explainer, TrainingImages
         from siglip_flowers.demo.page import serve_page
         from siglip_flowers.evaluation.features import load_features

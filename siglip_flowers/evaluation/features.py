@@ -13,10 +13,10 @@ from torch import uint8 as torch_uint8
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
 from siglip_flowers.data.pixels.tensors import describe_pixels, read_form
 from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.heads import choose_fit, fit_and_validate, set_head

@@ -22,13 +22,10 @@ from siglip_flowers.base.environment import describe_environment
 from siglip_flowers.base.files import METRICS_FILE, atomic_path, write_json
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
-from siglip_flowers.data import (
-    ClassificationData,
-    check_data_arguments,
-    check_images,
-    open_data,
-)
+from siglip_flowers.data.inspection import check_images
 from siglip_flowers.data.names import follow_model_classes
+from siglip_flowers.data.sources.load import check_data_arguments, open_data
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.metrics.classification import are_in_top_k, rank_classes

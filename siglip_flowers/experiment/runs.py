@@ -18,7 +18,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import write_text
 from siglip_flowers.base.text import count
 from siglip_flowers.config.parsing import Command
-from siglip_flowers.data import load_data
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.evaluation.predict import PassOptions, SplitResult, evaluate_split
 from siglip_flowers.experiment.options import ExperimentArguments
 from siglip_flowers.experiment.plan import Plan, Run

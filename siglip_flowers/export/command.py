@@ -69,8 +69,8 @@ def _load_test(
     options: ExportArguments, data_arguments: DataArguments, class_names: list[str]
 ) -> "datasets.Dataset":
     # See _export.
-    from siglip_flowers.data import check_data_arguments, load_data
     from siglip_flowers.data.names import follow_model_classes
+    from siglip_flowers.data.sources.load import check_data_arguments, load_data
 
     check_data_arguments(data_arguments)
     test = load_data(data_arguments).splits["test"]

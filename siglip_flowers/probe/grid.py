@@ -15,8 +15,8 @@ from siglip_flowers.base.text import format_csv
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.evaluation.features import FittedHead, load_split_features
 from siglip_flowers.metrics.neighbors import vote_neighbors
 from siglip_flowers.model.classifier import SiglipClassifier

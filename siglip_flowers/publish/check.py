@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.data import image_ids, read_images
-from siglip_flowers.data.rows import select_undecoded
+from siglip_flowers.data.rows import image_ids, read_images, select_undecoded
 from siglip_flowers.evaluation.run import TOP_K
 from siglip_flowers.inference.classifier import SiglipImageClassifier
 from siglip_flowers.publish.finished import FinishedRun

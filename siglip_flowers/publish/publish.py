@@ -18,8 +18,8 @@ from siglip_flowers.base import files
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_data
 from siglip_flowers.data.rows import get_labels, read_images
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, OOD_FILE
 from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.classifier import is_plain, to_native

@@ -10,10 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import image_ids
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import open_pixels, read_form
-from siglip_flowers.data.rows import get_labels, read_images
+from siglip_flowers.data.rows import get_labels, image_ids, read_images
 
 THUMBNAIL = 72
 _QUALITY = 80

@@ -20,7 +20,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import atomic_path, write_text
 from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.saved import dump_configuration
-from siglip_flowers.data import load_data
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.runtime.devices import count_workers, set_cpu_threads
 from siglip_flowers.runtime.preemption import stop_on_signals
 from siglip_flowers.runtime.processes import run_workers

@@ -17,7 +17,7 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.parsing import convert
 from siglip_flowers.config.rules import merge_options
-from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.anomalies import BadStepError
 from siglip_flowers.training.attempts import TooLittleMemoryError, train_to_the_end

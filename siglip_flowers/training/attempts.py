@@ -13,7 +13,7 @@ from transformers import set_seed
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.runtime.memory import is_out_of_memory

@@ -25,14 +25,10 @@ from siglip_flowers.config.rules import (
 )
 from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data import ClassificationData, check_data_arguments
 from siglip_flowers.data.augmentation import check_patch_augmentation
-from siglip_flowers.data.pixels.tensors import (
-    PixelDataset,
-    PixelForm,
-    read_form,
-)
-from siglip_flowers.data.splits import draw_every_class
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelForm, read_form
+from siglip_flowers.data.sources.load import check_data_arguments
+from siglip_flowers.data.splits import ClassificationData, draw_every_class
 from siglip_flowers.evaluation.features import fit_head
 from siglip_flowers.inference.engine import count_tokens
 from siglip_flowers.model.adapters import add_adapters, check_peft

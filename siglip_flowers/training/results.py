@@ -22,10 +22,9 @@ from siglip_flowers.base.files import (
     write_json,
 )
 from siglip_flowers.base.text import count, shorten_description
-from siglip_flowers.data import ClassificationData
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.data.pixels.tensors import PixelForm
-from siglip_flowers.data.splits import get_labels
+from siglip_flowers.data.splits import ClassificationData, get_labels
 from siglip_flowers.evaluation.predict import SplitResult
 from siglip_flowers.evaluation.run import write_predictions
 from siglip_flowers.model.classifier import SiglipClassifier

@@ -20,13 +20,10 @@ from siglip_flowers.base.files import (
 )
 from siglip_flowers.config.rules import has_measured_start, needs_text_tower
 from siglip_flowers.config.training_options import parse_wise_ft
-from siglip_flowers.data import (
-    ClassificationData,
-    check_images,
-    download_data,
-    image_ids,
-    open_data,
-)
+from siglip_flowers.data.inspection import check_images
+from siglip_flowers.data.rows import image_ids
+from siglip_flowers.data.sources.load import download_data, open_data
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,

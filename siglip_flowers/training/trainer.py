@@ -12,7 +12,6 @@ from torch import nn
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.data import ClassificationData, image_ids
 from siglip_flowers.data.augmentation import build_augmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import (
     PixelBatch,
@@ -20,7 +19,8 @@ from siglip_flowers.data.pixels.tensors import (
     collate_pixels,
     open_pixels,
 )
-from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.rows import get_labels, image_ids
+from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.metrics.classification import compute_metrics
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier

@@ -12,7 +12,7 @@ from PIL import Image
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data import load_data
+from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.evaluation.predict import PassOptions
 from siglip_flowers.metrics.bootstrap import bootstrap_headline
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier

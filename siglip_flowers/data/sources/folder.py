@@ -13,7 +13,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.names import is_text, order_names
 from siglip_flowers.data.pixels.decoding import list_image_extensions
-from siglip_flowers.data.splits import SPLIT_NAMES, recognize_split
+from siglip_flowers.data.splits import recognize_split
 
 # How the names of hidden folders and files begin, and of those that systems put beside images.
 HIDDEN_NAMES = (".", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
@@ -94,16 +94,10 @@ def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
 def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Path]]:
     """Return the class folders of each split; without split folders, all of them are train."""
     folders = list_subfolders(data_dir)
-    splits = {
-        split: [name for name in folders if recognize_split(name) == split] for split in SPLIT_NAMES
-    }
-    for split, names in splits.items():
-        if len(names) > 1:
-            raise InputError(
-                f"--data_dir {data_dir} has two {split} folders, {names[0]} and {names[1]}. Keep "
-                "one."
-            )
-    found = {split: folders[names[0]] for split, names in splits.items() if names}
+    found: dict[str, Path] = {}
+    for name, path in folders.items():
+        if split := recognize_split(name):
+            found.setdefault(split, path)
     others = {name: path for name, path in folders.items() if path not in found.values()}
     full = [f"{name}/" for name, path in others.items() if found and _list_files(path).images]
     if full:

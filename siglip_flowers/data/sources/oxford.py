@@ -148,18 +148,16 @@ def _download_file(url: str, path: Path) -> None:
     url, part = f"{url.rstrip('/')}/{path.name}", path.with_name(f"{path.name}.part")
     expected = MD5_SUMS[path.name]
     try:
-        # A complete one may not have been renamed yet.
-        if not (part.is_file() and _compute_md5(part) == expected):
-            _request(url, part)
+        _request(url, part)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if getattr(error, "code", None) == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # As long as the file there, or longer, and another one.
-            part.unlink(missing_ok=True)
-        reason = str(error).strip("<>") or type(error).__name__
-        raise RunError(
-            f"Cannot download {url} ({reason}). The same command resumes it; offline, pass "
-            f"--data_dir with {ARCHIVE}, {LABELS} and {SPLIT_IDS}, or use --data_source procedural."
-        ) from error
+        # A part that is complete, or too long, is only checked.
+        if getattr(error, "code", None) != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            reason = str(error).strip("<>") or type(error).__name__
+            raise RunError(
+                f"Cannot download {url} ({reason}). The same command resumes it; offline, pass "
+                f"--data_dir with {ARCHIVE}, {LABELS} and {SPLIT_IDS}, or use --data_source "
+                "procedural."
+            ) from error
     found = _compute_md5(part)
     if found != expected:
         part.unlink()
