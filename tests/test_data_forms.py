@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,6 +243,14 @@ def test_cuts_depend_on_the_seed_and_take_a_share_of_each_class(tmp_path) -> Non
     assert image_ids(load(tmp_path, split_seed=1).splits["test"]) != ids["test"]
 
 
+def test_one_image_per_class_is_enough_if_the_splits_are_given(tmp_path) -> None:
+    write_files(tmp_path, dict.fromkeys(SPLIT, 1))
+    assert [len(rows) for rows in load(tmp_path, shots=1).splits.values()] == [2, 2, 2]
+    shutil.rmtree(tmp_path / "test")
+    with pytest.raises(InputError, match="The test split is missing and cannot be cut from the 2"):
+        load(tmp_path, shots=1)
+
+
 def test_links_are_followed_and_equal_stems_get_their_ending(tmp_path) -> None:
     write_files(tmp_path / "data", {**SPLIT, "train/a/0.jpg": 1})
     write_files(tmp_path / "elsewhere", {"{}.png": 30})
@@ -287,9 +296,14 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
         "T.CSV",
         {"\ufefffile_name": PATHS, "Target": NAMES, "delimiter": ";"},
     ),
+    "tsv": ("t.tsv", {"filename": PATHS, "label": NAMES, "delimiter": "\t"}),
     "jsonl": ("t.jsonl", {"path": PATHS, "class": NAMES}),
     "parquet of paths": ("t.parquet", {**BOTH, "image": pa.array(PATHS, pa.large_string())}),
     "parquet of bytes": ("t.parquet", {"bytes": CONTENTS, "target": NAMES}),
+    "parquet of large bytes": (
+        "t.parquet",
+        {"image": pa.array(CONTENTS, pa.large_binary()), "label": NAMES},
+    ),
     "parquet of structs": (
         "t.parquet",
         {
@@ -297,7 +311,10 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
             "label": pa.array(NAMES, pa.large_string()),
         },
     ),
-    "metadata.csv of datasets": ("metadata.csv", {"file_name": PATHS, "label": NAMES}),
+    **{
+        f"metadata{ending} of datasets": (f"metadata{ending}", {"file_name": PATHS, "label": NAMES})
+        for ending in (".csv", ".jsonl", ".parquet")
+    },
 }
 
 
@@ -307,7 +324,7 @@ def test_tables(case, tmp_path, caplog, monkeypatch) -> None:
     file, columns = case
     write_table(tmp_path / file, **columns)
     monkeypatch.chdir(tmp_path.parent)  # paths are relative to the table
-    data = load(Path(tmp_path.name) / ("." if file == "metadata.csv" else file))
+    data = load(Path(tmp_path.name) / ("." if file.startswith("metadata") else file))
     assert (data.source, data.class_names) == ("table", ["a", "b"])
     assert data.split_protocol == "cut at random from one table, seed 0"
     assert [len(rows) for rows in data.splits.values()] == [12, 4, 4]
@@ -545,6 +562,18 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "^Classes without images are left out: ant.$",
     ),
     "fine_label": ({"train": many_labels(fine_label=AB)}, {}, "12/4/4", ""),
+    "two label columns": (
+        {"train": many_labels(fine_label=AB, coarse_label=AB)},
+        {},
+        "",
+        "several label columns: fine_label, coarse_label. Choose one with --label_column_name",
+    ),
+    "the label column that is named": (
+        {"train": many_labels(fine_label=AB, coarse_label=AB)},
+        {"label_column_name": "fine_label"},
+        "12/4/4",
+        "",
+    ),
     "two image columns": (
         {"train": many_labels(label=AB).add_column("mask", [None] * 20, feature=Image())},
         {},
