@@ -186,6 +186,11 @@ _TRAINER_RULES = (
         "shares; change one, or add --load_best_model_at_end false.",
         "--eval_strategy steps --save_strategy steps --eval_steps 0.5 --save_steps 6",
     ),
+    Rule(
+        lambda o: o.fp16 and bool(o.bf16),
+        "--fp16 and --bf16 contradict each other; remove one of them.",
+        "--fp16 --bf16",
+    ),
 )
 _DDP = "launch with configs/accelerate/ddp.yaml."
 # Those that ``accelerate launch`` makes apply through its environment variables.
