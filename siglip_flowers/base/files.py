@@ -91,6 +91,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Return what a JSON file contains."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def digest_weight_files(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of every safetensors file of a saved model, by its name."""
     digests = {}

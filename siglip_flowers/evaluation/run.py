@@ -5,7 +5,6 @@ What a feature adds to an evaluation is an :class:`EvaluationExtension`.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
-from siglip_flowers.base.files import METRICS_FILE, atomic_path, write_json
+from siglip_flowers.base.files import METRICS_FILE, atomic_path, read_json, write_json
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.data.inspection import check_images
@@ -218,7 +217,7 @@ def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -
 def read_choice(directory: Path) -> list[str]:
     """Return :func:`describe_choice` of a finished run, or nothing for another directory."""
     try:
-        metrics = json.loads((directory / METRICS_FILE).read_text(encoding="utf-8"))
+        metrics = read_json(directory / METRICS_FILE)
         return describe_choice(metrics["training"], metrics.get("wise_ft"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A model without its run, or a file that another program wrote.

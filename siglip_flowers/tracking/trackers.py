@@ -1,7 +1,6 @@
 """What a tracker is told about a run, and all trackers of a run as one callback of the Trainer."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 from PIL import Image
 from transformers import TrainerCallback, TrainerState
 
-from siglip_flowers.base.files import write_json
+from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.plots.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -118,7 +117,7 @@ class Trackers(TrainerCallback):
         """Read the ids of the runs from a checkpoint; those of open runs stay."""
         path = directory / IDS_FILE
         if path.is_file():
-            self._ids = json.loads(path.read_text(encoding="utf-8")) | self._ids
+            self._ids = read_json(path) | self._ids
 
     def finish(self, collect: Callable[[], FinalResults]) -> None:
         """Log the results of the saved weights, which are collected only if they are wanted."""

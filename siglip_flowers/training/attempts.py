@@ -34,7 +34,7 @@ def train_to_the_end(
     model: SiglipClassifier | ContrastiveSiglip,
     processor: Any,
     checkpoint: str | None,
-    prepare: Callable[[SiglipTrainer], None] | None = None,
+    prepare: Callable[[SiglipTrainer], None],
 ) -> SiglipTrainer:
     """Train, and if memory runs out train again with a smaller batch; return the Trainer.
 
@@ -51,8 +51,7 @@ def train_to_the_end(
     """
     while True:
         trainer = SiglipTrainer(arguments, data, model, processor)
-        if prepare is not None:
-            prepare(trainer)
+        prepare(trainer)
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
             return trainer

@@ -1,6 +1,5 @@
 """Callbacks of a run: stop on a signal, check gradients, average weights, show progress."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import write_json
+from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config.rules import uses_deepspeed
 from siglip_flowers.config.training import SiglipTrainingArguments
@@ -192,8 +191,7 @@ class Throughput:
 
     def load(self, directory: Path) -> None:
         """Continue from the duration of a checkpoint."""
-        path = directory / CLOCK_FILE
-        self._earlier_seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        self._earlier_seconds = read_json(directory / CLOCK_FILE)["seconds"]
 
 
 def describe_log(logs: Mapping[str, Any]) -> dict[str, str]:

@@ -4,7 +4,6 @@ A checkpoint is a directory ``checkpoint-STEP`` with a manifest that names its f
 sizes; a checkpoint that is cut off or half deleted does not match its manifest and is never used.
 """
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import sort_checkpoints
 
 from siglip_flowers.base.errors import RunError, explain_write_failure
-from siglip_flowers.base.files import measure_free_bytes, write_json
+from siglip_flowers.base.files import measure_free_bytes, read_json, write_json
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.training.callbacks import Throughput
@@ -48,8 +47,7 @@ def write_manifest(checkpoint: Path) -> None:
 def is_whole(checkpoint: Path) -> bool:
     """Return whether a checkpoint has every file of its manifest at its full size."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-        sizes = manifest["files"]
+        sizes = read_json(checkpoint / MANIFEST_FILE)["files"]
         return STATE_FILE in sizes and all(
             (checkpoint / name).stat().st_size == size for name, size in sizes.items()
         )
@@ -64,7 +62,7 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 def had_ended(checkpoint: Path) -> bool:
     """Return whether training stopped at a checkpoint before its last step, out of patience."""
-    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    state = read_json(checkpoint / STATE_FILE)
     control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
     stopped = control.get("args", {}).get("should_training_stop", False)
     return bool(stopped) and state["global_step"] < state["max_steps"]
@@ -181,6 +179,8 @@ class CheckpointingTrainer(Trainer):
     """
 
     args: SiglipTrainingArguments
+    # The Trainer's type allows None, for a model_init that this one does not use.
+    model: Any
     throughput: Throughput
     checkpoint_parts: list[Any]
 
@@ -188,11 +188,6 @@ class CheckpointingTrainer(Trainer):
         """Add a callback that is a part of every checkpoint, too."""
         self.add_callback(part)
         self.checkpoint_parts.append(part)
-
-    @property
-    def _trained_model(self) -> Any:
-        # The Trainer's type allows None, for a model_init that this one does not use.
-        return self.model
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         directory = Path(self.args.checkpoint_dir)
@@ -218,7 +213,7 @@ class CheckpointingTrainer(Trainer):
             # First, so that the message gives the space that is free for others.
             shutil.rmtree(staging, ignore_errors=True)
             raise RunError(
-                describe_failed_save(directory, self.state.global_step, reason, self._trained_model)
+                describe_failed_save(directory, self.state.global_step, reason, self.model)
             ) from error
         finally:
             self.args.output_dir = output_dir

@@ -1,6 +1,5 @@
 """One training run from start to finish: data, model, Trainer, test figures, images."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from siglip_flowers.base.files import (
     CHECKPOINT_DIR,
     MODEL_DIR,
     atomic_directory,
+    read_json,
     write_json,
 )
 from siglip_flowers.config.rules import has_measured_start, needs_text_tower
@@ -208,7 +208,7 @@ def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dic
                 folded.save_pretrained(temporary)
                 write_json(temporary / START_METRICS, result.metrics)
     PartialState().wait_for_everyone()
-    metrics = json.loads((directory / START_METRICS).read_text(encoding="utf-8"))
+    metrics = read_json(directory / START_METRICS)
     kind = "zero-shot" if needs_text_tower(run.arguments.options) else "linear-probe"
     if PartialState().is_main_process:
         print(f"before the first step: {kind} validation accuracy {metrics['accuracy']:.2%}")

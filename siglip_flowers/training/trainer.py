@@ -291,7 +291,7 @@ class SiglipTrainer(CheckpointingTrainer):
         """Return the patches that the layers see, as a model's input; nothing without dropping."""
         if self.args.patch_drop == 0:
             return {}
-        count = (pixels.shape[-1] // self._trained_model.vision_model.config.patch_size) ** 2
+        count = (pixels.shape[-1] // self.model.vision_model.config.patch_size) ** 2
         kept = max(1, round((1 - self.args.patch_drop) * count))
         chosen = draw_patches(self.args.seed + 2, self.state.global_step, rows.numpy(), count, kept)
         return {"kept_patches": chosen.to(pixels.device)}
@@ -317,7 +317,7 @@ class SiglipTrainer(CheckpointingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate the averaged weights if there are any, else the current ones."""
         average = self.average
-        averaged = nullcontext() if average is None else average.applied_to(self._trained_model)
+        averaged = nullcontext() if average is None else average.applied_to(self.model)
         with self.throughput.paused(), averaged:
             return super().evaluate(*args, **kwargs)
 
@@ -351,10 +351,10 @@ class SiglipTrainer(CheckpointingTrainer):
     def finish(self) -> None:
         """Give the model the weights to keep: the moving average, of the best evaluation."""
         if has_adapters(self.model):
-            self._trained_model._keys_to_ignore_on_save = set()
+            self.model._keys_to_ignore_on_save = set()
         if self.average is None:
             return
         best = self.state.best_model_checkpoint
         if self.args.load_best_model_at_end and best is not None:
             self.average.load(Path(best))
-        self.average.copy_to(self._trained_model)
+        self.average.copy_to(self.model)
