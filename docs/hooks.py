@@ -36,9 +36,9 @@ _LINK = re.compile(r'(\]\()([^)\s]+)((?:\s+"[^"]*")?\))|(\bsrc=")([^"]+)(")')
 _CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 # Roles that the docstrings write for other tools.
 _ROLE = re.compile(r":(?:func|class|mod|meth|attr|data):(?=<code|<span|<a)")
-# Browsers break lines after the dashes of an option.
+# Browsers break lines after the dashes of an option, and narrow columns within its name.
 _INLINE = re.compile(r"<code>[^<]+")
-_DASHES = re.compile(r"(?<![\w-])--[^\W_]+")
+_OPTION = re.compile(r"(?<![\w-])--\w+")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -93,9 +93,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Drop the roles before names in docstrings, and keep the dashes of an option on its line."""
+    """Drop the roles before names in docstrings, and keep each option on one line."""
     html = _ROLE.sub("", html)
-    return _INLINE.sub(lambda match: _DASHES.sub(r"<nobr>\g<0></nobr>", match[0]), html)
+    return _INLINE.sub(lambda match: _OPTION.sub(r"<nobr>\g<0></nobr>", match[0]), html)
 
 
 def describe_options(name: str) -> str:
