@@ -259,6 +259,7 @@ def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, 
     "change, message",
     [
         ({"size": {"height": 8, "width": 16}}, "has a size that is not square"),
+        ({"size": {"height": 10**9, "width": 10**9}}, "must be a whole number from 1 to 4096"),
         ({"image_std": [0, 0, 0]}, "image_std that does not work"),
         ({"rescale_factor": "x"}, "does not work"),
         ({"resample": 99}, "does not work"),
@@ -274,6 +275,8 @@ def test_absurd_processors_are_refused(copy, change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but it must be"),
+        ({"image_size": 10**6}, "must be a whole number from 1 to 4096"),
         ({"num_attention_heads": 3}, "must be divisible by num_heads"),
         ({"hidden_act": "os.system"}, "os.system"),
         ({"hidden_size": "16"}, "is not a SigLIP model"),

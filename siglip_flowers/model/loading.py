@@ -5,7 +5,8 @@ shape, is an error, since a random tower trains to a bad model without any sign 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from siglip_flowers.model.weights import (
     MALFORMED,
     UNREADABLE,
     check_processor,
+    check_sizes,
     first_line,
     load_weights,
     quiet_transformers,
@@ -76,6 +78,10 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Supported "
             f"are {', '.join(MODEL_TYPES)}."
         ) from error
+    for tower in (vision_config_of(config), getattr(config, "text_config", None)):
+        # transformers ignores a text_config in a vision-only configuration, so it may be anything.
+        if isinstance(tower, PreTrainedConfig):
+            check_sizes(f"config.json of {checkpoint!r}", tower)
     return config
 
 
@@ -193,13 +199,8 @@ def load_classifier(
         id2label=dict(enumerate(class_names)),
         label2id={name: index for index, name in enumerate(class_names)},
     )
-    try:
+    with refuse_malformed(checkpoint):
         model = SiglipClassifier(config)
-    except MALFORMED as error:
-        raise InputError(
-            f"The config.json of {checkpoint!r} describes no model ({first_line(error)}); correct "
-            "it, or use a complete SigLIP checkpoint."
-        ) from error
     if tower is not None:
         state = tower.state_dict()
         if image_size is not None and image_size != vision_config.image_size:
@@ -207,6 +208,18 @@ def load_classifier(
             state[name] = resize_positions(tower, image_size)
         model.vision_model.load_state_dict(state)
     return model
+
+
+@contextmanager
+def refuse_malformed(checkpoint: str) -> Iterator[None]:
+    """Raise InputError if the model cannot be built that the checkpoint's config.json describes."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise InputError(
+            f"The config.json of {checkpoint!r} describes no model ({first_line(error)}); correct "
+            "it, or use a complete SigLIP checkpoint."
+        ) from error
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:

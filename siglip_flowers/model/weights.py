@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import PIL.Image
@@ -37,6 +38,20 @@ MALFORMED = (
     StrictDataclassError,
 )
 UNREADABLE = (OSError, HfHubHTTPError)
+# The largest values, far above those of SigLIP 2 giant: what an absurd one asks for is allocated.
+SIZE_LIMITS = {
+    "num_hidden_layers": 512,
+    "num_attention_heads": 512,
+    "hidden_size": 16384,
+    "intermediate_size": 65536,
+    "num_channels": 64,
+    "patch_size": 1024,
+    "image_size": 4096,
+    "num_patches": 65536,
+    "max_num_patches": 65536,
+    "max_position_embeddings": 65536,
+    "vocab_size": 4_194_304,
+}
 
 
 def load_weights(model_class: type[Model], checkpoint: str, what: str, **options: Any) -> Model:
@@ -161,11 +176,27 @@ def check_weight_files(checkpoint: str) -> None:
             )
 
 
+def check_sizes(file: str, sizes: Any) -> None:
+    """Raise InputError unless the sizes in a configuration are possible."""
+    for name, limit in SIZE_LIMITS.items():
+        value = getattr(sizes, name, 1)
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise InputError(
+                f"In the {file}, {name} is {repr(value)[:100]}, but it must be a whole number from "
+                f"1 to {limit}."
+            )
+
+
 def check_processor(checkpoint: str, processor: Any) -> None:
     """Raise InputError unless images that the processor prepares can be used."""
-    # Not a dict, but a class of transformers that behaves like one.
-    size = processor.size
-    square = getattr(processor, "max_num_patches", None) or size["height"] == size["width"]
+    file = f"preprocessor_config.json of {checkpoint!r}"
+    check_sizes(file, processor)
+    square = True
+    if getattr(processor, "max_num_patches", None) is None:
+        # Not a dict, but a class of transformers that behaves like one.
+        height, width = processor.size["height"], processor.size["width"]
+        check_sizes(file, SimpleNamespace(image_size=height))
+        square = height == width
     try:
         PIL.Image.Resampling(processor.resample)
         black_and_white = torch.tensor([0, 255], dtype=torch.uint8).expand(1, 3, 1, 2)
@@ -175,7 +206,7 @@ def check_processor(checkpoint: str, processor: Any) -> None:
         usable = False
     if not usable or not square:
         raise InputError(
-            f"The preprocessor_config.json of {checkpoint!r} has a size that is not square, or a "
+            f"The {file} has a size that is not square, or a "
             "resample, rescale_factor, image_mean or image_std that does not work. Restore the "
             "file that the checkpoint was published with."
         )

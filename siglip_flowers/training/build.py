@@ -39,6 +39,7 @@ from siglip_flowers.model.loading import (
     check_image_size,
     load_checkpoint_config,
     load_classifier,
+    refuse_malformed,
     set_attention,
     vision_config_of,
 )
@@ -130,7 +131,7 @@ def check_arguments(arguments: RunArguments) -> None:
             )
     check_trainable(model.trainable, vision_config.num_hidden_layers)
     if model.attn_implementation is not None:
-        with torch.device("meta"):
+        with torch.device("meta"), refuse_malformed(checkpoint):
             tower: Any = get_vision_class(vision_config)(vision_config)  # type: ignore[arg-type]
         set_attention(tower, model.attn_implementation)
     if model.lora_r is not None:
