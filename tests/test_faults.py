@@ -167,6 +167,7 @@ def test_a_signal_ends_training_after_its_step_and_the_same_command_resumes(
     assert train_command.main(options("run", "--resume", "never")) == 2
     assert "--resume never" in capsys.readouterr().err
     assert train_command.main(options()) == 0
+    assert f"output: {tmp_path / 'run'}, resumed from step 5; " in capsys.readouterr().out
     check_same(tmp_path / "run", undisturbed)
 
 
