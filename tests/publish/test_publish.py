@@ -305,7 +305,7 @@ def test_files_that_classify_otherwise_are_refused_by_the_command(copied, tmp_pa
     assert publish_command.main([*argv, "--check_samples", "2"]) == 1
     assert "do not classify as the run recorded" in capsys.readouterr().err
     assert publish_command.main([*argv, "--data_dir", str(gone)]) == 2
-    assert "name them with --data_dir" in capsys.readouterr().err
+    assert f"{gone} does not exist" in capsys.readouterr().err
     assert not out.exists()
 
 
