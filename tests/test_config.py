@@ -46,6 +46,8 @@ VALUES = [
     ("lora_target_modules", "fc1", "fc3", "choose one of q_proj"),
     ("max_steps", "3", "0", "give a number of steps"),
     ("optim_args", "momentum=0.9", "momentum", "write name=value"),
+    ("optim_args", "nesterov=False", "adjust_lr_fn=bogus", "choose one of original, match_rms"),
+    ("optim_args", "eps=1e-8", "momentum=abc", "use a number from 0 to 1"),
     ("lr_scheduler_kwargs", '{"num_cycles": 1}', "{", "invalid JSON"),
     ("eval_steps", "0.5", "1.5", "use a whole number of steps"),
     ("metric_for_best_model", "train_nll", "f1", "did you mean validation_f1_"),

@@ -158,12 +158,24 @@ _MODEL_RULES = (
 _SETTINGS = "; ".join(
     f"{name} has {', '.join(names)}" for name, names in OPTIMIZERS.items() if names
 )
+
+
+def _is_nesterov_alone(settings: dict[str, str]) -> bool:
+    momentum, dampening = (float(settings.get(name, 0)) for name in ("momentum", "dampening"))
+    return settings.get("nesterov") == "true" and (momentum == 0 or dampening > 0)
+
+
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
     Rule(
         lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
         f"--optim {{optim}} does not take --optim_args {{optim_args}}: {_SETTINGS}.",
-        "--optim sgd --optim_args gamma=1",
+        "--optim sgd --optim_args momentum=0.9,alpha=0.9",
+    ),
+    Rule(
+        lambda o: _is_nesterov_alone(parse_optim_args(o.optim_args)),
+        "--optim_args nesterov=true requires momentum above 0, and no dampening.",
+        "--optim sgd --optim_args nesterov=true",
     ),
     Rule(
         lambda o: o.early_stopping_patience is not None and o.eval_strategy == "no",

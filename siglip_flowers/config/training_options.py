@@ -14,6 +14,7 @@ from siglip_flowers.config.fields import (
     DTYPES,
     Options,
     between,
+    check_choice,
     common,
     not_negative,
     option,
@@ -35,6 +36,12 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "sgd": ("momentum", "dampening", "nesterov"),
     "adagrad": ("lr_decay", "eps"),
     "rmsprop": ("momentum", "alpha", "eps", "centered"),
+}
+# Settings among them that are words; the others are numbers from 0 to 1.
+OPTIMIZER_WORDS = {
+    "adjust_lr_fn": ("original", "match_rms_adamw"),
+    "nesterov": ("true", "false"),
+    "centered": ("true", "false"),
 }
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant"),
@@ -58,10 +65,25 @@ def parse_wise_ft(wise_ft: str | None) -> list[float]:
 
 
 def parse_optim_args(optim_args: str | None) -> dict[str, str]:
-    """Return the settings of ``name=value,name=value``."""
-    pairs = [part.partition("=") for part in (optim_args or "").replace(" ", "").split(",") if part]
+    """Return the settings of ``name=value,name=value``, in lower case.
+
+    Raises:
+        InputError: It is written otherwise, or a value is neither a known word nor a number.
+    """
+    settings = (optim_args or "").replace(" ", "").lower().split(",")
+    pairs = [setting.partition("=") for setting in settings if setting]
     if any(not (name and sign and value) for name, sign, value in pairs):
         raise InputError(f"--optim_args is {optim_args!r}; write name=value,name=value.")
+    for name, _, value in pairs:
+        if name in OPTIMIZER_WORDS:
+            check_choice(f"optim_args {name}", value, OPTIMIZER_WORDS[name])
+            continue
+        try:
+            usable = 0.0 <= float(value) <= 1.0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise InputError(f"--optim_args {name} is {value!r}; use a number from 0 to 1.")
     return {name: value for name, _, value in pairs}
 
 
