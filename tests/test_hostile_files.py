@@ -280,6 +280,7 @@ def test_absurd_processors_are_refused(copy, change, message):
         ({"num_attention_heads": 3}, "must be divisible by num_heads"),
         ({"hidden_act": "os.system"}, "os.system"),
         ({"hidden_size": "16"}, "is not a SigLIP model"),
+        ({"architectures": 5}, "is not a SigLIP model"),
     ],
 )
 def test_absurd_configurations_are_refused(copy, change, message):

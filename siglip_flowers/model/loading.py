@@ -62,6 +62,8 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         if config.model_type not in MODEL_TYPES:
             raise ValueError(f"its model_type is {config.model_type!r}")
+        # Of names, if any.
+        set(config.architectures or ())
     except UNREADABLE as error:
         if Path(checkpoint).is_dir():
             raise InputError(

@@ -43,6 +43,7 @@ SIZE_LIMITS = {
     "num_hidden_layers": 512,
     "num_attention_heads": 512,
     "hidden_size": 16384,
+    "projection_size": 16384,
     "intermediate_size": 65536,
     "num_channels": 64,
     "patch_size": 1024,
