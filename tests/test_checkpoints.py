@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,7 @@ def test_a_checkpoint_lacking_any_file_or_byte_is_not_whole(tmp_path):
 
 def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     make_steps(tmp_path, 2, 4, 10, 12)
+    copy = shutil.copytree(tmp_path / "checkpoint-12", tmp_path / "checkpoint-12-copy")
     rotate_checkpoints(tmp_path, None, None)
     assert list_steps(tmp_path) == [2, 4, 10, 12]
     rotate_checkpoints(tmp_path, 3, str(tmp_path / "checkpoint-2"))
@@ -54,7 +56,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert list_steps(tmp_path) == [2, 12]
     rotate_checkpoints(tmp_path, 1, None)
     assert list_steps(tmp_path) == [12]
-    assert os.listdir(tmp_path) == ["checkpoint-12"]
+    assert sorted(os.listdir(tmp_path)) == ["checkpoint-12", copy.name]
 
 
 @pytest.mark.parametrize("moment", range(1, 8))

@@ -57,7 +57,10 @@ def is_whole(checkpoint: Path) -> bool:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints of a directory, the oldest first."""
-    return list(filter(is_whole, map(Path, sort_checkpoints(str(directory)))))
+    paths = map(Path, sort_checkpoints(str(directory)))
+    # Not a user's copy, such as checkpoint-10-kept.
+    own = [path for path in paths if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
+    return list(filter(is_whole, own))
 
 
 def had_ended(checkpoint: Path) -> bool:
