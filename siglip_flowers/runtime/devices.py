@@ -1,6 +1,7 @@
 """Choose the device, the dtype and the attention kernel, and share devices between processes."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -80,6 +81,18 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def measure_products(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the FLOP/s of products of matrices."""
+    side = 1024 if device.type == "cpu" else 4096
+    matrix, seconds = torch.ones(side, side, device=device, dtype=dtype), []
+    for _ in range(3):
+        began = time.perf_counter()
+        # Its sum waits for the device.
+        (matrix @ matrix)[0].sum().item()
+        seconds.append(time.perf_counter() - began)
+    return 2 * side**3 / min(seconds)
 
 
 def count_workers(workers: int | None) -> int:

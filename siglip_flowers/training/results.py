@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from accelerate import PartialState
 from sklearn.metrics import confusion_matrix
@@ -31,9 +32,9 @@ from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.plots.examples import Example, choose_examples, save_examples
 from siglip_flowers.plots.figures import draw_confusion, plot_curves
 from siglip_flowers.plots.theme import to_image
-from siglip_flowers.runtime.devices import describe_device
+from siglip_flowers.runtime.devices import describe_device, measure_products
 from siglip_flowers.tracking.trackers import FinalResults, RunFacts
-from siglip_flowers.training.build import RunArguments
+from siglip_flowers.training.build import RunArguments, fits_on_features
 from siglip_flowers.training.checkpoints import estimate_checkpoint_bytes
 from siglip_flowers.training.trainer import SiglipTrainer
 
@@ -134,6 +135,30 @@ def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
     }
 
 
+def estimate_minutes(
+    arguments: RunArguments, images: int, model: Any, form: PixelForm, step: int
+) -> float:
+    """Return roughly how many minutes a run with this many training images takes after a step.
+
+    Counted are the products in the encoder, at half of the speed that products alone reach here.
+    """
+    training, patch_size = arguments.training, model.vision_model.config.patch_size
+    tokens = math.prod(form.shape) / (3 * patch_size**2)
+    tokens *= 1 - training.patch_drop * training.patch_drop_until
+    matrices = [value for value in model.vision_model.parameters() if value.ndim == 2]
+    # A backward pass takes twice as long as a forward pass.
+    passes = 3 if any(matrix.requires_grad for matrix in matrices) else 1
+    flops = 2 * passes * tokens * sum(matrix.numel() for matrix in matrices)
+    steps = training.max_steps
+    total = images * training.num_train_epochs if steps < 0 else steps * training.images_per_step
+    left = max(0.0, total - step * training.images_per_step)
+    if fits_on_features(arguments):
+        left = images
+    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    speed = measure_products(training.device, dtype) * PartialState().num_processes
+    return left * flops / (speed / 2) / 60
+
+
 def describe_plan(
     arguments: RunArguments,
     data: ClassificationData,
@@ -158,6 +183,9 @@ def describe_plan(
     precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     step = (checkpoint or "").rpartition("-")[2]
     begin = f"resumed from step {step}" if step else "from the start"
+    images = len(data.splits["train"])
+    minutes = estimate_minutes(arguments, images, model, forms["validation"], int(step or 0))
+    duration = count(math.ceil(minutes), "minute") if minutes < 90 else f"{minutes / 60:,.0f} hours"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
     pixels = ""
     if arguments.data.pixel_cache:
@@ -172,7 +200,8 @@ def describe_plan(
         f"device: {processes} x {describe_device(training.device)}, {precision}, "
         f"{count(training.images_per_step, 'image')} per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
-        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; time left: in the log",
+        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; "
+        f"time: roughly {duration}, better known in the log",
     ]
 
 
