@@ -96,6 +96,10 @@ def _mark_best_epoch(axes: Axes, history: Sequence[HistoryRow], key: str, scale:
 
 def _finish_axes(axes: Axes) -> None:
     if not axes.lines:
+        # As of a head that was fitted on features.
+        place = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.5, "nothing was measured", color=MUTED_COLOR, **place)  # type: ignore[arg-type]
+        axes.set(xticks=[], yticks=[])
         return
     last = max(float(np.max(line.get_xdata())) for line in axes.lines)
     axes.set_xlim(0.0, max(last, 1e-9) * 1.025)
