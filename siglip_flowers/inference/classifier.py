@@ -150,6 +150,16 @@ class SiglipImageClassifier:
             detector = dataclasses.replace(known, threshold=float(threshold), accepted=None)
         return cls(model, processor, ood_detector=detector, **options)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.engine.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the encoder."""
+        return self.engine.dtype
+
     def __call__(
         self,
         images: Source | Iterable[Source],

@@ -58,8 +58,7 @@ RULES = (
             not options.push_to_hub
             and any(getattr(options, name) != value for name, value in HUB_OPTIONS.items())
         ),
-        "--hub_model_id, --license and what else is for the Hub does nothing without "
-        "--push_to_hub; add it.",
+        "--hub_model_id, --license and the other options for the Hub require --push_to_hub true.",
         "--hub_model_id my-team/my-model",
     ),
 )

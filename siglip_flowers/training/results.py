@@ -154,7 +154,8 @@ def estimate_minutes(
     left = max(0.0, total - step * training.images_per_step)
     if fits_on_features(arguments):
         left = images
-    dtype = torch.bfloat16 if training.bf16 else torch.float32
+    half = torch.float16 if training.fp16 else torch.float32
+    dtype = torch.bfloat16 if training.bf16 else half
     speed = measure_products(training.device, dtype) * PartialState().num_processes
     return left * flops / (speed / 2) / 60
 
