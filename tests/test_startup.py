@@ -2,8 +2,11 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+
+import pytest
 
 from siglip_flowers.commands.main import list_commands
 from tests.conftest import REPOSITORY
@@ -110,3 +113,13 @@ def test_importing_the_package_is_light_and_its_names_register_the_classifier(tm
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         check=True,
     )
+
+
+@pytest.mark.parametrize("feature", ["export", "search"])
+def test_a_feature_runs_as_a_module_too(feature, monkeypatch, capsys):
+    pytest.importorskip(f"siglip_flowers.{feature}")
+    monkeypatch.setattr(sys, "argv", [feature, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"siglip_flowers.{feature}", run_name="__main__")
+    assert end.value.code == 0
+    assert f"siglip-flowers {feature}" in capsys.readouterr().out
