@@ -162,7 +162,7 @@ def test_eval_can_be_pointed_at_another_source_than_the_models_own(refuse, train
     assert "102 of the data's 102 classes" in refuse(eval_command.main, argv, 2)
 
 
-@pytest.mark.parametrize("variable", ["HF_HOME", "SIGLIP_FLOWERS_CACHE"])
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_HUB_CACHE", "SIGLIP_FLOWERS_CACHE"])
 def test_a_cache_directory_that_cannot_be_made_is_named_with_its_variable(
     variable, tmp_path, trained, monkeypatch, capsys
 ):

@@ -64,7 +64,8 @@ def check_cache_directories() -> None:
     The libraries would end in a traceback, some of them while they are imported.
     """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    for variable, default in (("HF_HOME", f"{home}/huggingface"), ("SIGLIP_FLOWERS_CACHE", "")):
+    for variable in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "SIGLIP_FLOWERS_CACHE"):
+        default = f"{home}/huggingface" if variable == "HF_HOME" else ""
         name = os.environ.get(variable) or default
         try:
             if name:
