@@ -87,7 +87,10 @@ def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Save empty figures: drawing takes half of a small run. Modules marked ``figures`` draw."""
 
     def save_blank(figure: object, target: Any, **options: Any) -> None:
-        Image.new("RGB", (128, 128)).save(target, "PNG")
+        if options.get("format") == "svg":
+            target.write("<svg></svg>")
+        else:
+            Image.new("RGB", (128, 128)).save(target, "PNG")
 
     with pytest.MonkeyPatch.context() as patch:
         if request.node.get_closest_marker("figures") is None:

@@ -325,7 +325,7 @@ def test_the_script_ends_with_the_code_of_a_preemption(options, tmp_path):
     _, said = process.communicate(timeout=120)
     assert process.returncode == 143, said
     assert "Traceback" not in said
-    assert "siglip-flowers train: stopped by a signal after step" in said
+    assert "train.py: stopped by a signal after step" in said
 
 
 def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):

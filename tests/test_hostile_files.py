@@ -325,7 +325,7 @@ def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, 
         err = capsys.readouterr().err
         assert not trace.exists(), name
         assert code == (0 if name in unread else 1), (name, err)
-        assert ("other things than tensors" in err) == (code == 1)
+        assert ("more than tensors and numbers" in err) == (code == 1)
 
 
 # Class names
