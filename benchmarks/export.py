@@ -21,7 +21,7 @@ from benchmarks.harness import Sample, alternate, compare, name_device, run_benc
 from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.base.prompts import FLOWER_NAMES
-from siglip_flowers.config.fields import check_positive
+from siglip_flowers.config.fields import positive
 from siglip_flowers.export.export import draw_images, name_inputs, prepare_images
 from siglip_flowers.export.formats import (
     LogitsModel,
@@ -54,7 +54,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batches", "rounds"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
 
 
 def build_arms(

@@ -12,7 +12,7 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 
 from benchmarks.harness import REPOSITORY
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.fields import check_choice, check_positive
+from siglip_flowers.config.fields import check_choice, positive
 from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.data.sources.procedural import SPECIES_COUNT, draw_flower
 
@@ -46,7 +46,7 @@ class SourceOptions:
     def __post_init__(self) -> None:
         check_choice("preset", self.preset, ("cpu", "gpu"))
         for name in ("batch_size", "per_class"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
 
 
 def fill_sources(options: SourceOptions, work_dir: Path) -> None:

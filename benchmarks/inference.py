@@ -42,7 +42,7 @@ from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, wr
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import FLOWER_NAMES
-from siglip_flowers.config.fields import check_choice, check_positive
+from siglip_flowers.config.fields import check_choice, positive
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 
 MODULE = "benchmarks.inference"
@@ -97,7 +97,7 @@ class InferenceOptions:
         check_choice("size", self.size, ("small", "base"))
         check_choice("memory_of", self.memory_of, ARMS)
         for name in ("images", "rounds"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
 
 
 def prepare(options: InferenceOptions, directory: Path) -> None:

@@ -34,7 +34,7 @@ from benchmarks.report import (
 )
 from benchmarks.training_arms import LABELS, TrainingJob, copy_arguments, prepare_job, time_trainer
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
-from siglip_flowers.config.fields import check_positive
+from siglip_flowers.config.fields import positive
 from siglip_flowers.training.build import build_model
 from siglip_flowers.training.trainer import SiglipTrainer
 
@@ -72,7 +72,7 @@ class ScalingOptions:
 
     def __post_init__(self) -> None:
         for name in ("per_class", "batch_size"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
 
 
 def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, Any]:

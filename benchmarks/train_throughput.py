@@ -29,7 +29,7 @@ from benchmarks.images import SourceOptions, fill_sources
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
-from siglip_flowers.config.fields import check_choice, check_positive
+from siglip_flowers.config.fields import check_choice, positive
 
 MODULE = "benchmarks.train_throughput"
 TARGETS = {"cpu": 1.0, "gpu": 2.0}
@@ -82,7 +82,7 @@ class ThroughputOptions(SourceOptions):
         check_choice("pooling", self.pooling, ("map", "mean"))
         check_choice("memory_of", self.memory_of, ARMS)
         for name in ("image_size", "steps", "rounds"):
-            check_positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
 
 
 def main(argv: list[str] | None = None) -> int:
