@@ -99,6 +99,11 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
     @property
+    def precision(self) -> str:
+        """The dtype that the encoder computes in: bfloat16, float16 or float32."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+    @property
     def checkpoint_dir(self) -> str:
         """The directory that holds ``checkpoint-STEP`` directories."""
         return os.path.join(self.output_dir, "checkpoints")

@@ -119,8 +119,8 @@ def load_split_features(
     training: SiglipTrainingArguments,
 ) -> dict[str, np.ndarray]:
     """Return :func:`load_features` of a split, encoded in the precision of training."""
-    dtype = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
-    options = PassOptions(training.per_device_eval_batch_size, data_arguments, dtype)
+    batch_size = training.per_device_eval_batch_size
+    options = PassOptions(batch_size, data_arguments, training.precision)
     return load_features(model, processor, data.splits[split], options, f"encoding {split}")
 
 

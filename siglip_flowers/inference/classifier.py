@@ -202,7 +202,9 @@ class SiglipImageClassifier:
         """
         if top_k < 1:
             raise InputError(f"top_k is {top_k}; it must be at least 1.")
-        top_k = min(top_k, len(self.class_names))
+        return self._stream(images, min(top_k, len(self.class_names)))
+
+    def _stream(self, images: Iterable[Source], top_k: int) -> Iterator[Prediction]:
         waiting: tuple[ImageBatch, torch.Tensor] | None = None
         for batch in self._reader.read_batches(images, self.batch_size):
             outputs = torch.empty(0, len(self.class_names))

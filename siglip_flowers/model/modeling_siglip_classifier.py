@@ -78,6 +78,8 @@ class SiglipClassifier(PreTrainedModel):
 
     def build_head(self, config: SiglipClassifierConfig) -> nn.Module:
         """Return the head that maps features (B, D) to logits (B, C)."""
+        if getattr(config, "head", "linear") != "linear" or config.pooling not in ("map", "mean"):
+            raise ValueError("This file runs saved classifiers, whose head is linear.")
         labels: Any = config.id2label
         return nn.Linear(config.vision_config.hidden_size, len(labels))
 

@@ -105,8 +105,11 @@ def shield_workers(loader: Any) -> Any:
 
     They receive it together with their parent, which needs their data to finish its step.
     """
-    if loader.num_workers:
-        loader.worker_init_fn = partial(_outlive_signals, loader.worker_init_fn)
+    initialize = loader.worker_init_fn
+    # A loader whose workers persist comes here at every evaluation.
+    shielded = isinstance(initialize, partial) and initialize.func is _outlive_signals
+    if loader.num_workers and not shielded:
+        loader.worker_init_fn = partial(_outlive_signals, initialize)
     return loader
 
 

@@ -154,8 +154,7 @@ def estimate_minutes(
     left = max(0.0, total - step * training.images_per_step)
     if fits_on_features(arguments):
         left = images
-    half = torch.float16 if training.fp16 else torch.float32
-    dtype = torch.bfloat16 if training.bf16 else half
+    dtype = getattr(torch, training.precision)
     speed = measure_products(training.device, dtype) * PartialState().num_processes
     return left * flops / (speed / 2) / 60
 
@@ -181,7 +180,6 @@ def describe_plan(
     size = sum(value.numel() for value in model.parameters())
     train = "all of them train" if trained == size else f"{trained / 1e6:.2f} million of them train"
     processes = PartialState().num_processes
-    precision = "bfloat16" if training.bf16 else "float16" if training.fp16 else "float32"
     step = (checkpoint or "").rpartition("-")[2]
     begin = f"resumed from step {step}" if step else "from the start"
     images = len(data.splits["train"])
@@ -198,7 +196,7 @@ def describe_plan(
         f"{count(len(names), 'class')}, {spread}; {data.checked}",
         f"model: {arguments.model.model_name_or_path}, {size / 1e6:.2f} million parameters, "
         f"{train}",
-        f"device: {processes} x {describe_device(training.device)}, {precision}, "
+        f"device: {processes} x {describe_device(training.device)}, {training.precision}, "
         f"{count(training.images_per_step, 'image')} per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
         f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; "

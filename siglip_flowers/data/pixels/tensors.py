@@ -113,17 +113,17 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
     Args:
         rows: A data set with the columns ``image`` and ``label``.
         form: The form of the pixels.
+
+    Attributes:
         cached: The pixels of all rows (N, ...) uint8, if the cache has them.
     """
 
-    def __init__(
-        self, rows: datasets.Dataset, form: PixelForm, cached: np.memmap | None = None
-    ) -> None:
+    def __init__(self, rows: datasets.Dataset, form: PixelForm) -> None:
         self.rows = rows.with_format(None)
         self.labels = torch.from_numpy(get_labels(rows))
         self.images = select_undecoded(rows)
         self.form = form
-        self.cached = cached
+        self.cached: np.memmap | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map is pickled as a copy of all pixels.
@@ -173,21 +173,21 @@ def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArgument
     Raises:
         RunError: An image cannot be read.
     """
-    decoding = PixelDataset(rows, form)
+    pixels = PixelDataset(rows, form)
     if not arguments.pixel_cache or not len(rows):
-        return decoding
+        return pixels
     workers = arguments.image_workers or count_cores()
 
     def fill(array: np.ndarray) -> None:
         def visit(row: int, value: dict[str, Any]) -> None:
-            array[row] = decoding.decode(value).numpy()
+            array[row] = pixels.decode(value).numpy()
 
         problems = visit_images(rows, visit, workers, "decoding images")
         if problems:
             raise RunError(describe_unreadable(list_unreadable(rows, problems), len(rows)))
 
-    cached = open_array(locate_cache(arguments), describe_pixels(rows, form), fill)
-    return PixelDataset(rows, form, cached)
+    pixels.cached = open_array(locate_cache(arguments), describe_pixels(rows, form), fill)
+    return pixels
 
 
 def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
