@@ -290,6 +290,18 @@ def test_weights_labeled_as_the_other_kind_are_refused(fixed, naflex):
             load_classifier(str(folder), NAMES)
 
 
+def test_the_other_kinds_image_processor_is_refused(fixed, naflex):
+    name = "preprocessor_config.json"
+    mine, other = (fixed / name).read_text(), (naflex / name).read_text()
+    (fixed / name).write_text(other)
+    (naflex / name).write_text(mine)
+    square, patches = "a fixed-resolution SigLIP", "a NaFlex SigLIP 2"
+    with pytest.raises(InputError, match=f"is for {patches}, but the model is {square}"):
+        load_image_processor(str(fixed))
+    with pytest.raises(InputError, match=f"is for {square}, but the model is {patches}"):
+        load_image_processor(str(naflex))
+
+
 def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
     images = {}
     for folder in (fixed, naflex):
@@ -301,8 +313,9 @@ def test_inputs_of_the_other_kind_are_refused(fixed, naflex, photograph):
         load_classifier(str(naflex), NAMES)(**images[fixed])
 
 
-def test_another_family_is_refused_by_its_name(fixed):
+@pytest.mark.parametrize("load", [lambda path: load_classifier(path, NAMES), load_image_processor])
+def test_another_family_is_refused_by_its_name(load, fixed):
     """The weights do not even matter."""
     CLIPVisionConfig().save_pretrained(fixed)
     with pytest.raises(InputError, match="not a SigLIP model.*'clip_vision_model'"):
-        load_classifier(str(fixed), NAMES)
+        load(str(fixed))

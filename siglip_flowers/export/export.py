@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import write_json
 from siglip_flowers.data.pixels.patches import PatchBudget
 from siglip_flowers.data.pixels.tensors import PixelNormalizer, read_form
@@ -162,11 +162,6 @@ def prepare_images(
     """Return the model's inputs for images, in the order of the names."""
     pixels = torch.stack(list(map(read_form(processor).resize, images)))
     prepared = PixelNormalizer(processor).prepare(pixels)
-    if not prepared.keys() >= {*names}:
-        raise InputError(
-            "The image processor is for fixed-resolution models, but the model is a NaFlex one. "
-            "Restore the preprocessor_config.json that was published with the model."
-        )
     return tuple(prepared[name].contiguous() for name in names)
 
 

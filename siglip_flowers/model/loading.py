@@ -33,6 +33,7 @@ from siglip_flowers.model.towers import (
     VisionModel,
     get_vision_class,
     is_naflex,
+    name_kind,
 )
 from siglip_flowers.model.weights import (
     MALFORMED,
@@ -129,7 +130,8 @@ def load_image_processor(
         max_num_patches: The largest number of patches, for a NaFlex checkpoint.
 
     Raises:
-        InputError: It prepares images that cannot be used.
+        InputError: It is that of the other kind of checkpoint, or prepares images that cannot be
+            used.
         RunError: It cannot be reached or read.
     """
     try:
@@ -143,6 +145,13 @@ def load_image_processor(
             f"The image processor of {checkpoint!r} could not be loaded ({first_line(error)}). "
             "The checkpoint needs a preprocessor_config.json."
         ) from error
+    alone = Path(checkpoint).is_dir() and not (Path(checkpoint) / "config.json").is_file()
+    config = None if alone else load_checkpoint_config(checkpoint)
+    if config is not None and is_naflex(vision_config_of(config)) is not naflex:
+        raise InputError(
+            f"The preprocessor_config.json of {checkpoint!r} is for a {name_kind(naflex)}, but the "
+            f"model is a {name_kind(not naflex)}. Restore the one that it was published with."
+        )
     check_processor(checkpoint, processor)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}

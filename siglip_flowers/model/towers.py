@@ -37,6 +37,11 @@ def is_naflex(vision_config: PreTrainedConfig) -> bool:
     return isinstance(vision_config, Siglip2VisionConfig)
 
 
+def name_kind(naflex: bool) -> str:
+    """Return the name of a kind of vision tower in messages."""
+    return "NaFlex SigLIP 2" if naflex else "fixed-resolution SigLIP"
+
+
 def get_vision_class(vision_config: PreTrainedConfig) -> type[VisionModel]:
     """Return the class of the vision tower that a configuration describes."""
     return Siglip2VisionModel if is_naflex(vision_config) else SiglipVisionModel
@@ -74,10 +79,10 @@ def run_vision_tower(
     naflex = is_naflex(vision_model.config)
     missing = pixel_attention_mask is None or spatial_shapes is None
     if naflex is missing or (missing and pixel_values.ndim != 4):
-        kinds = ("fixed-resolution SigLIP", "NaFlex SigLIP 2")
         raise InputError(
-            f"The model is a {kinds[naflex]}, but the inputs are for a {kinds[not naflex]}. "
-            "Prepare images with the image processor that was published with the model."
+            f"The model is a {name_kind(naflex)}, but the inputs are for a "
+            f"{name_kind(not naflex)}. Prepare images with the image processor that was published "
+            "with the model."
         )
     if not naflex and kept_patches is not None:
         embedded = vision_model.embeddings(pixel_values)
