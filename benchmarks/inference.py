@@ -215,7 +215,7 @@ def measure(
     )
     table = (
         f"{options.images} JPEG files ({images}), {options.rounds} rounds. {OURS} reaches "
-        f"{100 * share:.0f} % of the model's limit, {100 * share_float32:.0f} % in float32.\n\n"
+        f"{100 * share:.0f}% of the model's limit, {100 * share_float32:.0f}% in float32.\n\n"
         + table
     )
     print(table)

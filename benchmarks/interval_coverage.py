@@ -4,7 +4,7 @@
 
 Test sets are drawn from known confusion probabilities of 102 classes, whose errors go to a few
 similar classes; the true figure of a setting is that of the expected confusion matrix. Prints the
-coverage of nominal 95 % intervals, in percent, and writes interval_coverage.json.
+coverage of nominal 95% intervals, in percent, and writes interval_coverage.json.
 """
 
 import argparse

@@ -315,7 +315,7 @@ def format_tables() -> str:
         [
             format_table(heads, memory),
             format_table(["", "24 GB, DDP", "24 GB, FSDP2", "40 GB, DDP", "80 GB, DDP"], batches),
-            format_table(["most GPUs with 50 % efficiency", *SCALED], most),
+            format_table(["most GPUs with 50% efficiency", *SCALED], most),
         ]
     )
 

@@ -97,7 +97,7 @@ def measure_saved_bytes(model):
 
 
 def test_adapters_keep_no_more_for_the_backward_pass_than_full_fine_tuning():
-    """A tower with the proportions of SigLIP: MLPs four times as wide, a rank of 2 % of it."""
+    """A tower with the proportions of SigLIP: MLPs four times as wide, a rank of 2% of it."""
     tower = SiglipVisionConfig(
         hidden_size=96, intermediate_size=384, num_hidden_layers=4, num_attention_heads=3,
         image_size=64, patch_size=8,

@@ -77,7 +77,7 @@ def test_a_short_run_on_the_photographs_is_far_above_chance(real_run, real_metri
     assert test["accuracy"] > 8 * CHANCE
     assert test["top5_accuracy"] > 16 * CHANCE
     assert test["loss"] < np.log(102)
-    assert f"{100 * test['accuracy']:.2f} %" in real_run[1]
+    assert f"{100 * test['accuracy']:.2f}%" in real_run[1]
     assert set(os.listdir(real_run[0])) == set(RUN_FILES) - {ADAPTER_DIR}
     ids = json.loads((real_run[0] / "splits.json").read_text(encoding="utf-8"))
     assert [len(ids[name]) for name in SPLITS] == [408, 1020, 1020]
@@ -98,7 +98,7 @@ def test_eval_gives_exactly_the_figures_of_the_run(real_run, real_metrics):
     again = json.loads((root / "again" / "metrics_test.json").read_text(encoding="utf-8"))
     expected = real_metrics["splits"]["test"]
     assert {key: again[key] for key in expected} == expected
-    assert f"{100 * expected['accuracy']:.2f} %" in out
+    assert f"{100 * expected['accuracy']:.2f}%" in out
     tables = [
         pyarrow.parquet.read_table(directory / "predictions_test.parquet")
         for directory in (real_run[0], root / "again")

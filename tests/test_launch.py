@@ -147,7 +147,7 @@ def test_any_launch_trains_along_the_curve_of_one_process(ones, launched, tiny_d
     start = load_file(tiny_dir / "model.safetensors")
     for name, weight in expected.items():
         if kind == "muon" and "encoder.layers" in name and weight.ndim == 2:
-            # These updates may be computed in bfloat16: they agree within 2 % in norm.
+            # These updates may be computed in bfloat16: they agree within 2% in norm.
             assert (found[name] - weight).norm() < 0.02 * (weight - start[name]).norm(), name
         # AdamW makes whole steps out of the rounding that key biases have for a gradient.
         elif not name.endswith(("k_proj.bias", "in_proj_bias")):

@@ -16,7 +16,7 @@ from tests.small_runs import CLASSES, draw_image, make_checkpoint
 # The libraries are imported first: only what this package changes counts.
 HOST = """
 import gc, json, logging, os, signal, sys, warnings
-import datasets, sklearn, torch._inductor.config, transformers.models.siglip.modeling_siglip
+import datasets, torch._inductor.config, transformers.models.siglip.modeling_siglip
 called = set()
 sys.addaudithook(lambda name, values: called.add(values[1]) if name == "ctypes.dlsym" else None)
 

@@ -78,7 +78,7 @@ def check_inside(figure):
 def test_curves_show_all_measured_points_and_the_first_best_epoch(tmp_path, drawn):
     for name in ("loss", "accuracy"):
         plot_curves(HISTORY, tmp_path / f"{name}_plot.png", "procedural, demo", name)
-    best = "best validation accuracy: 70.00 %, epoch 2"
+    best = "best validation accuracy: 70.00%, epoch 2"
     assert read_lines(drawn[0]) == {
         "train, augmented (running)": ([0.5, 1.0, 2.0, 3.0], [4.0, 3.0, 2.0, 1.2]),
         "train": ([1.0, 2.0, 3.0], [2.5, 1.5, 1.0]),
@@ -171,7 +171,7 @@ def test_examples_state_classes_confidence_and_verdict_in_words(tmp_path, drawn)
         "oxford, test",
         "✓ right",
         "true\npredicted\nconfidence",
-        "rose\nrose\n87.5 %",
+        "rose\nrose\n87.5%",
     ]
-    assert wrong[1:] == ["✗ wrong", "true\npredicted\nconfidence", "rose\nlotus\n> 99.9 %"]
+    assert wrong[1:] == ["✗ wrong", "true\npredicted\nconfidence", "rose\nlotus\n> 99.9%"]
     assert sheet == right + wrong[1:]

@@ -111,14 +111,14 @@ class TestConclude:
     def test_a_win(self):
         assert conclude(self.WIN, *self.ARMS, 0.003) == (
             "sigmoid with the text head beats the baseline: +1.20 points "
-            f"(95 % interval +0.40 to +2.00, Holm-corrected p = 0.003{self.NOTE}"
+            f"(95% interval +0.40 to +2.00, Holm-corrected p = 0.003{self.NOTE}"
         )
 
     def test_an_interval_with_zero_shows_nothing(self):
         unclear = replace(self.WIN, difference=-0.003, low=-0.010, high=0.004)
         assert conclude(unclear, "A", "B", "test accuracy", 0.41) == (
             "no difference shown between A and B: -0.30 points "
-            f"(95 % interval -1.00 to +0.40, Holm-corrected p = 0.41{self.NOTE}"
+            f"(95% interval -1.00 to +0.40, Holm-corrected p = 0.41{self.NOTE}"
         )
 
     @pytest.mark.parametrize(

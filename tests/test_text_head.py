@@ -117,8 +117,8 @@ def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tok
     unknown = sum(row.count(tokenizer.unk_token_id) for row in tokens)
     cut = sum(max(0, len(row) - 16) for row in tokens)
     assert unknown
-    assert f"{100 * unknown / total:.1f} % are unknown" in message
-    assert f"{100 * cut / total:.1f} % exceed the length of 16" in message
+    assert f"{100 * unknown / total:.1f}% are unknown" in message
+    assert f"{100 * cut / total:.1f}% exceed the length of 16" in message
     caplog.clear()
     check_prompts(nano, ["rose", "lily"], [["a rose"], ["a lily"]])
     assert not caplog.records

@@ -42,7 +42,7 @@ class EvaluationResult:
 
     Attributes:
         metrics: Of the split: ``n``, shares in [0, 1] and losses, by name.
-        intervals: The two ends of the 95 % interval of a metric, by its name.
+        intervals: The two ends of the 95% interval of a metric, by its name.
         output_dir: Where files were written; the directory of the run if that was not asked for.
         description: Model and data in a line.
     """

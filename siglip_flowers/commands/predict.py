@@ -165,7 +165,7 @@ def format_table_lines(
         lines.append(f"{shown:<{width}}           {UNKNOWN}\n")
         shown = ""
     for result in results:
-        score = f"{100 * result['score']:5.1f} %"
+        score = f"{100 * result['score']:5.1f}%"
         lines.append(f"{shown:<{width}}  {score}  {escape_unprintable(result['label'])}\n")
         shown = ""
     return "".join(lines)

@@ -14,7 +14,7 @@ from siglip_flowers.metrics.statistics import format_p
 
 LISTED_CLASSES = 10
 _NOTE = (
-    "Intervals are 95 %: a studentized bootstrap for accuracies, a paired bootstrap over images\n"
+    "Intervals are 95%: a studentized bootstrap for accuracies, a paired bootstrap over images\n"
     "for differences. McNemar's test is the exact one; Holm's correction is over the runs, and\n"
     "over the classes of each run."
 )
@@ -74,10 +74,10 @@ def format_comparison(comparison: dict[str, Any]) -> str:
 
 
 def _list_runs(comparison: dict[str, Any]) -> list[list[str]]:
-    columns = ["run", "accuracy", "95 %", "minus the first", "95 %"]
+    columns = ["run", "accuracy", "95%", "minus the first", "95%"]
     rows = [[*columns, "only it right", "only first right", "McNemar p", "Holm p"]]
     for name, (value, low, high) in zip(comparison["runs"], comparison["accuracies"], strict=True):
-        rows.append([name, f"{100 * value:.2f} %", f"{100 * low:.1f} to {100 * high:.1f}"])
+        rows.append([name, f"{100 * value:.2f}%", f"{100 * low:.1f} to {100 * high:.1f}"])
     rows[1] += [""] * 6
     for row, difference in zip(rows[2:], comparison["differences"], strict=True):
         accuracy, test = difference["accuracy"], difference["mcnemar"]
@@ -95,7 +95,7 @@ def _list_classes(comparison: dict[str, Any], difference: dict[str, Any]) -> lis
     rows = [["class", "images", comparison["runs"][0], difference["name"], "difference", "Holm p"]]
     for each in difference["per_class"][:LISTED_CLASSES]:
         if each["difference"]:
-            accuracies = [f"{100 * each[name]:.1f} %" for name in ("first_accuracy", "accuracy")]
+            accuracies = [f"{100 * each[name]:.1f}%" for name in ("first_accuracy", "accuracy")]
             values = f"{100 * each['difference']:+.1f}", format_p(each["corrected_p"])
             rows.append([each["name"], str(each["support"]), *accuracies, *values])
     return rows

@@ -12,7 +12,7 @@ from siglip_flowers.compare.comparison import read_metrics
 from siglip_flowers.metrics.bootstrap import accuracy_interval
 
 COLUMNS = [
-    *("rank", "run", "test accuracy", "95 %", "F1 (macro)"),
+    *("rank", "run", "test accuracy", "95%", "F1 (macro)"),
     *("model", "parameters", "shots", "seed", "finished"),
 ]
 
@@ -54,9 +54,9 @@ def _read_row(file: Path, run: str) -> Row:
     title = data["description"].rsplit(", ", 1)[0].removesuffix(f", {shots} per class")
     cells = [
         run,
-        f"{100 * test['accuracy']:.2f} %",
+        f"{100 * test['accuracy']:.2f}%",
         f"{100 * low:.1f} to {100 * high:.1f}",
-        f"{100 * test['f1_macro']:.2f} %",
+        f"{100 * test['f1_macro']:.2f}%",
         Path(model["model_id"]).name,
         f"{model['parameters'] / 1e6:.1f} M",
         "all" if shots is None else str(shots),

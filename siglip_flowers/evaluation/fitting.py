@@ -1,6 +1,6 @@
 """Fit the files beside the weights: the OOD threshold and the temperature.
 
-The OOD score is the one that best separates validation images from drawings of no known class; 95 %
+The OOD score is the one that best separates validation images from drawings of no known class; 95%
 of the validation images reach the threshold. Test images are not used.
 """
 

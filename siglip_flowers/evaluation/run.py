@@ -88,7 +88,7 @@ class Evaluation:
 
     @functools.cached_property
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of every metric that has one; see ``bootstrap_headline``."""
+        """The 95% interval of every metric that has one; see ``bootstrap_headline``."""
         result = self.result
         assert result is not None
         return bootstrap_headline(
@@ -274,16 +274,16 @@ def format_metrics(
     lines = [["", *splits], ["n", *(str(int(values["n"])) for values in splits.values())]]
     for key, name in HEADLINE.items():
         if all(key in values for values in splits.values()):
-            lines.append([name, *(f"{100 * values[key]:.2f} %" for values in splits.values())])
+            lines.append([name, *(f"{100 * values[key]:.2f}%" for values in splits.values())])
     lines.append(["loss", *(f"{values['loss']:.4f}" for values in splits.values())])
     if intervals is not None:
         ends = {
-            name: f"{100 * intervals[key][0]:.1f} to {100 * intervals[key][1]:.1f} %"
+            name: f"{100 * intervals[key][0]:.1f} to {100 * intervals[key][1]:.1f}%"
             for key, name in HEADLINE.items()
             if key in intervals
         }
         lines = [[*line, ends.get(line[0], "")] for line in lines]
-        lines[0][-1] = "95 % interval"
+        lines[0][-1] = "95% interval"
     return align_columns(lines)
 
 

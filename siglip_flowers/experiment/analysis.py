@@ -59,7 +59,7 @@ class Analysis:
         comparisons: Differences by arm.
         contrasts: Loss, head and interaction: one family of tests, corrected (Holm).
         power: How often the rule shows the claimed gain at the spread of the tuning seeds.
-        detectable: The gain that it would show in 90 % of experiments.
+        detectable: The gain that it would show in 90% of experiments.
     """
 
     claim: tuple[str, str]

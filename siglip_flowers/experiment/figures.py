@@ -47,7 +47,7 @@ def draw_figures(plan: Plan, analysis: Analysis) -> None:
     for name, arm in analysis.arms.items():
         interval = arm.over_seeds["test_accuracy"]
         rows[name] = (arm.values["test_accuracy"], interval.low, interval.high)
-    note = "seeds, mean and 95 % interval"
+    note = "seeds, mean and 95% interval"
     plot_intervals(rows, directory / "accuracy.png", f"Test accuracy: {note}", "accuracy, %")
     effects = {
         f"{name} minus {each.minus}": (each.seed_differences, each.accuracy.low, each.accuracy.high)
@@ -116,9 +116,9 @@ def plot_intervals(
 
 
 def plot_factorial(plan: Plan, analysis: Analysis, path: Path) -> None:
-    """Draw mean test accuracy by head, a line per loss, with 95 % intervals over the seeds."""
+    """Draw mean test accuracy by head, a line per loss, with 95% intervals over the seeds."""
     losses, heads = plan.options.losses, list(plan.options.heads)
-    figure, axes = _start(HEIGHT, "Test accuracy by loss and head: mean and 95 % interval")
+    figure, axes = _start(HEIGHT, "Test accuracy by loss and head: mean and 95% interval")
     # The lines beside each other, so that their intervals are seen.
     styles = zip(losses, (TRAIN_COLOR, VALIDATION_COLOR), (-0.02, 0.02), strict=True)
     for loss, color, shift in styles:

@@ -85,7 +85,7 @@ class ExperimentArguments:
     factorial_seeds: int = option(5, "Runs of the other pairs of loss and head.", positive)
     epochs: list[int] = option(
         [],
-        "Lengths of training: the first counts at which both arms of the claim have 95 % accuracy "
+        "Lengths of training: the first counts at which both arms of the claim have 95% accuracy "
         "on unaugmented training images, else the last.",
         positive,
     )

@@ -111,7 +111,7 @@ def format_markdown(
         *(f"# {plan.options.name}", "", *(f"- {sentence}" for sentence in conclusion)),
         *("", "## Arms", "", "Mean ± standard deviation over seeds.", ""),
         *format_markdown_table(arms),
-        *("", "## Differences", "", "Mean and 95 % interval.", ""),
+        *("", "## Differences", "", "Mean and 95% interval.", ""),
         *format_markdown_table(differences),
         *contrasts,
         *(

@@ -31,7 +31,7 @@ RULED_OUT, NO_DIFFERENCE = "claim ruled out", "no difference shown"
 NOT_MEASURABLE = "not measurable"
 RULE = (
     "A difference in accuracy is shown if p of the paired bootstrap over seeds and test images is "
-    "below 0.05 and its 95 % interval and the paired t interval over seeds, of which the outer "
+    "below 0.05 and its 95% interval and the paired t interval over seeds, of which the outer "
     "ends are given, exclude 0: with few seeds the bootstrap alone is too easily convinced. A "
     "difference in steadiness is shown if p of the exact sign-flip test over seeds is below 0.05. "
     "The smallest possible p are 2e-4 for accuracy, and 2/2^seeds for steadiness."
@@ -162,8 +162,8 @@ def simulate_power(
         resamples: Of the bootstrap.
 
     Returns:
-        The share of experiments in which the gain is shown, and the gain that 90 % of them would
-        show: the true one less the lower end that 10 % of the intervals stay below.
+        The share of experiments in which the gain is shown, and the gain that 90% of them would
+        show: the true one less the lower end that 10% of the intervals stay below.
     """
     generator = np.random.default_rng(0)
     scale = (1 + SHARED_DIFFICULTY + OWN_DIFFICULTY) ** 0.5
@@ -201,7 +201,7 @@ def describe_finding(finding: Finding, what: str, factor: float, unit: str) -> s
         for value in (finding.difference, finding.low, finding.high)
     )
     p = describe_p(finding.p_value)
-    return f"{what}: {size} {unit} (95 % interval {low} to {high}, {p}): {finding.verdict}."
+    return f"{what}: {size} {unit} (95% interval {low} to {high}, {p}): {finding.verdict}."
 
 
 def describe_claim(accuracy: Finding, steadiness: Finding) -> str:

@@ -9,7 +9,7 @@ from siglip_flowers.metrics.classification import FloatArray, IntArray
 from siglip_flowers.metrics.statistics import wilson_interval
 
 RESAMPLES = 10_000
-# Of the ratios that a 95 % interval leaves out on either side.
+# Of the ratios that a 95% interval leaves out on either side.
 TAILS = (0.025, 0.975)
 # Resamples that are drawn and scored together: their counts stay in the processor's cache.
 _RESAMPLES_AT_A_TIME = 1_000
@@ -27,7 +27,7 @@ def bootstrap_headline(
     hits: ArrayLike | None = None,
     resamples: int = RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
-    """Return the bootstrap-t interval (low, high) of each headline metric, at 95 %.
+    """Return the bootstrap-t interval (low, high) of each headline metric, at 95%.
 
     Each resample draws, with replacement, as many images of each class as there are, so that the
     class sizes of the split stay fixed. Its deviation from the estimate is divided by its own

@@ -5,7 +5,6 @@ Every score is higher for images of known classes.
 
 import numpy as np
 from scipy.special import expit, logsumexp, softmax
-from sklearn.metrics import roc_auc_score
 
 from siglip_flowers.metrics.neighbors import normalize_rows
 
@@ -87,6 +86,9 @@ def measure_separation(
     The false positive rate is the share of unknown images that are accepted as well; at the usual
     share of 0.95 it is called FPR95.
     """
+    # Takes a second, which a prediction with these scores does not need.
+    from sklearn.metrics import roc_auc_score
+
     threshold = fit_threshold(known, accepted)
     truth = np.repeat([1, 0], [len(known), len(unknown)])
     return {

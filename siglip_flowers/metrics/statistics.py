@@ -37,7 +37,7 @@ class PairedDifference:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Compute mean, standard deviation (n - 1) and 95 % t interval of one value per seed.
+    """Compute mean, standard deviation (n - 1) and 95% t interval of one value per seed.
 
     values: (n,), n >= 1. With one value std, low and high are nan: one seed shows no spread. If a
     value is nan, all are.
@@ -59,7 +59,7 @@ def paired_bootstrap(
 
     correct_a, correct_b: (S, N) bool, row s of both from the same seed, column i the same image.
     Each resample draws S seeds and N images with replacement, independently of each other, and
-    scores every drawn seed on every drawn image (crossed). The interval is the 95 % percentile one;
+    scores every drawn seed on every drawn image (crossed). The interval is the 95% percentile one;
     p is two-sided, 2 min(P(d* <= 0), P(d* >= 0)) with one added to counts and resamples, hence
     never 0.
 
@@ -157,7 +157,7 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Compute the 95 % Wilson score interval (low, high) of a proportion, both in 0..1.
+    """Compute the 95% Wilson score interval (low, high) of a proportion, both in 0..1.
 
     Source: Wilson 1927, without continuity correction.
     """
@@ -179,7 +179,7 @@ def conclude(
     ends = (difference.difference, difference.low, difference.high)
     size, low, high = (f"{100 * value:+.2f}" for value in ends)
     return (
-        f"{claim}: {size} points (95 % interval {low} to {high}, Holm-corrected "
+        f"{claim}: {size} points (95% interval {low} to {high}, Holm-corrected "
         f"{describe_p(corrected_p)}, one seed, so the spread between seeds is not counted) on "
         f"{measure}."
     )

@@ -124,4 +124,4 @@ def _draw_panel(axes: Axes, example: Example) -> None:
 
 def format_confidence(confidence: float) -> str:
     """Return a probability in percent, without claiming a certainty that no softmax reaches."""
-    return "> 99.9 %" if 0.9995 <= confidence < 1.0 else f"{100 * confidence:.1f} %"
+    return "> 99.9%" if 0.9995 <= confidence < 1.0 else f"{100 * confidence:.1f}%"

@@ -88,7 +88,7 @@ def _mark_best_epoch(axes: Axes, history: Sequence[HistoryRow], key: str, scale:
     if not _is_number(best.get("epoch")) or not _is_number(best.get(key)):
         return
     percent = 100 * best["validation_accuracy"]
-    label = f"best validation accuracy: {percent:.2f} %, epoch {best['epoch']:.4g}"
+    label = f"best validation accuracy: {percent:.2f}%, epoch {best['epoch']:.4g}"
     axes.axvline(best["epoch"], color=MUTED_COLOR, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.plot(best["epoch"], best[key] * scale, "*", color=VALIDATION_COLOR, label=label)
     axes.lines[-1].set(markersize=14, markeredgecolor=TEXT_COLOR, markeredgewidth=0.8, zorder=4)

@@ -78,7 +78,7 @@ class Report:
             image: escape_unprintable(
                 f"{image}: {names[label]}"
                 + ("" if label == predicted else f", predicted {names[predicted]}")
-                + f" ({100 * confidence:.1f} %)"
+                + f" ({100 * confidence:.1f}%)"
             )
             for image, label, predicted, confidence in rows
         }

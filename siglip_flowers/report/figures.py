@@ -17,7 +17,7 @@ _LEGEND_CLASSES, _LEGEND_LETTERS = 20, 24
 
 def percent(value: float, digits: int = 2) -> str:
     """Return a share as text."""
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}%"
 
 
 def draw_figures(report: Report) -> dict[str, Figure]:

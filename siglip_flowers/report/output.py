@@ -139,7 +139,7 @@ def summarize_report(report: Report) -> str:
     ]
     kept = percent(numbers["selective"]["coverage_at_5_percent_risk"], 1)
     lines += [
-        f"{kept} of the images can be kept at 5 % errors.",
+        f"{kept} of the images can be kept at 5% errors.",
         f"{count(len(numbers['label_suspects']), 'suspected label error')} and "
         f"{count(len(numbers['near_duplicates']), 'near-duplicate')} are shown in the report.",
     ]

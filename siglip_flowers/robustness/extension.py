@@ -206,30 +206,30 @@ def format_robustness(found: Mapping[str, Any]) -> str:
     lines = [["robustness", *(f"strength {strength}" for strength in STRENGTHS), "mean"]]
     for kind, rows in _group_kinds(found["rows"]).items():
         values = [row["accuracy"] for row in rows]
-        lines.append([kind, *(f"{100 * value:.1f} %" for value in (*values, np.mean(values)))])
+        lines.append([kind, *(f"{100 * value:.1f}%" for value in (*values, np.mean(values)))])
     text = [
         align_columns(lines),
-        f"clean {100 * clean['accuracy']:.1f} % "
-        f"(95 % interval {100 * clean['low']:.1f} to {100 * clean['high']:.1f})",
+        f"clean {100 * clean['accuracy']:.1f}% "
+        f"(95% interval {100 * clean['low']:.1f} to {100 * clean['high']:.1f})",
     ]
     for name, words in (("corruption", "corruptions"), ("view", "rotation, scale, resolution")):
         mean, share = found[f"mean_{name}_accuracy"], found[f"relative_{name}_accuracy"]
         text.append(
-            f"mean over {words}: {100 * mean:.1f} %, {100 * share:.1f} % of the clean accuracy"
+            f"mean over {words}: {100 * mean:.1f}%, {100 * share:.1f}% of the clean accuracy"
         )
     return "\n".join(text)
 
 
 def format_augmented(rows: Sequence[AugmentedRow]) -> str:
     """Return a table: accuracy with its interval, gain in points, and cost."""
-    lines = [["mean probabilities", "accuracy", "95 %", "gain, points", "95 %", "passes"]]
+    lines = [["mean probabilities", "accuracy", "95%", "gain, points", "95%", "passes"]]
     for row in rows:
         gain = f"{100 * row['gain']:+.2f}"
         ends = f"{100 * row['gain_low']:+.2f} to {100 * row['gain_high']:+.2f}"
         lines.append(
             [
                 row["name"],
-                f"{100 * row['accuracy']:.2f} %",
+                f"{100 * row['accuracy']:.2f}%",
                 f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
                 *(("", "") if row["name"] == PLAIN else (gain, ends)),
                 str(row["cost"]),
@@ -264,5 +264,5 @@ def _draw(rows: Sequence[RobustnessRow], title: str) -> Figure:
         axes.set(ylim=(0, 100), xticks=(0, *STRENGTHS))
         axes.tick_params(labelsize=8)
     figure.supxlabel("strength (0: unchanged)", fontsize=9)
-    figure.supylabel("accuracy, %, with 95 % interval", fontsize=9)
+    figure.supylabel("accuracy, %, with 95% interval", fontsize=9)
     return figure

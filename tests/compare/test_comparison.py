@@ -152,8 +152,8 @@ def test_the_command_compares(tmp_path, capsys):
     out = tmp_path / "out"
     assert eval_command.main(["--compare", a, b, "--output_dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "58.33 %" in shown
-    assert "91.67 %" in shown
+    assert "58.33%" in shown
+    assert "91.67%" in shown
     assert "+33.33" in shown
     values = json.loads((out / "comparison.json").read_text())
     assert values["runs"] == ["a", "b"]
@@ -194,7 +194,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0
     shown = capsys.readouterr().out
     assert shown.count("test images") == 3
-    assert "91.67 %" in shown
+    assert "91.67%" in shown
     assert re.findall(r"^(\d) +(\S+) ", shown, re.MULTILINE) == [
         *(("1", "fewer"), ("1", "best"), ("2", "equal"), ("2", "good"), ("4", "deep/down/bad")),
         ("1", "other"),

@@ -250,7 +250,7 @@ class TestRunner:
         for values in final:
             assert values["seed"] == values["shots_seed"] == values["data_seed"] == 4
             assert values["head_learning_rate"] == pytest.approx(3e-3)
-            # 1020 images are 32 steps of 32 per epoch; 5 %, and 20 % of 960 steps.
+            # 1020 images are 32 steps of 32 per epoch; 5%, and 20% of 960 steps.
             assert (values["max_steps"], values["eval_steps"]) == (960, 16)
             assert values["warmup_steps"] == 48
             assert values["lr_scheduler_kwargs"] == {"num_decay_steps": 192}

@@ -143,7 +143,7 @@ def test_sign_flips_are_those_of_scipy(count):
 def test_sentences_have_the_figures_and_the_verdict():
     gain = assess_accuracy(make_difference(0.002, 0.030, 0.0002))
     assert describe_finding(gain, "Accuracy", 100, "points") == (
-        "Accuracy: +1.6 points (95 % interval +0.2 to +3.0, p < 0.001): shown."
+        "Accuracy: +1.6 points (95% interval +0.2 to +3.0, p < 0.001): shown."
     )
     steadier = assess_measure([0.1] * 8, [0.3] * 8)
     assert "-0.2000 nats" in describe_finding(steadier, "Steadiness", 1, "nats")

@@ -178,7 +178,7 @@ def test_numbers_agree_with_scikit_learn(report, labels):
 def test_a_figure_without_an_interval_says_so():
     page = render(build([0, 1], [[2, 1], [1, 2]]))
     (row,) = re.findall(r"<tr><th[^>]*>F1 \(macro\)</th>(.*?)</tr>", page, re.DOTALL)
-    assert "100.00 %" in row
+    assert "100.00%" in row
     assert ">none<" in row
     assert "interval" not in row
 

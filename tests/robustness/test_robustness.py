@@ -107,7 +107,7 @@ def test_the_summary_by_hand():
     assert summary["mean_corruption_accuracy"] == pytest.approx(0.6 * steps)
     assert summary["relative_corruption_accuracy"] == pytest.approx(0.6 * steps / 0.8)
     assert summary["mean_view_accuracy"] == pytest.approx(0.1 * steps)
-    assert "clean 80.0 %" in format_robustness({**summary, "rows": rows})
+    assert "clean 80.0%" in format_robustness({**summary, "rows": rows})
     # A model that is never right has nothing to lose.
     nothing = summarize_robustness(make_rows({"fog": 0.0, "rotation": 0.0}, clean=0.0))
     assert nothing["relative_corruption_accuracy"] == 0
