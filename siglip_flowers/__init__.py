@@ -24,7 +24,7 @@ __all__ = [
     "train",
 ]
 
-# Imported when they are first asked for: torch takes a second, which --help must not cost.
+# Imported on first use: torch takes a second, which --help must not cost.
 _MODULES = {
     "train": "siglip_flowers.commands.train",
     "evaluate": "siglip_flowers.commands.eval",

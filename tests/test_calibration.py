@@ -110,3 +110,5 @@ def test_ties_do_not_depend_on_the_order_of_the_images():
         assert risk_coverage(confidence[order], right[order])[1] == pytest.approx(expected)
     assert expected.tolist() == pytest.approx([0, 1 / 3, 4 / 9, 1 / 2])
     assert coverage_at_risk(confidence, right, 0.4) == 0.25
+    # Exactly the allowed share of errors, in images of one confidence.
+    assert coverage_at_risk(np.full(20, 0.5), np.arange(20) > 0, 0.05) == 1

@@ -456,6 +456,7 @@ def test_tables_that_are_refused(case, tmp_path) -> None:
         ("t.csv", b"image,label\na.png\n", "t.csv", r"The table \S+/t.csv cannot be read \("),
         ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "cannot be read"),
         ("t.csv", b"", "t.csv", "cannot be read"),
+        ("t.csv", b"image,label\n", "t.csv", "cannot be cut from the 0 training images"),
         ("t.parquet", b"no table", "t.parquet", "cannot be read"),
         ("t.jsonl", b"{", "t.jsonl", "cannot be read"),
         ("t.xlsx", b"PK", "t.xlsx", r"neither a directory nor a table \(.csv, .tsv, "),

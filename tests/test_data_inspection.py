@@ -73,6 +73,13 @@ def test_a_class_whose_images_are_all_broken_has_no_training_image(folder) -> No
         load(folder, skip_corrupt_images=True)
 
 
+def test_a_split_whose_images_are_all_broken_is_refused(folder) -> None:
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"x")
+    with pytest.raises(InputError, match="No image of the test split can be read"):
+        load(folder, skip_corrupt_images=True)
+
+
 def test_the_same_pixels_in_two_splits_are_refused_across_file_formats(folder) -> None:
     draw_noise(0, 0, 1).save(folder / "test" / "b" / "copy.bmp")
     draw_noise(1, 1, 3).convert("RGBA").save(folder / "test" / "a" / "copy.png")

@@ -93,7 +93,9 @@ def test_a_tower_without_attention_pooling_gives_the_mean_alone(load, rows, tiny
     np.testing.assert_allclose(found["mean"], expected, atol=2e-5)
 
 
-def test_every_image_is_encoded_once_until_images_weights_or_precision_change(load, rows):
+def test_every_image_is_encoded_once_until_what_features_depend_on_changes(
+    load, rows, processor, monkeypatch
+):
     features = load(rows)
     assert sum(load.seen) == len(rows)
     for options in ({}, {"batch_size": 3}, {"change": change_head}):
@@ -108,8 +110,10 @@ def test_every_image_is_encoded_once_until_images_weights_or_precision_change(lo
     rounded = load(rows, dtype="bfloat16")
     assert sum(load.seen) == 20
     assert 1e-5 < np.abs(rounded["map"] - features["map"]).max() < 0.5
+    monkeypatch.setattr(processor, "do_normalize", False)
+    assert np.abs(load(rows)["map"] - features["map"]).max() > 1e-4
     cache = locate_cache(DataArguments(cache_dir=str(load.cache)))
-    assert len(list(cache.glob("features-*/array.npy"))) == 4
+    assert len(list(cache.glob("features-*/array.npy"))) == 5
 
 
 def change_head(model):

@@ -120,6 +120,13 @@ def test_top_k_is_bounded_by_the_classes(small):
         small(color("red"), top_k=0)
 
 
+def test_scores_that_mean_nothing_are_refused(small, monkeypatch):
+    outputs = torch.full((1, len(CLASSES)), torch.nan)
+    monkeypatch.setattr(small.engine, "classify_with_features", lambda pixels: outputs)
+    with pytest.raises(RunError, match="logits are not finite"):
+        small(color("red"))
+
+
 def test_order_is_kept_with_many_threads(small_model):
     classifier = SiglipImageClassifier.from_pretrained(
         small_model, dtype="float32", device="cpu", batch_size=9, num_workers=16

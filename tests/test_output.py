@@ -49,7 +49,8 @@ def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
 
 def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
     make_checkpoint_dirs(tmp_path, 10)
-    for name in ("checkpoint-20", "start", ".writing", ".removed-checkpoint-7", ".start.x1"):
+    kept = ["checkpoint-10", "checkpoint-10-notes", "start"]
+    for name in (*kept[1:], "checkpoint-20", ".writing", ".removed-checkpoint-7", ".start.x1"):
         (tmp_path / "checkpoints" / name).mkdir()
     (tmp_path / ".metrics.x1.json").write_text("{")
     (tmp_path / ".model.x1").mkdir()
@@ -57,7 +58,7 @@ def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
     (tmp_path / "config.yaml").write_text(SETTINGS)
     found = claim_output_dir(tmp_path, SETTINGS, overwrite=False)
     assert found == str(tmp_path / "checkpoints" / "checkpoint-10")
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["checkpoint-10", "start"]
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == kept
     assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoints", "config.yaml"]
 
 

@@ -58,7 +58,7 @@ def test_three_commands_go_from_a_folder_to_a_published_model(photographs, nano_
     assert "splits cut at random from one folder, seed 0, 12/3/3 images" in start[0]
     assert "3 classes, 4 training images each" in start[0]
     assert "results/my-run, from the start; trackers: none" in start[3]
-    assert re.search(r"time: roughly \d+ minutes?, better known in the log", start[4])
+    assert re.search(r"time: roughly \d+ minutes?; the log shows a better estimate", start[4])
     assert Path("results/my-run/report_test/report.html").is_file()
     assert {"model.safetensors", "README.md"} <= set(published)
     assert set(json.loads(published["config.json"])["label2id"]) == {*CLASSES[:2], "азалия"}

@@ -236,6 +236,8 @@ def test_downloads_are_bounded(server):
         fetch_image("file:///etc/passwd")
     with pytest.raises(OSError, match="cannot be fetched .*refused"):
         fetch_image("http://127.0.0.1:1/x.png", timeout_seconds=2)
+    with pytest.raises(OSError, match="cannot be fetched .*control characters"):
+        fetch_image(f"{server}/not quoted.png")
 
 
 def test_the_umbrella_command_dispatches_by_the_first_word(model, images, capsys):

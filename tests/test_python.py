@@ -1,5 +1,6 @@
 """Training and evaluation as calls in Python, and a finished run that is trained further."""
 
+import copy
 import json
 import os
 import shutil
@@ -116,6 +117,7 @@ def test_known_classes_keep_their_logits(place, tmp_path, trained, model, kept):
     old = load_classifier(str(place / "checkpoint"), ["a", "b", "c"], **trained).fold().eval()
     old.save_pretrained(tmp_path)
     new = load_classifier(str(tmp_path), ["c", "x", "a", "y"], **model).eval()
+    fresh = copy.deepcopy(new.classifier.state_dict())
     assert keep_known_heads(new, str(tmp_path)) == kept
     pixels = torch.randn(5, 3, 16, 16)
     with torch.no_grad():
@@ -123,6 +125,8 @@ def test_known_classes_keep_their_logits(place, tmp_path, trained, model, kept):
     # A softmax does not change if all logits do.
     found, expected = (logits - logits[:, :1] for logits in (found, expected))
     assert torch.allclose(found, expected, atol=1e-4) is (kept > 0)
+    # With no head to keep, the temperature is that of a fresh one too.
+    assert kept or all(map(torch.equal, fresh.values(), new.classifier.state_dict().values()))
     assert keep_known_heads(new, str(place / "checkpoint")) == 0
 
 

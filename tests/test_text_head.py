@@ -146,7 +146,7 @@ def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("кит: a whale", "has 'кит', which is no class of the data"),
+        ("кит: a whale", "has 'кит', which is not a class of the data"),
         ("кот: []", "The prompts of 'кот' in .* are \\[\\]"),
         ("кот: [1]", "Write a text, or a list of texts"),
         ("a cat", "contains a str"),

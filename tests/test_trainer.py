@@ -20,6 +20,7 @@ from siglip_flowers.model.ensemble import AVERAGE_FILE
 from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import draw_train_sample
 from siglip_flowers.training.checkpoints import CheckpointingTrainer
+from siglip_flowers.training.results import describe_training
 from siglip_flowers.training.trainer import PRIVATE_OVERRIDES, SiglipTrainer
 from tests.small_flowers import build_flowers
 from tests.small_trainers import copy_weights, list_changed, start_trainer
@@ -234,6 +235,10 @@ def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path)
     assert are_equal(average, {name: p.detach() for name, p in trainer.model.named_parameters()})
     history = list_logged(trainer, "eval_validation_accuracy")
     assert trainer.state.best_metric == max(history)
+    # A run names its best step only if it keeps those weights.
+    assert describe_training(trainer, 1.0)["best_step"] == trainer.state.best_global_step
+    trainer.args.load_best_model_at_end = False
+    assert describe_training(trainer, 1.0)["best_step"] is None
     trainer.average = None  # what is left is the model as it will be saved
     again = trainer.evaluate()["eval_validation_accuracy"]
     assert again == pytest.approx(max(history), abs=1e-12)

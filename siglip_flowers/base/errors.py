@@ -18,9 +18,9 @@ PROCESS_WORDS = ("gloo", "NCCL", "ProcessGroup", "monitoredBarrier")
 
 
 class InputError(ValueError):
-    """Something the user asked for cannot be done as asked: exit code 2, no traceback.
+    """An input or an option cannot be used as given: exit code 2, no traceback.
 
-    The message is one sentence: what is wrong, with the value and the file, and what to do.
+    The message says what is wrong, with the value and the file, and what to do.
     """
 
     exit_code = EXIT_BAD_USAGE
@@ -36,7 +36,7 @@ class RunError(RuntimeError):
 
 
 def explain_write_failure(error: BaseException) -> str | None:
-    """Return why a file could not be written, or None for any other error."""
+    """Return why a file could not be opened or written, or None for any other error."""
     if isinstance(error, OSError):
         if error.errno not in WRITE_ERRORS:
             return None

@@ -39,7 +39,7 @@ OTHER_FILES = (PROBE_GRID_FILE, TENSORBOARD_DIR, *REPORT_DIRS.values())
 
 
 def _get_mode() -> int:
-    """Return the permissions of what everyone may use whom the umask lets in."""
+    """Return the permissions of a new directory under the umask of this process."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o777 & ~umask

@@ -26,7 +26,7 @@ _answered: dict[str, float] = {}
 
 
 def is_path(name: str) -> bool:
-    """Return whether a name is a path, which is never asked for on the Hub.
+    """Return whether a name is a path, which is never looked up on the Hub.
 
     It is one if it starts as a path does, has a backslash or several slashes, or starts with an
     existing directory.

@@ -51,7 +51,8 @@ def _tidy(parsed: tuple[CacheArguments]) -> None:
             freed += nbytes
         else:
             total += nbytes
-            rows.append((entry.name, f"{nbytes / 1e6:,.1f} MB", f"used {days:.0f} days ago"))
+            used = f"used {count(round(days), 'day')} ago"
+            rows.append((entry.name, f"{nbytes / 1e6:,.1f} MB", used))
     if rows:
         print(align_columns(rows))
     removed = len(entries) - len(rows)

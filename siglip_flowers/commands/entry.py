@@ -172,6 +172,6 @@ def _explain(error: Exception) -> str | None:
         )
     reason = explain_write_failure(error)
     return reason and (
-        f"A file could not be written ({reason}). Make room or choose another --output_dir; files "
-        "that were written before are complete."
+        f"A file could not be read or written ({reason}). Check its permissions and the free "
+        "space; files that were written before are complete."
     )

@@ -43,7 +43,7 @@ class EvaluationResult:
     Attributes:
         metrics: Of the split: ``n``, shares in [0, 1] and losses, by name.
         intervals: The two ends of the 95% interval of a metric, by its name.
-        output_dir: Where files were written; the directory of the run if that was not asked for.
+        output_dir: Where files were written; the directory of the run without --output_dir.
         description: Model and data in a line.
     """
 
@@ -103,7 +103,7 @@ def _evaluate(argv: list[str]) -> None:
 def _run(
     read: Callable[..., tuple[Any, ...]], command: str, *, show: bool = False
 ) -> EvaluationResult | None:
-    """Evaluate and write what was asked for.
+    """Evaluate, and write the requested files.
 
     Args:
         read: Returns the options; takes ``defaults`` as :class:`Command` does.
@@ -123,8 +123,8 @@ def _run(
             write_evaluation,
         )
 
-    options, data_arguments, *asked = read()
-    extensions = load_extensions(asked)
+    options, data_arguments, *own = read()
+    extensions = load_extensions(own)
     if any(extension.run_instead(options) for extension in extensions):
         return None
     output_dir = None if options.output_dir is None else Path(options.output_dir)

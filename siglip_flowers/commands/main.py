@@ -12,7 +12,7 @@ from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.rules import Rule
 
 PROG = "siglip-flowers"
-# Modules are imported when they are asked for: each takes seconds.
+# Modules are imported on use: each takes seconds.
 COMMANDS = {
     "train": ("siglip_flowers.commands.train", "fine-tune a SigLIP encoder into a classifier"),
     "eval": ("siglip_flowers.commands.eval", "measure a classifier on a split"),
@@ -45,25 +45,25 @@ def list_commands() -> dict[str, tuple[str, str]]:
 
 
 def list_extension_options(command: str) -> tuple[type, ...]:
-    """Return the dataclasses of options that the features at hand add to a core command."""
+    """Return the dataclasses of options that the installed features add to a core command."""
     return tuple(module.EXTENDS[command] for module in _import_options(command))
 
 
 def list_extension_rules(command: str) -> tuple[Rule, ...]:
-    """Return the rules that the features at hand add to those of a core command."""
+    """Return the rules that the installed features add to those of a core command."""
     return tuple(rule for module in _import_options(command) for rule in module.RULES)
 
 
 def load_extensions(options: Iterable[Any]) -> list[Any]:
-    """Return the extensions that a command's options ask for: those with an option that is set.
+    """Return the extensions of which a command sets an option.
 
     options: Instances of what :func:`list_extension_options` returns.
     """
     extensions = []
-    for asked in options:
-        if asked != type(asked)():
-            feature = type(asked).__module__.rpartition(".")[0]
-            extensions.append(importlib.import_module(f"{feature}.extension").Extension(asked))
+    for own in options:
+        if own != type(own)():
+            feature = type(own).__module__.rpartition(".")[0]
+            extensions.append(importlib.import_module(f"{feature}.extension").Extension(own))
     return extensions
 
 

@@ -63,16 +63,11 @@ def _fit(parsed: tuple[ThresholdArguments, DataArguments]) -> None:
     model = load_saved_classifier(model_path)
     processor = load_image_processor(model_path)
     data = load_data(data_arguments)
+    passes = PassOptions(options.per_device_eval_batch_size, data_arguments)
     results = {}
     for split in ("train", "validation"):
         rows = follow_model_classes(data.splits[split], model.class_names, model_path)
-        results[split] = evaluate_split(
-            model,
-            processor,
-            rows,
-            split,
-            PassOptions(options.per_device_eval_batch_size, data_arguments),
-        )
+        results[split] = evaluate_split(model, processor, rows, split, passes)
     detector, figures = fit_ood_detector(
         model, processor, results["train"], results["validation"], options.accepted
     )

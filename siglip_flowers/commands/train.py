@@ -97,10 +97,10 @@ def _run(parsed: tuple[Any, ...]) -> "RunResult":
         from siglip_flowers.training.build import RunArguments
         from siglip_flowers.training.run import run_training
 
-    data, model, options, augmentation, *asked = parsed
+    data, model, options, augmentation, *own = parsed
     training = SiglipTrainingArguments(**vars(options))
     arguments = RunArguments(data, augmentation, model, training)
-    extensions = load_extensions(asked)
+    extensions = load_extensions(own)
     if is_first_process():
         for extension in extensions:
             extension.check(arguments)

@@ -1,6 +1,5 @@
 """Read the predictions of finished runs, and compare the runs with the first of them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import METRICS_FILE
+from siglip_flowers.base.files import METRICS_FILE, read_json
 from siglip_flowers.metrics.bootstrap import accuracy_interval
 from siglip_flowers.metrics.statistics import conclude, holm, mcnemar, paired_bootstrap
 
@@ -63,7 +62,7 @@ def read_runs(names: Sequence[str], split: str) -> list[RunPredictions]:
 def read_metrics(path: Path) -> dict[str, Any]:
     """Return the contents of a metrics file, empty if there is none that can be read."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

@@ -32,10 +32,10 @@ class Extension(EvaluationExtension):
         if not is_first_process():
             return True
         output_dir = None if options.output_dir is None else Path(options.output_dir)
-        if self.asked.compare:
-            _compare(self.asked.compare, options.split, output_dir)
+        if self.options.compare:
+            _compare(self.options.compare, options.split, output_dir)
         else:
-            text = format_leaderboard(rank_runs(Path(str(self.asked.leaderboard))))
+            text = format_leaderboard(rank_runs(Path(str(self.options.leaderboard))))
             _show(text, "Runs by test accuracy", output_dir and output_dir / "leaderboard.md")
         return True
 

@@ -28,12 +28,14 @@ def rank_runs(directory: Path) -> list[Row]:
         InputError: No such directory, or no run in it.
     """
     if not directory.is_dir():
-        raise InputError(f"--leaderboard {directory} is no directory. Name one that holds runs.")
+        raise InputError(
+            f"--leaderboard {directory} is not a directory. Name one that contains runs."
+        )
     found: list[Row] = []
     for file in sorted(directory.rglob(METRICS_FILE)):
         try:
             found.append(_read_row(file, str(file.parent.relative_to(directory))))
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             # Reports and experiments have files of this name, too.
             continue
     if not found:

@@ -46,8 +46,8 @@ RULES = (
             bool(options.compare or options.leaderboard)
             and any(getattr(options, name, None) for name in _OF_A_MODEL)
         ),
-        "--compare and --leaderboard read finished runs, so --model, --zero_shot, --report and "
-        "--robustness have no use. Leave them out.",
+        "--compare and --leaderboard read finished runs, which excludes --model, --zero_shot, "
+        "--report and --robustness; remove them.",
         "--compare a b --model c",
     ),
 )

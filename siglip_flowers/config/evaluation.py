@@ -57,7 +57,7 @@ class PredictionArguments(Options):
         path=True,
     )
     model: str | None = option(None, MODEL_HELP, path=True)
-    top_k: int = option(5, "Classes named for each image.", positive)
+    top_k: int = option(5, "Classes to list for each image.", positive)
     json: bool = option(False, "Print JSON lines, one per image, instead of a table.")
     csv: bool = option(False, "Print CSV, one line per class, instead of a table.")
     output: str | None = option(
@@ -75,7 +75,7 @@ class PredictionArguments(Options):
     no_threshold: bool = option(False, "Do not mark images of none of the known classes.")
     calibrated: bool = option(
         False,
-        "Divide logits by the fitted temperature, so that scores are as often right as they say.",
+        "Divide logits by the fitted temperature, so that scores match the accuracy.",
     )
     allow_urls: bool = option(False, "Fetch http and https URLs, up to 64 MiB and 20 seconds each.")
 

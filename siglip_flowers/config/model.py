@@ -6,6 +6,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import enter_run
 from siglip_flowers.config.fields import Options, between, common, option, positive
 
+POOLINGS = ("map", "mean")
 HEADS = ("linear", "cosine")
 HEAD_INITS = ("random", "text", "probe")
 # Of the encoder layers, and fc1 and fc2 also of the pooling head; attention is that of the head.
@@ -25,7 +26,7 @@ class ModelArguments(Options):
     )
     from_scratch: bool = option(False, "Use only the architecture of the checkpoint, no weights.")
     pooling: str = common(
-        "map", "map (pretrained attention pooling) or mean (of the patch tokens).", ("map", "mean")
+        "map", "map (pretrained attention pooling) or mean (of the patch tokens).", POOLINGS
     )
     trainable: str = common("all", "all, head (the head alone) or last:N encoder layers.")
     image_size: int | None = common(

@@ -34,7 +34,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message[0].upper()}{message[1:].rstrip('.')}; see --help.")
 
     def print_help(self, file: IO[str] | None = None) -> None:  # type: ignore[override]
-        # Every process of a launch is asked; one of them answers.
+        # Every process of a launch gets the option; the first one prints.
         if is_first_process():
             super().print_help(file)
 

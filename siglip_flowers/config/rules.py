@@ -146,7 +146,7 @@ _MODEL_RULES = (
     ),
     Rule(
         lambda o: o.wise_ft is not None and not has_measured_start(o),
-        "--wise_ft {wise_ft} needs a start that classifies; add --head_init text or probe.",
+        "--wise_ft {wise_ft} requires a start that classifies; add --head_init text or probe.",
         "--wise_ft 0.5",
     ),
     Rule(

@@ -17,11 +17,11 @@ from siglip_flowers.config.training_options import TrainingOptions
 class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: ignore[misc]
     """``transformers.TrainingArguments`` with the recipe defaults of fine-tuning SigLIP.
 
-    The command line knows the fields of ``TrainingOptions`` only. The fields below are no options,
-    since the package works with these values alone.
+    The command line knows the fields of ``TrainingOptions`` only. The fields below are not options:
+    the package works with these values alone.
 
     Raises:
-        InputError: This machine or this version of transformers cannot do what is asked for.
+        InputError: This machine or this version of transformers does not support an option.
     """
 
     # The input path needs every column.

@@ -67,7 +67,7 @@ def digest_file(value: dict[str, Any]) -> np.ndarray:
     """Return a digest of the bytes of an undecoded image: (16,) uint8.
 
     Raises:
-        ImageError: It cannot be read, or is no image; its pixels are not decoded.
+        ImageError: It cannot be read, or is not an image; its pixels are not decoded.
     """
     check_header(value)
     content = value["bytes"]
@@ -156,7 +156,7 @@ def check_images(
     Args:
         data: From :func:`~siglip_flowers.data.sources.load.open_data`.
         arguments: Where the images come from.
-        forms: By split, the pixels that will be asked for, to be put into the cache.
+        forms: By split, the pixels that will be needed, to be put into the cache.
 
     Raises:
         InputError: An image in two splits, or a class that has lost its training images.
@@ -182,6 +182,8 @@ def check_images(
     shared = _find_shared(splits, digests)
     _report_shared(shared, is_oxford=data.source == "oxford", allowed=arguments.allow_duplicates)
     require_training_images(kept["train"], arguments.max_train_samples)
+    if empty := [name for name, rows in kept.items() if not len(rows)]:
+        raise InputError(f"No image of the {empty[0]} split can be read. Replace its images.")
     shots = f", {arguments.shots} per class" if arguments.shots is not None else ""
     sizes = "/".join(str(len(rows)) for rows in kept.values())
     return dataclasses.replace(
@@ -229,7 +231,7 @@ def _drop_unreadable(
     if named:
         number, images = len(named), count(total, "image")
         logger.warning(
-            "Dropped %d of %s that cannot be read: %s.", number, images, abbreviate(named)
+            "Dropped %d of %s, which cannot be read: %s.", number, images, abbreviate(named)
         )
     return kept, skipped
 

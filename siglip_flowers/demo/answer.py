@@ -1,4 +1,4 @@
-"""What the page says about one image."""
+"""The answer of the page for one image."""
 
 import threading
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class Answer:
     """What was found in an image.
 
     Attributes:
-        results: ``{"label", "score"}`` of the likeliest classes, the likeliest first.
+        results: ``{"label", "score"}`` of the most probable classes, the most probable first.
         known: Whether it shows one of the known classes; None if the model cannot tell.
         overlay: The image, brighter where the model looks.
         neighbors: Thumbnail, class name and cosine of the nearest training images.

@@ -1,14 +1,13 @@
 """Try a classifier in the browser: ``siglip-flowers demo``."""
 
 import importlib.util
-import json
 import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE
+from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, read_json
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import follow_run, names_source
@@ -79,8 +78,8 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     if data is not None:
         model, train = classifier.engine.model, data.splits["train"]
         dtype = str(classifier.engine.dtype).removeprefix("torch.")
-        passing = PassOptions(64, data_arguments, dtype)
-        features = load_features(model, processor, train, passing)[model.config.pooling]
+        pass_options = PassOptions(64, data_arguments, dtype)
+        features = load_features(model, processor, train, pass_options)[model.config.pooling]
         images = TrainingImages(train, features)
         dataset: str | None = shorten_description(data.description)
         examples = _choose_examples(data)
@@ -124,8 +123,8 @@ def read_dataset(model: str) -> str | None:
     inside = Path(model).parent / METRICS_FILE
     path = inside if inside.is_file() else find_sidecar_file(model, METRICS_FILE)
     try:
-        metrics = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        metrics = {} if path is None else read_json(path)
         return shorten_description(metrics["data"]["description"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        # A model of elsewhere may have a file of that name.
+        # Another program may have written a file of that name.
         return None

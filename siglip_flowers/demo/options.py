@@ -18,7 +18,7 @@ class DemoArguments(Options):
         "Address to serve on. 127.0.0.1: this machine alone; 0.0.0.0: all who can reach it.",
     )
     port: int = option(7860, "Port to serve on.", between(1, 65535))
-    top_k: int = option(5, "Classes named for an image.", positive)
+    top_k: int = option(5, "Classes to list for an image.", positive)
     neighbors: int = option(
         6, "Nearest training images to show; 0 shows none and requires no data.", between(0, 1000)
     )

@@ -14,7 +14,7 @@ from torch import uint8 as torch_uint8
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.data.pixels.array_cache import ArrayEntry, find_array, locate_cache, open_array
-from siglip_flowers.data.pixels.tensors import describe_pixels, read_form
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, describe_pixels, read_form
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.evaluation.predict import PassOptions, prepare_engine, run_over
@@ -62,7 +62,7 @@ def load_features(
     poolings = list_poolings(model)
     engine = prepare_engine(model, processor, options.dtype)
     config = model.config.vision_config
-    pixels = describe_pixels(rows, read_form(processor))
+    pixels, normalizer = describe_pixels(rows, read_form(processor)), PixelNormalizer(processor)
     key = {
         "weights": digest_weights(model.vision_model),
         "tower": {name: getattr(config, name, None) for name in TOWER_FIELDS},
@@ -71,9 +71,9 @@ def load_features(
         "device": engine.device.type,
         **pixels.key,
         "size": list(pixels.shape[1:]),
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
-        "rescale_factor": processor.rescale_factor,
+        "mean": list(normalizer.mean),
+        "std": list(normalizer.std),
+        "rescale_factor": normalizer.rescale_factor,
     }
     shape = (len(rows), len(poolings), config.hidden_size)
     entry = ArrayEntry(kind="features", key=key, shape=shape, dtype="float32")

@@ -53,7 +53,7 @@ class Evaluation:
     """One evaluation: what is evaluated, and after the pass over the split its result.
 
     Attributes:
-        options: What was asked for.
+        options: Those of the command.
         data_arguments: Where the images come from.
         command: The command line, for reports.
         name: The model's directory or Hub id.
@@ -107,10 +107,10 @@ class EvaluationExtension:
     """
 
     def __init__(self, options: Any) -> None:
-        self.asked = options
+        self.options = options
 
     def run_instead(self, options: EvaluationArguments) -> bool:
-        """Do something else than evaluate and return True."""
+        """Do something other than evaluate and return True."""
         return False
 
     def check(self, evaluation: Evaluation) -> None:
@@ -204,7 +204,7 @@ def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -
         notes.append(
             f"The best checkpoint is step {training['best_step']} of {training['steps']}, by "
             f"{training['best_metric']} {training['best_value']:.4f} during training, in "
-            f"{precision}. The table is measured anew on the saved model."
+            f"{precision}. The table was measured again, on the saved model."
         )
     if ensemble is not None:
         notes.append(

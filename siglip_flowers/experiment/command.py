@@ -47,7 +47,7 @@ def _run(parsed: tuple[ExperimentArguments, str]) -> None:
         elif not plan.is_finished(part):
             break
     if not all(plan.is_finished(part) for part in PARTS[:3]):
-        print("There is no conclusion before the part claim is finished.")
+        print("There is no conclusion until the part claim is finished.")
         return
     print(*write_report(plan, analyze(plan), command), sep="\n")
     print(f"Everything is in {options.directory}; begin with {options.directory / 'table.md'}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import check_choice, check_fields, option, positive
+from siglip_flowers.config.parsing import Command
 
 # Every run has these: its last weights count, and its rate is constant between warm-up and decay.
 FIXED: dict[str, Any] = {
@@ -32,7 +33,7 @@ TUNED = "tuned"
 
 @dataclass(frozen=True)
 class FurtherArm:
-    """An exploratory arm: the better arm of a loss, but for something.
+    """An exploratory arm: the better arm of a loss with some options changed.
 
     Attributes:
         like: The loss.
@@ -67,7 +68,7 @@ class ExperimentArguments:
     )
     further: dict[str, Any] = option(
         {},
-        "Names of exploratory arms, each with like (a loss, whose better arm it is but for its "
+        "Names of exploratory arms, each with like (a loss: the arm is its better arm with other "
         "options), options, rates (a loss, or tuned), seeds, epochs and minus (another such arm).",
     )
     learning_rates: list[float] = option([], "Rates of the encoder to try.", positive)
@@ -105,12 +106,15 @@ class ExperimentArguments:
         check_fields(self)
         if len(self.losses) != 2 or not self.heads:
             raise InputError("--losses must name two losses, and --heads at least one head.")
-        for name, arm in self.further_arms.items():
+        further = self.further_arms
+        for name, arm in further.items():
             check_choice(f"further {name}: like", arm.like, tuple(self.losses))
             check_choice(f"further {name}: rates", arm.rates, (*self.losses, TUNED))
             check_choice(f"further {name}: minus", arm.minus, ("", *self.further))
-        owned = [self.base, *self.losses.values(), *self.heads.values()]
-        for values in (*owned, *(arm.options for arm in self.further_arms.values())):
+        own = ((name, arm.options) for name, arm in further.items())
+        for part, values in (("base", self.base), *self.losses.items(), *self.heads.items(), *own):
+            if not isinstance(values, dict):
+                raise InputError(f"The options of {part!r} are {values!r}; write {{}} for none.")
             for name in RESERVED & set(values):
                 raise InputError(f"The experiment decides {name!r} of every run; remove it.")
         arms = [*self.factorial, *self.further]
@@ -120,9 +124,11 @@ class ExperimentArguments:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"--{name} is {values}; give at least one value, each once.")
-        if max(self.claim_seeds, self.factorial_seeds) > min(self.tuning_seeds):
+        count = max(self.claim_seeds, self.factorial_seeds, *(a.seeds for a in further.values()))
+        if count > min(self.tuning_seeds):
             raise InputError(
-                f"--tuning_seeds are {self.tuning_seeds}; they must not be among the others."
+                f"--tuning_seeds are {self.tuning_seeds}; other runs have the seeds below {count}, "
+                "so name higher ones."
             )
 
     @property
@@ -140,10 +146,10 @@ class ExperimentArguments:
         """The exploratory arms by name."""
         try:
             return {
-                name: FurtherArm(**{"rates": entry["like"], **entry})
+                name: Command("", "", (FurtherArm,)).build({"rates": entry["like"], **entry})[0]
                 for name, entry in self.further.items()
             }
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, InputError) as error:
             raise InputError(f"An arm of --further is not understood ({error}).") from error
 
     def combine(self, loss: str, head: str, own: dict[str, Any] | None = None) -> dict[str, Any]:

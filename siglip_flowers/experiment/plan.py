@@ -163,7 +163,7 @@ class Plan:
         if part == "tuning":
             chosen = [self._collect(partial(self.tune, arm)) for arm in self.options.factorial]
             chosen.append(self._collect(self._tune_further))
-            # The arms in turn, so that all of them come to their next stage.
+            # The arms in turn, so that all of them reach their next stage.
             return unique(run for turn in zip_longest(*chosen) for run in turn if run is not None)
         if part == "length":
             return self._collect(self.choose_length)

@@ -73,7 +73,7 @@ def check_runs(options: ExperimentArguments) -> None:
         try:
             check_arguments(build_arguments(values))
         except InputError as error:
-            reason = str(error).removeprefix("In the defaults: ")
+            reason = str(error).removeprefix("In the call: ")
             raise InputError(f"The arm {arm!r}: {reason}") from error
 
 
@@ -88,7 +88,8 @@ def claim_directory(options: ExperimentArguments) -> None:
     path = options.directory / SETTINGS_FILE
     settings = {**dataclasses.asdict(options), "commit": describe_environment("")["commit"]}
     text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-    check_same_settings(path, text, kind="experiment", free=FREE)
+    remedy = "or choose another --output_dir"
+    check_same_settings(path, text, kind="experiment", free=FREE, remedy=remedy)
     if not path.is_file():
         write_text(path, text)
 
@@ -227,7 +228,7 @@ def describe_part(plan: Plan, part: str) -> str:
     """Return a line that says what is left of a part, and about how long it takes."""
     runs, left = plan.list_part(part), plan.list_missing(part)
     minutes = measure_slowness(plan) * sum(estimate_minutes(plan, run) for run in left)
-    more = "; what they find decides on more" if part in ("tuning", "length") and left else ""
+    more = "; more runs follow from their results" if part in ("tuning", "length") and left else ""
     return (
         f"{part}: {len(runs) - len(left)} of {count(len(runs), 'run')} finished, about "
         f"{minutes:.0f} core-minutes left{more}"

@@ -221,6 +221,8 @@ class SiglipImageClassifier:
     def _unpack(self, batch: ImageBatch, outputs: torch.Tensor, top_k: int) -> Iterator[Prediction]:
         width = outputs.shape[1] - len(self.class_names)
         features, logits = outputs[:, :width], outputs[:, width:]
+        if not logits.isfinite().all():
+            raise RunError("The logits are not finite. Use --dtype float32, or another model.")
         top = self.engine.model.to_probabilities(logits / self.temperature).topk(top_k, dim=1)
         known = self._score(features, logits)
         rows = zip(top.values.tolist(), top.indices.tolist(), known, strict=True)

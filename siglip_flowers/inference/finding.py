@@ -1,6 +1,7 @@
 """Find the images that a command line names: files, folders, patterns, URLs."""
 
 import glob
+import http.client
 import io
 import os
 import time
@@ -47,16 +48,13 @@ def find_images(paths: Iterable[str], extensions: frozenset[str]) -> list[str]:
     """
     found: list[str] = []
     for path in paths:
-        if path == STANDARD_INPUT or is_url(path):
+        is_folder = os.path.isdir(path)
+        if path == STANDARD_INPUT or is_url(path) or (os.path.exists(path) and not is_folder):
             found.append(path)
             continue
-        if os.path.isdir(path):
-            images = [file for file in _walk(path) if Path(file).suffix.lower() in extensions]
-        elif os.path.exists(path):
-            images = [path]
-        else:
-            matches = sorted(filter(os.path.isfile, glob.glob(path, recursive=True)))
-            images = [file for file in matches if Path(file).suffix.lower() in extensions]
+        matches = filter(os.path.isfile, glob.glob(path, recursive=True))
+        files = _walk(path) if is_folder else sorted(matches)
+        images = [file for file in files if Path(file).suffix.lower() in extensions]
         if not images:
             raise InputError(
                 f"{path!r} contains no image; images are recognized by their extension, such as "
@@ -113,6 +111,6 @@ def fetch_image(
                     raise OSError(f"larger than {max_bytes / 2**20:g} MiB")
                 if time.monotonic() > deadline:
                     raise OSError(f"no complete answer within {timeout_seconds:g} seconds")
-    except urllib.error.URLError as error:
-        raise OSError(f"cannot be fetched ({error.reason})") from error
+    except (urllib.error.URLError, http.client.HTTPException) as error:
+        raise OSError(f"cannot be fetched ({getattr(error, 'reason', error)})") from error
     return bytes(content)

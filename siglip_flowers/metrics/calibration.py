@@ -188,5 +188,6 @@ def coverage_at_risk(confidences: ArrayLike, correct: ArrayLike, risk: float) ->
     coverage, risks = risk_coverage(confidence, correct)
     ordered = np.sort(confidence)[::-1]
     ends = np.append(ordered[1:] != ordered[:-1], True)
-    allowed = np.flatnonzero(ends & (risks <= risk))
+    # The mean risk of equal confidences is rounded.
+    allowed = np.flatnonzero(ends & (risks <= risk + 1e-12))
     return float(coverage[allowed[-1]]) if allowed.size else 0.0

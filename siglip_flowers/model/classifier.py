@@ -19,6 +19,7 @@ from transformers import (
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.model import HEADS, POOLINGS
 from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
 from siglip_flowers.model.towers import (
@@ -28,8 +29,6 @@ from siglip_flowers.model.towers import (
     run_vision_tower,
 )
 
-POOLINGS = ("map", "mean")
-HEADS = ("linear", "cosine")
 # By these the pipeline of transformers chooses between softmax and sigmoid.
 PROBLEM_TYPES = {
     "softmax": "single_label_classification",

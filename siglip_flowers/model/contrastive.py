@@ -70,7 +70,7 @@ class ContrastiveSiglip(PreTrainedModel):
         return max(map(len, self._prompt_ids))
 
     def train(self, mode: bool = True) -> "ContrastiveSiglip":
-        """Switch modes; every evaluation computes its class embeddings anew."""
+        """Switch modes; every evaluation computes its class embeddings again."""
         self._evaluation_embeddings = None
         return super().train(mode)
 

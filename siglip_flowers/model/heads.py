@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.text import count
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import (
@@ -113,7 +114,12 @@ def fit_logistic_heads(
 
     Returns:
         A head per penalty.
+
+    Raises:
+        RunError: Features that are not finite.
     """
+    if not np.isfinite(features).all():
+        raise RunError("The features are not finite. Use --bf16 false, or another checkpoint.")
     mean, transform = whiten_halfway(features)
     targets = torch.from_numpy(labels).to(device)
     inputs = torch.from_numpy(((features - mean) @ transform).astype(np.float32)).to(device)
@@ -202,10 +208,10 @@ def keep_known_heads(model: SiglipClassifier, checkpoint: str) -> int:
 
     Args:
         model: A model with a fresh head.
-        checkpoint: Any checkpoint; nothing is kept of one that is no classifier.
+        checkpoint: Any checkpoint; only that of a classifier has heads to keep.
 
     Returns:
-        The number of classes whose head was kept, which a warning tells: 0 if the classifier's head
+        The number of classes whose head was kept, which is logged: 0 if the classifier's head
         takes other features (pooling, normalization) than the model's.
     """
     if not is_classifier(load_checkpoint_config(checkpoint)):
@@ -226,13 +232,13 @@ def keep_known_heads(model: SiglipClassifier, checkpoint: str) -> int:
         count(len(model.class_names), "class"),
         "" if fits else ", since it has another --pooling or --head",
     )
-    if isinstance(head, CosineHead):
+    if isinstance(head, nn.Linear):
+        head.weight[rows], head.bias[rows] = saved.weight[known], saved.bias[known]
+    elif fits:
         # A saved cosine head is folded: its rows are embeddings times the temperature.
         norms = saved.weight.norm(dim=1, keepdim=True)
         head.class_embeddings[rows] = (saved.weight / norms)[known]
         set_calibration(model, norms.mean().log(), saved.bias.mean())
-    else:
-        head.weight[rows], head.bias[rows] = saved.weight[known], saved.bias[known]
     return len(rows)
 
 

@@ -91,7 +91,7 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
 
 
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
-    """Load the checkpoint's own tokenizer; InputError if it has none that works."""
+    """Load the checkpoint's own tokenizer; InputError if that is not possible."""
     try:
         # By default, transformers may ask whether to run the code of a checkpoint.
         return AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
@@ -114,7 +114,7 @@ def read_prompts(
             :func:`load_templates`.
 
     Raises:
-        InputError: A file cannot be read or used, or names a class that there is not.
+        InputError: A file cannot be read or used, or names an unknown class.
     """
     class_prompts = options.class_prompts
     # YAML reads names such as 7 as numbers.
@@ -130,7 +130,7 @@ def read_prompts(
         if name not in class_names:
             nearest = suggest_nearest(name, set(class_names))
             raise InputError(
-                f"{class_prompts} has {name!r}, which is no class of the data{nearest}"
+                f"{class_prompts} has {name!r}, which is not a class of the data{nearest}"
             )
         if not found or not all(isinstance(text, str) and canonicalize(text) for text in found):
             raise InputError(

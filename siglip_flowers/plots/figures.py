@@ -158,7 +158,7 @@ def draw_confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "
         axes.set_xticks(range(classes), names, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), names, fontsize=size, parse_math=False)
     else:
-        # The numbers of rows say nothing; the report tells the names of a cell.
+        # Row numbers would say nothing; the report shows the names of a cell.
         axes.set(xticks=[], yticks=[])
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
     axes.set_xlabel("predicted class", color=TEXT_COLOR)

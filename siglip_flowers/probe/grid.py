@@ -75,6 +75,7 @@ def fit_grid(
     """
     probe = arguments.probe
     penalties = sorted(probe.penalties or PENALTIES, reverse=True)
+    classes, device = len(data.class_names), training.device
     features = {
         split: load_split_features(model, processor, data, split, data_arguments, training)
         for split in data.splits
@@ -87,12 +88,7 @@ def fit_grid(
             (features[split][pooling], labels[split]) for split in ("train", "validation")
         )
         found = fit_and_validate(
-            train,
-            validation,
-            len(data.class_names),
-            penalties,
-            balanced=weights == "balanced",
-            device=training.device,
+            train, validation, classes, penalties, balanced=weights == "balanced", device=device
         )
         fits += found
         for fit in found:

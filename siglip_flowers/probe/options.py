@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from siglip_flowers.config.fields import Options, option, positive
+from siglip_flowers.config.model import POOLINGS
 
-POOLINGS = ("map", "mean")
 CLASS_WEIGHTS = ("none", "balanced")
 
 
@@ -34,7 +34,7 @@ class ProbeArguments(Options):
     )
     neighbors: int = option(20, "Training images that vote in the k-NN accuracy.", positive)
     per_device_eval_batch_size: int = option(128, "Images per device and batch.", positive)
-    bf16: bool | None = option(None, "Encode in bfloat16; default: if the device is built for it.")
+    bf16: bool | None = option(None, "Encode in bfloat16; default: if it is native.")
     report_to: list[str] | None = option(
         None, "Trackers: aim, wandb, tensorboard, trackio, or none."
     )

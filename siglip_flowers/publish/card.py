@@ -47,9 +47,7 @@ OPTIONAL_SETTINGS = (
     *("train_text_tower", "ema", "wise_ft", "save_dtype"),
 )
 # Stated elsewhere, a path of the machine, or of no influence.
-HIDDEN_SETTINGS = (
-    *("model_name_or_path", "prompt_templates", "class_prompts", "attn_implementation"),
-)
+HIDDEN_SETTINGS = ("model_name_or_path", "prompt_templates", "class_prompts", "attn_implementation")
 
 
 # Plots of the training; sheets of examples show images of the data set and stay private.

@@ -32,7 +32,7 @@ if image.mode.startswith("I"):  # 16 bits per pixel
 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert("RGB")
 """
-# What these lines open with other pixels; the card says so.
+# Files that these lines open with other pixels, for the card.
 NOT_LOADED = (
     "They differ from the training on gray images of more than 8 bits, except those of 16 bits "
     "with a sample of at least 4096 and without a transparent value."

@@ -30,9 +30,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str]) -> tuple[PublishArguments, DataArguments]:
     options, given = COMMAND.parse(argv)
     # The data are those of the run unless the command line names others.
-    return options, COMMAND.parse(argv, read_data_defaults(Path(options.run) / CONFIG_FILE, given))[
-        1
-    ]
+    defaults = read_data_defaults(Path(options.run) / CONFIG_FILE, given)
+    return options, COMMAND.parse(argv, defaults)[1]
 
 
 def _publish(parsed: tuple[PublishArguments, DataArguments]) -> None:

@@ -11,7 +11,7 @@ class Extension(TrainingExtension):
 
     def check(self, arguments: RunArguments) -> None:
         """Raise RunError unless the Hub accepts the token."""
-        check_hub_access(self.asked.hub_model_id)
+        check_hub_access(self.options.hub_model_id)
 
     def finish(self, arguments: RunArguments) -> None:
         """Publish the run.
@@ -20,11 +20,11 @@ class Extension(TrainingExtension):
             InputError, RunError: It was not published; the message has the command to retry with.
         """
         run = str(arguments.training.output_dir)
-        options = {name: getattr(self.asked, name) for name in HUB_OPTIONS}
+        options = {name: getattr(self.options, name) for name in HUB_OPTIONS}
         try:
             publish_run(PublishArguments(run=run, **options), arguments.data)
         except (InputError, RunError) as error:
             raise RunError(
                 f"{str(error).rstrip('.')}. The run in {run} is complete; publish it with: "
-                f"siglip-flowers publish {run} --hub_model_id {self.asked.hub_model_id}"
+                f"siglip-flowers publish {run} --hub_model_id {self.options.hub_model_id}"
             ) from error

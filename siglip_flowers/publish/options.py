@@ -50,7 +50,7 @@ HUB_OPTIONS = {field.name: field.default for field in dataclasses.fields(HubArgu
 RULES = (
     Rule(
         lambda options: options.push_to_hub and options.hub_model_id is None,
-        "--push_to_hub needs the name to push to; add --hub_model_id ORG/NAME.",
+        "--push_to_hub requires the name of the model on the Hub; add --hub_model_id ORG/NAME.",
         "--push_to_hub true",
     ),
     Rule(

@@ -129,7 +129,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
 
 
 def write_figures(run: FinishedRun, directory: Path) -> None:
-    """Write metrics of a run, and what it has of history and plots; a probe has none."""
+    """Write the metrics of a run, and its history and plots if there are any."""
     for name in (*PLOTS, "history.csv"):
         if (run.directory / name).is_file():
             shutil.copy(run.directory / name, directory)

@@ -91,8 +91,7 @@ def measure_unknowns(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Return AUROC and FPR95 of every score of the split's images against drawn ones."""
     model, result = evaluation.model, evaluation.result
     assert result is not None
-    drawn = draw_ood_images(IMAGES_PER_KIND, REPORT_SEED).values()
-    images = [image for kind in drawn for image in kind]
+    images = sum(draw_ood_images(IMAGES_PER_KIND, REPORT_SEED).values(), [])
     outputs = classify_images(model, evaluation.processor, images, evaluation.options.dtype)
     detectors = [OodDetector(score, 0.0) for score in LOGIT_SCORES]
     fitted = None if evaluation.options.zero_shot else load_ood_detector(evaluation.name)
@@ -100,10 +99,8 @@ def measure_unknowns(evaluation: Evaluation) -> list[dict[str, Any]]:
         detectors.append(OodDetector(CLASS_MEAN, 0.0, class_means=fitted.class_means))
     rows = []
     for detector in detectors:
-        known, unknown = (
-            detector.score_images(features, logits, model.config.activation)
-            for features, logits in ((result.features, result.logits), outputs)
-        )
+        known = detector.score_images(result.features, result.logits, model.config.activation)
+        unknown = detector.score_images(*outputs, model.config.activation)
         found = measure_separation(known, unknown)
         values = {"auroc": found["auroc"], "fpr95": found["false_positive_rate"]}
         rows.append({"source": "drawings", "score": detector.score, "n": len(unknown), **values})

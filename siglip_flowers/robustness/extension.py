@@ -46,23 +46,23 @@ View = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Extension(EvaluationExtension):
-    """Fills ``figures["robustness"]`` and ``figures["augmented"]`` as asked."""
+    """Fills ``figures["robustness"]`` and ``figures["augmented"]`` on request."""
 
     def check(self, evaluation: Evaluation) -> None:
         """Refuse a model whose images are packed patches."""
         if isinstance(read_form(evaluation.processor).size, PatchBudget):
             raise InputError(
                 "--robustness and --tta change square images, but this model takes patches of any "
-                "shape (NaFlex). Leave the option out."
+                "shape (NaFlex). Remove the option."
             )
 
     def measure(self, evaluation: Evaluation) -> None:
         """Run the passes over changed images."""
-        if self.asked.robustness:
+        if self.options.robustness:
             rows = measure_robustness(evaluation)
             evaluation.figures["robustness"] = {**summarize_robustness(rows), "rows": rows}
-        if self.asked.tta != "none":
-            evaluation.figures["augmented"] = measure_augmented(evaluation, self.asked.tta)
+        if self.options.tta != "none":
+            evaluation.figures["augmented"] = measure_augmented(evaluation, self.options.tta)
 
     def write(self, evaluation: Evaluation) -> None:
         """Print the tables, and draw robustness into --output_dir."""

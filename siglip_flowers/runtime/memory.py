@@ -56,13 +56,13 @@ def run_in_parts(
 
 
 def fit_workers(workers: int, batch_bytes: int, used: int, ahead: int) -> int:
-    """Return how many data loading processes, at most as many, the shared memory has room for.
+    """Return how many of the data loading processes the shared memory has room for.
 
     One that finds no room for a batch dies of a bus error, as in a Docker container, which has 64
     MB by default.
 
     Args:
-        workers: Processes that are asked for.
+        workers: Requested processes.
         batch_bytes: Size of a batch.
         used: Batches that are elsewhere: with the process they work for, and on the way to it.
         ahead: Batches that each of them prepares ahead.

@@ -27,7 +27,7 @@ LOADER_GRACE_SECONDS = 60
 
 
 class Preempted(SystemExit):
-    """The process was asked to stop. Like ``KeyboardInterrupt``, this is no ``Exception``."""
+    """The process was asked to stop. Like ``KeyboardInterrupt``, it is not an ``Exception``."""
 
     def __init__(self, message: str = "stopped by a signal") -> None:
         super().__init__(EXIT_PREEMPTED)

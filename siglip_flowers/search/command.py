@@ -39,7 +39,7 @@ def _parse(argv: list[str]) -> list[str]:
     refuse_launch("search")
     if find_spec("optuna") is None:
         raise InputError(
-            "The search needs the package optuna, which is not installed; run 'pip install optuna'."
+            "The search requires the package optuna; install it with 'pip install optuna'."
         )
     return argv
 

@@ -10,7 +10,7 @@ DEFAULTS = {"output_dir": "results/search"}
 RULES = (
     Rule(
         lambda o: o.search_space is None,
-        "A search needs --search_space, a mapping of options to values; see configs/search.yaml.",
+        "A search requires --search_space, options with their values; see configs/search.yaml.",
         "--n_trials 3",
     ),
     Rule(

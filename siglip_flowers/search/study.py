@@ -1,6 +1,7 @@
 """A search from start to end: Optuna's study, its trials in one process or several, the report."""
 
 import shutil
+import sqlite3
 import sys
 import warnings
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ def _claim_directory(search: Search) -> None:
         shutil.rmtree(directory / TRIALS_DIR, ignore_errors=True)
         for name in (STUDY_FILE, SEARCH_FILE, BEST_FILE, TABLE_FILE):
             (directory / name).unlink(missing_ok=True)
-    check_same_settings(path, settings, kind="unfinished search", free=FREE)
+    check_same_settings(path, settings, kind="earlier search", free=FREE)
     write_text(path, settings)
 
 
@@ -162,12 +163,15 @@ def open_study(search: Search) -> optuna.Study:
     """Create the study, or open it if it exists."""
     # Its messages repeat what the lines of the trials say.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    options, file = search.options, search.directory / STUDY_FILE
+    # Not an address with the path, of which ?, % and braces would not be part.
     storage = FileStorage(
-        f"sqlite:///{search.directory / STUDY_FILE}",
+        f"sqlite:///{STUDY_FILE}",
         FileLock(search.directory / TRIAL_LOCK_FILE, timeout=LOCK_SECONDS),
-        engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+        engine_kwargs={
+            "creator": lambda: sqlite3.connect(file, LOCK_SECONDS, check_same_thread=False)
+        },
     )
-    options = search.options
     pruner = MedianPruner(options.pruning_startup_trials, n_warmup_steps=options.pruning_warmup + 1)
     return optuna.create_study(
         study_name=STUDY_NAME,

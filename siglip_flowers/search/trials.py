@@ -99,8 +99,9 @@ def _read_entry(name: str, entry: Any, hint: Any) -> Distribution:
         values = {k: convert(name, hint, v, origin) for k, v in entry.items() if k != "log"}
         try:
             return number(**values, log=log)  # type: ignore[no-any-return]
-        except ValueError as error:
-            raise InputError(f"The search space of {name} is {entry!r}: {error}.") from error
+        except (TypeError, ValueError) as error:
+            reason = str(error).rstrip(".")
+            raise InputError(f"The search space of {name} is {entry!r}: {reason}.") from error
     ranges = "{low: ..., high: ...} with log: true or step" if number else "no range"
     raise InputError(
         f"The search space of {name} is {entry!r}; use a list of two values or more, or {ranges}."

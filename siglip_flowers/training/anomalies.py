@@ -70,7 +70,7 @@ class AnomalyWatch(TrainerCallback):
         finite = torch.isfinite(loss)
         self._marks.append(_Mark(step, "loss", ~finite, rows.tolist()))
         last = torch.zeros_like(loss) if self._last_loss is None else self._last_loss
-        # The Trainer resets the log's mean by subtraction, which would keep a NaN for good.
+        # The Trainer resets the log's mean by subtraction, which would keep a NaN forever.
         self._last_loss = torch.where(finite, loss, last)
         return self._last_loss
 

@@ -95,7 +95,7 @@ class TrainingExtension:
     """
 
     def __init__(self, options: Any) -> None:
-        self.asked = options
+        self.options = options
 
     def check(self, arguments: RunArguments) -> None:
         """Raise InputError or RunError for what cannot work; called by the main process.
@@ -247,7 +247,7 @@ def choose_workers(
     pixels: PixelDataset,
     forms: Mapping[str, PixelForm],
 ) -> int:
-    """Return how many processes read images: as asked, as far as shared memory has room.
+    """Return how many processes read images: as requested, if shared memory has room.
 
     By default up to 8 per GPU; none if the images come from the cache: they are copied faster than
     another process passes them on, 64 images of 280 pixels in 6 ms instead of 24.

@@ -58,9 +58,12 @@ def is_whole(checkpoint: Path) -> bool:
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the whole checkpoints of a directory, the oldest first."""
     paths = map(Path, sort_checkpoints(str(directory)))
+    return [path for path in paths if _is_own(path) and is_whole(path)]
+
+
+def _is_own(path: Path) -> bool:
     # Not a user's copy, such as checkpoint-10-kept.
-    own = [path for path in paths if path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()]
-    return list(filter(is_whole, own))
+    return path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
 
 
 def had_ended(checkpoint: Path) -> bool:
@@ -122,7 +125,7 @@ def clear_leftovers(directory: Path) -> None:
         for path in directory.glob(pattern):
             shutil.rmtree(path)
     for path in directory.glob(f"{CHECKPOINT_PREFIX}*"):
-        if not is_whole(path):
+        if _is_own(path) and not is_whole(path):
             shutil.rmtree(path)
 
 

@@ -154,7 +154,7 @@ def adjust_logits(labels: np.ndarray, num_classes: int, strength: float) -> torc
 
 
 class BalancedImages(torch.utils.data.Dataset[Any]):
-    """A data set of as many images, drawn anew in each epoch with a chance by class.
+    """A data set of the same size, drawn again in each epoch with a probability by class.
 
     An image of a class of n images is drawn with a probability that is proportional to
     ``n ** -strength``, with replacement; with strength 1 all classes are equally frequent.

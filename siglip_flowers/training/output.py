@@ -175,6 +175,7 @@ def check_same_settings(
     *,
     kind: str = "unfinished run",
     free: tuple[str, ...] = UNCOMPARED,
+    remedy: str = "choose another --output_dir, or add --overwrite_output_dir",
 ) -> None:
     """Raise InputError if a saved configuration differs from this one in more than free options."""
     if not path.is_file():
@@ -184,6 +185,5 @@ def check_same_settings(
         if before.get(key) != now.get(key):
             raise InputError(
                 f"The directory {path.parent} holds an {kind} with --{key} {before.get(key)}, not "
-                f"{now.get(key)}; use the same settings to resume it, choose another --output_dir, "
-                "or add --overwrite_output_dir."
+                f"{now.get(key)}; use the same settings to resume it, {remedy}."
             )

@@ -120,15 +120,16 @@ def describe_run(
 
 def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
     """Return how a model was trained, in how many seconds."""
-    state = trainer.state
+    state, is_best = trainer.state, trainer.args.load_best_model_at_end
     return {
         "seed": trainer.args.seed,
         "epochs": state.epoch,
         "steps": state.global_step,
         "skipped_steps": trainer.anomalies.skipped,
-        "best_step": state.best_global_step,
+        # Of the weights that are kept.
+        "best_step": state.best_global_step if is_best else None,
         "best_metric": trainer.args.metric_for_best_model,
-        "best_value": state.best_metric,
+        "best_value": state.best_metric if is_best else None,
         "seconds": seconds,
         "processes": trainer.accelerator.num_processes,
         "precision": trainer.accelerator.mixed_precision,
@@ -200,7 +201,7 @@ def describe_plan(
         f"{count(training.images_per_step, 'image')} per step",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
         f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; "
-        f"time: roughly {duration}, better known in the log",
+        f"time: roughly {duration}; the log shows a better estimate",
     ]
 
 

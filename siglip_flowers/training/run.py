@@ -65,7 +65,6 @@ from siglip_flowers.training.results import (
     write_results,
 )
 from siglip_flowers.training.sharding import gather_model
-from siglip_flowers.training.trainer import SiglipTrainer
 
 # Of a run whose model classifies before its first step: that model and its validation metrics.
 START_DIR, START_METRICS = "start", "metrics.json"
@@ -141,7 +140,7 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
     training = arguments.training
     check_world(PartialState().num_processes)
     check_arguments(arguments)
-    # A setting of the process, and only if it was asked for.
+    # A setting of the whole process, changed only on request.
     if training.cpu_threads is not None:
         set_cpu_threads(training.cpu_threads)
     download_data(arguments.data)
@@ -226,7 +225,7 @@ def _fit_on_features(run: Run, model: Any, fit: FitHead) -> TrainedModel:
         "steps": 0,
         "seconds": time.perf_counter() - began,
         "processes": PartialState().num_processes,
-        "precision": "bf16" if training.bf16 else "no",
+        "precision": "bf16" if training.bf16 else "fp16" if training.fp16 else "no",
     }
     return TrainedModel(fitted.model, {"training": facts, **fitted.facts})
 
@@ -234,11 +233,9 @@ def _fit_on_features(run: Run, model: Any, fit: FitHead) -> TrainedModel:
 def _train(
     run: Run, model: SiglipClassifier | ContrastiveSiglip, checkpoint: str | None
 ) -> TrainedModel:
-    def track(trainer: SiglipTrainer) -> None:
-        trainer.add_part(run.trackers)
-
     trainer = train_to_the_end(
-        run.arguments, run.data, model, run.processor, checkpoint, prepare=track
+        *(run.arguments, run.data, model, run.processor, checkpoint),
+        prepare=lambda trainer: trainer.add_part(run.trackers),
     )
     seconds = trainer.throughput.total_seconds()
     trainer.finish()

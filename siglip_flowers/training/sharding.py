@@ -14,7 +14,7 @@ from siglip_flowers.model.contrastive import ContrastiveSiglip
 
 
 def allow_sharding_on_cpu() -> None:
-    """Let accelerate shard in the processes of a CPU launch, where it was asked to.
+    """Let accelerate shard in the processes of a CPU launch that requests FSDP.
 
     It has the name MULTI_CPU for them, under which it leaves FSDP out without a word; torch itself
     shards on any device. To be called before the ``Accelerator`` is made.

@@ -277,8 +277,7 @@ class SiglipTrainer(CheckpointingTrainer):
         losses, logits = self.objective(model, batch)
         if logits is None:
             # Of a contrastive batch, whose images depend on each other.
-            loss = losses / getattr(self, "current_gradient_accumulation_steps", 1)
-            return loss
+            return losses / getattr(self, "current_gradient_accumulation_steps", 1)
         hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
         counted = inputs["counted"]
         hits = (logits.detach().argmax(dim=-1) == hard) & counted

@@ -84,7 +84,10 @@ def write_settings(directory: Path, **changes: Any) -> Path:
         ({"further": {"x": {"like": "hinge"}}}, "--further x: like is 'hinge'"),
         ({"further": {"x": {"likes": "softmax"}}}, "arm of --further is not understood"),
         ({"further": {"x": {"like": "softmax", "minus": "y"}}}, "--further x: minus is 'y'"),
-        ({"tuning_seeds": [1, 100]}, "they must not be among the others"),
+        ({"tuning_seeds": [1, 100]}, "other runs have the seeds below 3, so name higher ones"),
+        ({"further": {"x": {"like": "softmax", "seeds": 200}}}, "seeds below 200"),
+        ({"heads": {"linear": None}}, "The options of 'linear' are None; write {} for none"),
+        ({"base": {"shots": "many"}}, "The arm 'softmax, linear': shots has an invalid int"),
         ({"epochs": [30, 30]}, "--epochs is [30, 30]; give at least one value, each once"),
         ({"learning_rates": [0]}, "--learning_rates is 0.0; it must be greater than 0"),
         ({"parts": ["all"]}, "--parts is 'all'; choose one of tuning, length, claim, others"),
@@ -310,7 +313,9 @@ class TestRunner:
     def test_another_design_is_refused_in_the_same_directory(self, tmp_path):
         claim_directory(make_plan(tmp_path).options)
         claim_directory(make_plan(tmp_path, workers=2, parts=["tuning"]).options)
-        with pytest.raises(InputError, match="with --claim_seeds 3, not 4"):
+        with pytest.raises(
+            InputError, match="with --claim_seeds 3, not 4.* or choose another --output_dir.$"
+        ):
             claim_directory(make_plan(tmp_path, claim_seeds=4).options)
 
 
@@ -479,7 +484,7 @@ def test_experiment_from_end_to_end(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(statistics, "REPETITIONS", 5)
     config = str(write_real(tmp_path))
     assert main(["--config", config, "--parts", "tuning"]) == 0, capsys.readouterr().err
-    assert "no conclusion before the part claim" in capsys.readouterr().out
+    assert "no conclusion until the part claim" in capsys.readouterr().out
     assert main(["--config", config]) == 0
     printed = capsys.readouterr().out
     assert "claim [4/4]" in printed

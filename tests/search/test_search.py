@@ -1,5 +1,6 @@
 """The search: its space, its study, trials that are interrupted, pruned or run in parallel."""
 
+import contextlib
 import csv
 import json
 import os
@@ -48,8 +49,8 @@ def make_argv(small, output_dir: Path, *more: str, space: Any = None) -> list[st
 
 
 def list_trials(output_dir: Path) -> list[optuna.trial.FrozenTrial]:
-    storage = f"sqlite:///{output_dir / 'study.db'}"
-    return optuna.load_study(study_name="search", storage=storage).get_trials()
+    with contextlib.chdir(output_dir):
+        return optuna.load_study(study_name="search", storage="sqlite:///study.db").get_trials()
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None:
@@ -63,7 +64,7 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 240) -> None
 @pytest.fixture(scope="module")
 def finished(small, tmp_path_factory):
     """A search of two trials that nothing disturbed."""
-    output_dir = tmp_path_factory.mktemp("finished") / "out"
+    output_dir = tmp_path_factory.mktemp("finished") / "50% of {these}?"
     before = dict(os.environ)
     assert search_command.main(make_argv(small, output_dir)) == 0
     yield output_dir
@@ -178,6 +179,7 @@ def test_hopeless_and_impossible_trials_end_early(small, tmp_path, capsys):
     [
         ({"lerning_rate": [1, 2]}, "unknown option 'lerning_rate'; did you mean learning_rate?"),
         ({"lora_r": {"low": 1.5, "high": 8}}, "lora_r has an invalid int value: '1.5'"),
+        ({"lora_r": {"low": None, "high": 8}}, "The search space of lora_r is {"),
         ({"pooling": ["mean", "max"]}, "has 'max': --pooling is 'max'; choose one of map, mean"),
         ({"seed": [1, 2]}, "option seed cannot be searched"),
         (["learning_rate"], "use a mapping of options to values"),

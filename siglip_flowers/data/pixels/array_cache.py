@@ -124,7 +124,7 @@ def open_array(
     *,
     quiet: bool = False,
 ) -> np.memmap | None:
-    """Return the entry as a read-only memory map, building it first if need be.
+    """Return the entry as a read-only memory map, building it first if needed.
 
     Args:
         directory: The cache directory.

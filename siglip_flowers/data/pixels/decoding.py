@@ -37,7 +37,7 @@ ImageSource: TypeAlias = (
 
 # Part of the key of everything that is cached: raise it when the steps change.
 DECODING_VERSION = 2
-# Pillow passes these to another program, Ghostscript, which runs what the file says.
+# Pillow passes these to another program, Ghostscript, which runs code in the file.
 PROGRAM_FORMATS = frozenset({"EPS"})
 # Bytes of decoded pixels at a time, in all threads of a process: 268 megapixels of RGB, or 134 of
 # another mode, whose conversion takes a second copy.
@@ -144,7 +144,7 @@ def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def check_header(source: ImageSource | None) -> None:
-    """Raise ImageError for what is no image or is too large, without decoding it."""
+    """Raise ImageError if this is not an image or is too large, without decoding it."""
     try:
         with _open(source) as image:
             _check_size(image, None)

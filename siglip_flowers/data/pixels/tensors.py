@@ -161,7 +161,7 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
 
 
 def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArguments) -> PixelDataset:
-    """Return the rows as uint8 pixels from the cache, which is filled first if need be.
+    """Return the rows as uint8 pixels from the cache, which is filled first if needed.
 
     Without a cache, or if its disk is full, the data set decodes.
 

@@ -29,7 +29,7 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
         asked = f"data set {name!r}" + (f", configuration {config_name!r}" if config_name else "")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(f"The {asked} cannot be loaded ({reason}). {OFFLINE_WAYS}") from error
-    assert isinstance(loaded, DatasetDict), "named splits were not asked for one by one"
+    assert isinstance(loaded, DatasetDict), "no single split was requested"
     return loaded
 
 

@@ -122,7 +122,7 @@ def _thin_splits(splits: DatasetDict, arguments: DataArguments) -> DatasetDict:
 
 
 def open_data(arguments: DataArguments) -> ClassificationData:
-    """Load the data without decoding an image, and draw the subsets that are asked for.
+    """Load the data without decoding an image, and draw the requested subsets.
 
     Raises:
         InputError: Bad options or files, or a class with no training image.
@@ -138,7 +138,7 @@ def open_data(arguments: DataArguments) -> ClassificationData:
 def load_data(
     arguments: DataArguments, forms: Mapping[str, PixelForm] | None = None
 ) -> ClassificationData:
-    """Load the data, draw the subsets that are asked for and check every image once.
+    """Load the data, draw the requested subsets and check every image once.
 
     Raises:
         InputError: As :func:`open_data` and :func:`check_images`.

@@ -42,7 +42,7 @@ KNOWN_SHARED = frozenset(
     frozenset(f"image_{number:05d}" for number in pair)
     for pair in ((7015, 7040), (7307, 7309), (8067, 8077))
 )
-# A download may take hours, but a server that sends nothing for this long is given up.
+# A download may take hours, but stops if the server sends nothing for this long.
 SILENCE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def prepare_download(url: str) -> tuple[Path, Path]:
 
 
 def _prepare_local(folder: Path) -> Path:
-    """Return the folder of the images of local files; unpack the archive if need be."""
+    """Return the folder of the images of local files; unpack the archive if needed."""
     if _holds_images(folder / IMAGE_FOLDER):
         return folder / IMAGE_FOLDER
     checksum = _compute_md5(folder / ARCHIVE)

@@ -59,8 +59,8 @@ def find_column(dataset: Dataset, kind: str, named: str | None, name: str) -> st
     Args:
         dataset: With any columns.
         kind: ``image`` or ``label``.
-        named: What the user asked for. Without it, the column is found by its name, or else by
-            its type, ``Image`` or ``ClassLabel``. Of several names of image columns, the one of
+        named: The column that the user names. Without it, the column is found by its name, or
+            else by its type, ``Image`` or ``ClassLabel``. Of several image columns, the one of
             type ``Image`` counts.
         name: Names the data set in messages.
 
@@ -141,7 +141,7 @@ def prepare_columns(
         The train split and those of the others that have labels.
 
     Raises:
-        InputError: See :func:`find_column`; rows without a label, or a name that is no text.
+        InputError: See :func:`find_column`; rows without a label, or a name that is not text.
     """
     train = splits["train"]
     image_column = find_column(train, "image", arguments.image_column_name, name)
