@@ -121,7 +121,7 @@ FOLDERS = {
         {**TOP, "a/{}.HEIC": 3, "b/Thumbs.db": 1, "b/notes": 1},
         said=(
             r"read 20 images; left out: 5 files of other formats \(3 .heic, 1 .db, "
-            r"1 no extension; pillow-heif reads HEIC\).$",
+            r"1 no extension; HEIC requires pip install pillow-heif\).$",
         ),
     ),
     "hidden and system files": Folder(
@@ -294,7 +294,11 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "csv": ("t.csv", BOTH),
     "csv of a spreadsheet": (
         "T.CSV",
-        {"\ufefffile_name": PATHS, "Target": NAMES, "delimiter": ";"},
+        {
+            "\ufefffile_name": [path.replace("/", "\\") for path in PATHS],
+            " Target ": [f"{name} " for name in NAMES],
+            "delimiter": ";",
+        },
     ),
     "tsv": ("t.tsv", {"filename": PATHS, "label": NAMES, "delimiter": "\t"}),
     "jsonl": ("t.jsonl", {"path": PATHS, "class": NAMES}),
@@ -454,7 +458,8 @@ def test_tables_that_are_refused(case, tmp_path) -> None:
     ("name", "content", "place", "message"),
     [
         ("t.csv", b"image,label\na.png\n", "t.csv", r"The table \S+/t.csv cannot be read \("),
-        ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "cannot be read"),
+        ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "is not UTF-8 text. Save it as UTF-8"),
+        ("t.csv", b"path,label\nhttps://a.org/1.png,a\n", "t.csv", "has URLs in the column 'path'"),
         ("t.csv", b"", "t.csv", "cannot be read"),
         ("t.csv", b"image,label\n", "t.csv", "cannot be cut from the 0 training images"),
         ("t.parquet", b"no table", "t.parquet", "cannot be read"),

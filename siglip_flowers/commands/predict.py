@@ -58,10 +58,11 @@ def _parse(argv: list[str]) -> PredictionArguments:
 def _predict(options: PredictionArguments) -> None:
     # Seconds of imports, which --help and bad usage do not need.
     with defer_signals():
-        from siglip_flowers.data.pixels.decoding import list_image_extensions
+        from siglip_flowers.data.pixels.decoding import HEIC_EXTENSIONS, list_image_extensions
         from siglip_flowers.inference.classifier import SiglipImageClassifier
 
-    found = find_images(options.paths, list_image_extensions())
+    # HEIC always, to say of each such file what reading it requires.
+    found = find_images(options.paths, list_image_extensions() | HEIC_EXTENSIONS)
     threshold: Any = "fitted" if options.threshold is None else options.threshold
     classifier = SiglipImageClassifier.from_pretrained(
         str(options.model),

@@ -69,8 +69,9 @@ def publish_run(options: PublishArguments, data_arguments: DataArguments) -> Non
         native = not hasattr(config, "auto_map")
         samples = min(options.check_samples, len(rows))
         differences = check_published(staged, run, rows, native=native, samples=samples)
-        kind = "a plain class of transformers" if native else f"with {MODELING_FILE}"
-        print(f"{run.directory}: {kind}; classifies {count(samples, 'test image')} as recorded")
+        how = "with transformers alone" if native else f"with the enclosed {MODELING_FILE}"
+        images = count(samples, "test image")
+        print(f"Checked: the files to publish classify {images} as recorded, {how}.")
         write_figures(run, staged)
         if options.example_images:
             write_examples(rows, staged)
@@ -79,10 +80,10 @@ def publish_run(options: PublishArguments, data_arguments: DataArguments) -> Non
         if options.output_dir is not None:
             with files.atomic_directory(Path(options.output_dir)) as directory:
                 shutil.copytree(staged, directory, dirs_exist_ok=True)
-            print(f"the files are in {options.output_dir}")
+            print(f"The files are in {options.output_dir}.")
         if options.hub_model_id is not None:
             address = push_directory(staged, options.hub_model_id, options.hub_private_repo)
-            print(f"published: {address}")
+            print(f"Published: {address}")
 
 
 def write_model(run: FinishedRun, directory: Path) -> Any:

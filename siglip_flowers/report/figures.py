@@ -61,6 +61,8 @@ def draw_reliability(report: Report) -> Figure:
         _draw_bins(axes, values["bins"])
         title = "as trained" if number == 1 else f"temperature {values['temperature']:.3g}"
         _set_title(axes, f"{title}: ECE {percent(values['ece_equal_width'])}")
+    # Not inside, where bars may be anywhere.
+    figure.legend(handles=axes.lines[:1], loc="outside lower left", frameon=False, fontsize=9)
     return figure
 
 
@@ -74,7 +76,6 @@ def _draw_bins(axes: Axes, bins: list[dict[str, float]]) -> None:
     axes.lines[-1].set(markersize=12, markeredgewidth=2)
     axes.plot([0, 1], [0, 1], color=theme.MUTED_COLOR, linewidth=1, linestyle="--")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(facecolor="white", edgecolor="none", loc="upper left", labelcolor=theme.TEXT_COLOR)
 
 
 def _set_title(axes: Axes, title: str) -> None:

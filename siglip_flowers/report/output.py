@@ -131,16 +131,15 @@ def _embed(figure: Figure) -> Markup:
 def summarize_report(report: Report) -> str:
     """Return what the report found, as plain text; the command prints the metrics itself."""
     numbers = report.numbers
-    lines = [
-        f"Calibration error: {percent(each['ece_equal_width'])} at temperature "
-        f"{each['temperature']:.3g}."
+    errors = [
+        f"{percent(each['ece_equal_width'])} at temperature {each['temperature']:.3g}"
         for each in (numbers["calibration"], numbers["calibrated"])
         if each is not None
     ]
     kept = percent(numbers["selective"]["coverage_at_5_percent_risk"], 1)
-    lines += [
-        f"{kept} of the images can be kept at 5% errors.",
-        f"{count(len(numbers['label_suspects']), 'suspected label error')} and "
-        f"{count(len(numbers['near_duplicates']), 'near-duplicate')} are shown in the report.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"Calibration error: {', '.join(errors)}.\n"
+        f"Coverage at 5% errors: {kept} of the images.\n"
+        f"The report shows {count(len(numbers['label_suspects']), 'suspected label error')} and "
+        f"{count(len(numbers['near_duplicates']), 'near-duplicate')}."
+    )

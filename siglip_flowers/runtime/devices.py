@@ -10,6 +10,7 @@ from accelerate.utils import patch_environment
 
 from siglip_flowers.base.environment import computes_bfloat16, count_cores
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.text import count
 from siglip_flowers.config.fields import DTYPES
 
 # With more tokens, eager attention's score matrix no longer fits the processor's cache.
@@ -80,7 +81,7 @@ def describe_device(device: torch.device) -> str:
     """Name the device, as ``NVIDIA H100`` or ``cpu (2 threads)``."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
+    return f"{device.type} ({count(torch.get_num_threads(), 'thread')})"
 
 
 def measure_products(device: torch.device, dtype: torch.dtype) -> float:

@@ -87,8 +87,8 @@ def test_a_cut_upload_is_tried_again_and_the_run_is_pushed(garden):
     garden.run("map")
     (step,) = garden.steps["map"]
     assert step.code == 0, step.errors
-    assert "classifies 12 test images as recorded" in step.output
-    assert f"published: {garden.hub.endpoint}/garden/map" in step.output
+    assert "classify 12 test images as recorded" in step.output
+    assert f"Published: {garden.hub.endpoint}/garden/map" in step.output
     pushed = garden.hub.repositories["garden/map"]
     assert set(pushed.files) >= PUSHED | {MODELING_FILE}
     # Images of the data set, and what is of this machine.

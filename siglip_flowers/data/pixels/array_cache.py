@@ -39,6 +39,12 @@ logger = logging.getLogger(__name__)
 _warn_once = cache(logger.warning)
 
 
+@cache
+def _announce(kind: str, directory: Path) -> None:
+    """Say once where arrays are kept; each split has one."""
+    print(f"Keeping {kind} in {directory} for later runs.", file=sys.stderr, flush=True)
+
+
 @dataclass(frozen=True)
 class ArrayEntry:
     """What an array holds: its kind, everything it depends on, and its form.
@@ -130,7 +136,7 @@ def open_array(
         directory: The cache directory.
         entry: What is wanted.
         build: Fills the whole array it is given; called by one process of the machine only.
-        quiet: Do not print the disk space before building.
+        quiet: Do not print where it is kept.
 
     Returns:
         The array, or None, with one warning, if the directory cannot be written or its disk has
@@ -148,8 +154,7 @@ def open_array(
         if free < entry.nbytes + SPARE_BYTES:
             raise OSError(f"{free / 1e9:.1f} GB free, {entry.nbytes / 1e9:.1f} GB needed")
         if not quiet and is_first_process():
-            size = f"{entry.nbytes / 1e6:.1f} MB"
-            print(f"Keeping {size} of {entry.kind} in {directory}", file=sys.stderr, flush=True)
+            _announce(entry.kind, directory)
         with FileLock(directory / f"{entry.name}.lock"):
             # Another process may have built it while this one waited.
             if find_array(directory, entry) is None:

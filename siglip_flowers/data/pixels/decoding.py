@@ -23,7 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
@@ -39,6 +39,9 @@ ImageSource: TypeAlias = (
 DECODING_VERSION = 2
 # Pillow passes these to another program, Ghostscript, which runs code in the file.
 PROGRAM_FORMATS = frozenset({"EPS"})
+# Photographs of phones, which Pillow reads with the package pillow-heif.
+HEIC_EXTENSIONS = frozenset({".heic", ".heif"})
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 # Bytes of decoded pixels at a time, in all threads of a process: 268 megapixels of RGB, or 134 of
 # another mode, whose conversion takes a second copy.
 MAX_PIXEL_BYTES = 2**30
@@ -165,7 +168,15 @@ def _open(source: Any) -> PIL.Image.Image:
         raise ImageError("not a regular file")
     _load_formats()
     formats = [name for name in PIL.Image.ID if name not in PROGRAM_FORMATS]
-    return PIL.Image.open(source, formats=formats)
+    try:
+        return PIL.Image.open(source, formats=formats)
+    except PIL.UnidentifiedImageError as error:
+        with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+            file.seek(4)
+            start = file.read(8)
+        if start[:4] == b"ftyp" and start[4:] in HEIC_BRANDS:
+            raise ImageError("HEIC requires pip install pillow-heif") from error
+        raise
 
 
 def _check_size(image: PIL.Image.Image, max_pixels: int | None) -> int:

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image, NamedSplit
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.names import is_text, order_names
-from siglip_flowers.data.pixels.decoding import list_image_extensions
+from siglip_flowers.data.pixels.decoding import HEIC_EXTENSIONS, list_image_extensions
 from siglip_flowers.data.splits import recognize_split
 
 # How the names of hidden folders and files begin, and of those that systems put beside images.
@@ -128,7 +128,7 @@ def _describe_endings(files: Iterable[str]) -> str:
     """Return a text such as ``9 files of other formats (8 .heic, 1 .txt)``."""
     endings = Counter(os.path.splitext(file)[1].lower() or "no extension" for file in files)
     kinds = [f"{number} {ending}" for ending, number in endings.most_common()]
-    hint = "; pillow-heif reads HEIC" if {".heic", ".heif"} & endings.keys() else ""
+    hint = "; HEIC requires pip install pillow-heif" if HEIC_EXTENSIONS & endings.keys() else ""
     return f"{count(endings.total(), 'file')} of other formats ({abbreviate(kinds)}{hint})"
 
 

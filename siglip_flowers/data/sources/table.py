@@ -7,12 +7,15 @@ relative to the table.
 """
 
 import logging
+import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 from datasets import ClassLabel, Dataset, Image, Value
 
@@ -207,20 +210,35 @@ def _list_tables(folder: Path) -> list[Path]:
 
 
 def _read_csv(path: Path) -> Dataset:
-    """Read a table of text; every value stays as it is written, ``01`` too."""
+    """Read a table of text; values stay as they are written, ``01`` too, but for outer spaces."""
     with path.open(encoding="utf-8-sig") as file:
         delimiter = max(DELIMITERS, key=file.readline().count)
     parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     names = pa.csv.open_csv(path, parse_options=parse).schema.names
     text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    return Dataset(pa.csv.read_csv(path, parse_options=parse, convert_options=text))
+    table = pa.csv.read_csv(path, parse_options=parse, convert_options=text)
+    columns = [pc.utf8_trim_whitespace(column) for column in table.columns]
+    return Dataset(pa.table(columns, names=[name.strip() for name in names]))
+
+
+def _find_image(folder: Path, name: str) -> str:
+    """Return the path of an image of a table, which another system may have written.
+
+    Windows separates folders by backslashes, and macOS spells accents with code points of their
+    own.
+    """
+    slashed = name.replace("\\", "/")
+    forms = (unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed))
+    places = [str(folder / spelled) for spelled in dict.fromkeys((name, slashed, *forms))]
+    found = filter(os.path.exists, places if len(places) > 1 else ())
+    return next(found, places[0])
 
 
 def _read_table(path: Path, arguments: DataArguments) -> Dataset:
     """Return the rows of a table; paths of images are joined to its folder.
 
     Raises:
-        InputError: The table cannot be read, or has no column of images.
+        InputError: The table cannot be read, has no column of images, or has URLs in it.
     """
     kind = FORMATS[path.suffix.lower()]
     try:
@@ -230,11 +248,19 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
             rows = datasets.load_dataset(kind, data_files=str(path), split="train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
+        if re.search(r"utf-?8", reason, re.IGNORECASE):
+            raise InputError(f"The table {path} is not UTF-8 text. Save it as UTF-8.") from error
         raise InputError(f"The table {path} cannot be read ({reason}). Check the file.") from error
     column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
     feature = rows.features[column]
     if isinstance(feature, Value) and "string" in feature.dtype:
-        places = [None if name is None else str(path.parent / name) for name in rows[column]]
+        names = rows[column]
+        if any(re.match("https?://", name or "", re.IGNORECASE) for name in names):
+            raise InputError(
+                f"The table {path} has URLs in the column {column!r}. Download the images, and "
+                "give their paths instead."
+            )
+        places = [None if name is None else _find_image(path.parent, name) for name in names]
         table, number = rows.data.table, rows.column_names.index(column)
         joined = pa.array(places, table.schema.types[number])
         # Not add_column, after which datasets miscounts the rows of other columns.
