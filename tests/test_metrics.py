@@ -33,6 +33,7 @@ def top_k_accuracy(labels, scores, k):
 def assert_agrees_with_sklearn(labels, predictions, num_classes):
     close = {"rtol": 0, "atol": 1e-12}
     rows = classification.per_class_rows(labels, predictions, list(map(str, range(num_classes))))
+    assert all(type(row["support"]) is int for row in rows)
     expected = reference.precision_recall_fscore_support(
         labels, predictions, labels=range(num_classes), average=None, zero_division=0
     )

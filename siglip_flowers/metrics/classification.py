@@ -96,7 +96,8 @@ def per_class_rows(
     )
     rows = zip(names, *(values.tolist() for values in scores), strict=True)
     return [
-        {"label": label, "name": name, "support": n, "precision": p, "recall": r, "f1": f1}
+        # scikit-learn counts in floats if no prediction is right.
+        {"label": label, "name": name, "support": int(n), "precision": p, "recall": r, "f1": f1}
         for label, (name, p, r, f1, n) in enumerate(rows)
     ]
 
