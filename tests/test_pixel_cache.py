@@ -1,6 +1,7 @@
 """Pixels from the cache against pixels decoded on the spot and against the image processor."""
 
 import os
+import pickle
 import shutil
 
 import datasets
@@ -12,11 +13,8 @@ from PIL import Image
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.inspection import examine_images
-from siglip_flowers.data.pixels.tensors import (
-    PixelDataset,
-    PixelForm,
-    open_pixels,
-)
+from siglip_flowers.data.pixels import tensors
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelForm, open_pixels
 from siglip_flowers.data.rows import fingerprint_images
 from siglip_flowers.data.sources.load import load_data
 from tests.small_flowers import build_flowers
@@ -147,12 +145,41 @@ def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkey
     data = load_data(DataArguments(**options), forms)
     assert data.checked == "files compared, decoded while training"
     assert "0.0 GB free; images are decoded in every epoch" in caplog.text
+    # Nor if there is room, but decoding would take long.
+    monkeypatch.undo()
+    monkeypatch.setattr("siglip_flowers.data.inspection.LONGEST_SECONDS", -1.0)
+    monkeypatch.setattr("siglip_flowers.data.inspection.read_image", None)
+    data = load_data(DataArguments(**options), forms)
+    assert data.checked == "files compared, decoded while training"
+    assert "they are decoded while training, and kept" in caplog.text
     shutil.copy(folder / "train" / "aster" / "0.png", folder / "test" / "aster" / "copy.png")
     with pytest.raises(InputError, match="train/aster/0 = test/aster/copy"):
         load_data(DataArguments(**options), forms)
     monkeypatch.setattr("siglip_flowers.data.inspection.digest_file", None)
     accepted = load_data(DataArguments(allow_duplicates=True, **options), forms)
     assert accepted.checked == "files not checked"
+
+
+def test_pixels_that_take_long_to_decode_are_kept_as_they_are_used(rows, tmp_path, monkeypatch):
+    """A run that is killed leaves its rows; damaged ones are decoded again."""
+    monkeypatch.setattr(tensors, "SAMPLED_SHARE", 1.0)
+    monkeypatch.setattr(tensors, "LONGEST_SECONDS", 0.0)
+    arguments, order = DataArguments(cache_dir=str(tmp_path)), list(range(len(rows)))
+    expected = PixelDataset(rows, FORM).__getitems__(order)["pixel_values"]
+    first = open_pixels(rows, FORM, arguments)
+    first.threads = 2
+    for batch in ([5, 0, 17], [17, 3], [0]):
+        assert torch.equal(first.__getitems__(batch)["pixel_values"], expected[batch])
+    (part,) = tmp_path.glob("pixels-*.part")
+    np.load(part / "array.npy", mmap_mode="r+")[0] += 1
+    decoded, decode = [], PixelDataset.decode
+    second = pickle.loads(pickle.dumps(open_pixels(rows, FORM, arguments)))
+    monkeypatch.setattr(PixelDataset, "decode", lambda *args: decoded.append(args) or decode(*args))
+    assert torch.equal(second.__getitems__(order)["pixel_values"], expected)
+    assert len(decoded) == len(rows) - 3
+    monkeypatch.setattr(PixelDataset, "decode", None)
+    assert np.array_equal(open_pixels(rows, FORM, arguments).cached, expected)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_every_broken_image_is_named_when_pixels_are_decoded(tmp_path):

@@ -31,7 +31,12 @@ from siglip_flowers.data.pixels.decoding import (
     check_header,
     read_image,
 )
-from siglip_flowers.data.pixels.tensors import PixelForm, describe_pixels
+from siglip_flowers.data.pixels.tensors import (
+    LONGEST_SECONDS,
+    PixelForm,
+    describe_pixels,
+    estimate_seconds,
+)
 from siglip_flowers.data.rows import (
     describe_unreadable,
     fingerprint_images,
@@ -124,22 +129,23 @@ def examine_images(
         if not digests.any():
             read(digests, rows)
 
-    shape = (len(rows), DIGEST_BYTES)
     digests: np.ndarray | None = None
     if cache_dir is not None and len(rows):
-        key: dict[str, Any] = {"images": fingerprint_images(rows), "decoded": decode}
-        if decode:
-            key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
-        digests = open_array(
-            cache_dir, ArrayEntry("digests", key, shape, "uint8"), fill, quiet=True
-        )
+        digests = open_array(cache_dir, _describe_digests(rows, decode), fill, quiet=True)
     if digests is None:
-        digests = np.zeros(shape, dtype=np.uint8)
+        digests = np.zeros((len(rows), DIGEST_BYTES), dtype=np.uint8)
         fill(digests)
     # Reading the others once more tells what is wrong with them.
     failed = np.flatnonzero(~digests.any(axis=1))
     problems = read(np.zeros_like(digests), rows.select(failed))
     return digests, {int(failed[row]): problem for row, problem in problems.items()}
+
+
+def _describe_digests(rows: Dataset, decode: bool) -> ArrayEntry:
+    key: dict[str, Any] = {"images": fingerprint_images(rows), "decoded": decode}
+    if decode:
+        key |= {"pillow": PIL.__version__, "steps": DECODING_VERSION}
+    return ArrayEntry("digests", key, (len(rows), DIGEST_BYTES), "uint8")
 
 
 def check_images(
@@ -150,8 +156,8 @@ def check_images(
     """Check that every image can be read and none is in two splits; drop those that cannot.
 
     Images are decoded for it if their pixels are kept, so that none is decoded twice, or if
-    unreadable ones are to be dropped. Otherwise files are opened and compared by their bytes, and
-    a damaged one is found when it is decoded.
+    unreadable ones are to be dropped. Otherwise, or if that would take long, files are opened and
+    compared by their bytes, and a damaged one is found when it is decoded.
 
     Args:
         data: From :func:`~siglip_flowers.data.sources.load.open_data`.
@@ -164,7 +170,10 @@ def check_images(
     """
     splits, skips = data.splits, arguments.skip_corrupt_images
     cache_dir = locate_cache(arguments) if arguments.pixel_cache else None
+    workers = arguments.image_workers or count_cores()
     if forms is None or cache_dir is None or not _has_room(splits, cache_dir, forms):
+        forms = {}
+    if forms and cache_dir and not skips and _takes_long(splits, cache_dir, forms, workers):
         forms = {}
     digests: Digests = {}
     problems: Problems = {name: {} for name in splits}
@@ -173,7 +182,6 @@ def check_images(
         checked = "files not checked"
     else:
         checked = "all images decoded" if decodes else "files compared, decoded while training"
-        workers = arguments.image_workers or count_cores()
         for name, rows in splits.items():
             digests[name], problems[name] = examine_images(
                 rows, workers=workers, cache_dir=cache_dir, decode=decodes, form=forms.get(name)
@@ -211,6 +219,25 @@ def _has_room(splits: DatasetDict, directory: Path, forms: Mapping[str, PixelFor
         free / 1e9,
     )
     return False
+
+
+def _takes_long(
+    splits: DatasetDict, directory: Path, forms: Mapping[str, PixelForm], workers: int
+) -> bool:
+    """Return whether decoding what was not decoded before would delay the first step for long."""
+    seconds = sum(
+        estimate_seconds(rows, forms[name], workers)
+        for name, rows in splits.items()
+        if find_array(directory, _describe_digests(rows, decode=True)) is None
+    )
+    if seconds > LONGEST_SECONDS:
+        logger.warning(
+            "Decoding all images takes about %.0f minutes; they are decoded while training, and "
+            "kept in %s.",
+            seconds / 60,
+            directory,
+        )
+    return seconds > LONGEST_SECONDS
 
 
 def _drop_unreadable(

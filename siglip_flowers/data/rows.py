@@ -6,7 +6,8 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
+from json.encoder import encode_basestring_ascii
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def image_ids(dataset: Dataset) -> list[str]:
     row number added.
     """
     class_names = dataset.features["label"].names
-    normalize = lru_cache(normalize_name)
+    normalize = cache(normalize_name)
     prefix = dataset.split if dataset.split is not None else "row"
     rows = range(len(dataset))
     if dataset._indices is not None:
@@ -148,9 +149,15 @@ def fingerprint_images(dataset: Dataset) -> str:
     file of an image folder is replaced.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for batch in select_undecoded(dataset).iter(BATCH_ROWS):
-        for value in batch["image"]:
-            digest.update(_identify(value))
+    column = dataset.data.column("image")
+    if pc.struct_field(column, "bytes").null_count == len(column) and not column.null_count:
+        # Millions of files take seconds this way, where rows of a data set take minutes.
+        for path in get_image_paths(dataset):
+            digest.update(_identify_file(str(path)))
+    else:
+        for batch in select_undecoded(dataset).iter(BATCH_ROWS):
+            for value in batch["image"]:
+                digest.update(_identify(value))
     return digest.hexdigest()
 
 
@@ -159,9 +166,14 @@ def _identify(value: dict[str, Any] | None) -> bytes:
         return b"none"
     if value["bytes"] is not None:
         return hashlib.blake2b(value["bytes"], digest_size=16).digest()
-    path = value["path"]
+    return _identify_file(value["path"])
+
+
+def _identify_file(path: str) -> bytes:
     try:
         status = os.stat(path)
     except OSError:
         return json.dumps([path, None]).encode()
-    return json.dumps([os.path.abspath(path), status.st_size, status.st_mtime_ns]).encode()
+    # As json.dumps writes a list, in a tenth of the time.
+    quoted = encode_basestring_ascii(os.path.abspath(path))
+    return f"[{quoted}, {status.st_size}, {status.st_mtime_ns}]".encode()

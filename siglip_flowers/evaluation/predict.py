@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.decoding import map_ahead
 from siglip_flowers.data.pixels.tensors import open_pixels, read_form
-from siglip_flowers.data.rows import image_ids
+from siglip_flowers.data.rows import get_labels, image_ids
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.metrics.classification import compute_metrics, per_class_rows
 from siglip_flowers.model.classifier import SiglipClassifier
@@ -99,7 +99,7 @@ def evaluate_split(
     )
     width = outputs.shape[1] - len(model.class_names)
     features, logits = np.ascontiguousarray(outputs[:, :width]), outputs[:, width:].copy()
-    labels = np.asarray(rows["label"], dtype=np.int64)
+    labels = get_labels(rows)
     return SplitResult(
         split=split,
         ids=image_ids(rows),

@@ -26,6 +26,7 @@ from siglip_flowers.model.adapters import has_adapters, select_trained
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.model.contrastive import ContrastiveSiglip
 from siglip_flowers.model.ensemble import WeightAverage
+from siglip_flowers.runtime.devices import count_cores
 from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.runtime.preemption import defer_signals, shield_workers
 from siglip_flowers.training.anomalies import AnomalyWatch
@@ -90,6 +91,8 @@ class SiglipTrainer(CheckpointingTrainer):
             "validation": data.splits["validation"],
         }
         args = copy_for_trainer(training, pixels, forms)
+        if not args.dataloader_num_workers:
+            pixels.threads = max(1, count_cores() // training.world_size)
         labels, num_classes = get_labels(train), len(data.class_names)
         balance, strength = training.class_balance, training.class_balance_strength
         self.class_weights = None

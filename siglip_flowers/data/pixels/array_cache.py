@@ -3,6 +3,7 @@
 An entry is a directory that appears whole or not at all, holding ``array.npy`` and ``entry.json``.
 Its name is a digest of everything that its content depends on, so that a changed image, size or
 weight leads to another entry; the processes of one machine build it once and share its pages.
+What takes long to compute is a growing array until all of its rows are there.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import xxhash
 from filelock import FileLock
+from tqdm.auto import tqdm
 
 from siglip_flowers.base.files import atomic_directory, write_json
 from siglip_flowers.config import DataArguments
@@ -29,6 +32,8 @@ from siglip_flowers.config.parsing import is_first_process
 
 ARRAY_FILE = "array.npy"
 ENTRY_FILE = "entry.json"
+# Of a growing array: the checksum of each row that is there, and the end of its name.
+SUMS_FILE, GROWING = "sums.npy", ".part"
 FORMAT_VERSION = 1
 # Rows whose checksums are compared when an entry is opened, spread evenly over the array.
 CHECKED_ROWS = 64
@@ -148,29 +153,46 @@ def open_array(
     array = find_array(directory, entry)
     if array is not None:
         return array
+    with _tolerate(directory, entry), _lock(directory, entry, quiet):
+        # Another process may have built it while this one waited.
+        if find_array(directory, entry) is None:
+            with _create(directory / entry.name, entry) as values:
+                build(values)
+    return find_array(directory, entry)
+
+
+@contextmanager
+def _lock(directory: Path, entry: ArrayEntry, quiet: bool = False) -> Iterator[None]:
+    """Hold the lock of an entry that is written, if its disk has room."""
+    directory.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(directory).free
+    if free < entry.nbytes + SPARE_BYTES and not is_growing(directory, entry):
+        raise OSError(f"{free / 1e9:.1f} GB free, {entry.nbytes / 1e9:.1f} GB needed")
+    if not quiet and is_first_process():
+        _announce(entry.kind, directory)
+    with FileLock(directory / f"{entry.name}.lock"):
+        yield
+
+
+@contextmanager
+def _tolerate(directory: Path, entry: ArrayEntry) -> Iterator[None]:
+    """Make a warning, once, of an OSError."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(directory).free
-        if free < entry.nbytes + SPARE_BYTES:
-            raise OSError(f"{free / 1e9:.1f} GB free, {entry.nbytes / 1e9:.1f} GB needed")
-        if not quiet and is_first_process():
-            _announce(entry.kind, directory)
-        with FileLock(directory / f"{entry.name}.lock"):
-            # Another process may have built it while this one waited.
-            if find_array(directory, entry) is None:
-                _build(directory / entry.name, entry, build)
+        yield
     except OSError as error:
         _warn_once(
             f"The cache directory {directory} cannot be written ({error.strerror or error}); the "
             f"{entry.kind} are computed again whenever they are needed. --cache_dir names another."
         )
-    return find_array(directory, entry)
 
 
-def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -> None:
+@contextmanager
+def _create(path: Path, entry: ArrayEntry, *, grows: bool = False) -> Iterator[np.ndarray]:
+    """Yield the array of a new entry, whose directory appears if the block succeeds."""
     # Under the lock, a half-built entry is that of a process that was killed.
-    for leftover in path.parent.glob(f".{path.name}.*"):
-        shutil.rmtree(leftover)
+    for pattern in (f".{path.name}.*", path.name + GROWING):
+        for leftover in path.parent.glob(pattern):
+            shutil.rmtree(leftover)
     with atomic_directory(path) as temporary:
         file = temporary / ARRAY_FILE
         array = np.lib.format.open_memmap(file, mode="w+", dtype=entry.dtype, shape=entry.shape)
@@ -178,8 +200,76 @@ def _build(path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None]) -
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        build(array)
+        yield array
         array.flush()
-        write_json(temporary / ENTRY_FILE, entry.describe_with(array))
+        if grows:
+            np.save(temporary / SUMS_FILE, np.zeros(len(array), dtype=np.uint64))
+        write_json(temporary / ENTRY_FILE, {} if grows else entry.describe_with(array))
         # Windows renames no directory with a file that is mapped.
         del array
+
+
+class GrowingArray:
+    """An entry whose rows are written in any order, by any thread or process, and kept at once.
+
+    A row counts if its checksum fits: one that was cut off is missing.
+
+    Args:
+        path: Of the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows = np.load(path / ARRAY_FILE, mmap_mode="r+")
+        self._sums = np.load(path / SUMS_FILE, mmap_mode="r+")
+
+    def __reduce__(self) -> tuple[type["GrowingArray"], tuple[Path]]:
+        # Memory maps are pickled as copies.
+        return GrowingArray, (self.path,)
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return a copy of some rows, and which of them are missing: bool."""
+        values = self._rows[rows]
+        sums = np.array([xxhash.xxh3_64_intdigest(v.data) for v in values], dtype=np.uint64)
+        return values, sums != self._sums[rows]
+
+    def write(self, row: int, value: np.ndarray) -> None:
+        """Keep a row."""
+        self._rows[row] = value
+        self._sums[row] = xxhash.xxh3_64_intdigest(np.ascontiguousarray(value).data)
+
+    def is_complete(self) -> bool:
+        """Return whether all rows are there and undamaged."""
+        if not self._sums.all():
+            return False
+        numbers = tqdm(range(len(self._sums)), "checking pixels", leave=False, disable=None)
+        return not any(self.read(np.array([number]))[1].any() for number in numbers)
+
+
+def is_growing(directory: Path, entry: ArrayEntry) -> bool:
+    """Return whether a growing array keeps rows of an entry."""
+    return (directory / (entry.name + GROWING)).is_dir()
+
+
+def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
+    """Return a growing array that keeps what is computed of an entry.
+
+    Returns:
+        None if it was complete, and has become the entry; or, with one warning, if the directory
+        cannot be written or its disk has too little room.
+    """
+    path, array = directory / (entry.name + GROWING), None
+    with _tolerate(directory, entry), _lock(directory, entry):
+        if not path.is_dir():
+            with _create(path, entry, grows=True):
+                pass
+        array = GrowingArray(path)
+        os.utime(path / ENTRY_FILE)
+        if array.is_complete():
+            array = None
+            rows = np.load(path / ARRAY_FILE, mmap_mode="r")
+            write_json(path / ENTRY_FILE, entry.describe_with(rows))
+            del rows
+            (path / SUMS_FILE).unlink()
+            path.rename(directory / entry.name)
+    return array

@@ -5,7 +5,10 @@ float32 cross the bus. ``PixelNormalizer`` then gives exactly what the checkpoin
 processor would have given.
 """
 
+import logging
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +20,22 @@ from PIL import Image
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.pixels.array_cache import ArrayEntry, locate_cache, open_array
-from siglip_flowers.data.pixels.decoding import DECODING_VERSION, ImageError, decode_rgb, read_image
+from siglip_flowers.data.pixels.array_cache import (
+    ArrayEntry,
+    GrowingArray,
+    find_array,
+    grow_array,
+    is_growing,
+    locate_cache,
+    open_array,
+)
+from siglip_flowers.data.pixels.decoding import (
+    DECODING_VERSION,
+    ImageError,
+    decode_rgb,
+    map_ahead,
+    read_image,
+)
 from siglip_flowers.data.pixels.patches import PatchBudget, pack_image, unpack_patches
 from siglip_flowers.data.rows import (
     describe_unreadable,
@@ -32,6 +49,12 @@ from siglip_flowers.runtime.devices import count_cores
 
 # Side in pixels of the squares that images are resized to, or the patches they are cut up into.
 ImageSize = int | PatchBudget
+# Images that tell how long all of them take, and the share of all that they are at most.
+SAMPLED_IMAGES, SAMPLED_SHARE = 32, 1 / 32
+# What takes longer than this to decode is decoded while training.
+LONGEST_SECONDS = 300.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,8 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
 
     Attributes:
         cached: The pixels of all rows (N, ...) uint8, if the cache has them.
+        growing: Keeps what is decoded, if that takes long.
+        threads: How many decode a batch.
     """
 
     def __init__(self, rows: datasets.Dataset, form: PixelForm) -> None:
@@ -124,6 +149,8 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
         self.images = select_undecoded(rows)
         self.form = form
         self.cached: np.memmap | None = None
+        self.growing: GrowingArray | None = None
+        self.threads = 1
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map is pickled as a copy of all pixels.
@@ -142,17 +169,30 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
         index = torch.as_tensor(indices, dtype=torch.int64)
         if self.cached is not None:
             pixels = torch.from_numpy(self.cached[index.numpy()])
+        elif self.growing is None:
+            pixels = torch.stack(self._decode_rows(list(indices)))
         else:
-            values = self.images[list(indices)]["image"]
-            pixels = torch.stack(list(map(self._decode_row, indices, values)))
+            kept, is_missing = self.growing.read(index.numpy())
+            pixels, missing = torch.from_numpy(kept), np.flatnonzero(is_missing).tolist()
+            rows = index[missing].tolist()
+            for place, row, values in zip(missing, rows, self._decode_rows(rows), strict=True):
+                pixels[place] = values
+                self.growing.write(row, values.numpy())
         return PixelBatch(pixel_values=pixels, labels=self.labels[index], index=index)
 
-    def _decode_row(self, row: int, value: dict[str, Any]) -> torch.Tensor:
-        try:
-            return self.decode(value)
-        except ImageError as error:
-            problems = list_unreadable(self.rows, {row: str(error)})
-            raise RunError(describe_unreadable(problems, len(self))) from error
+    def _decode_rows(self, rows: list[int]) -> list[torch.Tensor]:
+        def decode(item: tuple[int, dict[str, Any]]) -> torch.Tensor:
+            row, value = item
+            try:
+                return self.decode(value)
+            except ImageError as error:
+                problems = list_unreadable(self.rows, {row: str(error)})
+                raise RunError(describe_unreadable(problems, len(self))) from error
+
+        items = zip(rows, self.images[rows]["image"] if rows else (), strict=True)
+        if self.threads == 1:
+            return list(map(decode, items))
+        return list(map_ahead(decode, items, workers=self.threads, ahead=len(rows)))
 
     def decode(self, value: dict[str, Any]) -> torch.Tensor:
         """Return the pixels of an undecoded image."""
@@ -163,7 +203,8 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
 def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArguments) -> PixelDataset:
     """Return the rows as uint8 pixels from the cache, which is filled first if needed.
 
-    Without a cache, or if its disk is full, the data set decodes.
+    Without a cache, or if its disk is full, the data set decodes. If filling the cache takes long,
+    it decodes as well, and keeps the pixels.
 
     Args:
         rows: A data set with the columns ``image`` and ``label``.
@@ -186,8 +227,28 @@ def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArgument
         if problems:
             raise RunError(describe_unreadable(list_unreadable(rows, problems), len(rows)))
 
-    pixels.cached = open_array(locate_cache(arguments), describe_pixels(rows, form), fill)
+    directory, entry = locate_cache(arguments), describe_pixels(rows, form)
+    pixels.cached = find_array(directory, entry)
+    if pixels.cached is not None:
+        return pixels
+    if is_growing(directory, entry) or estimate_seconds(rows, form, workers) > LONGEST_SECONDS:
+        pixels.growing = grow_array(directory, entry)
+        pixels.cached = find_array(directory, entry)
+    else:
+        pixels.cached = open_array(directory, entry, fill)
     return pixels
+
+
+def estimate_seconds(rows: datasets.Dataset, form: PixelForm, workers: int) -> float:
+    """Return about how long threads decode all images, measured on a few; 0 for few images."""
+    if len(rows) * SAMPLED_SHARE < SAMPLED_IMAGES:
+        return 0.0
+    sample = np.linspace(0, len(rows) - 1, SAMPLED_IMAGES, dtype=int).tolist()
+    values, began = select_undecoded(rows)[sample]["image"], time.perf_counter()
+    for value in values:
+        with suppress(ImageError), read_image(value) as image:
+            form.resize(image)
+    return (time.perf_counter() - began) / SAMPLED_IMAGES * len(rows) / workers
 
 
 def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, NamedSplit
+from tqdm.auto import tqdm
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import abbreviate, count
@@ -146,7 +148,12 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
     try:
         splits = _find_splits(data_dir, left_out)
         files = {
-            split: {name: _list_files(folder.absolute()) for name, folder in folders.items()}
+            split: {
+                name: _list_files(folder.absolute())
+                for name, folder in tqdm(
+                    folders.items(), f"listing {split}", leave=False, disable=None
+                )
+            }
             for split, folders in splits.items()
         }
     except OSError as error:
@@ -167,8 +174,9 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
         for path, _ in rows:
             if not is_text(path):
                 raise InputError(f"The image {path!r} has a name that is not UTF-8. Rename it.")
-        paths, labels = zip(*rows, strict=True)
-        columns = {"image": list(paths), "label": list(labels)}
+        # An Arrow array, which is not encoded row by row.
+        paths = pa.array([path for path, _ in rows])
+        columns = {"image": paths, "label": [label for _, label in rows]}
         data[split] = Dataset.from_dict(columns, features=features, split=NamedSplit(split))
     walked = [found for classes in files.values() for found in classes.values()]
     if hidden := sum(len(found.hidden) for found in walked):

@@ -254,14 +254,14 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
     column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
     feature = rows.features[column]
     if isinstance(feature, Value) and "string" in feature.dtype:
-        names = rows[column]
+        table, number = rows.data.table, rows.column_names.index(column)
+        names = table.column(column).to_pylist()
         if any(re.match("https?://", name or "", re.IGNORECASE) for name in names):
             raise InputError(
                 f"The table {path} has URLs in the column {column!r}. Download the images, and "
                 "give their paths instead."
             )
         places = [None if name is None else _find_image(path.parent, name) for name in names]
-        table, number = rows.data.table, rows.column_names.index(column)
         joined = pa.array(places, table.schema.types[number])
         # Not add_column, after which datasets miscounts the rows of other columns.
         rows = Dataset(table.set_column(number, column, joined), info=rows.info)
@@ -276,7 +276,8 @@ def _divide(rows: Dataset, path: Path) -> dict[str, Dataset]:
     """
     if SPLIT_COLUMN not in rows.column_names:
         return {"train": rows}
-    names = [str(value).strip() for value in rows[SPLIT_COLUMN]]
+    values = rows.data.column(SPLIT_COLUMN).to_pylist()
+    names = [str(value).strip() for value in values]
     found = {name: recognize_split(name) for name in dict.fromkeys(names)}
     unknown = [repr(name) for name, split in found.items() if split is None]
     if unknown or "train" not in found.values():
