@@ -9,15 +9,21 @@ not depend on them. What 8 bits cost in accuracy is printed by 'siglip-flowers e
 
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import Sample, alternate, compare, name_device, run_benchmark, summarize
+from benchmarks.harness import (
+    alternate,
+    compare,
+    name_device,
+    run_benchmark,
+    run_timed,
+    summarize,
+)
 from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.base.prompts import FLOWER_NAMES
@@ -80,29 +86,26 @@ def build_arms(
     }, batch
 
 
-def time_arm(runner: Any, batch: tuple[torch.Tensor, ...], batches: int) -> Callable[[], Sample]:
-    """Return a function that runs one round."""
-
-    def run() -> Sample:
-        began = time.perf_counter()
-        with torch.no_grad():
-            for _ in range(batches):
-                runner(*batch)
-        return Sample(batches * len(batch[0]), time.perf_counter() - began)
-
-    return run
+@torch.no_grad()
+def run_batches(runner: Any, batch: tuple[torch.Tensor, ...], batches: int) -> None:
+    """Run one round."""
+    for _ in range(batches):
+        runner(*batch)
 
 
-def measure(options: Options, argv: list[str]) -> None:
+def measure(options: Options, command: str) -> None:
     """Measure, print and write."""
     device = torch.device("cpu")
     with tempfile.TemporaryDirectory() as directory:
         arms, batch = build_arms(options, Path(directory))
         sizes = {name: path.stat().st_size for name, (_, path) in arms.items()}
-        samples = alternate(
-            {name: time_arm(runner, batch, options.batches) for name, (runner, _) in arms.items()},
-            options.rounds,
-        )
+        images = options.batches * options.batch_size
+        works = {
+            name: partial(run_batches, runner, batch, options.batches)
+            for name, (runner, _) in arms.items()
+        }
+        rounds = {name: partial(run_timed, work, images, device) for name, work in works.items()}
+        samples = alternate(rounds, options.rounds)
     results = {
         name: {
             **summarize(samples[name]),
@@ -135,7 +138,6 @@ def measure(options: Options, argv: list[str]) -> None:
         results,
         {name: f"({row['times_eager']:.2f}x)" for name, row in results.items()},
     )
-    command = " ".join([f"python -m {MODULE}", *argv])
     path = write_report(
         "export",
         device,

@@ -39,6 +39,7 @@ from benchmarks.harness import (
 )
 from benchmarks.images import (
     base_config,
+    make_tower,
     tiny_config,
     write_checkpoint,
     write_full_size,
@@ -327,20 +328,6 @@ def measure_methods(bench: Bench) -> Iterator[Row]:
             gc.collect()
 
 
-def make_tower(
-    width: int, inner: int, layers: int, heads: int, size: int, patch: int
-) -> SiglipVisionConfig:
-    """Return the architecture of a released encoder."""
-    return SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=size,
-        patch_size=patch,
-    )
-
-
 def measure_method(bench: Bench, config: SiglipVisionConfig, method: str, name: str) -> Row:
     """Train a few steps of a batch that lies on the device, in bfloat16."""
     device, batch = bench.device, 32 if bench.gpu else 4
@@ -405,12 +392,11 @@ def main(argv: list[str] | None = None) -> int:
     return run_benchmark(CheckOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(options: CheckOptions, argv: list[str]) -> None:
+def _run(options: CheckOptions, command: str) -> None:
     if options.cpu:
         # Before CUDA is first asked for, so that everything takes the CPU.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     device = select_device(options.cpu)
-    command = " ".join(["python", "-m", MODULE, *argv])
     rows: list[Row] = []
     timings: dict[str, float] = {}
     failed = []

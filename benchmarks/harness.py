@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -174,7 +175,7 @@ class MemoryMeter(AbstractContextManager["MemoryMeter"]):
         cuda = self.device.type == "cuda"
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return {
-            "resident_bytes": _read_status("VmHWM") or _read_resident(),
+            "resident_bytes": read_status("VmHWM") or _read_resident(),
             "anonymous_bytes": self._anonymous or None,
             "worker_resident_bytes": children or None,
             "cuda_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else None,
@@ -186,13 +187,14 @@ class MemoryMeter(AbstractContextManager["MemoryMeter"]):
 
     def _watch(self) -> None:
         while not self._stop.wait(SAMPLING_SECONDS):
-            self._anonymous = max(self._anonymous, _read_status("RssAnon") or 0)
+            self._anonymous = max(self._anonymous, read_status("RssAnon") or 0)
 
 
-def _read_status(key: str) -> int | None:
+def read_status(key: str, process: int | str = "self") -> int | None:
+    """Return a number of bytes from the status of a process; None where there is none."""
     # Not ru_maxrss: a process inherits that peak from the one that started it.
     try:
-        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        text = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
     except OSError:
         return None
     match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
@@ -259,11 +261,33 @@ def run_alone(module: str, argv: Sequence[str], mark: str) -> dict[str, Any]:
     )
 
 
+def time_commands(
+    commands: Mapping[str, tuple[Sequence[str], int]], rounds: int
+) -> dict[str, list[float]]:
+    """Start python with the words of each command in turn; return the seconds of each round.
+
+    Raises:
+        RunError: One ended with another exit code than the one beside its words.
+    """
+
+    def start(words: Sequence[str], exit_code: int) -> Sample:
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        if done.returncode != exit_code:
+            raise RunError(f"python {' '.join(words)} gave {done.returncode}: {done.stderr}")
+        return Sample(1, time.perf_counter() - began)
+
+    samples = alternate({name: partial(start, *each) for name, each in commands.items()}, rounds)
+    return {name: [sample.seconds for sample in found] for name, found in samples.items()}
+
+
 def run_benchmark(
     kind: type,
     module: str,
     description: str | None,
-    run: Callable[[Any, list[str]], None],
+    run: Callable[[Any, str], None],
     argv: list[str] | None,
 ) -> int:
     """Parse the command line into one dataclass, run the benchmark and return the exit code.
@@ -272,13 +296,16 @@ def run_benchmark(
         kind: The dataclass of options.
         module: What stands behind ``python -m``.
         description: The module's docstring, whose first line goes into ``--help``.
-        run: The work, given the options and the command line.
+        run: The work, given the options and what was typed.
         argv: The command line; the program's own when left out.
     """
     arguments = sys.argv[1:] if argv is None else argv
     first_line = str(description).split("\n")[0]
-    command = Command(module, first_line, (kind,))
-    return run_command(command, lambda parsed: run(*parsed, arguments), arguments)
+    command, typed = (
+        Command(module, first_line, (kind,)),
+        " ".join(["python -m", module, *arguments]),
+    )
+    return run_command(command, lambda parsed: run(*parsed, typed), arguments)
 
 
 class Stopwatch:
@@ -296,3 +323,10 @@ class Stopwatch:
     def __exit__(self, *exception: object) -> None:
         synchronize(self.device)
         self.seconds = time.perf_counter() - self._start
+
+
+def run_timed(work: Callable[[], object], images: int, device: torch.device) -> Sample:
+    """Do the work once and return how long it took."""
+    with Stopwatch(device) as watch:
+        work()
+    return Sample(images, watch.seconds)

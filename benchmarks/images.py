@@ -5,6 +5,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -115,37 +116,38 @@ def write_full_size(folder: Path, data_dir: Path | None, per_class: int) -> Path
 def write_checkpoint(folder: Path, config: SiglipVisionConfig) -> Path:
     """Save a vision tower with fresh weights and its image processor."""
     SiglipVisionModel(config).save_pretrained(folder)
-    assert isinstance(config.image_size, int)
-    size = {"height": config.image_size, "width": config.image_size}
-    processor = SiglipImageProcessorPil(
-        size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.5, 0.5, 0.5]
-    )
-    processor.save_pretrained(folder)
+    make_processor(config.image_size).save_pretrained(folder)
     return folder
+
+
+def make_processor(image_size: Any) -> SiglipImageProcessorPil:
+    """Return the image processor of a released SigLIP at a size."""
+    size, half = {"height": image_size, "width": image_size}, [0.5, 0.5, 0.5]
+    return SiglipImageProcessorPil(size=size, image_mean=half, image_std=half)
+
+
+def make_tower(
+    width: int, inner: int, layers: int, heads: int, size: int, patch: int
+) -> SiglipVisionConfig:
+    """Return the architecture of an encoder."""
+    return SiglipVisionConfig(
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=size,
+        patch_size=patch,
+    )
 
 
 def base_config(image_size: int = 224) -> SiglipVisionConfig:
     """Return the architecture of SigLIP B/16."""
-    return SiglipVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=image_size,
-        patch_size=16,
-    )
+    return make_tower(768, 3072, 12, 12, image_size, 16)
 
 
 def tiny_config(image_size: int = 64) -> SiglipVisionConfig:
     """Return a SigLIP of 64 tokens at any size, so small that its input path shows."""
-    return SiglipVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=image_size,
-        patch_size=image_size // 8,
-    )
+    return make_tower(64, 128, 2, 2, image_size, image_size // 8)
 
 
 def write_random_images(folder: Path, per_class: int, size: int, seed: int = 0) -> Path:

@@ -13,7 +13,6 @@ Writes inference_<device>.json, .md and .png to --output_dir; --size base on a C
 GPU, add the size to the name.
 """
 
-import os
 import shutil
 import sys
 import tarfile
@@ -23,21 +22,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, pipeline
+from transformers import SiglipVisionConfig, pipeline
 
 from benchmarks.harness import (
     MemoryMeter,
     Sample,
-    Stopwatch,
     alternate,
     compare,
     measure_memory,
     name_device,
     run_benchmark,
+    run_timed,
     select_device,
     summarize,
 )
-from benchmarks.images import SHARED, write_full_size
+from benchmarks.images import SHARED, make_processor, write_full_size
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
@@ -127,9 +126,7 @@ def prepare(options: InferenceOptions, directory: Path) -> None:
                 assert content is not None
                 (images / Path(member.name).name).write_bytes(content.read())
     else:
-        size = {"height": 224, "width": 224}
-        half = [0.5, 0.5, 0.5]
-        processor = SiglipImageProcessorPil(size=size, image_mean=half, image_std=half)
+        processor = make_processor(224)
         config = SiglipClassifierConfig(
             SiglipVisionConfig(), id2label=dict(enumerate(FLOWER_NAMES))
         )
@@ -170,16 +167,7 @@ def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], 
     return lambda: run_timed(run_limit, batches * len(batch), device)
 
 
-def run_timed(work: Callable[[], object], images: int, device: torch.device) -> Sample:
-    """Do the work once and return how long it took."""
-    with Stopwatch(device) as watch:
-        work()
-    return Sample(images, watch.seconds)
-
-
-def measure(
-    options: InferenceOptions, directory: Path, device: torch.device, argv: list[str]
-) -> None:
+def measure(options: InferenceOptions, directory: Path, device: torch.device, command: str) -> None:
     """Run all rounds, then each arm in a process of its own for its memory, and write it up."""
     arms = {name: build_arm(name, directory, device) for name in ARMS}
     samples = alternate(arms, options.rounds)
@@ -223,7 +211,7 @@ def measure(
     path = write_report(
         "inference" if options.size == usual else f"inference_{options.size}",
         device,
-        describe_command(argv),
+        command,
         {name: getattr(options, name) for name in ("size", "images", "rounds")},
         {"arms": results, "share_of_limit": share, "share_of_limit_float32": share_float32},
         table,
@@ -238,19 +226,12 @@ def measure(
     print(f"Written to {path}")
 
 
-def describe_command(argv: list[str]) -> str:
-    """Return what was typed, with the number of threads where the environment sets it."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    words = ["python -m", MODULE, *argv]
-    return " ".join([f"OMP_NUM_THREADS={threads}", *words] if threads else words)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line and measure."""
     return run_benchmark(InferenceOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(options: InferenceOptions, argv: list[str]) -> None:
+def _run(options: InferenceOptions, command: str) -> None:
     device = select_device(options.cpu)
     if options.memory_of is not None:
         with MemoryMeter(device) as meter:
@@ -261,7 +242,7 @@ def _run(options: InferenceOptions, argv: list[str]) -> None:
     options.images = options.images or (4096 if options.size == "base" else 1024)
     with tempfile.TemporaryDirectory() as directory:
         prepare(options, Path(directory))
-        measure(options, Path(directory), device, argv)
+        measure(options, Path(directory), device, command)
 
 
 if __name__ == "__main__":

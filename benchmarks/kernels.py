@@ -10,7 +10,6 @@ given apart. Writes kernels_<device>.json, .md and .png to --output_dir.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,14 +19,14 @@ from transformers import SiglipVisionConfig
 
 from benchmarks.harness import (
     Sample,
+    Stopwatch,
     alternate,
     compare,
     name_device,
     select_device,
     summarize,
-    synchronize,
 )
-from benchmarks.images import base_config
+from benchmarks.images import base_config, make_tower
 from benchmarks.report import RESULTS, draw_bars, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
@@ -37,14 +36,7 @@ REFERENCE = "sdpa, float32"
 
 def small_config(image_size: int) -> SiglipVisionConfig:
     """Return a tower of 8 layers x 192 with patches of 8 pixels."""
-    return SiglipVisionConfig(
-        hidden_size=192,
-        intermediate_size=768,
-        num_hidden_layers=8,
-        num_attention_heads=3,
-        image_size=image_size,
-        patch_size=8,
-    )
+    return make_tower(192, 768, 8, 3, image_size, 8)
 
 
 class Arm:
@@ -90,12 +82,10 @@ class Arm:
         self.optimizer.zero_grad()
 
     def __call__(self) -> Sample:
-        synchronize(self.device)
-        began = time.perf_counter()
-        for _ in range(self.steps):
-            self.step()
-        synchronize(self.device)
-        return Sample(self.steps * len(self.labels), time.perf_counter() - began)
+        with Stopwatch(self.device) as watch:
+            for _ in range(self.steps):
+                self.step()
+        return Sample(self.steps * len(self.labels), watch.seconds)
 
 
 def main() -> int:
@@ -120,10 +110,9 @@ def main() -> int:
                 if change:
                     name = f"{name}, {change}"
                     arm = arm.compile() if change == "compiled" else arm.order_channels_last()
-                began = time.perf_counter()
-                arm.step()
-                synchronize(device)
-                first_step[name] = time.perf_counter() - began
+                with Stopwatch(device) as watch:
+                    arm.step()
+                first_step[name] = watch.seconds
                 arms[name] = arm
     samples = alternate(arms, options.rounds)
     results = {

@@ -10,11 +10,11 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import usual_script
 from benchmarks.harness import (
     MemoryMeter,
     Stopwatch,
@@ -32,7 +32,14 @@ from benchmarks.report import (
     make_panels,
     write_report,
 )
-from benchmarks.training_arms import LABELS, TrainingJob, copy_arguments, prepare_job, time_trainer
+from benchmarks.training_arms import (
+    LABELS,
+    TrainingJob,
+    build_usual,
+    build_usual_model,
+    prepare_job,
+    time_trainer,
+)
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.fields import positive
 from siglip_flowers.training.build import build_model
@@ -42,6 +49,7 @@ MODULE = "benchmarks.scaling"
 ARMS = ("ours", "usual")
 MARK = "cell: "
 SKIPPED_STEPS = 2
+SETTINGS = ("factors", "image_sizes", "per_class", "batch_size")
 # Files are larger than what is trained on, as photographs are.
 FILE_SCALE = 4 / 3
 
@@ -97,7 +105,7 @@ def measure_cell(arm: str, folder: Path, options: ScalingOptions) -> dict[str, A
         count = len(job.data.splits["train"])
         job.steps = max(1, count // options.batch_size - SKIPPED_STEPS)
         job.arguments.training.max_steps = SKIPPED_STEPS + job.steps
-        trainer = build_ours(job) if arm == "ours" else build_usual(job)
+        trainer = build_ours(job) if arm == "ours" else build_usual(job, build_usual_model(job))
         setup = time.perf_counter() - start
         with Stopwatch(device) as watch:
             read_all(trainer, job, arm)
@@ -115,17 +123,6 @@ def build_ours(job: TrainingJob) -> Any:
     """Build the package's Trainer, and its cache if it is not there."""
     model = build_model(job.arguments, job.data, job.processor)
     return SiglipTrainer(job.arguments, job.data, model, job.processor)
-
-
-def build_usual(job: TrainingJob) -> Any:
-    """Build the usual script's Trainer."""
-    return usual_script.build_trainer(
-        usual_script.build_model(job.load_vision_config(), len(job.data.class_names), "eager"),
-        job.data.splits["train"],
-        job.processor,
-        job.arguments.augmentation,
-        copy_arguments(job.arguments.training),
-    )
 
 
 def read_all(trainer: Any, job: TrainingJob, arm: str) -> None:
@@ -156,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_benchmark(ScalingOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(options: ScalingOptions, argv: list[str]) -> None:
+def _run(options: ScalingOptions, command: str) -> None:
     if options.cell is not None:
         print(MARK + json.dumps(measure_cell(options.cell, Path(str(options.folder)), options)))
         return
@@ -175,23 +172,15 @@ def _run(options: ScalingOptions, argv: list[str]) -> None:
                 cell = start_cell(arm, place, options)
                 cells.append({"arm": arm, "factor": factor, "image_size": size, **cell})
                 print(f"{LABELS[arm]}, {cell['images']} images of {size} px: done", flush=True)
-    write_scaling(cells, options, argv)
+    write_scaling(cells, options, command)
 
 
-def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: list[str]) -> None:
+def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, command: str) -> None:
     """Write JSON, table and plot."""
     device = select_device()
+    heads = ["", "images", "pixels", "set-up, s", "input path, s", "epoch, s"]
     table = format_table(
-        [
-            "",
-            "images",
-            "pixels",
-            "set-up, s",
-            "input path, s",
-            "epoch, s",
-            "peak memory",
-            "without mapped files",
-        ],
+        [*heads, "peak memory", "without mapped files"],
         [
             [
                 LABELS[cell["arm"]],
@@ -212,32 +201,23 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, argv: li
         ("images", f"images of {first_size} px", "image_size", first_size),
         ("image_size", "side in pixels", "factor", first_factor),
     )
-    measures = (
-        ("input_seconds", "input path, s"),
-        ("epoch_seconds", "epoch of training, s"),
-        ("memory", "peak memory, MB"),
-    )
-    for cell in cells:
-        cell["memory"] = cell["peak_memory"]["resident_bytes"] / 1e6
+    measures: dict[str, Callable[[dict[str, Any]], float]] = {
+        "input path, s": lambda cell: cell["input_seconds"],
+        "epoch of training, s": lambda cell: cell["epoch_seconds"],
+        "peak memory, MB": lambda cell: cell["peak_memory"]["resident_bytes"] / 1e6,
+    }
     for row, (grows, x_label, fixed, value) in enumerate(sweeps):
-        for column, (key, y_label) in enumerate(measures):
+        for column, (y_label, measure) in enumerate(measures.items()):
             lines = {}
             for arm in ARMS:
                 shown = [c for c in cells if c["arm"] == arm and c[fixed] == value]
-                lines[LABELS[arm]] = ([c[grows] for c in shown], [c[key] for c in shown])
+                lines[LABELS[arm]] = ([c[grows] for c in shown], list(map(measure, shown)))
             draw_lines(panels[3 * row + column], x_label, y_label, lines)
-    for cell in cells:
-        del cell["memory"]
     path = write_report(
         "scaling",
         device,
-        " ".join(["python", "-m", MODULE, *argv]),
-        {
-            "factors": options.factors,
-            "image_sizes": options.image_sizes,
-            "per_class": options.per_class,
-            "batch_size": options.batch_size,
-        },
+        command,
+        {name: getattr(options, name) for name in SETTINGS},
         {"cells": cells},
         table,
         figure,

@@ -21,6 +21,7 @@ import yaml
 from transformers import SiglipVisionConfig
 
 from benchmarks.flops import count_forward_flops
+from benchmarks.images import make_tower
 from benchmarks.report import RESULTS, format_table
 from siglip_flowers.base.files import write_json, write_text
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
@@ -62,15 +63,8 @@ SCALED = ("B/16-224", "L/16-256", "so400m/14-384", "g-opt/16-256")
 
 def make_config(name: str, layers: int | None = None) -> SiglipVisionConfig:
     """Return a published shape, with another depth if one is given."""
-    width, depth, heads, inner, image_size, patch_size = SHAPES[name]
-    return SiglipVisionConfig(
-        hidden_size=width,
-        num_hidden_layers=depth if layers is None else layers,
-        num_attention_heads=heads,
-        intermediate_size=inner,
-        image_size=image_size,
-        patch_size=patch_size,
-    )
+    width, depth, heads, inner, *sides = SHAPES[name]
+    return make_tower(width, inner, depth if layers is None else layers, heads, *sides)
 
 
 def build_on_meta(config: SiglipVisionConfig) -> SiglipClassifier:

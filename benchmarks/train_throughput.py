@@ -35,6 +35,8 @@ MODULE = "benchmarks.train_throughput"
 TARGETS = {"cpu": 1.0, "gpu": 2.0}
 LIMIT_TARGET = 0.95
 MEMORY_TARGET = 1.0
+SETTINGS = ("preset", "batch_size", "steps", "rounds", "attn_implementation", "pooling")
+SETTINGS += ("train_resize_scale", "torch_compile")
 
 
 @dataclass
@@ -90,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_benchmark(ThroughputOptions, MODULE, __doc__, _run, argv)
 
 
-def _run(options: ThroughputOptions, argv: list[str]) -> None:
+def _run(options: ThroughputOptions, command: str) -> None:
     with tempfile.TemporaryDirectory(prefix="train_throughput_") as work_dir:
         fill_preset(options, Path(work_dir))
         job = make_job(options, Path(work_dir))
@@ -100,7 +102,6 @@ def _run(options: ThroughputOptions, argv: list[str]) -> None:
                 meter.report()
             return
         results = measure(job, options)
-    command = " ".join(["python", "-m", MODULE, *argv])
     path = write_throughput(job, options, results, command)
     print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
@@ -231,20 +232,13 @@ def write_throughput(
         },
     )
     settings = {
-        "preset": options.preset,
+        **{name: getattr(options, name) for name in SETTINGS},
         "model": Path(str(options.model_name_or_path)).name,
         "data": job.data.description,
-        "batch_size": options.batch_size,
         "image_size": size,
-        "steps": options.steps,
         "skipped_steps": job.skip_steps,
-        "rounds": options.rounds,
         "num_workers": training.dataloader_num_workers or 0,
         "bf16": bool(training.bf16),
-        "attn_implementation": options.attn_implementation,
-        "pooling": options.pooling,
-        "train_resize_scale": options.train_resize_scale,
-        "torch_compile": options.torch_compile,
         "optim": str(getattr(training.optim, "value", training.optim)),
     }
     return write_report(

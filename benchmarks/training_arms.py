@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import SiglipVisionConfig, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    SiglipForImageClassification,
+    SiglipVisionConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from benchmarks import usual_script
 from benchmarks.harness import Sample, Stopwatch, synchronize
@@ -107,11 +113,7 @@ def prepare_job(
 def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
     """Return the arms by name, each a function that runs one round."""
     model = build_model(job.arguments, job.data, job.processor)
-    usual_model = usual_script.build_model(
-        job.load_vision_config(),
-        len(job.data.class_names),
-        job.arguments.model.attn_implementation,
-    )
+    usual_model = build_usual_model(job)
 
     def build_ours() -> SiglipTrainer:
         return SiglipTrainer(job.arguments, job.data, copy.deepcopy(model), job.processor)
@@ -123,16 +125,22 @@ def build_arms(job: TrainingJob) -> dict[str, Callable[[], Sample]]:
         return time_limit(build_ours(), job)
 
     def run_usual() -> Sample:
-        trainer = usual_script.build_trainer(
-            copy.deepcopy(usual_model),
-            job.data.splits["train"],
-            job.processor,
-            job.arguments.augmentation,
-            copy_arguments(job.arguments.training),
-        )
-        return time_trainer(trainer, job)
+        return time_trainer(build_usual(job, copy.deepcopy(usual_model)), job)
 
     return {"limit": run_limit, "ours": run_ours, "usual": run_usual}
+
+
+def build_usual_model(job: TrainingJob) -> SiglipForImageClassification:
+    """Build the usual script's model."""
+    attention = job.arguments.model.attn_implementation
+    return usual_script.build_model(job.load_vision_config(), len(job.data.class_names), attention)
+
+
+def build_usual(job: TrainingJob, model: SiglipForImageClassification) -> Trainer:
+    """Build the usual script's Trainer."""
+    training, augmentation = copy_arguments(job.arguments.training), job.arguments.augmentation
+    rows = job.data.splits["train"]
+    return usual_script.build_trainer(model, rows, job.processor, augmentation, training)
 
 
 def copy_arguments(ours: SiglipTrainingArguments) -> TrainingArguments:
