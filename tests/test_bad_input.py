@@ -9,6 +9,7 @@ import pytest
 
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
+from siglip_flowers.commands.main import main
 from tests.small_runs import (
     draw_image,
     list_files,
@@ -172,3 +173,14 @@ def test_a_cache_directory_that_cannot_be_made_is_named_with_its_variable(
     message = capsys.readouterr().err
     assert f"The cache directory {tmp_path / 'file' / 'cache'} cannot be created" in message
     assert f"Set {variable} to another directory" in message
+
+
+def test_a_file_in_the_way_of_the_output_is_named_at_once(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for words in (
+        *("train --output_dir", "eval --output_dir", "predict x --output", "probe --output_dir"),
+        *("export --format onnx --output", "publish x --output_dir"),
+    ):
+        assert main([*words.split(), str(tmp_path / "file" / "below")]) == 2
+        assert f"since {tmp_path / 'file'} is a file" in capsys.readouterr().err
+    assert main(["predict", "x", "--output", str(tmp_path)]) == 2

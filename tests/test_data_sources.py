@@ -56,11 +56,13 @@ def test_shots_and_limits_thin_the_splits_by_seed(folder) -> None:
         assert image_ids(other.splits[name]) != image_ids(dataset)
 
 
-def test_a_training_limit_that_empties_classes_warns(folder, caplog) -> None:
+def test_a_limit_that_empties_classes_and_options_of_another_source_warn(folder, caplog) -> None:
+    options = {"max_train_samples": 4, "train_split_name": "x", "oxford_url": "y"}
     with caplog.at_level(logging.WARNING, logger="siglip_flowers"):
-        thin = load_data(DataArguments(data_dir=str(folder), max_train_samples=4))
+        thin = load_data(DataArguments(data_dir=str(folder), **options))
     assert len(thin.splits["train"]) == 4
-    [message] = caplog.messages
+    unused, message = caplog.messages
+    assert unused == "The data source folder does not use --oxford_url, --train_split_name."
     assert re.match(
         r"--max_train_samples 4 leaves no training images for [6-9] of 10 classes", message
     )

@@ -277,6 +277,8 @@ def test_absurd_processors_are_refused(copy, change, message):
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but it must be"),
         ({"image_size": 10**6}, "must be a whole number from 1 to 4096"),
+        ({"num_labels": 10**10}, "num_labels is 10000000000, but it must be"),
+        ({"model_type": "siglip", "vision_config": {"model_type": "clip"}}, "model_type is 'clip'"),
         ({"num_attention_heads": 3}, "must be divisible by num_heads"),
         ({"hidden_act": "os.system"}, "os.system"),
         ({"hidden_size": "16"}, "is not a SigLIP model"),

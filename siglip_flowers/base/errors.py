@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_USAGE = 2
-WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+WRITE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG),
+)
 # Classes of torch.distributed, and words in the messages of gloo and NCCL.
 PROCESS_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
 PROCESS_WORDS = ("gloo", "NCCL", "ProcessGroup", "monitoredBarrier")

@@ -118,4 +118,4 @@ def measure_free_bytes(directory: Path) -> int:
 def find_existing(path: Path) -> Path:
     """Return the path itself if it exists, or the nearest directory above it that does."""
     absolute = path.absolute()
-    return next(each for each in (absolute, *absolute.parents) if each.exists())
+    return next(each for each in (absolute, *absolute.parents) if os.path.exists(each))

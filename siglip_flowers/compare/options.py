@@ -34,7 +34,7 @@ class CompareArguments:
 
 
 EXTENDS = {"eval": CompareArguments}
-_OF_A_MODEL = ("model", "zero_shot", "report", "robustness")
+_OF_A_MODEL = ("model", "zero_shot", "report", "robustness", "tta")
 RULES = (
     Rule(
         lambda options: bool(options.compare) and options.leaderboard is not None,
@@ -44,10 +44,12 @@ RULES = (
     Rule(
         lambda options: (
             bool(options.compare or options.leaderboard)
-            and any(getattr(options, name, None) for name in _OF_A_MODEL)
+            and any(
+                getattr(options, name, None) not in (None, False, "none") for name in _OF_A_MODEL
+            )
         ),
         "--compare and --leaderboard read finished runs, which excludes --model, --zero_shot, "
-        "--report and --robustness; remove them.",
+        "--report, --robustness and --tta; remove them.",
         "--compare a b --model c",
     ),
 )

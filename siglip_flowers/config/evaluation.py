@@ -8,6 +8,8 @@ from siglip_flowers.config.fields import (
     Options,
     between,
     common,
+    directory,
+    new_file,
     option,
     positive,
 )
@@ -39,7 +41,10 @@ class EvaluationArguments(Options):
         None, "--zero_shot: a YAML file with prompts of single classes.", path=True
     )
     output_dir: str | None = common(
-        None, "Write metrics_SPLIT.json and predictions_SPLIT.parquet here.", path="output"
+        None,
+        "Write metrics_SPLIT.json and predictions_SPLIT.parquet here.",
+        directory,
+        path="output",
     )
     per_device_eval_batch_size: int = common(128, "Images per device and step.", positive)
     dtype: str = common("float32", DTYPE_HELP, DTYPES)
@@ -61,7 +66,7 @@ class PredictionArguments(Options):
     json: bool = option(False, "Print JSON lines, one per image, instead of a table.")
     csv: bool = option(False, "Print CSV, one line per class, instead of a table.")
     output: str | None = option(
-        None, "Write to this file instead of standard output.", path="output"
+        None, "Write to this file instead of standard output.", new_file, path="output"
     )
     batch_size: int | None = option(None, "Images per batch; default: 256, on a CPU 32.", positive)
     dtype: str = option("auto", DTYPE_HELP, DTYPES)

@@ -4,9 +4,11 @@ import dataclasses
 import difflib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import find_existing
 
 # The number formats a model can be run in.
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -108,6 +110,22 @@ def not_negative(name: str, value: float | None) -> None:
     """Raise InputError if the option is less than 0."""
     if value is not None and not value >= 0:
         raise InputError(f"--{name} is {value}; it must be at least 0.")
+
+
+def directory(name: str, value: str | None) -> None:
+    """Raise InputError if a file is in the way of a directory to write."""
+    existing = find_existing(Path(value or ""))
+    if not existing.is_dir():
+        raise InputError(
+            f"--{name} {value} cannot be a directory, since {existing} is a file; name another one."
+        )
+
+
+def new_file(name: str, value: str | None) -> None:
+    """Raise InputError if a file cannot be written, since a directory or a file is in its way."""
+    if Path(value or "x").is_dir():
+        raise InputError(f"--{name} {value} is a directory; name a file.")
+    directory(name, str(Path(value or "x").parent))
 
 
 def steps_or_share(name: str, value: float | None) -> None:

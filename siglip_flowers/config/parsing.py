@@ -264,8 +264,9 @@ def _to_text(text: str) -> str:
 
 
 def _to_dict(text: str) -> dict[str, Any]:
+    number = _CONVERTERS[float]
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_float=number, parse_constant=number)
     except ValueError:
         value = None
     if not isinstance(value, dict):

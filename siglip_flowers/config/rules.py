@@ -7,13 +7,17 @@ import dataclasses
 import enum
 import importlib.util
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.training_options import OPTIMIZERS, parse_optim_args
+from siglip_flowers.config.evaluation import EvaluationArguments
+from siglip_flowers.config.fields import get_default, list_options
+from siglip_flowers.config.model import ModelArguments
+from siglip_flowers.config.training_options import OPTIMIZERS, TrainingOptions, parse_optim_args
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,27 @@ def check_rules(rules: Iterable[Rule], options: Any) -> None:
     for rule in rules:
         if rule.refuses(options):
             raise InputError(rule.message.format_map(vars(options)))
+
+
+def requires(needed: str, example: str, kind: type) -> Rule:
+    """Return the rule that options have no effect without another one.
+
+    Args:
+        needed: The other option, which must differ from its default, or its value after a space.
+        example: A command line with the options.
+        kind: The dataclass of all of them.
+    """
+    defaults = {field.name: get_default(field) for field in list_options(kind)}
+    names = re.findall(r"--(\w+)", example)
+    other, _, value = needed.partition(" ")
+
+    def refuses(options: Any) -> bool:
+        found = getattr(options, other)
+        off = found != value if value else found == defaults[other]
+        return off and any(getattr(options, name) != defaults[name] for name in names)
+
+    verb = "requires" if len(names) == 1 else "require"
+    return Rule(refuses, f"--{', --'.join(names)} {verb} --{needed}.", example)
 
 
 DATA_RULES = (
@@ -96,13 +121,10 @@ def _needs_classes(options: Any) -> bool:
 
 
 _MODEL_RULES = (
-    Rule(
-        lambda o: (
-            o.lora_r is None
-            and bool(o.lora_alpha or o.lora_dropout or o.use_dora or o.lora_target_modules)
-        ),
-        "--lora_alpha, --lora_dropout, --use_dora and --lora_target_modules require --lora_r.",
-        "--use_dora",
+    requires(
+        "lora_r",
+        "--lora_alpha 4 --lora_dropout 0.1 --use_dora --lora_target_modules fc1",
+        ModelArguments,
     ),
     Rule(
         lambda o: not needs_text_tower(o) and bool(o.prompt_templates or o.class_prompts),
@@ -167,6 +189,10 @@ def _is_nesterov_alone(settings: dict[str, str]) -> bool:
 
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
+    requires("patch_drop", "--patch_drop_until 0.5", TrainingOptions),
+    requires("class_balance", "--class_balance_strength 2", TrainingOptions),
+    requires("on_nan skip", "--max_bad_steps 3", TrainingOptions),
+    requires("objective contrastive", "--train_text_tower false", TrainingOptions),
     Rule(
         lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
         f"--optim {{optim}} does not take --optim_args {{optim_args}}: {_SETTINGS}.",
@@ -207,6 +233,11 @@ _TRAINER_RULES = (
 _DDP = "launch with configs/accelerate/ddp.yaml."
 # Those that ``accelerate launch`` makes apply through its environment variables.
 _LAUNCH_RULES = (
+    Rule(
+        lambda o: o.ddp_backend is not None and "WORLD_SIZE" not in os.environ,
+        f"--ddp_backend is for several processes; remove it or {_DDP}",
+        "--ddp_backend gloo",
+    ),
     Rule(
         lambda o: uses_fsdp() and os.environ.get("FSDP_VERSION", "1") != "2",
         "Only version 2 of FSDP is supported; write fsdp_version: 2 as "
@@ -254,11 +285,7 @@ EVAL_RULES = (
         "model is named with --model alone.",
         "--zero_shot",
     ),
-    Rule(
-        lambda o: not o.zero_shot and bool(o.prompt_templates or o.class_prompts),
-        "--prompt_templates and --class_prompts require --zero_shot.",
-        "--class_prompts prompts.yaml",
-    ),
+    requires("zero_shot", "--prompt_templates x --class_prompts y", EvaluationArguments),
 )
 PREDICT_RULES = (
     Rule(

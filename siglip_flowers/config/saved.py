@@ -59,23 +59,31 @@ _ON = """
     average_tokens_across_devices dataloader_in_order do_eval eval_do_concat_batches feature_cache
     greater_is_better log_on_each_node skip_memory_metrics
 """
+_UNSET = """
+    dataloader_multiprocessing_context ddp_broadcast_buffers ddp_static_graph
+    eval_accumulation_steps gradual_unfreezing liger_kernel_config max_grad_norm_stop
+    optim_target_modules parallelism_config probe_learning_rates probe_poolings probe_weight_decays
+    storage torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
+"""
 # What a file may say about an option that older versions saved and that is gone: the value that
 # changes nothing. The file's other values decide the run.
 REMOVED: dict[str, Any] = {
     **dict.fromkeys(_OFF.split(), False),
     **dict.fromkeys(_ON.split(), True),
-    **dict.fromkeys(("eval_accumulation_steps", "torch_empty_cache_steps")),
+    **dict.fromkeys(_UNSET.split()),
     "class_weights": "none",
     "probe_solver": "adamw",
     "augmented_views": 8,
-    "gradual_unfreezing": None,
     "drop_path": 0.0,
     "auto_augment": "none",
     "randaugment_num_ops": 2,
     "randaugment_magnitude": 9,
+    "random_erasing": 0.0,
+    "sampler": "tpe",
+    "startup_trials": 10,
+    "study_name": "search",
     "hub_strategy": "every_save",
     "include_num_input_tokens_seen": "no",
-    "max_grad_norm_stop": None,
     "length_column_name": "length",
     "local_rank": -1,
     "log_level": "passive",
@@ -163,17 +171,26 @@ def drop_removed(values: dict[str, Any], known: set[str], origin: str) -> dict[s
     gone = [key for key in values if key not in known]
     dropped = [key for key in gone if key in REMOVED and values[key] == REMOVED[key]]
     for key in gone:
-        if key in REFUSED and key not in dropped:
+        if key in dropped:
+            continue
+        if key in REFUSED:
             raise InputError(f"{key} in {origin} is not supported: {REFUSED[key]}")
-        if key not in dropped:
-            raise InputError(f"Unknown key {key!r} in {origin}{suggest_nearest(str(key), known)}")
+        if key in REMOVED:
+            raise InputError(
+                f"{key} in {origin} is an option of an older version; it is gone, and "
+                f"{values[key]!r} was not its default. Remove the line."
+            )
+        raise InputError(f"Unknown key {key!r} in {origin}{suggest_nearest(str(key), known)}")
+    if dropped and values.get("lora_r") is None and values.get("lora_dropout") == 0.05:
+        # The default then.
+        dropped.append("lora_dropout")
     if dropped:
         logger.warning(
             "%s is from an older version; options that are gone and had no effect: %s.",
             origin,
             ", ".join(dropped),
         )
-    return {key: value for key, value in values.items() if key in known}
+    return {key: value for key, value in values.items() if key not in dropped}
 
 
 def read_version(path: Path) -> str | None:

@@ -12,6 +12,9 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.metric_names import is_higher_better
 from siglip_flowers.config.training_options import TrainingOptions
 
+# Settings of schedules that are words; the others are numbers.
+WORDS = ("decay_type", "warmup_type", "threshold_mode")
+
 
 @dataclass
 class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: ignore[misc]
@@ -84,8 +87,12 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
             # transformers ignores those of a constant schedule; the run decides on the others.
             if schedule.startswith("constant") and settings:
                 raise ValueError("it has no settings")
-            for name in {"last_epoch", "mode"} & settings.keys():
-                raise ValueError(f"{name} cannot be set")
+            for name, value in settings.items():
+                if name in ("last_epoch", "mode"):
+                    raise ValueError(f"{name} cannot be set")
+                # They go wrong in the middle of the training, or unseen.
+                if name not in WORDS and not (isinstance(value, (int, float)) and value >= 0):
+                    raise ValueError(f"{name} is {value!r}; use a number of at least 0")
             get_scheduler(schedule, optimizer, 0, 10, settings)
         except (ArithmeticError, TypeError, ValueError) as error:
             raise InputError(

@@ -6,6 +6,7 @@ are answered at once; ``training.py`` joins the two.
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
@@ -16,6 +17,7 @@ from siglip_flowers.config.fields import (
     between,
     check_choice,
     common,
+    directory,
     not_negative,
     option,
     positive,
@@ -64,6 +66,7 @@ def parse_wise_ft(wise_ft: str | None) -> list[float]:
     return [alpha]
 
 
+@cache
 def parse_optim_args(optim_args: str | None) -> dict[str, str]:
     """Return the settings of ``name=value,name=value``, in lower case.
 
@@ -93,7 +96,7 @@ class TrainingOptions(Options):
 
     # Options of transformers.TrainingArguments; no other option of that class is known on the
     # command line or in a file.
-    output_dir: str = common("results", "Where everything is written.", path="output")
+    output_dir: str = common("results", "Where everything is written.", directory, path="output")
     num_train_epochs: float = common(10.0, "Passes over the training images.", positive)
     max_steps: int = common(-1, "Number of steps, instead of --num_train_epochs; -1: no limit.")
     per_device_train_batch_size: int = common(64, "Training images per device and step.", positive)
@@ -186,7 +189,7 @@ class TrainingOptions(Options):
     dataloader_drop_last: bool = option(False, "Drop the last training batch if it is short.")
     dataloader_pin_memory: bool = option(True, "Copy batches through pinned memory, on a GPU.")
     ddp_backend: str | None = option(None, "Backend of DDP: nccl or gloo.", ("nccl", "gloo"))
-    ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", positive)
+    ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", between(1, 1e8))
     ddp_bucket_cap_mb: int | None = option(
         None, "Megabytes of gradients that are exchanged at a time; default: 25.", positive
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import check_choice, check_fields, option, positive
+from siglip_flowers.config.fields import check_choice, check_fields, directory, option, positive
 from siglip_flowers.config.parsing import Command
 
 # Every run has these: its last weights count, and its rate is constant between warm-up and decay.
@@ -94,7 +94,10 @@ class ExperimentArguments:
         list(PARTS), f"What is done now, of {', '.join(PARTS)}; each needs those before it.", PARTS
     )
     output_dir: str | None = option(
-        None, "Where everything is written; default: results/experiments/NAME.", path="output"
+        None,
+        "Where everything is written; default: results/experiments/NAME.",
+        directory,
+        path="output",
     )
     workers: int | None = option(
         None, "Parallel runs, each in its own process; default: one per GPU, else 1.", positive

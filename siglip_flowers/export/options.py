@@ -5,7 +5,7 @@ from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.evaluation import MODEL_HELP
-from siglip_flowers.config.fields import Options, option
+from siglip_flowers.config.fields import Options, directory, option
 
 FORMATS = ("onnx", "exported_program", "safetensors_native")
 
@@ -21,7 +21,7 @@ class ExportArguments(Options):
         "(a plain SiglipForImageClassification, for transformers without this package).",
         FORMATS,
     )
-    output: str | None = option(None, "The new directory to write.", path="output")
+    output: str | None = option(None, "The new directory to write.", directory, path="output")
     int8: bool = option(
         False, "onnx: also write 8-bit weights, and print the accuracy on the test images."
     )

@@ -8,11 +8,12 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
+    CONFIG_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
     Siglip2ImageProcessorPil,
@@ -59,10 +60,9 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
     check_model(checkpoint)
     try:
         with quiet_transformers():
-            # By default, transformers may ask whether to run the code of a checkpoint.
-            config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-        if config.model_type not in MODEL_TYPES:
-            raise ValueError(f"its model_type is {config.model_type!r}")
+            values, _ = PreTrainedConfig.get_config_dict(checkpoint)
+            _check_file(f"config.json of {checkpoint!r}", values)
+            config = CONFIG_MAPPING[values["model_type"]].from_dict(values, name_or_path=checkpoint)
         # Of names, if any.
         set(config.architectures or ())
     except UNREADABLE as error:
@@ -77,15 +77,33 @@ def load_checkpoint_config(checkpoint: str) -> PreTrainedConfig:
             "a local directory."
         ) from error
     except MALFORMED as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"The checkpoint {checkpoint!r} is not a SigLIP model ({first_line(error)}). Supported "
             f"are {', '.join(MODEL_TYPES)}."
         ) from error
-    for tower in (vision_config_of(config), getattr(config, "text_config", None)):
+    for tower in (config, vision_config_of(config), getattr(config, "text_config", None)):
         # transformers ignores a text_config in a vision-only configuration, so it may be anything.
         if isinstance(tower, PreTrainedConfig):
             check_sizes(f"config.json of {checkpoint!r}", tower)
     return config
+
+
+def _check_file(file: str, values: dict[str, Any]) -> None:
+    """Check what transformers would read without a word, or for hours."""
+    vision = values.get("vision_config")
+    kinds = [(values.get("model_type"), MODEL_TYPES)]
+    if isinstance(vision, dict):
+        towers = tuple(VISION_TYPES.values())
+        kinds.append((vision.get("model_type", towers[0]), towers))
+    for kind, known in kinds:
+        if kind not in known:
+            raise ValueError(f"its model_type is {kind!r}")
+    for part in (values, vision, values.get("text_config")):
+        # It makes a name for each label.
+        labels = part.get("num_labels") if isinstance(part, dict) else None
+        check_sizes(file, SimpleNamespace(num_labels=labels or 1))
 
 
 def vision_config_of(config: PreTrainedConfig) -> VisionConfig:

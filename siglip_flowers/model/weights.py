@@ -52,6 +52,7 @@ SIZE_LIMITS = {
     "max_num_patches": 65536,
     "max_position_embeddings": 65536,
     "vocab_size": 4_194_304,
+    "num_labels": 262_144,
 }
 
 

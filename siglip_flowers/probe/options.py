@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import Options, option, positive
+from siglip_flowers.config.fields import Options, directory, option, positive
 from siglip_flowers.config.model import POOLINGS
 
 CLASS_WEIGHTS = ("none", "balanced")
@@ -18,7 +18,10 @@ class ProbeArguments(Options):
         path=True,
     )
     output_dir: str = option(
-        "results/linear_probe", "Where model, metrics and grid are written.", path="output"
+        "results/linear_probe",
+        "Where model, metrics and grid are written.",
+        directory,
+        path="output",
     )
     overwrite_output_dir: bool = option(False, "Replace what an earlier run left in --output_dir.")
     image_size: int | None = option(None, "Image side; default: the checkpoint's own.", positive)

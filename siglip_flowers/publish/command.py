@@ -6,15 +6,15 @@ from siglip_flowers.base.files import CONFIG_FILE
 from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import read_data_defaults
 from siglip_flowers.config import DataArguments
-from siglip_flowers.config.rules import DATA_RULES
-from siglip_flowers.publish.options import PublishArguments
+from siglip_flowers.config.rules import DATA_RULES, requires
+from siglip_flowers.publish.options import HubArguments, PublishArguments
 from siglip_flowers.runtime.preemption import defer_signals
 
 COMMAND = Command(
     "siglip-flowers publish",
     "Publish a finished run to the Hugging Face Hub: model, card, metrics and plots.",
     (PublishArguments, DataArguments),
-    DATA_RULES,
+    (*DATA_RULES, requires("hub_model_id", "--hub_private_repo", HubArguments)),
     (
         "siglip-flowers publish results/my-run --hub_model_id my-team/siglip-flowers",
         "siglip-flowers publish results/my-run --output_dir to-be-published",

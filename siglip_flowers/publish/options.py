@@ -6,8 +6,8 @@ from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.text import is_hub_id
-from siglip_flowers.config.fields import Options, common, option, positive
-from siglip_flowers.config.rules import Rule
+from siglip_flowers.config.fields import Options, common, directory, option, positive
+from siglip_flowers.config.rules import Rule, requires
 
 
 def check_hub_model_id(name: str, value: str | None) -> None:
@@ -53,13 +53,10 @@ RULES = (
         "--push_to_hub requires the name of the model on the Hub; add --hub_model_id ORG/NAME.",
         "--push_to_hub true",
     ),
-    Rule(
-        lambda options: (
-            not options.push_to_hub
-            and any(getattr(options, name) != value for name, value in HUB_OPTIONS.items())
-        ),
-        "--hub_model_id, --license and the other options for the Hub require --push_to_hub true.",
-        "--hub_model_id my-team/my-model",
+    requires(
+        "push_to_hub",
+        "--hub_model_id a/b --hub_private_repo --license mit --language en --example_images",
+        PushArguments,
     ),
 )
 
@@ -70,7 +67,10 @@ class PublishArguments(HubArguments):
 
     run: str | None = option(None, "The directory of a finished run.", positional=True, path=True)
     output_dir: str | None = option(
-        None, "Write the files here; they are pushed only with --hub_model_id.", path="output"
+        None,
+        "Write the files here; they are pushed only with --hub_model_id.",
+        directory,
+        path="output",
     )
     check_samples: int = option(
         32, "Test images that the published files must classify as recorded.", positive

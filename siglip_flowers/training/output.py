@@ -19,7 +19,6 @@ from siglip_flowers.base.files import (
     CONFIG_FILE,
     OTHER_FILES,
     RUN_FILES,
-    find_existing,
     is_finished,
     write_text,
 )
@@ -80,7 +79,6 @@ def hold_output_dir(
 
 def _lock(directory: Path, lock: FileLock) -> None:
     """Take the lock of a directory, and write down who holds it."""
-    check_is_directory(directory)
     directory.mkdir(parents=True, exist_ok=True)
     holder = directory / HOLDER_FILE
     try:
@@ -131,19 +129,8 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_is_directory(directory: Path) -> None:
-    """Raise InputError if a file is in the way of a directory."""
-    existing = find_existing(directory)
-    if not existing.is_dir():
-        raise InputError(
-            f"--output_dir {directory} cannot be a directory, since {existing} is a file; name "
-            "another one."
-        )
-
-
 def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:
     """Raise InputError if a run with this configuration can neither start nor resume there."""
-    check_is_directory(directory)
     if is_finished(directory):
         raise InputError(
             f"The directory {directory} already holds a finished run. Choose another --output_dir "

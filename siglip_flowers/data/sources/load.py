@@ -4,6 +4,7 @@ It is two steps: ``open_data`` reads what is known without decoding an image, ``
 decodes each once.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from datasets import DatasetDict
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import describe_missing, is_path
 from siglip_flowers.config import DataArguments
+from siglip_flowers.config.fields import list_options
 from siglip_flowers.data.inspection import check_images
 from siglip_flowers.data.pixels.tensors import PixelForm
 from siglip_flowers.data.sources.folder import load_folder
@@ -31,6 +33,20 @@ from siglip_flowers.data.splits import (
     take_shots,
 )
 
+_COLUMNS = ("image_column_name", "label_column_name")
+# Options that other sources do not use.
+OWN_OPTIONS = {
+    "oxford": ("oxford_url", "split_protocol"),
+    "hub": (
+        *_COLUMNS,
+        *("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name"),
+    ),
+    "table": _COLUMNS,
+    "procedural": ("procedural_images_per_class", "procedural_image_size", "procedural_seed"),
+}
+
+logger = logging.getLogger(__name__)
+
 
 def resolve_source(arguments: DataArguments) -> str:
     """Return oxford, hub, folder, table or procedural: the option, or what the others imply."""
@@ -41,6 +57,19 @@ def resolve_source(arguments: DataArguments) -> str:
     if arguments.data_dir is not None and not looks_like_oxford(Path(arguments.data_dir)):
         return "table" if find_tables(Path(arguments.data_dir)) else "folder"
     return "oxford"
+
+
+def _warn_of_unused(arguments: DataArguments, source: str) -> None:
+    unused = [
+        f"--{field.name}"
+        for field in list_options(DataArguments)
+        # Version 0.1 saved the last two as names of columns.
+        if getattr(arguments, field.name) not in (field.default, "image", "label")
+        and any(field.name in names for names in OWN_OPTIONS.values())
+        and field.name not in OWN_OPTIONS.get(source, ())
+    ]
+    if unused:
+        logger.warning("The data source %s does not use %s.", source, ", ".join(unused))
 
 
 def check_data_arguments(arguments: DataArguments) -> None:
@@ -130,6 +159,7 @@ def open_data(arguments: DataArguments) -> ClassificationData:
     """
     check_data_arguments(arguments)
     source = resolve_source(arguments)
+    _warn_of_unused(arguments, source)
     splits, protocol, title = _load_source(arguments, source)
     require_training_images(splits["train"])
     return ClassificationData(_thin_splits(splits, arguments), source, protocol, title)
