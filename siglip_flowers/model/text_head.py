@@ -221,7 +221,7 @@ def check_prompts(checkpoint: str, class_names: Sequence[str], prompts: Prompts)
     cut = sum(max(0, len(row) - length) for row in tokens)
     if unknown or cut:
         logger.warning(
-            "Of the tokens in the class prompts, %.1f %% are unknown to the tokenizer and %.1f %% "
+            "Of the tokens in the class prompts, %.1f%% are unknown to the tokenizer and %.1f%% "
             "exceed the length of %d; the text head may be inaccurate.",
             100 * unknown / total,
             100 * cut / total,
