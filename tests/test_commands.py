@@ -153,6 +153,8 @@ def test_eval_takes_the_newest_model_below_results(tmp_path, monkeypatch, caplog
     assert Path(find_model(None)) == Path("results/newer/model")
     assert "2 models in results/" in caplog.text
     assert find_model("results/older") == "results/older/model"
+    monkeypatch.chdir("results/older/model")
+    assert Path(find_model(".")).parent == tmp_path / "results" / "older"
 
 
 def test_eval_writes_nothing_unless_asked(tmp_path, capsys):

@@ -312,6 +312,14 @@ def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, 
     whole = Path(shutil.copytree(newest, tmp_path / "kept"))
     replaced = [path.name for path in whole.iterdir() if path.suffix in (".pt", ".pth", ".bin")]
     assert {"optimizer.pt", "scheduler.pt", "rng_state.pth"} <= set(replaced)
+    for path in whole.iterdir():
+        # Only sizes are in the manifest.
+        if path.name != "manifest.json":
+            shutil.rmtree(newest)
+            shutil.copytree(whole, newest)
+            (Path(newest) / path.name).write_bytes(bytes(path.stat().st_size))
+            assert train_command.main(options) == 1
+            assert "one of its files is damaged" in capsys.readouterr().err, path.name
     unread = {"training_args.bin"}
     for name in [*(set(replaced) - unread), "model.safetensors", *unread]:
         shutil.rmtree(newest)

@@ -55,7 +55,12 @@ def describe_missing(what: str, name: str | Path) -> str:
 
 
 def enter_run(name: str) -> str:
-    """Return the model of a run if the name is that of a run's directory, else the name itself."""
+    """Return the model of a run if the name is that of a run's directory, else the name itself.
+
+    "." and ".." become absolute: data of a run are found beside its model, by the parent's name.
+    """
+    if name and not name.strip("./"):
+        name = os.path.abspath(name)
     inner = Path(name) / MODEL_DIR
     return str(inner) if (inner / "config.json").is_file() else name
 

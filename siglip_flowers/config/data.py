@@ -2,14 +2,7 @@
 
 from dataclasses import dataclass
 
-from siglip_flowers.config.fields import (
-    Options,
-    between,
-    common,
-    not_negative,
-    option,
-    positive,
-)
+from siglip_flowers.config.fields import Options, between, common, not_negative, option, positive
 
 DATA_SOURCES = ("oxford", "hub", "folder", "table", "procedural")
 SPLIT_PROTOCOLS = ("swapped", "official")

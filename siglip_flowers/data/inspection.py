@@ -45,11 +45,7 @@ from siglip_flowers.data.rows import (
     visit_images,
 )
 from siglip_flowers.data.sources.oxford import KNOWN_SHARED
-from siglip_flowers.data.splits import (
-    ClassificationData,
-    SharedImage,
-    require_training_images,
-)
+from siglip_flowers.data.splits import ClassificationData, SharedImage, require_training_images
 from siglip_flowers.runtime.devices import count_cores
 
 DIGEST_BYTES = 16

@@ -22,12 +22,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.model import HEADS, POOLINGS
 from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoid_loss
-from siglip_flowers.model.towers import (
-    VisionConfig,
-    VisionModel,
-    is_naflex,
-    run_vision_tower,
-)
+from siglip_flowers.model.towers import VisionConfig, VisionModel, is_naflex, run_vision_tower
 
 # By these the pipeline of transformers chooses between softmax and sigmoid.
 PROBLEM_TYPES = {

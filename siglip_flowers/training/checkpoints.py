@@ -6,7 +6,9 @@ sizes; a checkpoint that is cut off or half deleted does not match its manifest 
 
 import os
 import shutil
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -64,6 +66,14 @@ def list_checkpoints(directory: Path) -> list[Path]:
 def _is_own(path: Path) -> bool:
     # Not a user's copy, such as checkpoint-10-kept.
     return path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
+
+
+def is_damage(error: Exception) -> bool:
+    """Return whether an error means that a file of a checkpoint cannot be loaded."""
+    # torch refuses to run code that a file contains; of other damage it tells only in words.
+    told = "weights_only" in str(error) or "PytorchStreamReader" in str(error)
+    damage = (UnpicklingError, SafetensorError, JSONDecodeError)
+    return isinstance(error, damage) or (isinstance(error, RuntimeError) and told)
 
 
 def had_ended(checkpoint: Path) -> bool:

@@ -3,7 +3,6 @@
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from siglip_flowers.training.build import (
     list_pixel_forms,
 )
 from siglip_flowers.training.callbacks import Throughput, list_callbacks, show_progress
-from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended
+from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended, is_damage
 from siglip_flowers.training.objectives import (
     BalancedImages,
     Objective,
@@ -146,20 +145,21 @@ class SiglipTrainer(CheckpointingTrainer):
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
         """Train; a signal ends it after a step, with a checkpoint, by raising ``Preempted``."""
-        if isinstance(resume_from_checkpoint, str):
-            self._had_ended = had_ended(Path(resume_from_checkpoint))
-            for part in self.checkpoint_parts:
-                part.load(Path(resume_from_checkpoint))
-        self.throughput.start()
         with defer_signals():
             try:
+                if isinstance(resume_from_checkpoint, str):
+                    self._had_ended = had_ended(Path(resume_from_checkpoint))
+                    for part in self.checkpoint_parts:
+                        part.load(Path(resume_from_checkpoint))
+                self.throughput.start()
                 return super().train(resume_from_checkpoint, *args, **kwargs)
-            except UnpicklingError as error:
-                # torch refuses to run code that a file of the training state contains.
+            except Exception as error:
+                if resume_from_checkpoint is None or not is_damage(error):
+                    raise
                 raise RunError(
-                    f"The checkpoint {resume_from_checkpoint} cannot be loaded: a file of its "
-                    "training state is damaged or holds more than tensors and numbers. Remove the "
-                    "checkpoint, and the same command resumes from the one before."
+                    f"The checkpoint {resume_from_checkpoint} cannot be loaded: one of its files "
+                    "is damaged or holds more than tensors and numbers. Remove the checkpoint, and "
+                    "the same command resumes from the one before."
                 ) from error
             finally:
                 self._end_workers()
