@@ -124,6 +124,10 @@ FOLDERS = {
             r"1 no extension; HEIC requires pip install pillow-heif\).$",
         ),
     ),
+    "files of other formats alone": Folder(
+        {"a/{}.heic": 3, "b/{}.HEIC": 3},
+        refused=r"no images in .* \(a, b\), only 6 files of other formats \(6 .heic; HEIC requires",
+    ),
     "hidden and system files": Folder(
         {**TOP, "a/._0.png": 1, "a/.DS_Store": 1, "b/@eaDir/{}.jpg": 2, ".git/x/{}.png": 3}
         | {"__MACOSX/a/0.png": 1},
@@ -432,6 +436,10 @@ REFUSED_TABLES = {
         {"photo": PATHS, "label": NAMES},
         "no column of images .*only photo, label",
     ),
+    "labels of no readable type": (
+        {"image": PATHS, "label": [0.5] * 20},
+        "different or unknown types in the column 'label'. Choose one with --label_column_name",
+    ),
     "no label column": ({"kind": NAMES, "image": PATHS}, "no column of labels .*only kind, image"),
     "a split of another name": (
         {**BOTH, "split": ["train", "holdout"] * 10},
@@ -461,6 +469,7 @@ def test_tables_that_are_refused(case, tmp_path) -> None:
         ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "is not UTF-8 text. Save it as UTF-8"),
         ("t.csv", b"path,label\nhttps://a.org/1.png,a\n", "t.csv", "has URLs in the column 'path'"),
         ("t.csv", b"", "t.csv", "cannot be read"),
+        ("t.csv", b"path,label, label\na,b,c\n", "t.csv", "path, label, label have the same name"),
         ("t.csv", b"image,label\n", "t.csv", "cannot be cut from the 0 training images"),
         ("t.parquet", b"no table", "t.parquet", "cannot be read"),
         ("t.jsonl", b"{", "t.jsonl", "cannot be read"),

@@ -127,10 +127,12 @@ def _find_splits(data_dir: Path, left_out: list[str]) -> dict[str, dict[str, Pat
 
 
 def _describe_endings(files: Iterable[str]) -> str:
-    """Return a text such as ``9 files of other formats (8 .heic, 1 .txt)``."""
+    """Return a text such as ``9 files of other formats (8 .heic, 1 .txt)``, "" for no files."""
     endings = Counter(os.path.splitext(file)[1].lower() or "no extension" for file in files)
     kinds = [f"{number} {ending}" for ending, number in endings.most_common()]
     hint = "; HEIC requires pip install pillow-heif" if HEIC_EXTENSIONS & endings.keys() else ""
+    if not kinds:
+        return ""
     return f"{count(endings.total(), 'file')} of other formats ({abbreviate(kinds)}{hint})"
 
 
@@ -162,6 +164,8 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
             "the path and its permissions."
         ) from error
     names, numbers = order_names(name for classes in files.values() for name in classes)
+    walked = [found for classes in files.values() for found in classes.values()]
+    others = _describe_endings(name for found in walked for name in found.others)
     features = Features(image=Image(), label=ClassLabel(names=names))
     data = {}
     for split, classes in files.items():
@@ -169,7 +173,8 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
         if not rows:
             raise InputError(
                 f"--data_dir {data_dir} has no images in the class folders of the {split} "
-                f"split ({abbreviate(list(classes))}). Add some, or remove the folder."
+                f"split ({abbreviate(list(classes))}){others and f', only {others}'}. Add some, or "
+                "remove the folder."
             )
         for path, _ in rows:
             if not is_text(path):
@@ -178,11 +183,10 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
         paths = pa.array([path for path, _ in rows])
         columns = {"image": paths, "label": [label for _, label in rows]}
         data[split] = Dataset.from_dict(columns, features=features, split=NamedSplit(split))
-    walked = [found for classes in files.values() for found in classes.values()]
     if hidden := sum(len(found.hidden) for found in walked):
         left_out.append(count(hidden, "hidden image"))
-    if others := [name for found in walked for name in found.others]:
-        left_out.append(_describe_endings(others))
+    if others:
+        left_out.append(others)
     if left_out:
         read = count(sum(map(len, data.values())), "image")
         logger.warning("%s: read %s; left out: %s.", data_dir, read, "; ".join(left_out))

@@ -81,6 +81,8 @@ def find_column(dataset: Dataset, kind: str, named: str | None, name: str) -> st
     if len(candidates) == 1:
         return candidates[0]
     found = f"no column of {kind}s ({wanted}), only {abbreviate(list(features))}"
+    if strange := [column for column in features if column.lower() in wanted.split(", ")]:
+        found = f"values of different or unknown types in the column {strange[0]!r}"
     if candidates:
         found = f"several {kind} columns: {abbreviate(candidates)}"
     raise InputError(f"{name} has {found}. Choose one with --{kind}_column_name.")
@@ -217,8 +219,12 @@ def _read_csv(path: Path) -> Dataset:
     names = pa.csv.open_csv(path, parse_options=parse).schema.names
     text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
     table = pa.csv.read_csv(path, parse_options=parse, convert_options=text)
-    columns = [pc.utf8_trim_whitespace(column) for column in table.columns]
-    return Dataset(pa.table(columns, names=[name.strip() for name in names]))
+    # Spreadsheets add columns without a name.
+    named = {number: name.strip() for number, name in enumerate(names) if name.strip()}
+    if len(set(named.values())) < len(named):
+        raise ValueError(f"two of the columns {', '.join(named.values())} have the same name")
+    columns = [pc.utf8_trim_whitespace(table.column(number)) for number in named]
+    return Dataset(pa.table(columns, names=list(named.values())))
 
 
 def _find_image(folder: Path, name: str) -> str:
