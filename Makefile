@@ -3,7 +3,7 @@
 # make test-all   the same with the slow tests, the soak and the documentation
 # make soak   kills small runs again and again, for MINUTES, and compares what they end with
 # make docs   builds the documentation into site/
-# make keep   copies the finished run runs/nano_64px, with its weights, to results/
+# make keep   copies the finished run runs/nano_64px, with its weights, to results/, beside the model's card
 # make figures   fills README and docs/ with the figures of committed results
 # All make .venv first if it is missing. Variables:
 #   PYTHON       the interpreter that .venv is made from (3.11 or newer)
@@ -56,8 +56,7 @@ docs: $(STAMP)
 
 keep:
 	test -f runs/nano_64px/metrics.json
-	rm -rf results/nano_64px
-	mkdir -p results/nano_64px
+	find results/nano_64px -type f ! -path results/nano_64px/model/README.md -delete
 	cd runs/nano_64px && cp -r $$(ls | grep -v checkpoints) ../../results/nano_64px
 
 figures: $(STAMP)

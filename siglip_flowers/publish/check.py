@@ -47,7 +47,10 @@ from transformers import pipeline
 
 request = json.load(sys.stdin)
 classifier = pipeline(
-    "image-classification", model=request["model"], trust_remote_code=request["trust_remote_code"]
+    "image-classification",
+    model=request["model"],
+    dtype="float32",
+    trust_remote_code=request["trust_remote_code"],
 )
 
 def load(path):

@@ -94,6 +94,8 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
     Raises:
         RunError: The written weights are not those that were measured.
     """
+    ours = _read_tensors(run.model_dir)
+    # Loaded in float32, whatever --save_dtype wrote.
     model = load_saved_classifier(str(run.model_dir))
     if is_plain(model):
         published: Any = to_native(model)
@@ -101,6 +103,7 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
         published = model
         published.config.auto_map = dict(AUTO_MAP)
         published.config.vision_config._name_or_path = run.base_model or ""
+    published.to(next(iter(ours.values())).dtype)
     with quiet_transformers():
         published.save_pretrained(directory)
     if published is model:
@@ -110,7 +113,7 @@ def write_model(run: FinishedRun, directory: Path) -> Any:
     for name in (OOD_FILE, CALIBRATION_FILE):
         if (run.model_dir / name).is_file():
             shutil.copy(run.model_dir / name, directory)
-    ours, theirs = _read_tensors(run.model_dir), _read_tensors(directory)
+    theirs = _read_tensors(directory)
     if ours.keys() != theirs.keys() or any(
         not tensor.equal(theirs[name]) or tensor.dtype != theirs[name].dtype
         for name, tensor in ours.items()

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from siglip_flowers import SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.files import digest_weight_files
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.data.pixels.decoding import read_image
 from siglip_flowers.model.loading import load_saved_classifier
@@ -37,6 +38,7 @@ from siglip_flowers.publish.publish import (
     check_hub_access,
     push_directory,
     write_figures,
+    write_model,
 )
 from tests.publish.hub_server import TOKEN, Fault
 from tests.publish.small_hub import ODD_NAME, open_garden, stranger_environment
@@ -256,6 +258,20 @@ def change_weights(run):
     tensors = load_file(path)
     tensors["classifier.bias"] += 1e-3
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+@BOTH
+def test_weights_are_published_in_the_dtype_in_which_they_were_saved(garden, tmp_path, name):
+    run = Path(shutil.copytree(garden.run(name), tmp_path / "run"))
+    path = run / "model" / "model.safetensors"
+    tensors = {key: value.bfloat16() for key, value in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    change_metrics(lambda metrics: metrics["weights"].update(digest_weight_files(path.parent)))(run)
+    write_model(read_finished_run(run), tmp_path / "published")
+    published = load_file(tmp_path / "published" / "model.safetensors")
+    assert published.keys() == tensors.keys()
+    assert all(value.equal(tensors[key]) for key, value in published.items())
+    assert json.loads((tmp_path / "published" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def lower_accuracy(metrics):
