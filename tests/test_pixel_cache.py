@@ -3,6 +3,8 @@
 import os
 import pickle
 import shutil
+from pathlib import Path
+from unittest.mock import Mock
 
 import datasets
 import numpy as np
@@ -152,6 +154,11 @@ def test_without_room_for_the_pixels_files_are_compared_instead(tmp_path, monkey
     data = load_data(DataArguments(**options), forms)
     assert data.checked == "files compared, decoded while training"
     assert "they are decoded while training, and kept" in caplog.text
+    for name, form in forms.items():
+        open_pixels(data.splits[name], form, DataArguments(**options))
+    caplog.clear()
+    load_data(DataArguments(**options), forms)
+    assert not caplog.records
     shutil.copy(folder / "train" / "aster" / "0.png", folder / "test" / "aster" / "copy.png")
     with pytest.raises(InputError, match="train/aster/0 = test/aster/copy"):
         load_data(DataArguments(**options), forms)
@@ -178,6 +185,13 @@ def test_pixels_that_take_long_to_decode_are_kept_as_they_are_used(rows, tmp_pat
     assert torch.equal(second.__getitems__(order)["pixel_values"], expected)
     assert len(decoded) == len(rows) - 3
     monkeypatch.setattr(PixelDataset, "decode", None)
+    # Neither the end of a process in between nor a damaged entry loses them.
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            open_pixels(rows, FORM, arguments)
+    (tmp_path / part.stem).mkdir()
+    (tmp_path / part.stem / "array.npy").write_bytes(b"x")
     assert np.array_equal(open_pixels(rows, FORM, arguments).cached, expected)
     assert not list(tmp_path.glob("*.part"))
 

@@ -221,12 +221,16 @@ def _takes_long(
     splits: DatasetDict, directory: Path, forms: Mapping[str, PixelForm], workers: int
 ) -> bool:
     """Return whether decoding what was not decoded before would delay the first step for long."""
-    seconds = sum(
-        estimate_seconds(rows, forms[name], workers)
+    pending = [
+        (rows, forms[name])
         for name, rows in splits.items()
         if find_array(directory, _describe_digests(rows, decode=True)) is None
-    )
-    if seconds > LONGEST_SECONDS:
+    ]
+    seconds = sum(estimate_seconds(rows, form, workers) for rows, form in pending)
+    # An earlier run may have kept all of them while it trained.
+    if seconds > LONGEST_SECONDS and any(
+        find_array(directory, describe_pixels(rows, form)) is None for rows, form in pending
+    ):
         logger.warning(
             "Decoding all images takes about %.0f minutes; they are decoded while training, and "
             "kept in %s.",

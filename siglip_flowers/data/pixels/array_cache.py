@@ -270,6 +270,8 @@ def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
             rows = np.load(path / ARRAY_FILE, mmap_mode="r")
             write_json(path / ENTRY_FILE, entry.describe_with(rows))
             del rows
-            (path / SUMS_FILE).unlink()
-            path.rename(directory / entry.name)
+            # A damaged entry may be in its place.
+            shutil.rmtree(directory / entry.name, ignore_errors=True)
+            # The sums go last: a run that is killed before the renaming needs them again.
+            (path.rename(directory / entry.name) / SUMS_FILE).unlink()
     return array
