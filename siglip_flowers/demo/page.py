@@ -175,14 +175,9 @@ def render_answer(answer: Answer, pooling: str) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"uri": _encode_image, "share": _format_share}
+    environment.filters |= {"uri": _encode_image, "share": "{:.1%}".format}
     template = environment.get_template("answer.html.jinja")
     return template.render(answer=answer, how=HOW_SALIENCY[pooling])
-
-
-def _format_share(score: float) -> str:
-    # With a space that does not break the line.
-    return f"{100 * score:.1f}\u00a0%"
 
 
 def _encode_image(image: Image.Image) -> str:

@@ -226,7 +226,7 @@ def test_names_are_escaped_and_unknown_images_are_called_so():
     results = [{"label": "<b>rose</b>", "score": 0.75}]
     shown = render_answer(Answer(results=results, known=False), "map")
     assert "Not one of the known classes; nearest: &lt;b&gt;rose&lt;/b&gt;" in shown
-    assert "75.0\u00a0%" in shown
+    assert "75.0%" in shown
     assert "started without data" in shown
     described = describe_classes(["<a>", "b", "c", "d"], "Oxford Flowers102")
     assert (
