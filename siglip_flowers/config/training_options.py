@@ -189,7 +189,7 @@ class TrainingOptions(Options):
     dataloader_drop_last: bool = option(False, "Drop the last training batch if it is short.")
     dataloader_pin_memory: bool = option(True, "Copy batches through pinned memory, on a GPU.")
     ddp_backend: str | None = option(None, "Backend of DDP: nccl or gloo.", ("nccl", "gloo"))
-    ddp_timeout: int = option(1800, "Seconds that processes wait for each other.", between(1, 1e8))
+    ddp_timeout: int = option(1800, "Seconds processes wait for each other.", between(1, 999_999))
     ddp_bucket_cap_mb: int | None = option(
         None, "Megabytes of gradients that are exchanged at a time; default: 25.", positive
     )
