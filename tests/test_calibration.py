@@ -85,6 +85,10 @@ def test_the_temperature_minimizes_the_likelihood_and_keeps_the_classes(predicti
     )
 
 
+def test_a_temperature_without_a_best_value_is_1():
+    assert fit_temperature(4 * np.eye(3), np.arange(3), "softmax") == 1.0
+
+
 def test_the_curve_is_that_of_a_loop_over_thresholds():
     generator = np.random.default_rng(0)
     confidence = generator.permutation(200) / 200

@@ -85,13 +85,10 @@ def test_every_page_is_reached_from_the_first_one(site, pages):
         assert f"{source.stem}.html" in pages[site / "index.html"].links, source
 
 
-def test_pages_fetch_nothing_from_other_hosts(pages):
+def test_pages_and_styles_fetch_nothing_from_other_hosts(site, pages):
     for path, page in pages.items():
         foreign = [url for url in page.fetched if urlsplit(url).netloc]
         assert not foreign, f"{path} fetches {foreign}"
-
-
-def test_styles_fetch_nothing_from_other_hosts(site):
     for path in site.rglob("*.css"):
         fetched = re.findall(r"(?:url\(|@import\s)[\"']?(https?:|//)", path.read_text("utf-8"))
         assert not fetched, path

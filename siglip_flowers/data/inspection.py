@@ -226,7 +226,7 @@ def _takes_long(
         for name, rows in splits.items()
         if find_array(directory, _describe_digests(rows, decode=True)) is None
     ]
-    seconds = sum(estimate_seconds(rows, form, workers) for rows, form in pending)
+    seconds = sum(estimate_seconds(rows, workers) for rows, _ in pending)
     # An earlier run may have kept all of them while it trained.
     if seconds > LONGEST_SECONDS and any(
         find_array(directory, describe_pixels(rows, form)) is None for rows, form in pending

@@ -102,7 +102,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
     The loss is the negative log likelihood for a softmax, the pairwise sigmoid loss for sigmoids.
     Accuracy does not change: the order of the classes stays.
 
-    logits: (N, C); labels: (N,) integers. The result lies in ``TEMPERATURES``.
+    logits: (N, C); labels: (N,) integers. The result lies in ``TEMPERATURES``. It is 1 if the loss
+    has no minimum: when every image is right, ever smaller temperatures fit ever better.
 
     Raises:
         RunError: Logits that are not finite.
@@ -118,7 +119,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, activation: str) -> fl
         method="bounded",
         options={"xatol": 1e-6},
     )
-    return float(np.exp(found.x))
+    temperature = float(np.exp(found.x))
+    has_no_minimum = found.fun < 1e-6 or temperature < 1.01 * TEMPERATURES[0]
+    return 1.0 if has_no_minimum else temperature
 
 
 def cross_fitted_nll(logits: FloatArray, labels: IntArray) -> float:

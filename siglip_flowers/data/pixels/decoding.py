@@ -146,11 +146,16 @@ def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
         return rgb
 
 
-def check_header(source: ImageSource | None) -> None:
-    """Raise ImageError if this is not an image or is too large, without decoding it."""
+def check_header(source: ImageSource | None) -> int:
+    """Return the number of pixels without decoding them.
+
+    Raises:
+        ImageError: This is not an image, or is too large.
+    """
     try:
         with _open(source) as image:
             _check_size(image, None)
+            return image.width * image.height
     except MemoryError:
         raise
     except Exception as error:

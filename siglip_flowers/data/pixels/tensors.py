@@ -6,7 +6,6 @@ processor would have given.
 """
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from siglip_flowers.data.pixels.array_cache import (
 from siglip_flowers.data.pixels.decoding import (
     DECODING_VERSION,
     ImageError,
+    check_header,
     decode_rgb,
     map_ahead,
     read_image,
@@ -51,6 +51,8 @@ from siglip_flowers.runtime.devices import count_cores
 ImageSize = int | PatchBudget
 # Images that tell how long all of them take, and the share of all that they are at most.
 SAMPLED_IMAGES, SAMPLED_SHARE = 32, 1 / 32
+# Opening, decoding and resizing a JPEG on a slow core.
+SECONDS_PER_IMAGE, SECONDS_PER_PIXEL = 3e-4, 3e-8
 # What takes longer than this to decode is decoded while training.
 LONGEST_SECONDS = 300.0
 
@@ -231,7 +233,7 @@ def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArgument
     pixels.cached = find_array(directory, entry)
     if pixels.cached is not None:
         return pixels
-    if is_growing(directory, entry) or estimate_seconds(rows, form, workers) > LONGEST_SECONDS:
+    if is_growing(directory, entry) or estimate_seconds(rows, workers) > LONGEST_SECONDS:
         pixels.growing = grow_array(directory, entry)
         pixels.cached = find_array(directory, entry)
     else:
@@ -239,16 +241,19 @@ def open_pixels(rows: datasets.Dataset, form: PixelForm, arguments: DataArgument
     return pixels
 
 
-def estimate_seconds(rows: datasets.Dataset, form: PixelForm, workers: int) -> float:
-    """Return about how long threads decode all images, measured on a few; 0 for few images."""
+def estimate_seconds(rows: datasets.Dataset, workers: int) -> float:
+    """Return about how long threads decode all images; 0 for few images.
+
+    By the headers of a sample, so that all processes of a run come to the same result.
+    """
     if len(rows) * SAMPLED_SHARE < SAMPLED_IMAGES:
         return 0.0
     sample = np.linspace(0, len(rows) - 1, SAMPLED_IMAGES, dtype=int).tolist()
-    values, began = select_undecoded(rows)[sample]["image"], time.perf_counter()
-    for value in values:
-        with suppress(ImageError), read_image(value) as image:
-            form.resize(image)
-    return (time.perf_counter() - began) / SAMPLED_IMAGES * len(rows) / workers
+    seconds = 0.0
+    for value in select_undecoded(rows)[sample]["image"]:
+        with suppress(ImageError):
+            seconds += SECONDS_PER_IMAGE + SECONDS_PER_PIXEL * check_header(value)
+    return seconds / SAMPLED_IMAGES * len(rows) / workers
 
 
 def describe_pixels(rows: datasets.Dataset, form: PixelForm) -> ArrayEntry:
