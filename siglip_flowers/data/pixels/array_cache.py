@@ -260,10 +260,14 @@ def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
     """
     path, array = directory / (entry.name + GROWING), None
     with _tolerate(directory, entry), _lock(directory, entry):
-        if not path.is_dir():
+        try:
+            array = GrowingArray(path)
+        except (OSError, ValueError, EOFError):
+            # Not there, or cut off.
+            shutil.rmtree(path, ignore_errors=True)
             with _create(path, entry, grows=True):
                 pass
-        array = GrowingArray(path)
+            array = GrowingArray(path)
         os.utime(path / ENTRY_FILE)
         if array.is_complete():
             array = None
