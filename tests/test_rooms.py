@@ -69,4 +69,4 @@ def test_everything_else_works_without_one_feature(copy_without, tmp_path, featu
     # A pushed card has parts of the report.
     run = copy_without({feature, "publish"} if feature == "report" else {feature})
     use_all_commands(run, tmp_path)
-    assert f"  {feature} " not in run("-m", "siglip_flowers", "--help")
+    assert f"\n  {feature} " not in run("-m", "siglip_flowers", "--help")

@@ -174,7 +174,7 @@ def test_an_uploaded_image_is_explained_without_another_host(open_page, served, 
     assert names == [f"Example: {name}" for name in CLASSES]
     upload(page, encode_class("borage", tmp_path))
     text = read_answer(page, "Nearest training images")
-    shares = [float(share) for share in re.findall(r"^([\d.]+)\s%$", text, re.MULTILINE)]
+    shares = [float(share) for share in re.findall(r"^([\d.]+)\s?%$", text, re.MULTILINE)]
     assert len(shares) == 3
     assert sum(shares) == pytest.approx(100, abs=0.2)
     assert shares == sorted(shares, reverse=True)
