@@ -254,7 +254,7 @@ def is_expected(fault: Fault, outcome: Outcome) -> bool:
         return all(one == 0 for one in others)
     if fault.number == signal.SIGKILL:
         # A process that is left alone says so; one that had nothing left to ask for ends well.
-        told = outcome.messages.count("Another process of this run has ended")
+        told = outcome.messages.count("Another process of this run ended")
         allowed = {0, 1} if outcome.began else {0, 1, -signal.SIGKILL}
         return code == -signal.SIGKILL and set(others) <= allowed and told == others.count(1)
     allowed = {0, 1, EXIT_PREEMPTED}
