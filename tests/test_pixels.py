@@ -30,7 +30,13 @@ def to_pixel_values(processor, images):
     return PixelNormalizer(processor)(batch["pixel_values"])
 
 
+def put_on_white(image):
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def by_processor(processor, images):
+    # In older versions of transformers it ignores transparency.
+    images = [put_on_white(image) if image.mode == "RGBA" else image for image in images]
     return torch.cat([processor(p, return_tensors="pt")["pixel_values"] for p in images])
 
 

@@ -7,12 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    Siglip2ImageProcessorPil,
-    Siglip2VisionConfig,
-    pipeline,
-)
+from transformers import Siglip2ImageProcessorPil, Siglip2VisionConfig, pipeline
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import RunError
@@ -67,7 +62,7 @@ def onnx_export(models):
 
 def original_logits(model, images):
     """Logits by transformers' own processor and the model itself."""
-    inputs = AutoImageProcessor.from_pretrained(model, use_fast=False)(images, return_tensors="pt")
+    inputs = load_image_processor(str(model))(images, return_tensors="pt")
     with torch.no_grad():
         return inputs["pixel_values"], SiglipClassifier.from_pretrained(model)(**inputs).logits
 
