@@ -301,10 +301,8 @@ def run_benchmark(
     """
     arguments = sys.argv[1:] if argv is None else argv
     first_line = str(description).split("\n")[0]
-    command, typed = (
-        Command(module, first_line, (kind,)),
-        " ".join(["python -m", module, *arguments]),
-    )
+    command = Command(module, first_line, (kind,))
+    typed = " ".join(["python -m", module, *arguments])
     return run_command(command, lambda parsed: run(*parsed, typed), arguments)
 
 

@@ -39,6 +39,11 @@ def is_path(name: str) -> bool:
     )
 
 
+def is_url(source: object) -> bool:
+    """Return whether this is an http or https URL."""
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
+
+
 def find_nearest(path: Path) -> Path:
     """Return the path itself if it is a directory, or the nearest directory above it."""
     absolute, here = Path(os.path.abspath(path.expanduser())), Path.cwd()

@@ -221,15 +221,20 @@ def _takes_long(
     splits: DatasetDict, directory: Path, forms: Mapping[str, PixelForm], workers: int
 ) -> bool:
     """Return whether decoding what was not decoded before would delay the first step for long."""
+    estimates = {name: estimate_seconds(rows, workers) for name, rows in splits.items()}
+    # Seldom: what follows looks at every file.
+    if sum(estimates.values()) <= LONGEST_SECONDS:
+        return False
     pending = [
-        (rows, forms[name])
+        name
         for name, rows in splits.items()
         if find_array(directory, _describe_digests(rows, decode=True)) is None
     ]
-    seconds = sum(estimate_seconds(rows, workers) for rows, _ in pending)
+    seconds = sum(estimates[name] for name in pending)
     # An earlier run may have kept all of them while it trained.
     if seconds > LONGEST_SECONDS and any(
-        find_array(directory, describe_pixels(rows, form)) is None for rows, form in pending
+        find_array(directory, describe_pixels(splits[name], forms[name])) is None
+        for name in pending
     ):
         logger.warning(
             "Decoding all images takes about %.0f minutes; they are decoded while training, and "

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.paths import is_url
 
 STANDARD_INPUT = "-"
 MAX_BYTES = 64 * 2**20
@@ -81,11 +82,6 @@ def insert_list(found: list[str], stream: TextIO) -> Iterator[str]:
             # As for paths on the command line: file names need not be UTF-8.
             stream.reconfigure(errors="surrogateescape")
         yield from filter(None, (line.rstrip("\r\n") for line in stream))
-
-
-def is_url(source: object) -> bool:
-    """Return whether this is an http or https URL."""
-    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 def fetch_image(

@@ -10,9 +10,10 @@ import numpy as np
 import PIL.Image
 import torch
 
+from siglip_flowers.base.paths import is_url
 from siglip_flowers.data.pixels.decoding import ImageError, map_ahead, read_image
 from siglip_flowers.data.pixels.tensors import PixelForm
-from siglip_flowers.inference.finding import fetch_image, is_url
+from siglip_flowers.inference.finding import fetch_image
 
 # A path or URL, the bytes of an image file, a PIL image, or pixels as an array.
 Source: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarray

@@ -5,7 +5,6 @@ float32 cross the bus. ``PixelNormalizer`` then gives exactly what the checkpoin
 processor would have given.
 """
 
-import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -55,8 +54,6 @@ SAMPLED_IMAGES, SAMPLED_SHARE = 32, 1 / 32
 SECONDS_PER_IMAGE, SECONDS_PER_PIXEL = 3e-4, 3e-8
 # What takes longer than this to decode is decoded while training.
 LONGEST_SECONDS = 300.0
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import pyarrow.csv
 from datasets import ClassLabel, Dataset, Image, Value
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.paths import is_url
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import order_names
@@ -262,7 +263,7 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
     if isinstance(feature, Value) and "string" in feature.dtype:
         table, number = rows.data.table, rows.column_names.index(column)
         names = table.column(column).to_pylist()
-        if any(re.match("https?://", name or "", re.IGNORECASE) for name in names):
+        if any(map(is_url, names)):
             raise InputError(
                 f"The table {path} has URLs in the column {column!r}. Download the images, and "
                 "give their paths instead."
