@@ -12,6 +12,7 @@ import threading
 import pytest
 
 from siglip_flowers import SiglipImageClassifier
+from siglip_flowers.base.text import measure_width
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.predict import main
@@ -156,14 +157,17 @@ def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
     assert len(printed[""].splitlines()) == 1 + 3
 
 
-def test_names_are_written_as_they_are(tmp_path, capsys):
-    names = ["кот", "中文", "القط", "🌸"]
-    draw_image(tmp_path / "снимок.png", "aster", 1)
-    for kind in ("--json", "--csv"):
-        argv = [str(tmp_path / "снимок.png"), "--model", save_model(tmp_path, names), kind]
-        assert main(argv) == 0
+def test_names_are_written_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["кот", "القط", "日本\u3000花", "👩\u200d🌾"]
+    for name in (files := ["снимок\u202f花.png", "й.png"]):
+        draw_image(tmp_path / name, "aster", 1)
+    for kind in ("--json", "--csv", "--no_threshold"):
+        assert main([*files, "--model", save_model(tmp_path, names), kind]) == 0
         printed = capsys.readouterr().out
-        assert all(name in printed for name in [*names, "снимок.png"])
+        assert all(name in printed for name in [*names, *files])
+    # The columns of the table are straight.
+    assert len({measure_width(line.split("%")[0]) for line in printed.splitlines()[1:]}) == 1
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -125,8 +125,8 @@ def test_unknown_and_cut_off_tokens_are_reported_once_with_their_share(nano, tok
 
 
 def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path):
-    (tmp_path / "prompts.yaml").write_text("кот: [a cat, a small cat, a pet]\n7: a lion\n")
-    names = ["кот", "7", "tree"]
+    (tmp_path / "prompts.yaml").write_text("йод: [a cat, a small cat, a pet]\n7: a lion\n")
+    names = ["и\u0306од", "7", "tree"]
     templates = tmp_path / "templates.txt"
     templates.write_text("a {}\nthe {}\n")
     prompts = read_prompts(
@@ -146,7 +146,7 @@ def test_class_prompts_are_averaged_whatever_their_number(nano, siglip, tmp_path
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("кит: a whale", "has 'кит', which is not a class of the data"),
+        ("кит: a whale", "has 'кит', which is not a class of the data. Choose one of кот, лев."),
         ("кот: []", "The prompts of 'кот' in .* are \\[\\]"),
         ("кот: [1]", "Write a text, or a list of texts"),
         ("a cat", "contains a str"),

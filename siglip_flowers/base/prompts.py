@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.text import compose
 
 SLOT = "{}"
 # For data that are not flowers, whatever their classes are.
@@ -70,12 +71,12 @@ def clean_class_name(name: str) -> str:
 
 
 def canonicalize(text: str) -> str:
-    """Lower-case ``text``, drop ASCII punctuation and collapse white space.
+    """Lower-case ``text``, drop ASCII punctuation, compose accents, and collapse white space.
 
     Source: big_vision, evaluators/proj/image_text/prompt_engineering.py; as there, an underscore
     counts as a space.
     """
-    text = text.replace("_", " ").translate(_REMOVE_PUNCTUATION).lower()
+    text = compose(text).replace("_", " ").translate(_REMOVE_PUNCTUATION).lower()
     return " ".join(text.split())
 
 

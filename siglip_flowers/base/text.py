@@ -14,16 +14,23 @@ from collections.abc import Iterable, Sequence
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")
 # Characters of a name in a message; a label of a data set can be as long as a book.
 MAX_SHOWN = 200
+# They change how letters or emoji beside them are drawn.
+JOINERS = "\u200c\u200d"
 # Of an organization or user, and of a model: the Hub's own rules.
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(f"{_NAME}/{_NAME}")
+
+
+def is_printable(char: str) -> bool:
+    """Return whether a character is one of text: printable, a space of any kind, or a joiner."""
+    return char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs"
 
 
 def escape_unprintable(text: str, keep: str = "") -> str:
     """Replace control and other unprintable characters with escapes such as ``\\x1b``."""
     return "".join(
         char
-        if char.isprintable() or char in keep
+        if is_printable(char) or char in keep
         else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
@@ -68,9 +75,20 @@ def _to_cell(value: object) -> object:
     return f"'{shown}" if shown.startswith(FORMULA_SIGNS) else shown
 
 
+def compose(text: str) -> str:
+    """Return text in the form in which most systems write it; macOS splits letters and accents."""
+    return unicodedata.normalize("NFC", text)
+
+
 def measure_width(text: str) -> int:
-    """Return how many columns a terminal needs: East Asian letters take two."""
-    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text)
+    """Return how many columns a terminal needs: East Asian letters take two, accents none."""
+    drawn = (char for char in text if unicodedata.category(char) not in ("Mn", "Me", "Cf"))
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in drawn)
+
+
+def pad(text: str, width: int) -> str:
+    """Fill text with spaces to a width."""
+    return text + " " * (width - measure_width(text))
 
 
 def align_columns(lines: Sequence[Sequence[str]]) -> str:
@@ -78,9 +96,7 @@ def align_columns(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(measure_width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell + " " * (width - measure_width(cell))
-            if index == 0
-            else " " * (width - measure_width(cell)) + cell
+            pad(cell, width) if index == 0 else " " * (width - measure_width(cell)) + cell
             for index, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines

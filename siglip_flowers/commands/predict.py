@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
-from siglip_flowers.base.text import count, escape_unprintable, format_csv
+from siglip_flowers.base.text import (
+    count,
+    escape_unprintable,
+    format_csv,
+    is_printable,
+    measure_width,
+    pad,
+)
 from siglip_flowers.commands.entry import Command, name_program, run_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config.evaluation import PredictionArguments
@@ -149,7 +156,8 @@ def choose_formatter(options: PredictionArguments, names: list[str]) -> tuple[st
         return "", format_json_line
     if options.csv:
         return format_csv([CSV_COLUMNS]), format_csv_lines
-    width = min(max(len(escape_unprintable(name)) for name in ("image", *names)), MAX_NAME_WIDTH)
+    widths = (measure_width(escape_unprintable(name)) for name in ("image", *names))
+    width = min(max(widths), MAX_NAME_WIDTH)
     return f"{'image':<{width}}    score  class\n", partial(format_table_lines, width)
 
 
@@ -163,11 +171,11 @@ def format_table_lines(
     lines = []
     shown = escape_unprintable(name)
     if known is False:
-        lines.append(f"{shown:<{width}}           {UNKNOWN}\n")
+        lines.append(f"{pad(shown, width)}           {UNKNOWN}\n")
         shown = ""
     for result in results:
         score = f"{100 * result['score']:5.1f}%"
-        lines.append(f"{shown:<{width}}  {score}  {escape_unprintable(result['label'])}\n")
+        lines.append(f"{pad(shown, width)}  {score}  {escape_unprintable(result['label'])}\n")
         shown = ""
     return "".join(lines)
 
@@ -179,7 +187,7 @@ def format_json_line(name: str, results: list[dict[str, Any]], known: bool | Non
     """
     row = {"image": name, "known": known, "predictions": results}
     text = json.dumps(row, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text) + "\n"
+    return "".join(c if is_printable(c) else json.dumps(c)[1:-1] for c in text) + "\n"
 
 
 def format_csv_lines(name: str, results: list[dict[str, Any]], known: bool | None) -> str:

@@ -31,8 +31,12 @@ POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; "
     "form-action 'self'; base-uri 'self'"
 )
-# Gradio gives the buttons of examples an image but no name.
-NAME_BUTTONS = """() => {
+# Gradio gives the buttons of examples an image but no name, and takes files of type image/* alone,
+# while browsers know no type of formats such as HEIC.
+SCRIPT = """() => {
+  const type = Object.getOwnPropertyDescriptor(Blob.prototype, "type").get;
+  Object.defineProperty(File.prototype, "type", {
+    configurable: true, get() { return type.call(this) || "image/unknown"; }});
   const names = %s;
   document.querySelectorAll("button.gallery-item").forEach(
     (button, number) => button.setAttribute("aria-label", names[number]));
@@ -154,7 +158,7 @@ def build_page(
             with gradio.Column(scale=3, min_width=300):
                 result = gradio.HTML(EMPTY, label="Answer", elem_id="answer", padding=False)
         names = [f"Example: {name}" for name, _ in examples]
-        page.load(js=NAME_BUTTONS % json.dumps(names))
+        page.load(js=SCRIPT % json.dumps(names))
         image.change(answer, image, result, api_visibility="private", show_progress="minimal")
     return page
 

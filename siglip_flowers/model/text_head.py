@@ -14,9 +14,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
-from siglip_flowers.base.text import abbreviate
+from siglip_flowers.base.text import abbreviate, compose
 from siglip_flowers.config import EvaluationArguments, ModelArguments
-from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
@@ -114,18 +113,20 @@ def read_prompts(
     class_prompts = options.class_prompts
     # YAML reads names such as 7 as numbers.
     read = {} if class_prompts is None else read_yaml(Path(class_prompts))
-    texts = {str(name): given for name, given in read.items()}
-    names = [name for name in class_names if name not in texts]
+    # Names as macOS spells them are met, too.
+    composed = [compose(name) for name in class_names]
+    texts = {compose(str(name)): given for name, given in read.items()}
+    names = [name for name in composed if name not in texts]
     prompts: dict[str, Sequence[str]] = {}
     if names:
         built = build_prompts(names, load_templates(options.prompt_templates, class_names))
         prompts = dict(zip(names, built, strict=True))
     for name, given in texts.items():
         found = given if isinstance(given, list) else [given]
-        if name not in class_names:
-            nearest = suggest_nearest(name, set(class_names))
+        if name not in composed:
             raise InputError(
-                f"{class_prompts} has {name!r}, which is not a class of the data{nearest}"
+                f"{class_prompts} has {name!r}, which is not a class of the data. Choose one of "
+                f"{abbreviate(class_names)}."
             )
         if not found or not all(isinstance(text, str) and canonicalize(text) for text in found):
             raise InputError(
@@ -133,7 +134,7 @@ def read_prompts(
                 "list of texts."
             )
         prompts[name] = found
-    return [prompts[name] for name in class_names]
+    return [prompts[name] for name in composed]
 
 
 def zero_shot_head(checkpoint: str, class_names: Sequence[str], prompts: Prompts) -> ZeroShotHead:

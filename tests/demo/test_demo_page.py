@@ -142,7 +142,7 @@ def open_page(browser, served):
 
 
 def upload(page, content, name="image.png"):
-    kind = "image/jpeg" if name.endswith("jpg") else "image/png"
+    kind = {"jpg": "image/jpeg", "png": "image/png"}.get(name.split(".")[-1], "")
     page.set_input_files(
         "#image input[type=file]", {"name": name, "mimeType": kind, "buffer": content}
     )
@@ -237,7 +237,7 @@ def test_names_are_escaped_and_unknown_images_are_called_so():
 @pytest.mark.slow
 def test_a_broken_file_is_one_sentence_and_an_example_still_works(open_page, served):
     page = open_page()
-    upload(page, BROKEN["cut"], "broken.png")
+    upload(page, BROKEN["cut"], "broken.HEIC")
     text = read_answer(page, "cannot be read as an image")
     assert text.count(".") == 1
     page.click("button[aria-label='Clear'], button[aria-label='Remove Image']")

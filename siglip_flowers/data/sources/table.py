@@ -6,6 +6,7 @@ beside the images or in each split folder, or tables that are called after the s
 relative to the table.
 """
 
+import csv
 import logging
 import os
 import re
@@ -15,13 +16,11 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 from datasets import ClassLabel, Dataset, Image, Value
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import is_url
-from siglip_flowers.base.text import abbreviate
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import order_names
 from siglip_flowers.data.sources.folder import list_subfolders
@@ -214,18 +213,30 @@ def _list_tables(folder: Path) -> list[Path]:
 
 def _read_csv(path: Path) -> Dataset:
     """Read a table of text; values stay as they are written, ``01`` too, but for outer spaces."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = max(DELIMITERS, key=file.readline().count)
-    parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-    names = pa.csv.open_csv(path, parse_options=parse).schema.names
-    text = pa.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
-    table = pa.csv.read_csv(path, parse_options=parse, convert_options=text)
-    # Spreadsheets add columns without a name.
-    named = {number: name.strip() for number, name in enumerate(names) if name.strip()}
-    if len(set(named.values())) < len(named):
-        raise ValueError(f"two of the columns {', '.join(named.values())} have the same name")
-    columns = [pc.utf8_trim_whitespace(table.column(number)) for number in named]
-    return Dataset(pa.table(columns, names=list(named.values())))
+        file.seek(0)
+        reader = csv.reader(file, delimiter=delimiter)
+        names = [name.strip() for name in next(reader, [])]
+        # Spreadsheets add columns without a name, rows without a value and commas at the end.
+        named = {name: number for number, name in enumerate(names) if name}
+        if not named:
+            raise ValueError("its first line names no columns")
+        if len(named) + names.count("") < len(names):
+            raise ValueError(f"two of the columns {', '.join(names)} have the same name")
+        columns: dict[str, list[str]] = {name: [] for name in named}
+        for row in reader:
+            values = [value.strip() for value in row]
+            if not any(values):
+                continue
+            if any(values[len(names) :]) or len(values) <= max(named.values()):
+                raise ValueError(
+                    f"line {reader.line_num} has {count(len(row), 'value')} for "
+                    f"{count(len(names), 'column')}"
+                )
+            for name, number in named.items():
+                columns[name].append(values[number])
+    return Dataset(pa.table(columns))
 
 
 def _find_image(folder: Path, name: str) -> str:
@@ -253,11 +264,13 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
             rows = _read_csv(path)
         else:
             rows = datasets.load_dataset(kind, data_files=str(path), split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, csv.Error, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         if re.search(r"utf-?8", reason, re.IGNORECASE):
             raise InputError(f"The table {path} is not UTF-8 text. Save it as UTF-8.") from error
         raise InputError(f"The table {path} cannot be read ({reason}). Check the file.") from error
+    if not len(rows):
+        raise InputError(f"The table {path} has no rows. Add one for each image.")
     column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
     feature = rows.features[column]
     if isinstance(feature, Value) and "string" in feature.dtype:
