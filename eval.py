@@ -1,7 +1,7 @@
 """Evaluate a trained classifier on a split.
 
     python eval.py --split test
-    python eval.py --model results/my-run --split validation --output_dir results/my-run
+    python eval.py --model results/my-run --split validation --output_dir out
 
 Prints accuracy, top-5 accuracy, precision, recall, F1 and loss; see --help for the data options,
 which default to those of the model's own run.

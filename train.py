@@ -1,7 +1,7 @@
-"""Fine-tune SigLIP on Flowers102.
+"""Fine-tune SigLIP on your own images, or on Flowers102.
 
-    accelerate launch train.py
-    accelerate launch train.py --config configs/nano_64px.yaml --output_dir results/my-run
+    python train.py --data_dir images --output_dir results/my-run
+    python train.py --config configs/lora.yaml
 
 Writes model, checkpoints, metrics, curves and example predictions to --output_dir.
 """

@@ -44,7 +44,7 @@ def compute_utilization(
 ) -> float | None:
     """Return the share of the peak that training reaches; None on an unknown device.
 
-    Source: Chowdhery et al. 2022 (PaLM), appendix B, model FLOPs utilisation.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B, model FLOPs utilization.
     """
     peak = find_peak(device_name)
     return None if peak is None else TRAINING_FACTOR * forward_flops * images_per_second / peak

@@ -207,7 +207,7 @@ def write_throughput(
             ]
         )
     columns = ["arm", "images/s", "rounds", "waiting for data", "peak memory"]
-    table = format_table([*columns, "of the host, without mapped files", "FLOP utilisation"], rows)
+    table = format_table([*columns, "of the host, without mapped files", "FLOP utilization"], rows)
     table += (
         f"\n\nsiglip_flowers reaches {results['ours_over_limit']:.3f} of the limit "
         f"(target {LIMIT_TARGET}) and is {results['ours_over_usual']:.2f} times as fast as the "

@@ -196,7 +196,7 @@ def test_image_folders(case, tmp_path, caplog) -> None:
     assert "/".join(str(len(rows)) for rows in data.splits.values()) == case.sizes
     assert data.split_protocol == case.cut
     assert data.description == (
-        f"image folder {tmp_path.name}, splits {case.cut}, {case.sizes} images"
+        f"{tmp_path.name} (image folder), splits {case.cut}, {case.sizes} images"
     )
     assert len(caplog.messages) == len(case.said)
     for message, pattern in zip(caplog.messages, case.said, strict=True):

@@ -1,4 +1,4 @@
-"""The curve: one row a step, whatever was logged when."""
+"""The curve: one row per step, whatever was logged when."""
 
 from types import SimpleNamespace
 

@@ -33,7 +33,7 @@ from tests.launched import CONFIGS, find_port, launch
 from tests.small_runs import make_folder, small_options
 
 SHIPPED = sorted([*CONFIGS.glob("*.yaml"), REPOSITORY / "accelerate_config.yaml"])
-# 48 images in batches of 8 make 6 full steps an epoch, the same images in each however many
+# 48 images in batches of 8 make 6 full steps per epoch, the same images in each however many
 # processes share them.
 GLOBAL_BATCH, STEPS, TEST = 8, 12, 15
 SMALL = {

@@ -302,7 +302,7 @@ def test_a_run_learns_and_eval_finds_the_same(run, folder, tmp_path, capsys):
     assert run_eval([*options, "--output_dir", str(tmp_path)]) == 0
     chosen = metrics["training"]
     assert (
-        f"The best checkpoint is step {chosen['best_step']} of {chosen['steps']}, by "
+        f"The best checkpoint is step {chosen['best_step']} of {chosen['steps']}, with "
         f"validation_accuracy {chosen['best_value']:.4f} during training" in capsys.readouterr().out
     )
     again = json.loads((tmp_path / "metrics_test.json").read_text())

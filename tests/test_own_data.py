@@ -69,7 +69,7 @@ def test_one_command_trains_on_a_table(photographs, nano_dir, capsys):
     lines = ["path,label", *(f"{path},{label}" for path, label in rows)]
     Path("photos.csv").write_text("\n".join(lines), encoding="utf-8")
     printed = type_commands(1, nano_dir, capsys)
-    assert "data: table photos.csv, splits cut at random from one table, seed 0" in printed
+    assert "data: photos.csv (table), splits cut at random from one table, seed 0" in printed
     metrics = json.loads(Path("results/my-run/metrics.json").read_text(encoding="utf-8"))
     assert metrics["data"]["source"] == "table"
     assert sum(split["n"] for split in metrics["splits"].values()) == len(rows)

@@ -129,7 +129,7 @@ def check_dataset(name: str) -> None:
     spelled = [re.sub(r"^datasets--|\W|_", "", folder.name).lower() for folder in folders]
     if reason and re.sub(r"\W|_", "", name).lower() not in spelled:
         raise RunError(
-            f"The data set {name!r} cannot be loaded ({reason}, and it is not in the cache). "
+            f"The dataset {name!r} cannot be loaded ({reason}, and it is not in the cache). "
             f"{OFFLINE_WAYS}"
         )
 

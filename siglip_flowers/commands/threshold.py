@@ -14,7 +14,7 @@ from siglip_flowers.runtime.preemption import defer_signals
 
 COMMAND = Command(
     name_program("threshold"),
-    "Fit the score below which predict reports an image as none of the known classes.",
+    "Fit the score below which predict reports an image as one of no known class.",
     (ThresholdArguments, DataArguments),
     DATA_RULES,
     (

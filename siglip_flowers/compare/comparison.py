@@ -125,7 +125,7 @@ def _align(run: RunPredictions, first: RunPredictions) -> RunPredictions:
         image = differ.idxmax()
         raise InputError(
             f"The image {image} is labeled '{images['true'][image]}' in {run.name} and "
-            f"'{first.images['true'][image]}' in {first.name}. Compare runs of one data set."
+            f"'{first.images['true'][image]}' in {first.name}. Compare runs on one dataset."
         )
     return replace(run, images=images)
 

@@ -68,14 +68,14 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             lines += ["Classes with the largest differences:", "", align_columns(classes)]
     images = comparison["images"]
     right = sum(any(image["correct"]) for image in images)
-    disagreement = f"The runs disagree on {len(images)} images, {right} of them right in some run."
+    disagreement = f"The runs disagree on {len(images)} images; on {right}, at least one is right."
     lines += ["", disagreement, "", _NOTE]
     return escape_unprintable("\n".join(lines), keep="\n")
 
 
 def _list_runs(comparison: dict[str, Any]) -> list[list[str]]:
     columns = ["run", "accuracy", "95%", "minus the first", "95%"]
-    rows = [[*columns, "only it right", "only first right", "McNemar p", "Holm p"]]
+    rows = [[*columns, "only it is right", "only the first is", "McNemar p", "Holm p"]]
     for name, (value, low, high) in zip(comparison["runs"], comparison["accuracies"], strict=True):
         rows.append([name, f"{100 * value:.2f}%", f"{100 * low:.1f} to {100 * high:.1f}"])
     rows[1] += [""] * 6

@@ -23,7 +23,7 @@ class DataArguments(Options):
         None,
         "Your images: one folder per class, train/, validation/ and test/ with one folder per "
         "class each, or a table (CSV, TSV, Parquet, JSON lines) with columns of paths and labels. "
-        "Missing splits are cut with --split_seed. A directory with 102flowers.tgz (or the "
+        "Missing splits are drawn by --split_seed. A directory with 102flowers.tgz (or the "
         "unpacked jpg/), imagelabels.mat and setid.mat is the original Flowers102.",
         path=True,
     )
@@ -61,7 +61,7 @@ class DataArguments(Options):
     )
     split_seed: int = option(
         0,
-        "Seed of random images: missing splits, --shots, --max_*_samples, --train_eval_samples.",
+        "Seed of what is drawn: missing splits, --shots, --max_*_samples, --train_eval_samples.",
         not_negative,
     )
     shots_seed: int | None = option(
@@ -129,5 +129,5 @@ class AugmentationArguments(Options):
     color_jitter: float = common(
         0.2, "Largest relative change of brightness, contrast and saturation.", between(0, 0.99)
     )
-    mixup_alpha: float = common(0.0, "Beta of mixup (Zhang et al. 2018); 0: off.", between(0, 100))
-    cutmix_alpha: float = common(0.0, "Beta of CutMix (Yun et al. 2019); 0: off.", between(0, 100))
+    mixup_alpha: float = common(0.0, "Alpha of mixup (Zhang et al. 2018); 0: off.", between(0, 100))
+    cutmix_alpha: float = common(0.0, "Alpha of CutMix (Yun et al. 2019); 0: off.", between(0, 100))

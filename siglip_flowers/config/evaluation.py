@@ -38,7 +38,7 @@ class EvaluationArguments(Options):
         None, "--zero_shot: a file with one prompt per line, {} for the class name.", path=True
     )
     class_prompts: str | None = option(
-        None, "--zero_shot: a YAML file with prompts of single classes.", path=True
+        None, "--zero_shot: a YAML file with prompts for some classes.", path=True
     )
     output_dir: str | None = common(
         None,
@@ -77,10 +77,9 @@ class PredictionArguments(Options):
         "Mark images whose score of being known is below this; default: the fitted threshold, if "
         "there is one. The score is the fitted one, or else the highest probability.",
     )
-    no_threshold: bool = option(False, "Do not mark images of none of the known classes.")
+    no_threshold: bool = option(False, "Do not mark images of no known class.")
     calibrated: bool = option(
-        False,
-        "Divide logits by the fitted temperature, so that scores match the accuracy.",
+        False, "Divide logits by the fitted temperature, so that scores match the accuracy."
     )
     allow_urls: bool = option(False, "Fetch http and https URLs, up to 64 MiB and 20 seconds each.")
 
@@ -105,7 +104,7 @@ class ThresholdArguments(Options):
     )
     ood_dir: str | None = common(
         None,
-        "A folder of images of none of the known classes, for a test. Prints how well the "
+        "A folder of images of no known class, for a test. Prints how well the "
         "threshold separates them from the validation images; they are not used for the fit.",
         path=True,
     )

@@ -52,11 +52,11 @@ class ModelArguments(Options):
         HEAD_INITS,
     )
     prompt_templates: str | None = option(
-        None, "A file with one prompt per line, {} for the class name; default: ours.", path=True
+        None, "A file with one prompt per line, {} for the class; default: built-in.", path=True
     )
     class_prompts: str | None = option(
         None,
-        "A YAML file with prompts of single classes, 'name: [text, text]'; the others get the "
+        "A YAML file with prompts for some classes, 'name: [text, text]'; the others get the "
         "templates.",
         path=True,
     )
@@ -72,7 +72,7 @@ class ModelArguments(Options):
         0.0, "Dropout before adapters, except in the pooling head's attention.", between(0, 0.99)
     )
     use_dora: bool = option(
-        False, "Weight-decomposed adapters (DoRA), but for the pooling head's attention."
+        False, "Weight-decomposed adapters (DoRA), not for the pooling head's attention."
     )
     lora_target_modules: list[str] | None = option(
         None, f"Modules that get adapters; default: all of {', '.join(LORA_MODULES)}.", LORA_MODULES

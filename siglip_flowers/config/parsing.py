@@ -17,13 +17,7 @@ from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hint
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import get_default, list_options, suggest_nearest
 from siglip_flowers.config.rules import Rule, check_rules, merge_options
-from siglip_flowers.config.saved import (
-    REFUSED,
-    drop_removed,
-    find_config,
-    read_version,
-    read_yaml,
-)
+from siglip_flowers.config.saved import REFUSED, drop_removed, find_config, read_version, read_yaml
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 

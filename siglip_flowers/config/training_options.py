@@ -103,24 +103,24 @@ class TrainingOptions(Options):
     per_device_eval_batch_size: int = option(128, "Evaluation images per device.", positive)
     gradient_accumulation_steps: int = common(1, "Batches per optimizer step.", positive)
     learning_rate: float = common(2e-5, "Peak rate; 1e-5 to 3e-5 for released encoders.", positive)
-    weight_decay: float = common(0.05, "Weight decay; not of biases, norms, probe.", not_negative)
+    weight_decay: float = common(0.05, "Weight decay, except for biases and norms.", not_negative)
     optim: str = option("adamw_torch_fused", f"One of {', '.join(OPTIMIZERS)}.", tuple(OPTIMIZERS))
     optim_args: str | None = option(None, "Settings of the optimizer: name=value,name=value.")
     adam_beta1: float = option(0.9, "AdamW's decay of gradients.", between(0, 0.999999))
     adam_beta2: float = option(0.999, "AdamW's decay of squared gradients.", between(0, 0.999999))
     adam_epsilon: float = option(1e-8, "AdamW's term for numerical stability.", positive)
-    max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0: not at all.", not_negative)
+    max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0: off.", not_negative)
     lr_scheduler_type: str = common(
         "cosine", f"Schedule after the warm-up: {', '.join(SCHEDULES)}.", SCHEDULES
     )
     lr_scheduler_kwargs: dict[str, Any] | None = option(
         None, 'More settings of the schedule, as JSON: {"min_lr": 1e-6}.'
     )
-    warmup_steps: float = common(0.1, "Warm-up steps, or below 1 a share of all.", not_negative)
+    warmup_steps: float = common(0.1, "Warm-up steps; below 1: a share of all.", not_negative)
     label_smoothing_factor: float = common(
         0.0, "Share of the target that is spread evenly over all classes.", between(0, 0.99)
     )
-    bf16: bool | None = common(None, "bfloat16 autocast; default: if it is native.")
+    bf16: bool | None = common(None, "bfloat16 autocast; default: if the device has it.")
     fp16: bool = option(False, "float16 autocast; default: on GPUs without bfloat16.")
     tf32: bool | None = option(None, "TensorFloat-32 products; default: off.")
     gradient_checkpointing: bool = common(False, "Save memory by recomputing activations.")
@@ -138,7 +138,7 @@ class TrainingOptions(Options):
     )
     eval_strategy: str = option("epoch", "When to evaluate: epoch, steps or no.", STRATEGIES)
     eval_steps: float | None = option(
-        None, "Steps, or a share below 1, per evaluation; default: --logging_steps.", steps_or_share
+        None, "Steps per evaluation (below 1: a share); default: --logging_steps.", steps_or_share
     )
     eval_delay: float = option(0.0, "Epochs or steps before the first evaluation.", not_negative)
     eval_on_start: bool = option(False, "Evaluate before the first step.")
@@ -146,7 +146,7 @@ class TrainingOptions(Options):
         "epoch", "When to save a checkpoint: epoch, steps, best or no.", (*STRATEGIES, "best")
     )
     save_steps: float = option(
-        500, "Steps between checkpoints, or below 1 a share of all steps.", steps_or_share
+        500, "Steps between checkpoints; below 1: a share of all steps.", steps_or_share
     )
     save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
     load_best_model_at_end: bool = option(True, "Keep the best weights instead of the last.")
@@ -156,7 +156,7 @@ class TrainingOptions(Options):
     )
     logging_strategy: str = option("steps", "When to log: steps, epoch or no.", STRATEGIES)
     logging_steps: float = option(
-        10, "Steps between log rows, or below 1 a share of all steps.", steps_or_share
+        10, "Steps between log rows; below 1: a share of all steps.", steps_or_share
     )
     logging_first_step: bool = option(False, "Log the first step too.")
     logging_nan_inf_filter: bool = option(False, "Hide losses that are not finite; slower.")
@@ -204,7 +204,7 @@ class TrainingOptions(Options):
     )
     save_dtype: str = option(
         "float32",
-        "dtype of the saved weights: float32, bfloat16 or float16. The run's figures are of these.",
+        "Dtype of the saved weights: float32, bfloat16 or float16. Metrics are of these weights.",
         DTYPES[1:],
     )
     head_learning_rate: float | None = common(
@@ -224,9 +224,9 @@ class TrainingOptions(Options):
     )
     objective: str = common(
         "cross_entropy",
-        "cross_entropy, sigmoid or contrastive. cross_entropy: softmax over the classes; sigmoid: "
-        "SigLIP's pairwise sigmoid loss between images and classes; contrastive: the same between "
-        "images and prompts of their classes, training both towers.",
+        "Loss: cross_entropy, sigmoid or contrastive. cross_entropy: softmax over the classes; "
+        "sigmoid: SigLIP's pairwise sigmoid loss between images and classes; contrastive: the same "
+        "between images and prompts of their classes, training both towers.",
         OBJECTIVES,
     )
     class_balance: str = common(
@@ -250,7 +250,7 @@ class TrainingOptions(Options):
     )
     train_text_tower: bool = option(True, "contrastive: train the text tower too.")
     ema: float | None = option(
-        None, "Decay of a moving average of weights; evaluated and saved.", between(0, 0.999999)
+        None, "Decay of a moving average of weights, which is saved.", between(0, 0.999999)
     )
     wise_ft: str | None = option(
         None,
@@ -266,7 +266,7 @@ class TrainingOptions(Options):
         "skip the update, which waits for the device in every step.",
         ("stop", "skip"),
     )
-    max_bad_steps: int = option(10, "Steps that --on_nan skip leaves out at most.", positive)
+    max_bad_steps: int = option(10, "Most steps that --on_nan skip leaves out.", positive)
     cpu_threads: int | None = option(
         None,
         "Threads on a CPU; default: OMP_NUM_THREADS, or a share of the cores.",
@@ -275,7 +275,7 @@ class TrainingOptions(Options):
     aim_repo: str | None = option(
         None,
         "Directory of the Aim repository, or aim://host:port; default: AIM_REPO, else the nearest "
-        "above the working directory, else that itself.",
+        "one above the working directory, else that directory.",
         path="output",
     )
 

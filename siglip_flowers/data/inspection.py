@@ -145,9 +145,7 @@ def _describe_digests(rows: Dataset, decode: bool) -> ArrayEntry:
 
 
 def check_images(
-    data: ClassificationData,
-    arguments: DataArguments,
-    forms: Mapping[str, PixelForm] | None = None,
+    data: ClassificationData, arguments: DataArguments, forms: Mapping[str, PixelForm] | None = None
 ) -> ClassificationData:
     """Check that every image can be read and none is in two splits; drop those that cannot.
 
@@ -293,5 +291,5 @@ def _report_shared(shared: list[SharedImage], *, is_oxford: bool, allowed: bool)
             "--allow_duplicates."
         )
     if shared:
-        origin = "" if unknown else ", as in the published data set"
+        origin = "" if unknown else ", as in the published dataset"
         logger.warning("%s in two splits%s: %s.", count(len(shared), "image"), origin, listing)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import posixpath
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -65,10 +66,14 @@ def visit_images(
     """
     images = select_undecoded(dataset)
     problems: dict[int, str] = {}
+    stopped = threading.Event()
 
     def visit_batch(start: int) -> int:
         values = images[start : start + BATCH_ROWS]["image"]
         for row, value in enumerate(values, start):
+            # After Ctrl-C, nobody waits for the rest of the batch.
+            if stopped.is_set():
+                break
             try:
                 visit(row, value)
             except (ImageError, OSError) as error:
@@ -77,7 +82,9 @@ def visit_images(
 
     starts = range(0, len(images), BATCH_ROWS)
     with tqdm(total=len(images), desc=description, unit="img", leave=False, disable=None) as bar:
-        for number in map_ahead(visit_batch, starts, workers=workers, ahead=2 * workers):
+        for number in map_ahead(
+            visit_batch, starts, workers=workers, ahead=2 * workers, stopped=stopped
+        ):
             bar.update(number)
     return problems
 

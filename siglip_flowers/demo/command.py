@@ -69,6 +69,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     data, images = None, None
     # Without data of its run, the default would be to download Flowers102.
     if options.neighbors and (named or (Path(model_dir).parent / CONFIG_FILE).is_file()):
+        print("Loading the training images (--neighbors 0 starts without them).", flush=True)
         try:
             data = load_data(data_arguments)
         except (InputError, RunError) as error:

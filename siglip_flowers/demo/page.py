@@ -102,7 +102,7 @@ def serve_page(
                 ),
                 css_paths=Path(__file__).with_name("page.css"),
             )
-            print(f"The page is at {url} (Ctrl-C ends it).", flush=True)
+            print(f"The page is at {url} (press Ctrl-C to stop).", flush=True)
             threading.Event().wait()
         finally:
             page.close(verbose=False)

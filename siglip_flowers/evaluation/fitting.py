@@ -148,10 +148,7 @@ def classify_folder(
 
 
 def _classify_pixels(
-    model: SiglipClassifier,
-    processor: Any,
-    batches: Iterable[torch.Tensor],
-    dtype: str = "float32",
+    model: SiglipClassifier, processor: Any, batches: Iterable[torch.Tensor], dtype: str = "float32"
 ) -> tuple[np.ndarray, np.ndarray]:
     engine = prepare_engine(model, processor, dtype)
     outputs = torch.cat([engine.classify_with_features(part).cpu() for part in batches]).numpy()

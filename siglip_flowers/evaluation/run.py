@@ -202,9 +202,9 @@ def describe_choice(training: dict[str, Any], ensemble: dict[str, Any] | None) -
     if training.get("best_step") and "best_metric" in training:
         precision = {"bf16": "bfloat16", "fp16": "float16"}.get(training["precision"], "float32")
         notes.append(
-            f"The best checkpoint is step {training['best_step']} of {training['steps']}, by "
+            f"The best checkpoint is step {training['best_step']} of {training['steps']}, with "
             f"{training['best_metric']} {training['best_value']:.4f} during training, in "
-            f"{precision}. The table was measured again, on the saved model."
+            f"{precision}. The table was measured on the saved model."
         )
     if ensemble is not None:
         notes.append(

@@ -91,7 +91,7 @@ class ExperimentArguments:
         positive,
     )
     parts: list[str] = option(
-        list(PARTS), f"What is done now, of {', '.join(PARTS)}; each needs those before it.", PARTS
+        list(PARTS), f"Parts to do now: {', '.join(PARTS)}; each needs those before it.", PARTS
     )
     output_dir: str | None = option(
         None,

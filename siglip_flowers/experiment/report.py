@@ -64,25 +64,25 @@ def draw_conclusion(plan: Plan, analysis: Analysis, facts: dict[str, Any]) -> li
     old, new = plan.options.losses
     baseline, siglip = analysis.claim
     arms, found = analysis.arms, analysis.comparisons[siglip]
-    steady, gain = found.measures["steadiness"], f"{100 * CLAIMED_GAIN:+.1f} points"
+    steady, gain = found.measures["steadiness"], f"{100 * CLAIMED_GAIN:.1f} points"
     fitted = [f"{arms[name].over_seeds['train_accuracy'].mean:.1%}" for name in analysis.claim]
-    heads = ", each the better head of its loss," if len(plan.options.heads) > 1 else ""
-    power = f"A true {gain} would be shown in {analysis.power:.0%} of experiments"
+    heads = "; the head is the better one of its loss" if len(plan.options.heads) > 1 else ""
+    power = f"a true gain of {gain} would be shown in {analysis.power:.0%} of such experiments"
     if analysis.power < POWER:
-        power += f", and {100 * analysis.detectable:+.1f} points in {POWER:.0%}"
+        power += f", and one of {100 * analysis.detectable:.1f} points in {POWER:.0%}"
     return [
-        f"Asked: does fine-tuning with {new} instead of {old} raise test accuracy by "
-        f"{gain.lstrip('+')}, and does the validation loss fall more steadily?",
-        f"Done: {baseline} at rates {arms[baseline].rates} and {siglip} at rates "
-        f"{arms[siglip].rates} (encoder x factor of the head){heads} "
-        f"with {count(plan.options.claim_seeds, 'seed')} each and {analysis.epochs} epochs on "
+        f"Claim: fine-tuning with {new} instead of {old} raises test accuracy by {gain}, and the "
+        "validation loss falls more steadily.",
+        f"Compared: {baseline}, at rates {arms[baseline].rates}, and {siglip}, at rates "
+        f"{arms[siglip].rates} (rate of the encoder x factor of the head{heads}); "
+        f"{count(plan.options.claim_seeds, 'seed')} and {analysis.epochs} epochs each, on "
         f"{facts['data']}.",
-        f"Found: {describe_claim(found.accuracy, steady)}",
+        describe_claim(found.accuracy, steady),
         describe_finding(found.accuracy, "Test accuracy", 100, "points"),
         describe_finding(steady, "Steadiness", 1, "nats"),
         f"Accuracy on the training images at the end is {' and '.join(fitted)}"
-        f"{'' if analysis.over_fitted else ': they did not over-fit'}.",
-        f"{power}, with the spread of the tuning seeds.",
+        f"{'' if analysis.over_fitted else ': the models did not overfit'}.",
+        f"Given the spread of the tuning seeds, {power}.",
         RULE,
     ]
 

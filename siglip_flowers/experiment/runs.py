@@ -210,7 +210,8 @@ def execute_part(plan: Plan, part: str) -> None:
     Raises:
         RunError: Some runs failed; the others were done.
     """
-    print(describe_part(plan, part), flush=True)
+    if plan.list_part(part):
+        print(describe_part(plan, part), flush=True)
     workers = count_workers(plan.options.workers)
     if workers == 1 and count_workers(None) == 1:
         do_runs(plan, part)
@@ -228,11 +229,11 @@ def describe_part(plan: Plan, part: str) -> str:
     """Return a line that says what is left of a part, and about how long it takes."""
     runs, left = plan.list_part(part), plan.list_missing(part)
     minutes = measure_slowness(plan) * sum(estimate_minutes(plan, run) for run in left)
-    more = "; more runs follow from their results" if part in ("tuning", "length") and left else ""
-    return (
-        f"{part}: {len(runs) - len(left)} of {count(len(runs), 'run')} finished, about "
-        f"{minutes:.0f} core-minutes left{more}"
-    )
+    told = f"{part}: {len(runs) - len(left)} of {count(len(runs), 'run')} finished"
+    if left:
+        told += f", about {count(max(1, round(minutes)), 'core-minute')} left"
+    # Their results decide on more of them.
+    return f"{told}; more runs may follow" if left and part in ("tuning", "length") else told
 
 
 def measure_slowness(plan: Plan) -> float:

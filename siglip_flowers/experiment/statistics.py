@@ -30,11 +30,11 @@ SHOWN, LESS, OPPOSITE = "shown", "less than claimed", "the opposite shown"
 RULED_OUT, NO_DIFFERENCE = "claim ruled out", "no difference shown"
 NOT_MEASURABLE = "not measurable"
 RULE = (
-    "A difference in accuracy is shown if p of the paired bootstrap over seeds and test images is "
-    "below 0.05 and its 95% interval and the paired t interval over seeds, of which the outer "
-    "ends are given, exclude 0: with few seeds the bootstrap alone is too easily convinced. A "
-    "difference in steadiness is shown if p of the exact sign-flip test over seeds is below 0.05. "
-    "The smallest possible p are 2e-4 for accuracy, and 2/2^seeds for steadiness."
+    "A difference in accuracy is shown if the paired bootstrap over seeds and test images has a "
+    "p-value below 0.05, and both its 95% interval and the paired t interval over seeds exclude 0. "
+    "The interval given spans both, since with few seeds the bootstrap alone is too narrow. A "
+    "difference in steadiness is shown if the exact sign-flip test over seeds has a p-value below "
+    "0.05. The smallest possible p-values are 2e-4 for accuracy and 2/2^seeds for steadiness."
 )
 
 
@@ -208,7 +208,6 @@ def describe_claim(accuracy: Finding, steadiness: Finding) -> str:
     """Return a sentence on the claim as a whole, which is shown only if both halves are."""
     shown = accuracy.verdict == steadiness.verdict == SHOWN
     return (
-        "The claim, accuracy +1.5 points and a validation loss that falls more steadily, is "
-        f"{'shown' if shown else 'not shown'}: accuracy, {accuracy.verdict}; steadiness, "
-        f"{steadiness.verdict}."
+        f"The claim is {'shown' if shown else 'not shown'}. Accuracy: {accuracy.verdict}; "
+        f"steadiness of the validation loss: {steadiness.verdict}."
     )

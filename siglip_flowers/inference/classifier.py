@@ -92,11 +92,7 @@ class SiglipImageClassifier:
                 raise InputError(f"{name} is {value}; it must be at least 1.")
         resolved = resolve_device(device)
         self.engine = InferenceEngine(
-            model,
-            processor,
-            device=resolved,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
+            model, processor, device=resolved, dtype=dtype, attn_implementation=attn_implementation
         )
         self.batch_size = batch_size or (
             CPU_BATCH_SIZE if resolved.type == "cpu" else ACCELERATOR_BATCH_SIZE
@@ -105,9 +101,7 @@ class SiglipImageClassifier:
         self.ood_detector = ood_detector
         self.temperature = temperature
         self._reader = ImageReader(
-            read_form(processor),
-            num_workers=num_workers or count_cores(),
-            allow_urls=allow_urls,
+            read_form(processor), num_workers=num_workers or count_cores(), allow_urls=allow_urls
         )
 
     @classmethod

@@ -195,8 +195,5 @@ def save_adapter(model: Any, classifier: SiglipClassifier, directory: Path) -> N
     save_file(tensors, directory / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     targets = [name for name in config.target_modules if not name.startswith("text_model.")]
     dataclasses.replace(
-        config,
-        target_modules=targets,
-        modules_to_save=["classifier"],
-        inference_mode=True,
+        config, target_modules=targets, modules_to_save=["classifier"], inference_mode=True
     ).save_pretrained(str(directory))

@@ -6,13 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    Siglip2Model,
-    SiglipConfig,
-    SiglipModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel, Siglip2Model, SiglipConfig, SiglipModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig

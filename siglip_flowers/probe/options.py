@@ -37,7 +37,7 @@ class ProbeArguments(Options):
     )
     neighbors: int = option(20, "Training images that vote in the k-NN accuracy.", positive)
     per_device_eval_batch_size: int = option(128, "Images per device and batch.", positive)
-    bf16: bool | None = option(None, "Encode in bfloat16; default: if it is native.")
+    bf16: bool | None = option(None, "Encode in bfloat16; default: if the device has it.")
     report_to: list[str] | None = option(
         None, "Trackers: aim, wandb, tensorboard, trackio, or none."
     )

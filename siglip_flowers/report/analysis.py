@@ -68,11 +68,7 @@ class Report:
         """A caption of every image of the split, by its id."""
         names = self.numbers["class_names"]
         rows = zip(
-            self.result.ids,
-            self.result.labels,
-            self.result.predicted,
-            self.confidence,
-            strict=True,
+            self.result.ids, self.result.labels, self.result.predicted, self.confidence, strict=True
         )
         return {
             image: escape_unprintable(

@@ -105,7 +105,7 @@ def run_search(argv: list[str]) -> Path:
             _enqueue(search, study)
             finished = _count_finished(study)
             if finished:
-                print(f"{finished} of {total} trials were finished before", flush=True)
+                print(f"{finished} of {total} trials are already finished", flush=True)
             try:
                 _run_missing(search, total - finished, argv)
             finally:

@@ -150,7 +150,7 @@ def check_output_dir(directory: Path, configuration: str, *, resume: bool = True
     if not resume:
         raise InputError(
             f"The directory {directory} holds an unfinished run up to {Path(checkpoint).name}, "
-            "which --resume never does not resume. Add --overwrite_output_dir to start anew, or "
+            "which --resume never does not resume. Add --overwrite_output_dir to start over, or "
             "use --resume auto."
         )
     check_same_settings(directory / CONFIG_FILE, configuration)

@@ -51,7 +51,7 @@ COLUMNS = (
 def build_history(
     log_history: list[dict[str, Any]], start: dict[str, float] | None = None
 ) -> list[dict[str, float | None]]:
-    """Merge the Trainer's log entries to one row a step, with the columns of ``COLUMNS``.
+    """Merge the Trainer's log entries to one row per step, with the columns of ``COLUMNS``.
 
     ``loss`` and ``accuracy`` are means over the (augmented) training batches since the last row;
     ``train_*`` and ``validation_*`` are measured on unaugmented images. ``start`` are the
@@ -139,9 +139,10 @@ def describe_training(trainer: SiglipTrainer, seconds: float) -> dict[str, Any]:
 def estimate_minutes(
     arguments: RunArguments, images: int, model: Any, form: PixelForm, step: int
 ) -> float:
-    """Return roughly how many minutes a run with this many training images takes after a step.
+    """Return roughly how many minutes a run takes after a step.
 
     Counted are the products in the encoder, at half of the speed that products alone reach here.
+    ``images`` are those of an epoch, or all that are encoded if a head is fitted on features.
     """
     training, patch_size = arguments.training, model.vision_model.config.patch_size
     tokens = math.prod(form.shape) / (3 * patch_size**2)
@@ -183,10 +184,15 @@ def describe_plan(
     processes = PartialState().num_processes
     step = (checkpoint or "").rpartition("-")[2]
     begin = f"resumed from step {step}" if step else "from the start"
-    images = len(data.splits["train"])
+    fits = fits_on_features(arguments)
+    batch = training.per_device_eval_batch_size if fits else training.images_per_step
+    images = sum(map(len, data.splits.values())) if fits else len(data.splits["train"])
     minutes = estimate_minutes(arguments, images, model, forms["validation"], int(step or 0))
     duration = count(math.ceil(minutes), "minute") if minutes < 90 else f"{minutes / 60:,.0f} hours"
     disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
+    content = "of checkpoints"
+    if fits or training.save_strategy == "no":
+        disk, content = size * getattr(torch, training.save_dtype).itemsize, "for the model"
     pixels = ""
     if arguments.data.pixel_cache:
         sizes = (len(data.splits[split]) * math.prod(form.shape) for split, form in forms.items())
@@ -198,10 +204,10 @@ def describe_plan(
         f"model: {arguments.model.model_name_or_path}, {size / 1e6:.2f} million parameters, "
         f"{train}",
         f"device: {processes} x {describe_device(training.device)}, {training.precision}, "
-        f"{count(training.images_per_step, 'image')} per step",
+        f"{count(batch, 'image')} per {'batch' if fits else 'step'}",
         f"output: {training.output_dir}, {begin}; trackers: {trackers}",
-        f"disk: about {disk / 1e6:,.1f} MB of checkpoints{pixels}; "
-        f"time: roughly {duration}; the log shows a better estimate",
+        f"disk: about {disk / 1e6:,.1f} MB {content}{pixels}; time: roughly {duration}"
+        f"{'' if fits else '; the log shows a better estimate'}",
     ]
 
 
@@ -235,10 +241,7 @@ def write_results(
     plot_curves(history, output_dir / "accuracy_plot.png", title, "accuracy")
     save_examples(examples, output_dir, title)
     write_predictions(
-        output_dir / "predictions_test.parquet",
-        results["test"],
-        data.class_names,
-        data.description,
+        output_dir / "predictions_test.parquet", results["test"], data.class_names, data.description
     )
     splits = {
         name: {"n": len(result.labels), **result.metrics, "per_class": result.per_class}

@@ -157,7 +157,10 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         data = check_images(data, arguments.data, forms)
     set_seed(training.seed)
     model = build_model(arguments, data, processor)
-    check_free_disk(model, training)
+    if fit is None and fits_on_features(arguments):
+        fit = fit_head
+    if fit is None:
+        check_free_disk(model, training)
     run = Run(arguments, data, processor, build_trackers(training.report_to))
     # Only now is anything written or an earlier run deleted: the data and the weights are good.
     claim = hold_output_dir(
@@ -173,8 +176,6 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
             plan = describe_plan(arguments, data, model, checkpoint, forms, names)
             print("\n".join(plan), flush=True)
         start = _measure_start(run, model)
-        if fit is None and fits_on_features(arguments):
-            fit = fit_head
         if fit is None:
             trained = _train(run, model, checkpoint)
         else:
@@ -217,7 +218,7 @@ def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dic
 def _fit_on_features(run: Run, model: Any, fit: FitHead) -> TrainedModel:
     """Fit the head on features of the frozen encoder instead of training it step by step."""
     if PartialState().is_main_process:
-        print("The encoder is frozen: each image is encoded once, and the head fits the features.")
+        print("The encoder is frozen: the head is fitted on features computed once.")
     training, began = run.arguments.training, time.perf_counter()
     fitted = fit(model, run.processor, run.data, run.arguments.data, training)
     facts = {
@@ -287,10 +288,7 @@ def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> d
 
 
 def _measure_and_write(
-    run: Run,
-    trained: TrainedModel,
-    start: dict[str, Any] | None,
-    ensemble: dict[str, Any] | None,
+    run: Run, trained: TrainedModel, start: dict[str, Any] | None, ensemble: dict[str, Any] | None
 ) -> RunResult:
     """Evaluate the saved model on every split and write what was found."""
     arguments, data, model_dir = run.arguments, run.data, run.output_dir / MODEL_DIR

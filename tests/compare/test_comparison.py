@@ -55,7 +55,7 @@ def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: i
     return {
         "data": {
             "split_protocol": protocol,
-            "description": f"image folder data, splits {protocol}, 24/12/{n} images",
+            "description": f"data (image folder), splits {protocol}, 24/12/{n} images",
             "shots": None,
         },
         "model": {"model_id": "somewhere/small", "parameters": 2_000_000},

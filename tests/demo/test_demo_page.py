@@ -167,7 +167,7 @@ def encode_class(name, tmp_path):
 @pytest.mark.slow
 def test_an_uploaded_image_is_explained_without_another_host(open_page, served, tmp_path):
     page = open_page()
-    assert "The model knows 3 classes of image folder flowers: aster, borage, clover." in (
+    assert "The model knows 3 classes of flowers: aster, borage, clover." in (
         page.inner_text("body")
     )
     names = page.locator("button.gallery-item").evaluate_all("all => all.map(e => e.ariaLabel)")

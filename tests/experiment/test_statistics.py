@@ -147,9 +147,9 @@ def test_sentences_have_the_figures_and_the_verdict():
     )
     steadier = assess_measure([0.1] * 8, [0.3] * 8)
     assert "-0.2000 nats" in describe_finding(steadier, "Steadiness", 1, "nats")
-    assert "is shown: accuracy, shown; steadiness, shown." in describe_claim(gain, steadier)
+    assert describe_claim(gain, steadier).startswith("The claim is shown. Accuracy: shown; ")
     unknown = assess_measure([np.nan] * 8, [0.3] * 8)
-    assert "is not shown: accuracy, shown; steadiness, not measur" in describe_claim(gain, unknown)
+    assert "is not shown. Accuracy: shown; steadiness of the" in describe_claim(gain, unknown)
 
 
 def test_the_cross_fitted_loss_does_not_know_the_scale_of_the_logits():

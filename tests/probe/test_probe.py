@@ -62,7 +62,6 @@ def test_the_head_that_validation_favors_is_saved(run):
 
 
 def test_the_run_is_one_that_the_other_commands_read(run, small, tmp_path, capsys):
-    assert (run / "predictions_test.parquet").is_file()
     metrics = json.loads((run / "metrics.json").read_text())["splits"]["test"]
     capsys.readouterr()
     assert evaluate(["--model", str(run / "model"), "--output_dir", str(tmp_path)]) == 0
@@ -82,11 +81,12 @@ def test_a_saved_configuration_repeats_the_probe(run, tmp_path, capsys):
     np.testing.assert_array_equal(*(head["classifier.weight"] for head in heads))
 
 
-def test_a_best_penalty_at_the_edge_of_the_grid_is_warned_about(small, tmp_path, caplog):
+def test_a_best_penalty_at_the_edge_of_the_grid_is_warned_about(small, tmp_path, caplog, capsys):
     argv = make_argv(small, tmp_path / "out", "--poolings", "mean", "--penalties", "1e-3", "1e5")
     argv += ["--class_weights", "none", "balanced"]
     assert probe(argv) == 0
     assert "0.001, is at the edge of the grid" in caplog.text
+    assert " MB for the model and " in capsys.readouterr().out
     assert json.loads((tmp_path / "out/metrics.json").read_text())["model"]["pooling"] == "mean"
 
 

@@ -391,7 +391,7 @@ def test_the_index_has_every_test_metric_and_reads_back(run, tmp_path):
     }
     assert set(TEST_METRICS) == set(test) - {"n", "per_class"}
     assert {result.dataset_split for result in data.eval_results} == {"test"}
-    assert {result.dataset_name for result in data.eval_results} == {"image folder images"}
+    assert {result.dataset_name for result in data.eval_results} == {"images"}
     assert (data.license, data.language) == ("apache-2.0", "en")
     assert data.pipeline_tag == "image-classification"
     assert data.library_name == "transformers"
@@ -423,8 +423,8 @@ def test_the_text_has_every_section_and_every_fact(run):
             "2 pairs, 1 of them with",
             "4 images per class",
         ),
-        *("left out: 2 images", "3 classes of image folder images apart"),
-        "Do not load the model through `SiglipForImageClassification.from_pretrained`",
+        *("left out: 2 images", "3 classes of images apart"),
+        "Do not load the model with `SiglipForImageClassification.from_pretrained`",
         *("| transparency | 0.25 |", 'Image.open("image.jpg")', "| learning\\_rate | 0.001 |"),
         # Class names cannot change the page.
         "clover \\| \\*x\\* &lt;b&gt;\\_y\\_ (",

@@ -99,7 +99,7 @@ def test_a_finished_search_is_not_repeated_and_refuses_other_settings(small, fin
     database = (finished / "study.db").read_bytes()
     assert search_command.main(make_argv(small, finished, "--workers", "2")) == 0
     printed = capsys.readouterr().out
-    assert "2 of 2 trials were finished before" in printed
+    assert "2 of 2 trials are already finished" in printed
     assert "[1/2]" not in printed
     assert (finished / "study.db").read_bytes() == database
     for other, named in (

@@ -286,12 +286,18 @@ def list_image_extensions() -> frozenset[str]:
 
 
 def map_ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, ahead: int
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    workers: int,
+    ahead: int,
+    stopped: threading.Event | None = None,
 ) -> Iterator[Result]:
     """Yield ``function(item)`` in the order of the items, computed in threads.
 
     At most ``ahead`` results are pending or ready beyond the one being consumed, so a long input
-    takes no more memory than a short one. Only the consumer's thread draws items.
+    takes no more memory than a short one. Only the consumer's thread draws items. The end waits for
+    what runs; a function that takes long can look at ``stopped``, which is set before.
     """
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
@@ -303,4 +309,6 @@ def map_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
+        if stopped is not None:
+            stopped.set()
         pool.shutdown(cancel_futures=True)

@@ -26,7 +26,7 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
         )
     # The errors of datasets and of the Hub's client have no base class in common.
     except Exception as error:
-        asked = f"data set {name!r}" + (f", configuration {config_name!r}" if config_name else "")
+        asked = f"dataset {name!r}" + (f", configuration {config_name!r}" if config_name else "")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(f"The {asked} cannot be loaded ({reason}). {OFFLINE_WAYS}") from error
     assert isinstance(loaded, DatasetDict), "no single split was requested"
@@ -44,7 +44,7 @@ def _choose_splits(loaded: DatasetDict, arguments: DataArguments) -> dict[str, D
             chosen[split] = loaded[found[0]]
         elif split == "train" or name not in (split, NO_SPLIT):
             raise InputError(
-                f"The data set {arguments.dataset_name!r} has no split {name!r}, only "
+                f"The dataset {arguments.dataset_name!r} has no split {name!r}, only "
                 f"{', '.join(loaded)}. Choose one with --{split}_split_name."
             )
     return chosen

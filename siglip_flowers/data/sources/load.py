@@ -128,10 +128,10 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
     else:
         path = Path(str(arguments.data_dir))
         if source == "folder":
-            given, title, origin = load_folder(path), "image folder", "one folder"
+            given, kind, origin = load_folder(path), "image folder", "one folder"
         else:
-            given, title, origin = load_table(path, arguments), "table", "one table"
-        title = f"{title} {path.resolve().name}"
+            given, kind, origin = load_table(path, arguments), "table", "one table"
+        title = f"{path.resolve().name} ({kind})"
     splits, protocol = fill_missing_splits(
         given, arguments.validation_fraction, arguments.split_seed, origin
     )
