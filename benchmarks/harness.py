@@ -115,17 +115,11 @@ def name_device(device: torch.device) -> str:
 
 
 def slug_device(device: torch.device) -> str:
-    """Return the name for files: ``cpu``, ``nvidia-h100``."""
+    """Return the name for files: ``cpu``, ``nvidia-h100`` of ``NVIDIA H100 80GB HBM3``."""
     if device.type != "cuda":
         return device.type
-    return slug_gpu(torch.cuda.get_device_name(device))
-
-
-def slug_gpu(name: str) -> str:
-    """Shorten a GPU's name to maker and model: ``NVIDIA H100 80GB HBM3`` to ``nvidia-h100``."""
-    words = re.findall(r"[a-z0-9]+", name.lower())
-    model = [word for word in words if not re.fullmatch(r"\d+gb|hbm\w*|sxm\d*|pcie|nvl", word)]
-    return "-".join(model)
+    words = re.findall(r"[a-z0-9]+", torch.cuda.get_device_name(device).lower())
+    return "-".join(w for w in words if not re.fullmatch(r"\d+gb|hbm\w*|sxm\d*|pcie|nvl", w))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -141,10 +135,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def _name_processor() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
+    facts = Path("/proc/cpuinfo")
+    text = facts.read_text(encoding="utf-8") if facts.is_file() else ""
     match = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 
@@ -175,7 +167,7 @@ class MemoryMeter(AbstractContextManager["MemoryMeter"]):
         cuda = self.device.type == "cuda"
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return {
-            "resident_bytes": read_status("VmHWM") or _read_resident(),
+            "resident_bytes": read_status("VmHWM"),
             "anonymous_bytes": self._anonymous or None,
             "worker_resident_bytes": children or None,
             "cuda_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else None,
@@ -199,11 +191,6 @@ def read_status(key: str, process: int | str = "self") -> int | None:
         return None
     match = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
     return int(match[1]) * 1024 if match else None
-
-
-def _read_resident() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure_memory(module: str, argv: Sequence[str]) -> dict[str, int | None]:

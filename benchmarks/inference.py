@@ -9,7 +9,7 @@ flowers enlarged to 667 x 500 pixels, without added noise, which would swell the
 Every round runs every arm once, so that a busy machine slows all of them alike; the first round
 warms up and does not count. All arms classify the same JPEG files, with the same weights under a
 random head; the limit classifies as many images that lie in memory, one batch again and again.
-Writes inference_<device>.json, .md and .png to --output_dir; --size base on a CPU, and small on a
+Writes inference_<device>.json and .md to --output_dir; --size base on a CPU, and small on a
 GPU, add the size to the name.
 """
 
@@ -30,14 +30,13 @@ from benchmarks.harness import (
     alternate,
     compare,
     measure_memory,
-    name_device,
     run_benchmark,
     run_timed,
     select_device,
     summarize,
 )
 from benchmarks.images import SHARED, make_processor, write_full_size
-from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from benchmarks.report import RESULTS, format_bytes, format_table, write_report
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import FLOWER_NAMES
@@ -215,12 +214,7 @@ def measure(options: InferenceOptions, directory: Path, device: torch.device, co
         {name: getattr(options, name) for name in ("size", "images", "rounds")},
         {"arms": results, "share_of_limit": share, "share_of_limit_float32": share_float32},
         table,
-        draw_bars(
-            f"Classifying JPEG files, {name_device(device)}",
-            "images per second",
-            results,
-            {name: f"({result['times_pipeline']:.1f}x)" for name, result in results.items()},
-        ),
+        None,
         Path(options.output_dir),
     )
     print(f"Written to {path}")

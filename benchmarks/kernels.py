@@ -4,8 +4,8 @@
 
 One training step (forward, backward, clip, step) of a randomly initialized SigLIP on a batch that
 lies on the device, in every combination of eager and sdpa attention, float32 and bfloat16 autocast,
-plain, compiled, and with the images in channels_last order. The time that compiling takes is
-given apart. Writes kernels_<device>.json, .md and .png to --output_dir.
+plain and compiled. The time that compiling takes is given apart. Writes kernels_<device>.json and
+.md to --output_dir.
 """
 
 import argparse
@@ -22,12 +22,11 @@ from benchmarks.harness import (
     Stopwatch,
     alternate,
     compare,
-    name_device,
     select_device,
     summarize,
 )
 from benchmarks.images import base_config, make_tower
-from benchmarks.report import RESULTS, draw_bars, format_table, write_report
+from benchmarks.report import RESULTS, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 
 CLASSES = 102
@@ -60,16 +59,9 @@ class Arm:
         self.labels = torch.arange(options.batch_size, device=device) % CLASSES
         self.device, self.bf16, self.steps = device, bf16, options.steps
 
-    def compile(self) -> "Arm":
+    def compile(self) -> None:
         """Compile the model at its next step."""
         self.forward = torch.compile(self.model)
-        return self
-
-    def order_channels_last(self) -> "Arm":
-        """Put the colors of a pixel side by side, of images and the weights they meet."""
-        self.model.to(memory_format=torch.channels_last)
-        self.pixels = self.pixels.contiguous(memory_format=torch.channels_last)
-        return self
 
     def step(self) -> None:
         """Train on the batch once."""
@@ -104,12 +96,11 @@ def main() -> int:
     first_step: dict[str, float] = {}
     for bf16 in (False, True):
         for attention in ("sdpa", "eager"):
-            for change in ("", "compiled", "channels_last"):
+            for change in ("", ", compiled"):
                 arm = Arm(options, device, attention, bf16)
-                name = f"{attention}, {'bfloat16' if bf16 else 'float32'}"
+                name = f"{attention}, {'bfloat16' if bf16 else 'float32'}{change}"
                 if change:
-                    name = f"{name}, {change}"
-                    arm = arm.compile() if change == "compiled" else arm.order_channels_last()
+                    arm.compile()
                 with Stopwatch(device) as watch:
                     arm.step()
                 first_step[name] = watch.seconds
@@ -131,16 +122,10 @@ def main() -> int:
         ],
     )
     print(table)
-    figure = draw_bars(
-        f"Training steps on a batch that lies on the device, {name_device(device)}",
-        "images/s (median; lowest to highest round)",
-        results,
-        {name: f"{row['ratio']:.2f}x" for name, row in results.items()},
-    )
     command = "python -m benchmarks.kernels " + " ".join(sys.argv[1:])
     settings = {name: value for name, value in vars(options).items() if name != "output_dir"}
     write_report(
-        *("kernels", device, command.strip(), settings, results, table, figure),
+        *("kernels", device, command.strip(), settings, results, table, None),
         directory=options.output_dir,
     )
     return 0

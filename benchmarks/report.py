@@ -15,7 +15,6 @@ from siglip_flowers.plots.theme import save_figure
 RESULTS = REPOSITORY / "benchmarks" / "results"
 # Told apart in gray and with any color vision (Okabe and Ito, 2008).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 TEXT_COLOR = "#222222"
 
 
@@ -133,38 +132,6 @@ def draw_bars(
     return figure
 
 
-def draw_lines(
-    axes: Axes, x_label: str, y_label: str, lines: Mapping[str, tuple[Sequence[Any], Sequence[Any]]]
-) -> None:
-    """Draw one line a label on logarithmic axes, with a tick at every measured x.
-
-    Args:
-        axes: Where to draw.
-        x_label: What grows.
-        y_label: What was measured, with its unit.
-        lines: By label, x and y of its points.
-    """
-    for number, (label, (x, y)) in enumerate(lines.items()):
-        axes.plot(
-            x,
-            y,
-            label=label,
-            color=COLORS[number % len(COLORS)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=6,
-            linewidth=1.8,
-        )
-    axes.set_xscale("log", base=2)
-    ticks = sorted({value for x, _ in lines.values() for value in x})
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(0, 1.15 * max(value for _, y in lines.values() for value in y))
-    axes.set_xlabel(x_label, color=TEXT_COLOR)
-    axes.set_ylabel(y_label, color=TEXT_COLOR)
-    axes.grid(True, color="#E3E3E3", linewidth=0.8)
-    axes.legend(frameon=False, fontsize=9)
-
-
 def make_axes(title: str, height: float = 4.6, width: float = 8.0) -> tuple[Figure, Axes]:
     """Return an empty figure in the house style, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -172,20 +139,6 @@ def make_axes(title: str, height: float = 4.6, width: float = 8.0) -> tuple[Figu
     axes.set_title(title, loc="left", fontsize=11, color=TEXT_COLOR, parse_math=False)
     style_axes(axes)
     return figure, axes
-
-
-def make_panels(title: str, count: int, columns: int = 2) -> tuple[Figure, list[Axes]]:
-    """Return a figure of several panels, row by row."""
-    rows = -(-count // columns)
-    figure = Figure(figsize=(5.2 * columns, 3.6 * rows), layout="constrained", facecolor="white")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    panels = [panel for row in grid for panel in row]
-    for panel in panels[count:]:
-        panel.set_visible(False)
-    for panel in panels:
-        style_axes(panel)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, color=TEXT_COLOR)
-    return figure, panels[:count]
 
 
 def style_axes(axes: Axes) -> None:

@@ -3,14 +3,13 @@
     python -m benchmarks.scaling
 
 A very small model, so that the input path shows. Every figure comes from a process of its own.
-Writes ``benchmarks/results/scaling_<device>.json``, ``.md`` and ``.png``.
+Writes ``benchmarks/results/scaling_<device>.json`` and ``.md``.
 """
 
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,12 @@ from typing import Any
 from benchmarks.harness import (
     MemoryMeter,
     Stopwatch,
-    name_device,
     run_alone,
     run_benchmark,
     select_device,
 )
 from benchmarks.images import tiny_config, write_checkpoint, write_random_images
-from benchmarks.report import (
-    RESULTS,
-    draw_lines,
-    format_bytes,
-    format_table,
-    make_panels,
-    write_report,
-)
+from benchmarks.report import RESULTS, format_bytes, format_table, write_report
 from benchmarks.training_arms import (
     LABELS,
     TrainingJob,
@@ -176,7 +167,7 @@ def _run(options: ScalingOptions, command: str) -> None:
 
 
 def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, command: str) -> None:
-    """Write JSON, table and plot."""
+    """Write JSON and table."""
     device = select_device()
     heads = ["", "images", "pixels", "set-up, s", "input path, s", "epoch, s"]
     table = format_table(
@@ -195,24 +186,6 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, command:
             for cell in cells
         ],
     )
-    figure, panels = make_panels(f"One epoch as data grows, {name_device(device)}", 6, columns=3)
-    first_size, first_factor = options.image_sizes[0], options.factors[0]
-    sweeps = (
-        ("images", f"images of {first_size} px", "image_size", first_size),
-        ("image_size", "side in pixels", "factor", first_factor),
-    )
-    measures: dict[str, Callable[[dict[str, Any]], float]] = {
-        "input path, s": lambda cell: cell["input_seconds"],
-        "epoch of training, s": lambda cell: cell["epoch_seconds"],
-        "peak memory, MB": lambda cell: cell["peak_memory"]["resident_bytes"] / 1e6,
-    }
-    for row, (grows, x_label, fixed, value) in enumerate(sweeps):
-        for column, (y_label, measure) in enumerate(measures.items()):
-            lines = {}
-            for arm in ARMS:
-                shown = [c for c in cells if c["arm"] == arm and c[fixed] == value]
-                lines[LABELS[arm]] = ([c[grows] for c in shown], list(map(measure, shown)))
-            draw_lines(panels[3 * row + column], x_label, y_label, lines)
     path = write_report(
         "scaling",
         device,
@@ -220,7 +193,7 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, command:
         {name: getattr(options, name) for name in SETTINGS},
         {"cells": cells},
         table,
-        figure,
+        None,
         Path(options.output_dir),
     )
     print(path.with_suffix(".md").read_text(encoding="utf-8"))

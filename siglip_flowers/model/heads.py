@@ -11,6 +11,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional
 
@@ -142,13 +143,15 @@ def fit_logistic_heads(
             assert table.grad is not None
             return loss.item(), table.grad.cpu().numpy().astype(np.float64).ravel()
 
-        found = scipy.optimize.minimize(
-            measure,
-            parameters,
-            jac=True,
-            method="L-BFGS-B",
-            options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE},
-        )
+        # Threads of OpenBLAS would wait for those of torch: three times as slow on two cores.
+        with threadpool_limits({"openblas": 1}):
+            found = scipy.optimize.minimize(
+                measure,
+                parameters,
+                jac=True,
+                method="L-BFGS-B",
+                options={"maxiter": MAX_ITERATIONS, "ftol": TOLERANCE},
+            )
         parameters = found.x
         table = parameters.reshape(num_classes, -1)
         weight = table[:, :width] @ transform.T
