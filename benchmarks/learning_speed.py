@@ -108,7 +108,7 @@ def main() -> None:
     results["difference"] = asdict(paired_bootstrap(ours, usual))
     points = [100 * results["difference"][key] for key in ("difference", "low", "high")]
     table = format_table(("", "steps", "processor seconds", "validation, %", "test, %"), rows)
-    table += "\n\nRecipe minus usual script, test, points: {:+.1f} ({:+.1f} to {:+.1f})".format(*points)
+    table += "\n\nRecipe minus usual script, points: {:+.1f} ({:+.1f} to {:+.1f})".format(*points)
     print(table)
     facts = (torch.device("cpu"), f"python -m benchmarks.learning_speed --core_seconds {budget:g}")
     settings = {"config": CONFIG.name, "rates": RATES, "core_seconds": budget}
