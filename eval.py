@@ -9,7 +9,10 @@ which default to those of the model's own run.
 
 import sys
 
-from siglip_flowers.commands.eval import main
-
 if __name__ == "__main__":
+    try:
+        from siglip_flowers.commands.eval import main
+    except KeyboardInterrupt:
+        # Ctrl-C in the first moments.
+        sys.exit(130)
     sys.exit(main())

@@ -8,7 +8,10 @@ Writes model, checkpoints, metrics, curves and example predictions to --output_d
 
 import sys
 
-from siglip_flowers.commands.train import main
-
 if __name__ == "__main__":
+    try:
+        from siglip_flowers.commands.train import main
+    except KeyboardInterrupt:
+        # Ctrl-C in the first moments.
+        sys.exit(130)
     sys.exit(main())

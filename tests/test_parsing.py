@@ -198,6 +198,7 @@ def test_help_of_train_is_two_screens(capsys):
     assert max(map(len, shown["--help"].splitlines())) <= 100
     # The script is not there for those who installed the package.
     assert shown["--help"].count("siglip-flowers train --") == 2
+    assert "(Zhang et al. 2018); 0: off [0.0]" in shown["--help"]
     kinds = (*TRAIN_KINDS, *list_extension_options("train"))
     accepted = {item.name for kind in kinds for item in list_options(kind)}
     named = set(re.findall(r"^  --(\w+)", shown["--help_all"], re.M))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 EXIT_RUN_FAILED = 1
 EXIT_BAD_USAGE = 2
+EXIT_INTERRUPTED = 130
 WRITE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from siglip_flowers.base.errors import (
+    EXIT_INTERRUPTED,
     EXIT_RUN_FAILED,
     InputError,
     RunError,
@@ -28,8 +29,6 @@ from siglip_flowers.runtime.preemption import (
     defer_signals,
     stop_on_signals,
 )
-
-EXIT_INTERRUPTED = 130
 
 
 class _PlainFormatter(logging.Formatter):

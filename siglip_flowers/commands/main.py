@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.base.errors import EXIT_BAD_USAGE
+from siglip_flowers.base.errors import EXIT_BAD_USAGE, EXIT_INTERRUPTED
 from siglip_flowers.base.version import __version__
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.rules import Rule
@@ -89,7 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         hint = suggest_nearest(words[0], set(commands))
         print(f"{PROG}: error: Unknown command {words[0]!r}{hint}", file=sys.stderr)
         return EXIT_BAD_USAGE
-    code: int = importlib.import_module(commands[words[0]][0]).main(words[1:])
+    try:
+        module = importlib.import_module(commands[words[0]][0])
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    code: int = module.main(words[1:])
     return code
 
 

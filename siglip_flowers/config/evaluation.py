@@ -29,7 +29,7 @@ class EvaluationArguments(Options):
     """Evaluation: which model, on which split."""
 
     model: str | None = common(None, MODEL_HELP, path=True)
-    split: str = common("test", "train, validation or test.", SPLITS)
+    split: str = common("test", "Split: train, validation or test.", SPLITS)
     zero_shot: bool = common(False, "Evaluate --model_name_or_path with its text tower, untrained.")
     model_name_or_path: str | None = common(
         None, "The two-tower SigLIP checkpoint of --zero_shot.", path=True

@@ -26,9 +26,11 @@ class ModelArguments(Options):
     )
     from_scratch: bool = option(False, "Use only the architecture of the checkpoint, no weights.")
     pooling: str = common(
-        "map", "map (pretrained attention pooling) or mean (of the patch tokens).", POOLINGS
+        "map", "Pooling: map (pretrained attention) or mean (of the patch tokens).", POOLINGS
     )
-    trainable: str = common("all", "all, head (the head alone) or last:N encoder layers.")
+    trainable: str = common(
+        "all", "What trains: all, head (the head alone) or last:N encoder layers."
+    )
     image_size: int | None = common(
         None, "Side of images in pixels, by interpolation; default: the checkpoint's own.", positive
     )

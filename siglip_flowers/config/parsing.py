@@ -171,7 +171,8 @@ class Command:
             some = any(option.metadata.get("common") for option in options)
             for option in options:
                 shown = everything or not some or bool(option.metadata.get("common"))
-                _add_option(group, option, hints[option.name], shown=shown, in_full=everything)
+                hint, own = hints[option.name], self.defaults
+                _add_option(group, option, hint, own, shown=shown, in_full=everything)
         return parser
 
 
@@ -190,6 +191,7 @@ def _add_option(
     group: argparse._ArgumentGroup,
     option: dataclasses.Field[Any],
     hint: Any,
+    defaults: dict[str, Any],
     *,
     shown: bool,
     in_full: bool,
@@ -198,11 +200,15 @@ def _add_option(
     kind, is_list = _read_hint(hint)
     text = metadata.get("help", "")
     if not in_full:
-        # The first sentence; "0.5" and "e.g. this" do not end one.
-        text = re.split(r"(?<=[a-z\d)])\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[0].rstrip(".")
-    default = get_default(option)
+        # The first sentence; "0.5", "e.g. this" and "et al. 2018" do not end one.
+        text = re.split(r"(?<=[a-z\d)])(?<! al)\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[
+            0
+        ].rstrip(".")
+    default = defaults.get(option.name, get_default(option))
     if default is not None and default != [] and default != "" and kind is not dict:
         shown_default = str(default).lower() if isinstance(default, bool) else default
+        if is_list:
+            shown_default = " ".join(map(str, default))
         text = f"{text.rstrip('.')} [{shown_default}]"
     settings: dict[str, Any] = {"help": text.replace("%", "%%") if shown else argparse.SUPPRESS}
     if metadata.get("positional"):

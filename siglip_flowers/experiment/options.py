@@ -80,9 +80,7 @@ class ExperimentArguments:
         "Seeds of the runs that choose rates, heads and length: the first runs the whole grid, the "
         "others its best two.",
     )
-    claim_seeds: int = option(
-        20, "Runs of both arms of the claim, with the seeds 0, 1, ...", positive
-    )
+    claim_seeds: int = option(20, "Runs of both arms of the claim, with seeds from 0 up.", positive)
     factorial_seeds: int = option(5, "Runs of the other pairs of loss and head.", positive)
     epochs: list[int] = option(
         [],

@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.runtime.allocator import keep_freed_memory
 from siglip_flowers.runtime.devices import share_machine
+
+logger = logging.getLogger(__name__)
 
 # How long a worker may take to write a checkpoint when it is stopped.
 STOP_SECONDS = 60
@@ -89,17 +92,26 @@ def run_workers(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]])
         for index, values in enumerate(arguments):
             # Not a daemon, which could not have processes that load data.
             process = context.Process(target=_work, args=(work, values))
+            # Already while it imports; see _work.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
             with share_machine(index, len(arguments)):
                 process.start()
+            signal.signal(signal.SIGINT, before)
             processes.append(process)
         for process in processes:
             process.join()
+    except KeyboardInterrupt:
+        logger.warning("Stopping after the current step; press Ctrl-C again to stop at once.")
+        raise
     finally:
         for process in processes:
             process.terminate()
-        for process in processes:
-            process.join(STOP_SECONDS)
-            process.kill()
+        try:
+            for process in processes:
+                process.join(STOP_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
 
 
 def _work(work: Callable[..., None], values: tuple[Any, ...]) -> None:
@@ -111,6 +123,7 @@ def _work(work: Callable[..., None], values: tuple[Any, ...]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    transformers_logging.disable_progress_bar()
     work(*values)
 
 

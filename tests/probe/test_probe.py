@@ -61,9 +61,8 @@ def test_the_head_that_validation_favors_is_saved(run):
     assert metrics["knn"]["test_accuracy"] > 0.9
 
 
-def test_the_run_is_one_that_the_other_commands_read(run, small, tmp_path, capsys):
+def test_the_run_is_one_that_the_other_commands_read(run, small, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())["splits"]["test"]
-    capsys.readouterr()
     assert evaluate(["--model", str(run / "model"), "--output_dir", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "metrics_test.json").read_text())
     assert found["accuracy"] == metrics["accuracy"]
