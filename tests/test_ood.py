@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from torch.nn import functional
 
 from siglip_flowers import SiglipImageClassifier
-from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.errors import RunError
 from siglip_flowers.commands.predict import main as predict
 from siglip_flowers.commands.threshold import main as fit_command
 from siglip_flowers.commands.train import main as train
@@ -67,11 +67,11 @@ def test_the_threshold_lets_just_enough_images_pass(count, accepted):
 def test_the_file_is_read_back(tmp_path, means):
     score = "energy" if means is None else "class_mean"
     OodDetector(score, -1.25, 0.9, means).save(tmp_path)
-    found = load_ood_detector(tmp_path)
+    found = load_ood_detector(tmp_path, 5)
     assert (found.score, found.threshold, found.accepted) == (score, -1.25, 0.9)
     if means is not None:
         np.testing.assert_allclose(found.class_means, means, rtol=1e-6)
-    assert load_ood_detector(tmp_path / "..") is None
+    assert load_ood_detector(tmp_path / "..", 5) is None
 
 
 @pytest.mark.parametrize(
@@ -81,13 +81,13 @@ def test_the_file_is_read_back(tmp_path, means):
         "[]",
         '{"score": "energy"}',
         '{"score": "x", "threshold": 1, "accepted": 1, "class_means": null}',
-        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [[1], [1, 2]]}',
+        '{"score": "class_mean", "threshold": 1, "accepted": 1, "class_means": [[1, 2], [1, 2]]}',
     ],
 )
 def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, text):
     (tmp_path / OOD_FILE).write_text(text)
-    with pytest.raises(InputError, match=r"cannot be read.*siglip-flowers threshold"):
-        load_ood_detector(tmp_path)
+    with pytest.raises(RunError, match=r"cannot be read.*siglip-flowers threshold"):
+        load_ood_detector(tmp_path, 5)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def run(tmp_path_factory):
 
 
 def test_a_run_keeps_a_threshold_that_95_percent_of_validation_reach(run):
-    ood_detector = load_ood_detector(run / "run" / "model")
+    ood_detector = load_ood_detector(run / "run" / "model", 16)
     assert ood_detector.score in SCORES
     classifier = SiglipImageClassifier.from_pretrained(run / "run" / "model", dtype="float32")
     images = sorted((run / "data" / "validation").rglob("*.png"))
@@ -162,7 +162,7 @@ def test_the_command_fits_again_and_measures_a_folder(run, tmp_path, capsys):
         assert fit_command(options) == 0
         out = capsys.readouterr().out
         assert f"{len(KINDS)} images in {tmp_path}:" in out
-        assert load_ood_detector(run / "run" / "model").accepted == 0.5
+        assert load_ood_detector(run / "run" / "model", 16).accepted == 0.5
     finally:
         assert fit_command(["--model", str(run / "run")]) == 0
 

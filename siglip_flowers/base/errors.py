@@ -12,8 +12,10 @@ from safetensors import SafetensorError
 EXIT_RUN_FAILED = 1
 EXIT_BAD_USAGE = 2
 EXIT_INTERRUPTED = 130
+# Of a disk, if the system names no file; others may be those of a connection.
 WRITE_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO),
+    errno.ENOENT,  # no directory for temporary files
 )
 # Classes of torch.distributed, and words in the messages of gloo and NCCL.
 PROCESS_ERRORS = ("DistBackendError", "DistNetworkError", "DistStoreError")
@@ -41,16 +43,14 @@ class RunError(RuntimeError):
 def explain_write_failure(error: BaseException) -> str | None:
     """Return why a file could not be opened or written, or None for any other error."""
     if isinstance(error, OSError):
-        if error.errno not in WRITE_ERRORS:
-            return None
-        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        if error.filename and error.strerror:
+            return f"{error.filename}: {error.strerror}"
+        return error.strerror if error.errno in WRITE_ERRORS else None
     # safetensors and torch.save report the system's error only as text.
     text = str(error)
     if isinstance(error, SafetensorError):
         number = re.search(r"os error (\d+)", text)
-        if number is None or int(number[1]) not in WRITE_ERRORS:
-            return None
-        return os.strerror(int(number[1]))
+        return None if number is None else os.strerror(int(number[1]))
     if isinstance(error, RuntimeError) and (
         "inline_container" in text or "PytorchStreamWriter" in text
     ):

@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.text import first_line
+
 # Written last: a directory with this file and model/ holds a finished run.
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 MODEL_DIR = "model"
 ADAPTER_DIR = "adapter"
 CHECKPOINT_DIR = "checkpoints"
+# What to do about a damaged file of a checkpoint.
+REMOVE_CHECKPOINT = "Remove the checkpoint, and the same command resumes from the one before"
 RUN_FILES = (
     METRICS_FILE,
     CONFIG_FILE,
@@ -58,6 +63,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # mkstemp makes private files.
         temporary.chmod(0o666 & _get_mode())
         os.replace(temporary, path)
+    except OSError as error:
+        # A full disk has no name.
+        error.filename = error.filename or str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -89,6 +98,25 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all; NaN is refused, since JSON has none."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def reading(path: Path, remedy: str = REMOVE_CHECKPOINT) -> Iterator[None]:
+    """Make one sentence of whatever is wrong with a file that an earlier command wrote.
+
+    The block reads the file and everything that is needed of its contents.
+
+    Raises:
+        RunError: The block raised something; the message ends with the remedy.
+    """
+    try:
+        yield
+    except (InputError, RunError, MemoryError):
+        raise
+    except Exception as error:
+        # Damage and contents of another form have no error class in common.
+        reason = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise RunError(f"{path} cannot be read ({reason}). {remedy}.") from error
 
 
 def read_json(path: Path) -> Any:

@@ -36,6 +36,11 @@ def escape_unprintable(text: str, keep: str = "") -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__
+
+
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """Return the number with its noun: ``1 image``, ``2 images``, ``3 classes``."""
     if number == 1:

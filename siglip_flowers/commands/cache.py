@@ -43,7 +43,8 @@ def _tidy(parsed: tuple[CacheArguments]) -> None:
         )
     freed, rows, total = 0, [], 0
     for entry in entries:
-        nbytes = (entry / ARRAY_FILE).stat().st_size
+        array = entry / ARRAY_FILE
+        nbytes = array.stat().st_size if array.is_file() else 0
         days = (time.time() - (entry / ENTRY_FILE).stat().st_mtime) / SECONDS_PER_DAY
         unused = options.remove_unused is not None and days >= options.remove_unused
         if unused or entry.name in named:

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import METRICS_FILE, read_json
+from siglip_flowers.base.files import METRICS_FILE, read_json, reading
 from siglip_flowers.metrics.bootstrap import accuracy_interval
 from siglip_flowers.metrics.statistics import conclude, holm, mcnemar, paired_bootstrap
 
@@ -46,8 +45,8 @@ def read_runs(names: Sequence[str], split: str) -> list[RunPredictions]:
         split: The split.
 
     Raises:
-        InputError: A run without predictions, a damaged file, or runs that differ in their split,
-            images or labels.
+        InputError: A run without predictions, or runs that differ in their split, images or labels.
+        RunError: A damaged file.
     """
     paths = [_find_file(Path(name), split) for name in names]
     short = [path.parent.name for path in paths]
@@ -79,27 +78,24 @@ def _find_file(path: Path, split: str) -> Path:
 
 
 def _read_run(path: Path, name: str) -> RunPredictions:
-    try:
+    with reading(path, "Write it again with 'siglip-flowers eval --output_dir'"):
         table = pyarrow.parquet.read_table(path, columns=_COLUMNS)
-        rows = table.to_pandas().set_index("image_id", verify_integrity=True)
-    except (OSError, ValueError, pyarrow.ArrowException) as error:
-        raise InputError(
-            f"{path} holds no predictions, or several of an image ({error}). Write it again with "
-            "'siglip-flowers eval --output_dir'."
-        ) from error
-    noted = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    split = noted.get("split", "")
+        rows = table.to_pandas().set_index("image_id")
+        if not rows.index.is_unique:
+            raise ValueError("it has several predictions of an image")
+        images = pandas.DataFrame(
+            {
+                "true": rows["label_name"],
+                "predicted": rows["top_names"].str[0],
+                "confidence": rows["top_probabilities"].str[0].astype(float),
+            }
+        )
+        images["correct"] = images["true"] == images["predicted"]
+        split = (table.schema.metadata or {}).get(b"split", b"").decode()
     evaluated = read_metrics(path.with_name(f"metrics_{split or 'test'}.json"))
-    data = read_metrics(path.with_name(METRICS_FILE)).get("data", {})
-    protocol = evaluated.get("split_protocol") or data.get("split_protocol") or ""
-    images = pandas.DataFrame(
-        {
-            "true": rows["label_name"],
-            "predicted": rows["top_names"].str[0],
-            "confidence": rows["top_probabilities"].str[0],
-        }
-    )
-    images["correct"] = images["true"] == images["predicted"]
+    data = read_metrics(path.with_name(METRICS_FILE)).get("data")
+    known = data.get("split_protocol") if isinstance(data, dict) else None
+    protocol = evaluated.get("split_protocol") or known or ""
     return RunPredictions(name, path, split, protocol, images)
 
 

@@ -35,7 +35,7 @@ def rank_runs(directory: Path) -> list[Row]:
     for file in sorted(directory.rglob(METRICS_FILE)):
         try:
             found.append(_read_row(file, str(file.parent.relative_to(directory))))
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # Reports and experiments have files of this name, too.
             continue
     if not found:
@@ -63,9 +63,9 @@ def _read_row(file: Path, run: str) -> Row:
         f"{model['parameters'] / 1e6:.1f} M",
         "all" if shots is None else str(shots),
         str(metrics["training"]["seed"]),
-        metrics["finished"][:10],
+        str(metrics["finished"])[:10],
     ]
-    return (data["split_protocol"], title, test["n"]), test["accuracy"], cells
+    return (str(data["split_protocol"]), title, int(test["n"])), float(test["accuracy"]), cells
 
 
 def format_leaderboard(rows: list[Row]) -> str:

@@ -34,7 +34,7 @@ class CompareArguments:
 
 
 EXTENDS = {"eval": CompareArguments}
-_OF_A_MODEL = ("model", "zero_shot", "report", "robustness", "tta")
+_OF_A_MODEL = ("model", "zero_shot", "report", "robustness", "tta", "data_dir", "dataset_name")
 RULES = (
     Rule(
         lambda options: bool(options.compare) and options.leaderboard is not None,
@@ -49,7 +49,7 @@ RULES = (
             )
         ),
         "--compare and --leaderboard read finished runs, which excludes --model, --zero_shot, "
-        "--report, --robustness and --tta; remove them.",
+        "--report, --robustness, --tta and data; remove them.",
         "--compare a b --model c",
     ),
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -113,11 +114,13 @@ def not_negative(name: str, value: float | None) -> None:
 
 
 def directory(name: str, value: str | None) -> None:
-    """Raise InputError if a file is in the way of a directory to write."""
+    """Raise InputError if a directory cannot be written, or a file is in its way."""
     existing = find_existing(Path(value or ""))
-    if not existing.is_dir():
+    is_writable = value is None or os.access(existing, os.W_OK)
+    if not existing.is_dir() or not is_writable:
+        problem = "read-only" if existing.is_dir() else "a file"
         raise InputError(
-            f"--{name} {value} cannot be a directory, since {existing} is a file; name another one."
+            f"--{name} {value} cannot be written, since {existing} is {problem}; name another one."
         )
 
 

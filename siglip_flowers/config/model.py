@@ -28,9 +28,7 @@ class ModelArguments(Options):
     pooling: str = common(
         "map", "Pooling: map (pretrained attention) or mean (of the patch tokens).", POOLINGS
     )
-    trainable: str = common(
-        "all", "What trains: all, head (the head alone) or last:N encoder layers."
-    )
+    trainable: str = common("all", "Of the image encoder: all, last:N layers or head (none of it).")
     image_size: int | None = common(
         None, "Side of images in pixels, by interpolation; default: the checkpoint's own.", positive
     )

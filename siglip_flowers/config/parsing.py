@@ -104,8 +104,9 @@ class Command:
         """
         fields, hints = self.fields, self.hints
         values = {name: get_default(item) for name, item in fields.items()}
+        source = "the defaults" if defaults is None else "the config.yaml of the run"
         layers: list[tuple[str, dict[str, Any], Path | None]] = [
-            ("the defaults", self.defaults if defaults is None else defaults, None)
+            (source, self.defaults if defaults is None else defaults, None)
         ]
         if config is not None:
             path = find_config(os.fspath(config))

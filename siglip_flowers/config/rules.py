@@ -55,21 +55,21 @@ def requires(needed: str, example: str, kind: type) -> Rule:
     """Return the rule that options have no effect without another one.
 
     Args:
-        needed: The other option, which must differ from its default, or its value after a space.
+        needed: The other option, which must differ from its default, or after a space its values.
         example: A command line with the options.
         kind: The dataclass of all of them.
     """
     defaults = {field.name: get_default(field) for field in list_options(kind)}
-    names = re.findall(r"--(\w+)", example)
-    other, _, value = needed.partition(" ")
+    other, _, values = needed.partition(" ")
+    names = [name for name in re.findall(r"--(\w+)", example) if name != other]
 
     def refuses(options: Any) -> bool:
         found = getattr(options, other)
-        off = found != value if value else found == defaults[other]
+        off = found not in values.split("|") if values else found == defaults[other]
         return off and any(getattr(options, name) != defaults[name] for name in names)
 
     verb = "requires" if len(names) == 1 else "require"
-    return Rule(refuses, f"--{', --'.join(names)} {verb} --{needed}.", example)
+    return Rule(refuses, f"--{', --'.join(names)} {verb} --{needed.partition('|')[0]}.", example)
 
 
 DATA_RULES = (
@@ -187,11 +187,20 @@ def _is_nesterov_alone(settings: dict[str, str]) -> bool:
     return settings.get("nesterov") == "true" and (momentum == 0 or dampening > 0)
 
 
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
     requires("patch_drop", "--patch_drop_until 0.5", TrainingOptions),
     requires("class_balance", "--class_balance_strength 2", TrainingOptions),
     requires("on_nan skip", "--max_bad_steps 3", TrainingOptions),
+    # With "no" they may come from a file, whose other settings are meant to rest.
+    requires("eval_strategy steps|no", "--eval_steps 7", TrainingOptions),
+    requires("save_strategy steps|no", "--save_steps 7", TrainingOptions),
+    requires(
+        "optim adamw_torch_fused|adamw_torch|muon",
+        "--optim sgd --adam_beta1 0.8 --adam_beta2 0.9 --adam_epsilon 0.1",
+        TrainingOptions,
+    ),
     requires("objective contrastive", "--train_text_tower false", TrainingOptions),
     Rule(
         lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
@@ -223,6 +232,16 @@ _TRAINER_RULES = (
         "--load_best_model_at_end requires --save_steps and --eval_steps to be both steps or both "
         "shares; change one, or add --load_best_model_at_end false.",
         "--eval_strategy steps --save_strategy steps --eval_steps 0.5 --save_steps 6",
+    ),
+    Rule(
+        lambda o: o.lr_scheduler_type in WITHOUT_WARMUP and o.warmup_steps not in (0, 0.1),
+        "--lr_scheduler_type {lr_scheduler_type} has no warm-up; set --warmup_steps to 0.",
+        "--lr_scheduler_type constant --warmup_steps 20",
+    ),
+    Rule(
+        lambda o: o.aim_repo is not None and "aim" not in (o.report_to or ("aim", "none")),
+        "--aim_repo requires aim among the trackers of --report_to; add it or remove --aim_repo.",
+        "--aim_repo runs --report_to tensorboard",
     ),
     Rule(
         lambda o: o.fp16 and bool(o.bf16),

@@ -1,5 +1,6 @@
 """Try a classifier in the browser: ``siglip-flowers demo``."""
 
+import contextlib
 import importlib.util
 import logging
 from functools import partial
@@ -106,14 +107,16 @@ def read_examples(
 ) -> list[tuple[str, "Image.Image"]]:
     """Return the images that were published with a model, with the names of their classes."""
     # See _serve.
-    from PIL import Image
-
+    from siglip_flowers.data.pixels.decoding import ImageError, decode_rgb
     from siglip_flowers.inference.sidecars import EXAMPLE_FILES, find_sidecar_file
 
     paths = [find_sidecar_file(model, name) for name in EXAMPLE_FILES]
     # There may be fewer classes than files.
     found = zip(classifier.class_names, paths, strict=False)
-    return [(name, Image.open(path)) for name, path in found if path is not None]
+    # The page works without them.
+    with contextlib.suppress(ImageError):
+        return [(name, decode_rgb(path)) for name, path in found if path is not None]
+    return []
 
 
 def read_dataset(model: str) -> str | None:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import write_text
+from siglip_flowers.base.files import read_json, reading, write_text
 from siglip_flowers.evaluation.predict import SplitResult
 
 # Columns of a curve: one row per evaluation.
@@ -101,12 +100,14 @@ def read_record(path: Path) -> Record:
     Raises:
         RunError: The file is damaged.
     """
-    try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise RunError(
-            f"The record {path} cannot be read ({error}). Delete it and repeat the command."
-        ) from error
+    with reading(path, "Delete the record and repeat the command"):
+        record = Record(**read_json(path))
+        curve = np.array([record.curve[name] for name in CURVE], dtype=float)
+        figures = [record.facts["seconds"], *record.last.values(), *record.best.values()]
+        correct = record.unpack_correct() if record.correct else ()
+        if not np.isfinite([*figures, *curve[:, -1], *correct]).all():
+            raise ValueError("it has figures that are not finite")
+    return record
 
 
 def _pack(values: NDArray[Any]) -> str:

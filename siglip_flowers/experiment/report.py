@@ -45,7 +45,7 @@ def write_report(plan: Plan, analysis: Analysis, command: str) -> list[str]:
     first = plan.get(plan.list_runs(analysis.claim[0]))[0]
     facts = {
         "command": command,
-        "commit": read_yaml(directory / SETTINGS_FILE)["commit"],
+        "commit": read_yaml(directory / SETTINGS_FILE).get("commit"),
         **first.facts,
     }
     conclusion = draw_conclusion(plan, analysis, facts)

@@ -274,7 +274,7 @@ def do_runs(plan: Plan, part: str) -> None:
                 break
             except Timeout:
                 continue
-            except (InputError, RunError) as error:
+            except (InputError, RunError, OSError) as error:
                 print(f"{part}: {run} failed: {error}", flush=True)
                 failed.add(run)
         else:

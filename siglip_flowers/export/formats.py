@@ -17,7 +17,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.model.weights import first_line
+from siglip_flowers.base.text import first_line
 
 METADATA_FILE = "metadata.json"
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -127,7 +127,7 @@ class SiglipImageClassifier:
         Raises:
             InputError: Not a trained classifier, an option that cannot be used here, or no
                 temperature beside the weights.
-            RunError: It cannot be reached or read.
+            RunError: It, or a file beside it, cannot be reached or read.
         """
         name = enter_run(os.fspath(pretrained_model_name_or_path))
         model, processor = load_saved_classifier(name), load_image_processor(name)
@@ -138,7 +138,8 @@ class SiglipImageClassifier:
                     f"The model {name} has no {CALIBRATION_FILE} with the temperature for "
                     "calibrated scores. Remove --calibrated, or train the model again."
                 )
-        detector = None if threshold is None else load_ood_detector(name)
+        width = model.config.vision_config.hidden_size
+        detector = None if threshold is None else load_ood_detector(name, width)
         if threshold is not None and threshold != "fitted":
             known = detector or OodDetector("max_probability", 0.0)
             detector = dataclasses.replace(known, threshold=float(threshold), accepted=None)

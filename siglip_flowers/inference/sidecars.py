@@ -3,23 +3,19 @@
 import json
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from transformers.utils import cached_file
 
-from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import write_text
+from siglip_flowers.base.files import read_json, reading, write_text
 from siglip_flowers.metrics.ood import LOGIT_SCORES, score_class_means, score_logits
 
 OOD_FILE = "open_set.json"
 CALIBRATION_FILE = "calibration.json"
 # A test image of each of the first classes, by the number of the class, if its owner allowed it.
 EXAMPLE_FILES = tuple(f"examples/{label}.jpg" for label in range(4))
-T = TypeVar("T")
 CLASS_MEAN = "class_mean"
 SCORES = (CLASS_MEAN, *LOGIT_SCORES)
 
@@ -72,49 +68,45 @@ class OodDetector:
         write_text(directory / OOD_FILE, json.dumps(facts, allow_nan=False) + "\n")
 
 
-def load_ood_detector(model: str | os.PathLike[str]) -> OodDetector | None:
+def load_ood_detector(model: str | os.PathLike[str], width: int) -> OodDetector | None:
     """Return the detector of a model in a directory or on the Hub, or None if it has none.
 
-    Raises:
-        InputError: The file is damaged.
-    """
+    Args:
+        model: The directory or Hub id.
+        width: Of the model's features.
 
-    def build(facts: dict[str, Any]) -> OodDetector:
-        score, means = facts["score"], facts["class_means"]
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = find_sidecar_file(model, OOD_FILE)
+    if path is None:
+        return None
+    remedy = f"Fit it again with 'siglip-flowers threshold --model {model}', or pass --no_threshold"
+    with reading(path, remedy):
+        facts = read_json(path)
+        score, means, threshold = facts["score"], facts["class_means"], float(facts["threshold"])
         if score not in SCORES or (score == CLASS_MEAN and means is None):
             raise ValueError(f"its score is {score!r}")
+        if not math.isfinite(threshold):
+            raise ValueError(f"its threshold is {threshold}")
         if means is not None:
             means = np.asarray(means, dtype=np.float32)
-            if means.ndim != 2:
-                raise ValueError("its class means are not a table")
-        return OodDetector(score, float(facts["threshold"]), facts["accepted"], means)
-
-    remedy = f"Fit it again with 'siglip-flowers threshold --model {model}', or pass --no_threshold"
-    return _read_sidecar_file(model, OOD_FILE, build, remedy)
-
-
-def _read_sidecar_file(
-    model: str | os.PathLike[str], name: str, build: Callable[[dict[str, Any]], T], remedy: str
-) -> T | None:
-    path = find_sidecar_file(model, name)
-    try:
-        return None if path is None else build(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}). {remedy}.") from error
+            if means.ndim != 2 or means.shape[1] != width or not np.isfinite(means).all():
+                raise ValueError(f"its class means are not a table of {width} columns")
+    return OodDetector(score, threshold, facts["accepted"], means)
 
 
 def load_temperature(model: str | os.PathLike[str]) -> float | None:
     """Return the temperature of a model in a directory or on the Hub, or None if it has none.
 
     Raises:
-        InputError: The file is damaged.
+        RunError: The file is damaged.
     """
-
-    def build(facts: dict[str, Any]) -> float:
-        temperature = float(facts["temperature"])
+    path = find_sidecar_file(model, CALIBRATION_FILE)
+    if path is None:
+        return None
+    with reading(path, "Delete the file, or train the model again"):
+        temperature = float(read_json(path)["temperature"])
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(f"it is {temperature}")
-        return temperature
-
-    remedy = "Delete the file, or train the model again"
-    return _read_sidecar_file(model, CALIBRATION_FILE, build, remedy)
+    return temperature

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from siglip_flowers.base.files import reading
+
 AVERAGE_FILE = "ema.safetensors"
 
 
@@ -71,10 +73,12 @@ class WeightAverage(TrainerCallback):
     def load(self, directory: Path) -> None:
         """Read what :meth:`save` wrote, for the same model."""
         path = directory / AVERAGE_FILE
-        with safe_open(path, framework="pt") as file:
-            self.updates = int(file.metadata()["updates"])
-        for name, tensor in load_file(path).items():
-            self.weights[name].copy_(tensor)
+        with reading(path):
+            with safe_open(path, framework="pt") as file:
+                self.updates = int(file.metadata()["updates"])
+            tensors = load_file(path)
+            for name, average in self.weights.items():
+                average.copy_(tensors[name])
 
 
 def interpolate_weights(

@@ -22,6 +22,7 @@ from transformers import (
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import check_model
+from siglip_flowers.base.text import first_line
 from siglip_flowers.model.classifier import (
     NATIVE_ARCHITECTURES,
     SiglipClassifier,
@@ -41,7 +42,6 @@ from siglip_flowers.model.weights import (
     UNREADABLE,
     check_processor,
     check_sizes,
-    first_line,
     load_weights,
     quiet_transformers,
     resize_positions,

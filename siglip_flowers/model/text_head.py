@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTr
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templates
-from siglip_flowers.base.text import abbreviate, compose
+from siglip_flowers.base.text import abbreviate, compose, first_line
 from siglip_flowers.config import EvaluationArguments, ModelArguments
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.model.loading import load_checkpoint_config
 from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
-from siglip_flowers.model.weights import MALFORMED, UNREADABLE, first_line, load_weights
+from siglip_flowers.model.weights import MALFORMED, UNREADABLE, load_weights
 
 # Texts of each class; a class may have more than another.
 Prompts = Sequence[Sequence[str]]

@@ -16,7 +16,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.text import abbreviate
+from siglip_flowers.base.text import abbreviate, first_line
 from siglip_flowers.data.pixels.tensors import PixelNormalizer
 from siglip_flowers.model.towers import TextModel, VisionModel
 
@@ -224,8 +224,3 @@ def resize_positions(tower: VisionModel, image_size: int) -> torch.Tensor:
     image = embeddings.position_embedding.weight[None, :0]
     resized: torch.Tensor = embeddings.interpolate_pos_encoding(image, image_size, image_size)[0]
     return resized.detach()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return str(error).strip().split("\n")[0].rstrip(".")[:300] or type(error).__name__

@@ -54,9 +54,6 @@ def save_examples(examples: Sequence[Example], output_dir: Path, title: str) -> 
 
     examples: image of any size and mode, true class, predicted class, and the probability of the
     predicted class in [0, 1].
-
-    Raises:
-        RunError: A file cannot be written.
     """
     for number, example in enumerate(examples[:_FILES], start=1):
         figure = _draw_panels([example], title)

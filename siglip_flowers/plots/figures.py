@@ -46,9 +46,6 @@ def plot_curves(history: Sequence[HistoryRow], path: Path, title: str, name: str
         path: The file.
         title: Of the figure.
         name: ``loss`` or ``accuracy``.
-
-    Raises:
-        RunError: The file cannot be written.
     """
     figure = make_figure(_WIDTH, _HEIGHT, title)
     axes = figure.add_subplot()

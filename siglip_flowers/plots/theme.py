@@ -14,7 +14,6 @@ from matplotlib.font_manager import findfont, fontManager, get_font
 from matplotlib.text import Text
 from PIL import Image
 
-from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.files import atomic_path
 from siglip_flowers.base.text import escape_unprintable, measure_width
 
@@ -148,19 +147,9 @@ def _render(figure: Figure, target: str | Path | IO[Any], **options: Any) -> Non
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = _DPI) -> None:
-    """Write a figure as PNG; the path has either its former content or the whole new file.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            _render(figure, temporary, format="png", dpi=dpi, metadata={"Software": None})
-    except OSError as error:
-        raise RunError(
-            f"The image {path} cannot be written ({error.strerror or error}). Free some space or "
-            "choose another output directory."
-        ) from error
+    """Write a figure as PNG; the path has either its former content or the whole new file."""
+    with atomic_path(path) as temporary:
+        _render(figure, temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def to_image(figure: Figure, dpi: int = 100) -> Image.Image:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas
-import pyarrow
 import pyarrow.parquet
 
 from siglip_flowers.base import files
@@ -18,9 +17,9 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.text import is_hub_id, shorten_description
 from siglip_flowers.config.saved import read_yaml
 from siglip_flowers.metrics.classification import accuracy, precision_recall_f1
-from siglip_flowers.model.weights import first_line
 
 PREDICTIONS_FILE = "predictions_test.parquet"
+COPY = "Copy the whole directory again"
 COLUMNS = ("image_id", "label", "label_name", "top_labels", "top_names", "top_probabilities")
 
 
@@ -71,9 +70,6 @@ def check_finished(directory: Path) -> None:
             f"{directory} holds no finished run ({files.METRICS_FILE} or {files.MODEL_DIR}/ is "
             "missing); finish it with the command that started it, or name another."
         )
-    for name in (files.CONFIG_FILE, PREDICTIONS_FILE):
-        if not (directory / name).is_file():
-            raise InputError(f"The run in {directory} lacks {name}; copy the whole directory.")
 
 
 def read_finished_run(directory: Path) -> FinishedRun:
@@ -85,30 +81,27 @@ def read_finished_run(directory: Path) -> FinishedRun:
     """
     check_finished(directory)
     settings = read_yaml(directory / files.CONFIG_FILE)
-    try:
-        metrics = json.loads((directory / files.METRICS_FILE).read_text(encoding="utf-8"))
+    with files.reading(directory / files.METRICS_FILE, COPY):
+        metrics = files.read_json(directory / files.METRICS_FILE)
         recorded, test = metrics["weights"], metrics["splits"]["test"]
-        table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
-    except (LookupError, OSError, ValueError, pyarrow.ArrowException) as error:
-        raise RunError(
-            f"The results in {directory} cannot be read ({type(error).__name__}: "
-            f"{first_line(error)}); copy the whole directory again."
-        ) from error
     if files.digest_weight_files(directory / files.MODEL_DIR) != recorded:
         raise RunError(
             f"The weights in {directory / files.MODEL_DIR} are not those that "
             f"{files.METRICS_FILE} measured (another SHA-256); restore the model of the run."
         )
-    predictions = table.to_pandas()
-    predictions["predicted"] = predictions["top_labels"].str[0].astype(np.int64)
-    predictions["hit"] = [
-        label in top
-        for label, top in zip(predictions["label"], predictions["top_labels"], strict=True)
-    ]
-    _check_figures(directory, test, predictions)
-    run = FinishedRun(directory, metrics, settings, predictions)
-    private = list_private_paths(settings, {run.base_model, run.dataset_id})
-    model = {**metrics["model"], "model_id": run.base_model}
+    with files.reading(directory / PREDICTIONS_FILE, COPY):
+        table = pyarrow.parquet.read_table(directory / PREDICTIONS_FILE, columns=list(COLUMNS))
+        predictions = table.to_pandas()
+        predictions["predicted"] = predictions["top_labels"].str[0].astype(np.int64)
+        predictions["hit"] = [
+            label in top
+            for label, top in zip(predictions["label"], predictions["top_labels"], strict=True)
+        ]
+    with files.reading(directory / files.METRICS_FILE, COPY):
+        _check_figures(directory, test, predictions)
+        run = FinishedRun(directory, metrics, settings, predictions)
+        private = list_private_paths(settings, {run.base_model, run.dataset_id})
+        model = {**metrics["model"], "model_id": run.base_model}
     return dataclasses.replace(run, metrics=hide_paths({**metrics, "model": model}, private))
 
 

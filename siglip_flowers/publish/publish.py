@@ -16,7 +16,7 @@ from torch import Tensor
 
 from siglip_flowers.base import files
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.text import count
+from siglip_flowers.base.text import count, first_line
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.rows import get_labels, read_images
 from siglip_flowers.data.sources.load import load_data
@@ -24,10 +24,10 @@ from siglip_flowers.inference.sidecars import CALIBRATION_FILE, EXAMPLE_FILES, O
 from siglip_flowers.model import modeling_siglip_classifier as modeling
 from siglip_flowers.model.classifier import is_plain, to_native
 from siglip_flowers.model.loading import load_image_processor, load_saved_classifier
-from siglip_flowers.model.weights import first_line, quiet_transformers
+from siglip_flowers.model.weights import quiet_transformers
 from siglip_flowers.publish.card import PLOTS, build_card
 from siglip_flowers.publish.check import check_published
-from siglip_flowers.publish.finished import FinishedRun, read_finished_run
+from siglip_flowers.publish.finished import COPY, FinishedRun, read_finished_run
 from siglip_flowers.publish.options import PublishArguments
 
 MODELING_FILE = "modeling_siglip_classifier.py"
@@ -75,7 +75,8 @@ def publish_run(options: PublishArguments, data_arguments: DataArguments) -> Non
         write_figures(run, staged)
         if options.example_images:
             write_examples(rows, staged)
-        card = build_card(run, config, options, staged, differences)
+        with files.reading(run.directory / files.METRICS_FILE, COPY):
+            card = build_card(run, config, options, staged, differences)
         files.write_text(staged / "README.md", str(card))
         if options.output_dir is not None:
             with files.atomic_directory(Path(options.output_dir)) as directory:

@@ -52,8 +52,7 @@ class Extension(EvaluationExtension):
         """Analyze the predictions, in the first process.
 
         Raises:
-            InputError: A damaged file beside the model.
-            RunError: Logits that are not finite.
+            RunError: A damaged file beside the model, or logits that are not finite.
         """
         if not PartialState().is_main_process:
             return
@@ -94,7 +93,8 @@ def measure_unknowns(evaluation: Evaluation) -> list[dict[str, Any]]:
     images = sum(draw_ood_images(IMAGES_PER_KIND, REPORT_SEED).values(), [])
     outputs = classify_images(model, evaluation.processor, images, evaluation.options.dtype)
     detectors = [OodDetector(score, 0.0) for score in LOGIT_SCORES]
-    fitted = None if evaluation.options.zero_shot else load_ood_detector(evaluation.name)
+    width, own = result.features.shape[1], not evaluation.options.zero_shot
+    fitted = load_ood_detector(evaluation.name, width) if own else None
     if fitted is not None and fitted.class_means is not None:
         detectors.append(OodDetector(CLASS_MEAN, 0.0, class_means=fitted.class_means))
     rows = []

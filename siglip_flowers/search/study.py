@@ -18,7 +18,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import atomic_path, write_text
+from siglip_flowers.base.files import atomic_path, reading, write_text
 from siglip_flowers.config.parsing import Command
 from siglip_flowers.config.saved import dump_configuration
 from siglip_flowers.data.sources.load import load_data
@@ -101,9 +101,10 @@ def run_search(argv: list[str]) -> Path:
     try:
         with FileLock(directory / LOCK_FILE, timeout=0):
             _claim_directory(search)
-            study = open_study(search)
-            _enqueue(search, study)
-            finished = _count_finished(study)
+            with reading(directory / STUDY_FILE, "Add --overwrite_output_dir to start anew"):
+                study = open_study(search)
+                _enqueue(search, study)
+                finished = _count_finished(study)
             if finished:
                 print(f"{finished} of {total} trials are already finished", flush=True)
             try:
@@ -210,7 +211,7 @@ def _work(argv: list[str], trials: int, worker: int) -> None:
     with stop_on_signals():
         try:
             run_trials(read_search(argv), trials, worker)
-        except (InputError, RunError) as error:
+        except (InputError, RunError, OSError) as error:
             sys.exit(f"search: error: {error}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from transformers import TrainerCallback, TrainerState
 
-from siglip_flowers.base.files import read_json, write_json
+from siglip_flowers.base.files import read_json, reading, write_json
 from siglip_flowers.plots.examples import Example
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,8 @@ class Trackers(TrainerCallback):
         """Read the ids of the runs from a checkpoint; those of open runs stay."""
         path = directory / IDS_FILE
         if path.is_file():
-            self._ids = read_json(path) | self._ids
+            with reading(path):
+                self._ids = read_json(path) | self._ids
 
     def finish(self, collect: Callable[[], FinalResults]) -> None:
         """Log the results of the saved weights, which are collected only if they are wanted."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import read_json, write_json
+from siglip_flowers.base.files import read_json, reading, write_json
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.training.checkpoints import list_checkpoints
@@ -136,7 +136,8 @@ class AnomalyWatch(TrainerCallback):
     def load(self, directory: Path) -> None:
         """Read what :meth:`save` wrote."""
         path = directory / SKIPPED_FILE
-        self.skipped = read_json(path) if path.is_file() else []
+        with reading(path):
+            self.skipped = list(map(int, read_json(path))) if path.is_file() else []
 
     def _name_checkpoint(self) -> str:
         checkpoints = list_checkpoints(Path(self.args.checkpoint_dir))

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from siglip_flowers.base.errors import RunError
-from siglip_flowers.base.files import read_json, write_json
+from siglip_flowers.base.files import read_json, reading, write_json
 from siglip_flowers.base.text import abbreviate
 from siglip_flowers.config.rules import uses_deepspeed
 from siglip_flowers.config.training import SiglipTrainingArguments
@@ -191,7 +191,8 @@ class Throughput:
 
     def load(self, directory: Path) -> None:
         """Continue from the duration of a checkpoint."""
-        self._earlier_seconds = read_json(directory / CLOCK_FILE)["seconds"]
+        with reading(directory / CLOCK_FILE):
+            self._earlier_seconds = float(read_json(directory / CLOCK_FILE)["seconds"])
 
 
 def describe_log(logs: Mapping[str, Any]) -> dict[str, str]:

@@ -5,10 +5,10 @@ sizes; a checkpoint that is cut off or half deleted does not match its manifest 
 """
 
 import os
+import re
 import shutil
-from json import JSONDecodeError
+import traceback
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 from safetensors import SafetensorError
@@ -17,14 +17,17 @@ from transformers import Trainer
 from transformers.trainer_utils import sort_checkpoints
 
 from siglip_flowers.base.errors import RunError, explain_write_failure
-from siglip_flowers.base.files import measure_free_bytes, read_json, write_json
+from siglip_flowers.base.files import measure_free_bytes, read_json, reading, write_json
 from siglip_flowers.config.training import SiglipTrainingArguments
 from siglip_flowers.model.adapters import has_adapters, select_trained
+from siglip_flowers.runtime.memory import is_out_of_memory
 from siglip_flowers.training.callbacks import Throughput
 
 CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
+# The functions of transformers that read a checkpoint.
+LOADERS = re.compile("_load_(from_checkpoint|optimizer|scaler|rng|callback)|load_from_json")
 # Hidden names: being written, being removed, or replaced by another one of the same step.
 STAGING_DIR = ".writing"
 REMOVED, REPLACED = ".removed-", ".replaced-"
@@ -53,7 +56,7 @@ def is_whole(checkpoint: Path) -> bool:
         return STATE_FILE in sizes and all(
             (checkpoint / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 
@@ -68,20 +71,30 @@ def _is_own(path: Path) -> bool:
     return path.name.removeprefix(CHECKPOINT_PREFIX).isdecimal()
 
 
-def is_damage(error: Exception) -> bool:
-    """Return whether an error means that a file of a checkpoint cannot be loaded."""
-    # torch refuses to run code that a file contains; of other damage it tells only in words.
-    told = "weights_only" in str(error) or "PytorchStreamReader" in str(error)
-    damage = (UnpicklingError, SafetensorError, JSONDecodeError)
-    return isinstance(error, damage) or (isinstance(error, RuntimeError) and told)
+def find_damaged(error: Exception, resumed: Any, best: str | None) -> Any:
+    """Return the checkpoint, the resumed or the best one, that an error arose in loading, or None.
+
+    Damage and contents of another form have no error class in common, but the place. What the
+    system refuses, and too little memory, are no damage.
+    """
+    if isinstance(error, OSError) or is_out_of_memory(error):
+        return None
+    functions = " ".join(frame.name for frame in traceback.extract_tb(error.__traceback__))
+    if "_load_best_model" in functions:
+        return best
+    return resumed if LOADERS.search(functions) else None
 
 
 def had_ended(checkpoint: Path) -> bool:
     """Return whether training stopped at a checkpoint before its last step, out of patience."""
-    state = read_json(checkpoint / STATE_FILE)
-    control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
-    stopped = control.get("args", {}).get("should_training_stop", False)
-    return bool(stopped) and state["global_step"] < state["max_steps"]
+    with reading(checkpoint / STATE_FILE):
+        state = read_json(checkpoint / STATE_FILE)
+        control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
+        stopped = control.get("args", {}).get("should_training_stop", False)
+        ended = bool(stopped) and state["global_step"] < state["max_steps"]
+        if any(row["step"] > state["global_step"] for row in state["log_history"]):
+            raise ValueError("its log is that of another checkpoint")
+    return ended
 
 
 def publish_checkpoint(staged: Path, final: Path) -> None:

@@ -84,7 +84,7 @@ def _lock(directory: Path, lock: FileLock) -> None:
     try:
         lock.acquire()
     except Timeout as error:
-        who = holder.read_text("utf-8") if holder.is_file() else "another process"
+        who = holder.read_text("utf-8", "replace") if holder.is_file() else "another process"
         raise InputError(
             f"Another run writes to --output_dir {directory}: {who}. Wait for its end or choose "
             "another --output_dir."
@@ -168,7 +168,7 @@ def check_same_settings(
     if not path.is_file():
         return
     before, now = read_yaml(path), yaml.safe_load(configuration)
-    for key in sorted({*before, *now} - set(free)):
+    for key in sorted({*before, *now} - set(free), key=str):
         if before.get(key) != now.get(key):
             raise InputError(
                 f"The directory {path.parent} holds an {kind} with --{key} {before.get(key)}, not "

@@ -16,6 +16,7 @@ from siglip_flowers.base.files import (
     MODEL_DIR,
     atomic_directory,
     read_json,
+    reading,
     write_json,
 )
 from siglip_flowers.config.rules import has_measured_start, needs_text_tower
@@ -68,6 +69,7 @@ from siglip_flowers.training.sharding import gather_model
 
 # Of a run whose model classifies before its first step: that model and its validation metrics.
 START_DIR, START_METRICS = "start", "metrics.json"
+REMOVE_START = "Remove its directory, and the same command measures the start again"
 
 
 @dataclass(frozen=True)
@@ -208,10 +210,12 @@ def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dic
                 folded.save_pretrained(temporary)
                 write_json(temporary / START_METRICS, result.metrics)
     PartialState().wait_for_everyone()
-    metrics = read_json(directory / START_METRICS)
+    with reading(directory / START_METRICS, REMOVE_START):
+        metrics = read_json(directory / START_METRICS)
+        accuracy = f"{metrics['accuracy']:.2%}"
     kind = "zero-shot" if needs_text_tower(run.arguments.options) else "linear-probe"
     if PartialState().is_main_process:
-        print(f"before the first step: {kind} validation accuracy {metrics['accuracy']:.2%}")
+        print(f"before the first step: {kind} validation accuracy {accuracy}")
     return {"kind": kind, "split": "validation", **metrics}
 
 
@@ -275,8 +279,12 @@ def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> d
 
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT).
     """
-    start = load_file(run.output_dir / CHECKPOINT_DIR / START_DIR / "model.safetensors")
+    path = run.output_dir / CHECKPOINT_DIR / START_DIR / "model.safetensors"
     tuned = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    with reading(path, REMOVE_START):
+        start = load_file(path)
+        # Of all weights, in the same shapes.
+        interpolate_weights(start, tuned, 0.0)
     validation, rows = run.data.splits["validation"], []
     for alpha in alphas:
         model.load_state_dict(interpolate_weights(start, tuned, alpha))

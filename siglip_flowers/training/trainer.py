@@ -11,6 +11,7 @@ from torch import nn
 from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError, RunError
+from siglip_flowers.base.files import REMOVE_CHECKPOINT
 from siglip_flowers.data.augmentation import build_augmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import (
     PixelBatch,
@@ -36,7 +37,7 @@ from siglip_flowers.training.build import (
     list_pixel_forms,
 )
 from siglip_flowers.training.callbacks import Throughput, list_callbacks, show_progress
-from siglip_flowers.training.checkpoints import CheckpointingTrainer, had_ended, is_damage
+from siglip_flowers.training.checkpoints import CheckpointingTrainer, find_damaged, had_ended
 from siglip_flowers.training.objectives import (
     BalancedImages,
     Objective,
@@ -154,12 +155,13 @@ class SiglipTrainer(CheckpointingTrainer):
                 self.throughput.start()
                 return super().train(resume_from_checkpoint, *args, **kwargs)
             except Exception as error:
-                if resume_from_checkpoint is None or not is_damage(error):
+                best = self.state.best_model_checkpoint
+                checkpoint = find_damaged(error, resume_from_checkpoint, best)
+                if checkpoint is None:
                     raise
                 raise RunError(
-                    f"The checkpoint {resume_from_checkpoint} cannot be loaded: one of its files "
-                    "is damaged or holds more than tensors and numbers. Remove the checkpoint, and "
-                    "the same command resumes from the one before."
+                    f"The checkpoint {checkpoint} cannot be loaded: one of its files is damaged or "
+                    f"holds more than tensors and numbers. {REMOVE_CHECKPOINT}."
                 ) from error
             finally:
                 self._end_workers()

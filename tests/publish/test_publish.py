@@ -283,8 +283,8 @@ def lower_accuracy(metrics):
     [
         (change_weights, RunError, "not those that metrics.json measured"),
         (change_metrics(lower_accuracy), RunError, "contradict each other.*accuracy"),
-        (change_metrics(lambda metrics: metrics.pop("weights")), RunError, "be read.*'weights'"),
-        (lambda run: (run / PREDICTIONS_FILE).unlink(), InputError, PREDICTIONS_FILE),
+        (change_metrics(lambda metrics: metrics.pop("weights")), RunError, "has no 'weights'"),
+        (lambda run: (run / PREDICTIONS_FILE).unlink(), RunError, PREDICTIONS_FILE),
         (lambda run: (run / "metrics.json").unlink(), InputError, "holds no finished run"),
     ],
     ids=["other weights", "other figures", "no weights recorded", "no predictions", "no metrics"],

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from scipy.special import softmax
 from sklearn import metrics as sklearn_metrics
 
-from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.config import DataArguments, EvaluationArguments
@@ -330,7 +330,7 @@ def test_predictions_are_calibrated_when_asked(small_run, tmp_path):
     after = np.log([result["score"] for result in calibrated(image, 3)])
     assert np.diff(after) == pytest.approx(np.diff(before) / temperature, rel=1e-3, abs=1e-5)
     (model / "calibration.json").write_text('{"temperature": -1}')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         SiglipImageClassifier.from_pretrained(model, calibrated=True)
     (model / "calibration.json").unlink()
     with pytest.raises(InputError, match="has no"):

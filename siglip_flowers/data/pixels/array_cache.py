@@ -262,8 +262,10 @@ def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
     with _tolerate(directory, entry), _lock(directory, entry):
         try:
             array = GrowingArray(path)
+            if (array._rows.shape, array._sums.shape) != (entry.shape, entry.shape[:1]):
+                raise ValueError
         except (OSError, ValueError, EOFError):
-            # Not there, or cut off.
+            # Not there, cut off, or damaged.
             shutil.rmtree(path, ignore_errors=True)
             with _create(path, entry, grows=True):
                 pass

@@ -136,14 +136,14 @@ def read_image(
         yield rgb
 
 
-def decode_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Return an opened image of any mode as upright 8-bit RGB, at its own size.
+def decode_rgb(source: ImageSource) -> PIL.Image.Image:
+    """Return an image of any mode as upright 8-bit RGB, at its own size.
 
     Raises:
-        ImageError: The file is broken.
+        ImageError: It cannot be read.
     """
-    with read_image(image) as rgb:
-        return rgb
+    with read_image(source) as rgb:
+        return rgb.copy()
 
 
 def check_header(source: ImageSource | None) -> int:

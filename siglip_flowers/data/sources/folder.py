@@ -143,26 +143,18 @@ def load_folder(data_dir: Path) -> dict[str, Dataset]:
     out, and classes of similar names, are warnings.
 
     Raises:
-        InputError: No class folders, ones that are a level deeper, two folders for one split,
-            split folders beside others, or a class folder that cannot be read.
+        InputError: No class folders, ones that are a level deeper, two folders for one split, or
+            split folders beside others.
     """
     left_out: list[str] = []
-    try:
-        splits = _find_splits(data_dir, left_out)
-        files = {
-            split: {
-                name: _list_files(folder.absolute())
-                for name, folder in tqdm(
-                    folders.items(), f"listing {split}", leave=False, disable=None
-                )
-            }
-            for split, folders in splits.items()
+    splits = _find_splits(data_dir, left_out)
+    files = {
+        split: {
+            name: _list_files(folder.absolute())
+            for name, folder in tqdm(folders.items(), f"listing {split}", leave=False, disable=None)
         }
-    except OSError as error:
-        raise InputError(
-            f"--data_dir {data_dir} cannot be read ({error.filename}: {error.strerror}). Check "
-            "the path and its permissions."
-        ) from error
+        for split, folders in splits.items()
+    }
     names, numbers = order_names(name for classes in files.values() for name in classes)
     walked = [found for classes in files.values() for found in classes.values()]
     others = _describe_endings(name for found in walked for name in found.others)

@@ -38,10 +38,11 @@ _COLUMNS = ("image_column_name", "label_column_name")
 OWN_OPTIONS = {
     "oxford": ("oxford_url", "split_protocol"),
     "hub": (
-        *_COLUMNS,
+        *(*_COLUMNS, "validation_fraction"),
         *("dataset_config_name", "train_split_name", "validation_split_name", "test_split_name"),
     ),
-    "table": _COLUMNS,
+    "table": (*_COLUMNS, "validation_fraction"),
+    "folder": ("validation_fraction",),
     "procedural": ("procedural_images_per_class", "procedural_image_size", "procedural_seed"),
 }
 
@@ -132,9 +133,10 @@ def _load_source(arguments: DataArguments, source: str) -> tuple[DatasetDict, st
         else:
             given, kind, origin = load_table(path, arguments), "table", "one table"
         title = f"{path.resolve().name} ({kind})"
-    splits, protocol = fill_missing_splits(
-        given, arguments.validation_fraction, arguments.split_seed, origin
-    )
+    fraction = arguments.validation_fraction
+    splits, protocol = fill_missing_splits(given, fraction, arguments.split_seed, origin)
+    if protocol == "as given" and fraction != DataArguments.validation_fraction:
+        logger.warning("--validation_fraction has no effect: the data have all three splits.")
     return splits, protocol, f"{title}, splits {protocol}"
 
 

@@ -103,29 +103,34 @@ def _read_labels(dataset: Dataset, column: str) -> list[str | None]:
     return [None if value in (None, "") else str(value) for value in values]
 
 
-def _label_splits(splits: dict[str, Dataset], column: str, name: str) -> dict[str, list[str]]:
-    """Read the class names of all splits; a held-out split without any is left out."""
+def _label_splits(
+    splits: dict[str, Dataset], column: str, name: str, *, named: bool
+) -> dict[str, list[str]]:
+    """Read the class names of all splits; a held-out split without any is left out.
+
+    named: Whether options name the splits, as those of a data set.
+    """
     labels = {}
     for split, dataset in splits.items():
         found = _read_labels(dataset, column)
-        named = [label for label in found if label is not None]
-        unlabeled = len(found) - len(named)
+        known = [label for label in found if label is not None]
+        unlabeled = len(found) - len(known)
         if unlabeled == len(found) and split != "train":
             logger.warning(
                 "The %s split of %s has no labels and is left out; it is cut from the training "
-                "split, or --%s_split_name names another.",
+                "split%s.",
                 split,
                 name,
-                split,
+                f", or --{split}_split_name names another" if named else "",
             )
         elif unlabeled:
             raise InputError(
                 f"{unlabeled} of {len(found)} rows of the {split} split of {name} have no label "
-                f"in the column {column!r}. Remove them, or choose another split with "
-                f"--{split}_split_name."
+                f"in the column {column!r}. Remove them, or "
+                + (f"choose another split with --{split}_split_name." if named else "label them.")
             )
         else:
-            labels[split] = named
+            labels[split] = known
     return labels
 
 
@@ -151,7 +156,8 @@ def prepare_columns(
     train = splits["train"]
     image_column = find_column(train, "image", arguments.image_column_name, name)
     label_column = find_column(train, "label", arguments.label_column_name, name)
-    labels = _label_splits(splits, label_column, name)
+    is_named = arguments.dataset_name is not None
+    labels = _label_splits(splits, label_column, name, named=is_named)
     used = {label for names in labels.values() for label in names}
     unused = set(getattr(train.features[label_column], "names", ())) - used
     if unused:
