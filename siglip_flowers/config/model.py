@@ -28,7 +28,7 @@ class ModelArguments(Options):
     pooling: str = common(
         "map", "Pooling: map (pretrained attention) or mean (of the patch tokens).", POOLINGS
     )
-    trainable: str = common("all", "Of the image encoder: all, last:N layers or head (none of it).")
+    trainable: str = common("all", "What trains of the image encoder: all, last:N or head (none).")
     image_size: int | None = common(
         None, "Side of images in pixels, by interpolation; default: the checkpoint's own.", positive
     )
