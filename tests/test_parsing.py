@@ -196,6 +196,8 @@ def test_help_of_train_is_two_screens(capsys):
     assert 30 <= len(set(names) - {"config", "help_all"}) <= 40
     assert len(shown["--help"].splitlines()) <= 75
     assert max(map(len, shown["--help"].splitlines())) <= 100
+    # No sentence is cut off at an abbreviation.
+    assert shown["--help"].count("(") == shown["--help"].count(")")
     # The script is not there for those who installed the package.
     assert shown["--help"].count("siglip-flowers train --") == 2
     assert "(Zhang et al. 2018); 0: off [0.0]" in shown["--help"]

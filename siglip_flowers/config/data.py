@@ -129,5 +129,5 @@ class AugmentationArguments(Options):
     color_jitter: float = common(
         0.2, "Largest relative change of brightness, contrast and saturation.", between(0, 0.99)
     )
-    mixup_alpha: float = common(0.0, "Alpha of mixup (Zhang et al. 2018); 0: off.", between(0, 100))
-    cutmix_alpha: float = common(0.0, "Alpha of CutMix (Yun et al. 2019); 0: off.", between(0, 100))
+    mixup_alpha: float = common(0.0, "Mixup: blend images by Beta(X, X); 0: off.", between(0, 100))
+    cutmix_alpha: float = common(0.0, "CutMix: paste boxes by Beta(X, X); 0: off.", between(0, 100))

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import textwrap
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -149,7 +150,7 @@ class Command:
         parser = _Parser(
             prog=self.prog,
             usage=f"{self.prog} [--config FILE] [options]",
-            description=self.description,
+            description=textwrap.fill(self.description, 98),
             epilog="\n  ".join(["examples:", *self.examples]) if self.examples else None,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
                 prog, max_help_position=36, width=100
@@ -201,10 +202,8 @@ def _add_option(
     kind, is_list = _read_hint(hint)
     text = metadata.get("help", "")
     if not in_full:
-        # The first sentence; "0.5", "e.g. this" and "et al. 2018" do not end one.
-        text = re.split(r"(?<=[a-z\d)])(?<! al)\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[
-            0
-        ].rstrip(".")
+        # The first sentence; "0.5" and "e.g. this" do not end one.
+        text = re.split(r"(?<=[a-z\d)])\. (?=[A-Z\d])|(?<=\.) (?=[a-z_]+: )", text)[0].rstrip(".")
     default = defaults.get(option.name, get_default(option))
     if default is not None and default != [] and default != "" and kind is not dict:
         shown_default = str(default).lower() if isinstance(default, bool) else default
