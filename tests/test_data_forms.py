@@ -469,6 +469,7 @@ def test_tables_that_are_refused(case, tmp_path) -> None:
         ("t.csv", b"image,label\n", "t.csv", "t.csv has no rows. Add one for each image."),
         ("t.parquet", b"no table", "t.parquet", "cannot be read"),
         ("t.jsonl", b"{", "t.jsonl", "cannot be read"),
+        ("t.jsonl", b"", "t.jsonl", "t.jsonl has no rows"),
         ("t.xlsx", b"PK", "t.xlsx", r"neither a directory nor a table \(.csv, .tsv, "),
         ("t.csv", b"image,label\nno.png,a\nneither.png,b\n" * 9, ".", "cannot be read: .*/no.png"),
     ],

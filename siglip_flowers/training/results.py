@@ -189,8 +189,10 @@ def describe_plan(
     images = sum(map(len, data.splits.values())) if fits else len(data.splits["train"])
     minutes = estimate_minutes(arguments, images, model, forms["validation"], int(step or 0))
     duration = count(math.ceil(minutes), "minute") if minutes < 90 else f"{minutes / 60:,.0f} hours"
-    disk = estimate_checkpoint_bytes(model) * ((training.save_total_limit or 1) + 1)
-    content = "of checkpoints"
+    # The best checkpoint is kept besides those of the limit.
+    limit = training.save_total_limit or 0
+    disk = estimate_checkpoint_bytes(model) * (limit + 1)
+    content = "of checkpoints" if limit else "per checkpoint"
     if fits or training.save_strategy == "no":
         disk, content = size * getattr(torch, training.save_dtype).itemsize, "for the model"
     pixels = ""

@@ -270,11 +270,18 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
             rows = _read_csv(path)
         else:
             rows = datasets.load_dataset(kind, data_files=str(path), split="train")
-    except (OSError, ValueError, csv.Error, datasets.exceptions.DatasetsError) as error:
+    # The loader of JSON lines raises StopIteration if there are none.
+    except (
+        *(OSError, ValueError, StopIteration, csv.Error),
+        datasets.exceptions.DatasetsError,
+    ) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         if re.search(r"utf-?8", reason, re.IGNORECASE):
             raise InputError(f"The table {path} is not UTF-8 text. Save it as UTF-8.") from error
-        raise InputError(f"The table {path} cannot be read ({reason}). Check the file.") from error
+        if reason and "no data" not in reason:
+            message = f"The table {path} cannot be read ({reason}). Check the file."
+            raise InputError(message) from error
+        rows = Dataset.from_dict({})
     if not len(rows):
         raise InputError(f"The table {path} has no rows. Add one for each image.")
     column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
