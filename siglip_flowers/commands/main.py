@@ -4,12 +4,13 @@ import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.errors import EXIT_BAD_USAGE, EXIT_INTERRUPTED
 from siglip_flowers.base.version import __version__
-from siglip_flowers.config.fields import suggest_nearest
-from siglip_flowers.config.rules import Rule
+
+if TYPE_CHECKING:
+    from siglip_flowers.config.rules import Rule
 
 PROG = "siglip-flowers"
 # Modules are imported on use: each takes seconds.
@@ -49,7 +50,7 @@ def list_extension_options(command: str) -> tuple[type, ...]:
     return tuple(module.EXTENDS[command] for module in _import_options(command))
 
 
-def list_extension_rules(command: str) -> tuple[Rule, ...]:
+def list_extension_rules(command: str) -> "tuple[Rule, ...]":
     """Return the rules that the installed features add to those of a core command."""
     return tuple(rule for module in _import_options(command) for rule in module.RULES)
 
@@ -77,7 +78,14 @@ def _import_options(command: str) -> list[Any]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command that the first word names and return its exit code."""
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        # Before the command itself handles it.
+        return EXIT_INTERRUPTED
+
+
+def _run(words: list[str]) -> int:
     commands = list_commands()
     if not words or words[0] in ("-h", "--help"):
         print(_describe(commands), file=sys.stdout if words else sys.stderr)
@@ -86,14 +94,13 @@ def main(argv: list[str] | None = None) -> int:
         print(PROG, __version__)
         return 0
     if words[0] not in commands:
+        # Little is imported outside: Ctrl-C could not be handled there.
+        from siglip_flowers.config.fields import suggest_nearest
+
         hint = suggest_nearest(words[0], set(commands))
         print(f"{PROG}: error: Unknown command {words[0]!r}{hint}", file=sys.stderr)
         return EXIT_BAD_USAGE
-    try:
-        module = importlib.import_module(commands[words[0]][0])
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    code: int = module.main(words[1:])
+    code: int = importlib.import_module(commands[words[0]][0]).main(words[1:])
     return code
 
 
