@@ -77,7 +77,8 @@ def find_damaged(error: Exception, resumed: Any, best: str | None) -> Any:
     Damage and contents of another form have no error class in common, but the place. What the
     system refuses, and too little memory, are no damage.
     """
-    if isinstance(error, OSError) or is_out_of_memory(error):
+    refused = isinstance(error, OSError) and explain_write_failure(error)
+    if refused or is_out_of_memory(error):
         return None
     functions = " ".join(frame.name for frame in traceback.extract_tb(error.__traceback__))
     if "_load_best_model" in functions:

@@ -283,8 +283,8 @@ def _mix_with_start(run: Run, model: SiglipClassifier, alphas: list[float]) -> d
     tuned = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     with reading(path, REMOVE_START):
         start = load_file(path)
-        # Of all weights, in the same shapes.
-        interpolate_weights(start, tuned, 0.0)
+        # All weights must be there, in the same shapes.
+        model.load_state_dict(start)
     validation, rows = run.data.splits["validation"], []
     for alpha in alphas:
         model.load_state_dict(interpolate_weights(start, tuned, alpha))
