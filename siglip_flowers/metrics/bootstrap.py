@@ -9,8 +9,6 @@ from siglip_flowers.metrics.classification import FloatArray, IntArray
 from siglip_flowers.metrics.statistics import wilson_interval
 
 RESAMPLES = 10_000
-# Right images, and wrong ones, for a bootstrap.
-FEWEST = 5
 # Of the ratios that a 95% interval leaves out on either side.
 TAILS = (0.025, 0.975)
 # Resamples that are drawn and scored together: their counts stay in the processor's cache.
@@ -40,8 +38,8 @@ def bootstrap_headline(
     Classes of a single image have no spread of their own. They share one stratum: in a resample
     each of them is right, or predicted as another class, as a random one of them was.
 
-    Accuracy and top-5 accuracy have :func:`accuracy_interval`; macro and weighted figures are left
-    out if nothing varies, or if fewer than ``FEWEST`` images are right or wrong.
+    Accuracy and top-5 accuracy have :func:`accuracy_interval`, Wilson's without any error or if
+    nothing varies; macro and weighted figures have none then and are left out.
 
     Args:
         labels: True classes (N,), integers; N >= 1.
@@ -64,8 +62,6 @@ def bootstrap_headline(
         parts.append(problem.score(problem.draw(min(step, resamples - start), generator)))
     intervals = {}
     for name, estimate in estimates.items():
-        if min(np.bincount(true == predicted, minlength=2)) < FEWEST:
-            break
         drawn = np.concatenate([values[name] for values, _ in parts])
         spread = np.concatenate([found[name] for _, found in parts])
         ends = _studentize(float(estimate[0]), float(errors[name][0]), drawn, spread)
@@ -89,8 +85,7 @@ def accuracy_interval(
     """Return the bootstrap-t interval (low, high) of an accuracy, stratified by class.
 
     As :func:`bootstrap_headline`, from counts alone: of the n images that a resample draws from a
-    class, a binomial number is right. Wilson's interval if fewer than ``FEWEST`` images are right,
-    or wrong: their resamples differ too little.
+    class, a binomial number is right. Wilson's interval if all images are right or all are wrong.
 
     Args:
         right: Images of each class that are right (C,).
@@ -99,7 +94,7 @@ def accuracy_interval(
     """
     hits, n = np.asarray(right, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
     total, single = int(n.sum()), n == 1
-    if min(hits.sum(), total - hits.sum()) < FEWEST:
+    if hits.sum() in (0, total):
         return wilson_interval(round(hits.sum()), total)
     # Classes of a single image share a stratum.
     hits = np.append(hits[n > 1], hits[single].sum())
