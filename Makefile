@@ -55,7 +55,7 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 keep:
-	test -f runs/nano_64px/metrics.json
+	@test -f runs/nano_64px/metrics.json || { echo 'There is no finished run in runs/nano_64px; train it first.'; exit 1; }
 	find results/nano_64px -type f ! -path results/nano_64px/model/README.md -delete
 	cd runs/nano_64px && cp -r $$(ls | grep -v checkpoints) ../../results/nano_64px
 
