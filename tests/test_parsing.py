@@ -200,7 +200,6 @@ def test_help_of_train_is_two_screens(capsys):
     assert shown["--help"].count("(") == shown["--help"].count(")")
     # The script is not there for those who installed the package.
     assert shown["--help"].count("siglip-flowers train --") == 2
-    assert "(Zhang et al. 2018); 0: off [0.0]" in shown["--help"]
     kinds = (*TRAIN_KINDS, *list_extension_options("train"))
     accepted = {item.name for kind in kinds for item in list_options(kind)}
     named = set(re.findall(r"^  --(\w+)", shown["--help_all"], re.M))
