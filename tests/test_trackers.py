@@ -29,7 +29,7 @@ SECRET = "hf_" + "q7" * 17
 NAMES = ("aim", "wandb", "tensorboard", "trackio")
 NEEDED = [name for name in NAMES if importlib.util.find_spec(name)]
 # The name of the data set.
-PROJECT = "image-folder-data"
+PROJECT = "data"
 FIND_SPEC = "importlib.util.find_spec"
 
 

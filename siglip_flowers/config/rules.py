@@ -193,9 +193,6 @@ _TRAINER_RULES = (
     requires("patch_drop", "--patch_drop_until 0.5", TrainingOptions),
     requires("class_balance", "--class_balance_strength 2", TrainingOptions),
     requires("on_nan skip", "--max_bad_steps 3", TrainingOptions),
-    # With "no" they may come from a file, whose other settings are meant to rest.
-    requires("eval_strategy steps|no", "--eval_steps 7", TrainingOptions),
-    requires("save_strategy steps|no", "--save_steps 7", TrainingOptions),
     requires(
         "optim adamw_torch_fused|adamw_torch|muon",
         "--optim sgd --adam_beta1 0.8 --adam_beta2 0.9 --adam_epsilon 0.1",
