@@ -144,7 +144,7 @@ def fit_logistic_heads(
             return loss.item(), table.grad.cpu().numpy().astype(np.float64).ravel()
 
         # Threads of OpenBLAS would wait for those of torch: three times as slow on two cores.
-        with threadpool_limits({"openblas": 1}):
+        with threadpool_limits(1, "blas"):
             found = scipy.optimize.minimize(
                 measure,
                 parameters,
