@@ -61,7 +61,7 @@ def write_options(inputs, output_dir, *more):
         output_dir,
         *("--per_device_train_batch_size", "4", "--full_determinism", "true"),
         *("--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps"),
-        *("--eval_steps=3", "--save_total_limit", "20", "--logging_steps", "4"),
+        *("--eval_steps", "3", "--save_total_limit", "20", "--logging_steps", "4"),
         *more,
     )
 
@@ -180,8 +180,8 @@ def test_a_signal_in_the_last_step_of_an_epoch_waits_for_its_evaluation(options,
         return loss
 
     disturb(strike)
-    argv = options("run", "--eval_strategy", "epoch", "--load_best_model_at_end", "false")
-    assert train_command.main([word for word in argv if word != "--eval_steps=3"]) == 143
+    epochs = ("--eval_strategy", "epoch", "--load_best_model_at_end", "false")
+    assert train_command.main(options("run", *epochs)) == 143
     state = tmp_path / "run" / "checkpoints" / "checkpoint-9" / "trainer_state.json"
     rows = json.loads(state.read_text())["log_history"]
     assert [row["step"] for row in rows if "eval_validation_loss" in row] == [9]

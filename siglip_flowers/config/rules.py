@@ -236,7 +236,7 @@ _TRAINER_RULES = (
         "--lr_scheduler_type constant --warmup_steps 20",
     ),
     Rule(
-        lambda o: o.aim_repo is not None and "aim" not in (o.report_to or ("aim", "none")),
+        lambda o: o.aim_repo is not None and "aim" not in (o.report_to or ["aim"]),
         "--aim_repo requires aim among the trackers of --report_to; add it or remove --aim_repo.",
         "--aim_repo runs --report_to tensorboard",
     ),

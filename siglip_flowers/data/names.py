@@ -2,14 +2,13 @@
 
 import logging
 import re
-import unicodedata
 from collections.abc import Iterable
 
 import datasets
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import FLOWER_NAMES
-from siglip_flowers.base.text import MAX_SHOWN, abbreviate
+from siglip_flowers.base.text import MAX_SHOWN, abbreviate, compose
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +71,10 @@ def _warn_of_similar_names(names: list[str], advice: str) -> None:
     seen: dict[str, str] = {}
     for name in names:
         # The same letters can be written with accents of their own or without.
-        composed = unicodedata.normalize("NFC", name)
+        composed = compose(name)
         other = seen.setdefault(normalize_name(composed) or name, name)
         if other != name:
-            show = ascii if unicodedata.normalize("NFC", other) == composed else repr
+            show = ascii if compose(other) == composed else repr
             pair = f"{show(other[:MAX_SHOWN])} and {show(name[:MAX_SHOWN])}"
             what = "case, punctuation or Unicode form"
             logger.warning("The classes %s differ in %s only; %s.", pair, what, advice)

@@ -94,9 +94,11 @@ def run_workers(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]])
             process = context.Process(target=_work, args=(work, values))
             # Already while it imports; see _work.
             before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-            with share_machine(index, len(arguments)):
-                process.start()
-            signal.signal(signal.SIGINT, before)
+            try:
+                with share_machine(index, len(arguments)):
+                    process.start()
+            finally:
+                signal.signal(signal.SIGINT, before)
             processes.append(process)
         for process in processes:
             process.join()

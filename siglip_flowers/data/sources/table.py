@@ -20,7 +20,7 @@ from datasets import ClassLabel, Dataset, Image, Value
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.paths import is_url
-from siglip_flowers.base.text import abbreviate, count
+from siglip_flowers.base.text import abbreviate, compose, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import order_names
 from siglip_flowers.data.sources.folder import list_subfolders
@@ -252,7 +252,7 @@ def _find_image(folder: Path, name: str) -> str:
     own.
     """
     slashed = name.replace("\\", "/")
-    forms = (unicodedata.normalize("NFC", slashed), unicodedata.normalize("NFD", slashed))
+    forms = (compose(slashed), unicodedata.normalize("NFD", slashed))
     places = [str(folder / spelled) for spelled in dict.fromkeys((name, slashed, *forms))]
     found = filter(os.path.exists, places if len(places) > 1 else ())
     return next(found, places[0])
@@ -265,6 +265,7 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
         InputError: The table cannot be read, has no column of images, or has URLs in it.
     """
     kind = FORMATS[path.suffix.lower()]
+    no_rows = InputError(f"The table {path} has no rows. Add one for each image.")
     try:
         if kind == "csv":
             rows = _read_csv(path)
@@ -278,12 +279,11 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         if re.search(r"utf-?8", reason, re.IGNORECASE):
             raise InputError(f"The table {path} is not UTF-8 text. Save it as UTF-8.") from error
-        if reason and "no data" not in reason:
-            message = f"The table {path} cannot be read ({reason}). Check the file."
-            raise InputError(message) from error
-        rows = Dataset.from_dict({})
+        if not reason or "no data" in reason:
+            raise no_rows from error
+        raise InputError(f"The table {path} cannot be read ({reason}). Check the file.") from error
     if not len(rows):
-        raise InputError(f"The table {path} has no rows. Add one for each image.")
+        raise no_rows
     column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
     feature = rows.features[column]
     if isinstance(feature, Value) and "string" in feature.dtype:
