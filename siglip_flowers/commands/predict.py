@@ -157,7 +157,8 @@ def choose_formatter(options: PredictionArguments, names: list[str]) -> tuple[st
     if options.csv:
         return format_csv([CSV_COLUMNS]), format_csv_lines
     widths = (measure_width(escape_unprintable(name)) for name in ("image", *names))
-    width = min(max(widths), MAX_NAME_WIDTH)
+    # Names from standard input come later.
+    width = MAX_NAME_WIDTH if STANDARD_INPUT in names else min(max(widths), MAX_NAME_WIDTH)
     return f"{'image':<{width}}    score  class\n", partial(format_table_lines, width)
 
 

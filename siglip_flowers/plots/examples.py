@@ -104,19 +104,20 @@ def _draw_panel(axes: Axes, example: Example) -> None:
     for spine in axes.spines.values():
         # Right and wrong differ without color as well.
         spine.set(color=color, linewidth=3, linestyle="solid" if is_right else (0, (4, 2)))
-    names = [theme.wrap(name, _NAME_LETTERS, _NAME_LINES) for name in (true_name, predicted_name)]
-    values = "\n".join([*names, format_confidence(confidence)])
-    gaps = ["\n" * (1 + name.count("\n")) for name in names]
-    labels = f"true{gaps[0]}predicted{gaps[1]}confidence"
     verdict = "\N{CHECK MARK} right" if is_right else "\N{BALLOT X} wrong"
-    for x, y, text, shade, size in (
-        (0.0, -0.04, verdict, color, 15),
-        (0.0, -0.12, labels, theme.MUTED_COLOR, 13),
-        (0.31, -0.12, values, theme.TEXT_COLOR, 13),
-    ):
+    texts = [(0.0, -0.09, verdict, color, 15)]
+    rows = zip(("true", "predicted", "confidence"), (true_name, predicted_name, ""), strict=True)
+    y = -0.165
+    for label, name in rows:
+        texts.append((0.0, y, label, theme.MUTED_COLOR, 13))
+        value = theme.wrap(name, _NAME_LETTERS, _NAME_LINES) or format_confidence(confidence)
+        # Each line is a text: letters with accents make lines of a longer one higher.
+        for line in value.split("\n"):
+            texts.append((0.31, y, line, theme.TEXT_COLOR, 13))
+            y -= 0.0625
+    for x, y, text, shade, size in texts:
         shown = axes.text(x, y, text, color=shade, fontsize=size, transform=axes.transAxes)
-        weight = "bold" if text is verdict else "normal"
-        shown.set(verticalalignment="top", linespacing=1.3, parse_math=False, weight=weight)
+        shown.set(parse_math=False, weight="bold" if text is verdict else "normal")
 
 
 def format_confidence(confidence: float) -> str:
