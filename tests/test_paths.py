@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from siglip_flowers.base.paths import is_path
+from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.paths import check_dataset, is_path
 from siglip_flowers.base.text import is_hub_id
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import predict as predict_command
@@ -83,6 +84,9 @@ def test_without_a_network_a_hub_id_fails_at_once(place, capsys, monkeypatch, an
         monkeypatch.setattr(constants, "ENDPOINT", address)
         start = time.monotonic()
         assert eval_command.main(["--model", "org/name"]) == 1
+        # With the model in the cache, the data would be next.
+        with pytest.raises(RunError, match="'org/data' cannot be loaded"):
+            check_dataset("org/data")
         assert time.monotonic() - start < 5
     error = capsys.readouterr().err
     assert f"{address} cannot be reached, and the model is not in the cache" in error

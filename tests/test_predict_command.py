@@ -162,10 +162,9 @@ def test_names_are_written_as_they_are(tmp_path, capsys, monkeypatch):
     names = ["кот", "القط", "日本\u3000花", "👩\u200d🌾"]
     for name in (files := ["снимок\u202f花.png", "й.png"]):
         draw_image(tmp_path / name, "aster", 1)
-    for kind, given in (("--json", files), ("--csv", files), ("", files), ("", ["-"])):
+    for *kind, given in (("--json", files), ("--csv", files), (files,), (["-"],)):
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(files)))
-        options = [kind] if kind else []
-        assert main([*given, "--model", save_model(tmp_path, names), *options]) == 0
+        assert main([*given, "--model", save_model(tmp_path, names), *kind]) == 0
         printed = capsys.readouterr().out
         assert all(name in printed for name in [*names, *files])
         # The columns of the table are straight.

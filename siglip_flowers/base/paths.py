@@ -21,8 +21,8 @@ OFFLINE_WAYS = (
 # As the client reads its variables.
 TRUE_WORDS = ("1", "ON", "YES", "TRUE")
 
-# When the Hub answered last, by its address.
-_answered: dict[str, float] = {}
+# When the Hub was asked last, and why it did not answer, by its address.
+_asked: dict[str, tuple[float, str]] = {}
 
 
 def is_path(name: str) -> bool:
@@ -154,7 +154,7 @@ def prepare_hub() -> str:
     """Return "" if the Hub answers, or why it does not; its client then uses the cache alone.
 
     The client would repeat each request for half a minute. A later call tries again, unless the
-    Hub answered just before.
+    Hub answered just before, or was waited for in vain a moment ago.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -162,9 +162,11 @@ def prepare_hub() -> str:
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(variable, "").upper() in TRUE_WORDS:
             return f"{variable} is set"
+    when, reason = _asked.get(constants.ENDPOINT, (-math.inf, ""))
+    if time.monotonic() - when < (HUB_SECONDS if reason else ANSWER_SECONDS):
+        constants.HF_HUB_OFFLINE = bool(reason)
+        return reason
     constants.HF_HUB_OFFLINE = False
-    if time.monotonic() - _answered.get(constants.ENDPOINT, -math.inf) < ANSWER_SECONDS:
-        return ""
     answers = []
 
     def ask() -> None:
@@ -177,6 +179,6 @@ def prepare_hub() -> str:
     thread.start()
     thread.join(HUB_SECONDS)
     constants.HF_HUB_OFFLINE = not answers
-    if answers:
-        _answered[constants.ENDPOINT] = time.monotonic()
-    return "" if answers else f"{constants.ENDPOINT} cannot be reached"
+    reason = "" if answers else f"{constants.ENDPOINT} cannot be reached"
+    _asked[constants.ENDPOINT] = (time.monotonic(), reason)
+    return reason
