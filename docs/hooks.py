@@ -37,7 +37,7 @@ _CODE = re.compile(r"^(`{3,}|~{3,}).*?^\1[^\n]*$|`[^`\n]+`", re.MULTILINE | re.D
 # Roles that the docstrings write for other tools.
 _ROLE = re.compile(r":(?:func|class|mod|meth|attr|data):(?=<code|<span|<a)")
 # Browsers break lines after the dashes of an option, and narrow columns within its name.
-_INLINE = re.compile(r"<code>[^<]+")
+_INLINE = re.compile(r"<(?:code|td)>[^<]+")
 _OPTION = re.compile(r"(?<![\w-])--\w+")
 
 

@@ -160,8 +160,9 @@ def test_documented_commands_and_options_exist(text, monkeypatch, capsys):
 def check_extras(words: list[str]) -> None:
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
-    for extras in re.findall(r"\[([\w,]+)\]", " ".join(words)):
-        assert set(extras.split(",")) <= set(setup["options.extras_require"])
+    assert {*re.findall(r"\w+(?=[],])", " ".join(words))} <= {*setup["options.extras_require"]}
+    pinned = (REPOSITORY / "constraints.txt").read_text("utf-8").split()
+    assert {word for word in words if "==" in word} <= {*pinned}
 
 
 def check_launcher(text: str) -> None:
