@@ -127,14 +127,6 @@ def test_a_failed_overwrite_leaves_the_old_results(refuse, checkpoint, damaged, 
     assert list_files(trained) == before
 
 
-def test_an_output_directory_that_is_a_file_is_refused(refuse, checkpoint, folder, tmp_path):
-    path = tmp_path / "taken"
-    path.write_text("mine")
-    message = refuse(train_command.main, small_options(checkpoint, folder, path), 2)
-    assert f"{path} is a file" in message
-    assert path.read_text() == "mine"
-
-
 def test_too_little_free_disk_is_told_before_training(
     refuse, checkpoint, folder, tmp_path, monkeypatch
 ):

@@ -34,7 +34,7 @@ from siglip_flowers.model.loading import (
     load_saved_classifier,
 )
 from siglip_flowers.model.text_head import load_text_tower
-from siglip_flowers.training.checkpoints import write_manifest
+from siglip_flowers.training.checkpoints import STATE_FILE, had_ended, write_manifest
 from siglip_flowers.training.output import find_checkpoint
 from siglip_flowers.training.trainer import SiglipTrainer
 from tests.hostile import (
@@ -337,6 +337,14 @@ def test_a_resumed_run_runs_no_pickle(checkpoint, trace, tmp_path, monkeypatch, 
         assert not trace.exists(), name
         assert code == (0 if name in unread else 1), (name, err)
         assert ("more than tensors and numbers" in err) == (code == 1)
+
+
+@pytest.mark.parametrize("change", [{"global_step": 2.5}, {"best_metric": "high"}])
+def test_a_state_whose_numbers_are_none_is_refused(tmp_path, change):
+    state = {"global_step": 2, "best_metric": None, "max_steps": 3, "log_history": []}
+    (tmp_path / STATE_FILE).write_text(json.dumps(state | change))
+    with pytest.raises(RunError, match=f"{STATE_FILE} cannot be read .*not a number"):
+        had_ended(tmp_path)
 
 
 # Class names

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.config.fields import check_choice, check_fields, directory, option, positive
+from siglip_flowers.config.fields import (
+    Options,
+    between,
+    check_choice,
+    check_fields,
+    directory,
+    option,
+    positive,
+)
 from siglip_flowers.config.parsing import Command
 
 # Every run has these: its last weights count, and its rate is constant between warm-up and decay.
@@ -32,7 +40,7 @@ TUNED = "tuned"
 
 
 @dataclass(frozen=True)
-class FurtherArm:
+class FurtherArm(Options):
     """An exploratory arm: the better arm of a loss with some options changed.
 
     Attributes:
@@ -47,8 +55,8 @@ class FurtherArm:
     like: str
     options: dict[str, Any] = field(default_factory=dict)
     rates: str = ""
-    seeds: int = 3
-    epochs: int | None = None
+    seeds: int = option(3, "", positive)
+    epochs: int | None = option(None, "", positive)
     minus: str = ""
 
 
@@ -79,6 +87,7 @@ class ExperimentArguments:
         [],
         "Seeds of the runs that choose rates, heads and length: the first runs the whole grid, the "
         "others its best two.",
+        between(0, 2**32 - 1),
     )
     claim_seeds: int = option(20, "Runs of both arms of the claim, with seeds from 0 up.", positive)
     factorial_seeds: int = option(5, "Runs of the other pairs of loss and head.", positive)
@@ -111,7 +120,7 @@ class ExperimentArguments:
         for name, arm in further.items():
             check_choice(f"further {name}: like", arm.like, tuple(self.losses))
             check_choice(f"further {name}: rates", arm.rates, (*self.losses, TUNED))
-            check_choice(f"further {name}: minus", arm.minus, ("", *self.further))
+            check_choice(f"further {name}: minus", arm.minus or None, tuple(further))
         own = ((name, arm.options) for name, arm in further.items())
         for part, values in (("base", self.base), *self.losses.items(), *self.heads.items(), *own):
             if not isinstance(values, dict):
@@ -151,7 +160,10 @@ class ExperimentArguments:
                 for name, entry in self.further.items()
             }
         except (TypeError, KeyError, InputError) as error:
-            raise InputError(f"An arm of --further is not understood ({error}).") from error
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise InputError(
+                f"An arm of --further is not understood ({reason}); write {{like: a loss, ...}}."
+            ) from error
 
     def combine(self, loss: str, head: str, own: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return the options of train.py for a loss with a head, and what an arm has of its own."""

@@ -45,6 +45,7 @@ BEST_FILE, TABLE_FILE = "best.yaml", "trials.csv"
 # The first is held by the command, the second while a process takes or ends a trial.
 LOCK_FILE, TRIAL_LOCK_FILE = ".search.lock", ".trial.lock"
 LOCK_SECONDS = 120
+REMEDY = "Check the free space, or add --overwrite_output_dir to start anew if it is damaged"
 # Settings that may differ between a search and its continuation.
 FREE = (*UNCOMPARED, "n_trials", "workers")
 # User attribute of a trial: the interrupted trial that it repeats.
@@ -101,7 +102,7 @@ def run_search(argv: list[str]) -> Path:
     try:
         with FileLock(directory / LOCK_FILE, timeout=0):
             _claim_directory(search)
-            with reading(directory / STUDY_FILE, "Add --overwrite_output_dir to start anew"):
+            with reading(directory / STUDY_FILE, REMEDY):
                 study = open_study(search)
                 _enqueue(search, study)
                 finished = _count_finished(study)

@@ -26,8 +26,12 @@ from siglip_flowers.training.callbacks import Throughput
 CHECKPOINT_PREFIX = "checkpoint-"
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "trainer_state.json"
-# The functions of transformers that read a checkpoint.
-LOADERS = re.compile("_load_(from_checkpoint|optimizer|scaler|rng|callback)|load_from_json")
+# The functions of transformers that read a checkpoint, and those of torch that use its schedule,
+# whose settings the options passed already.
+LOADERS = re.compile(
+    "_load_(from_checkpoint|optimizer|scaler|rng|callback)|load_from_json"
+    r"|lr_scheduler\.py:(step|get_lr|_update_lr)"
+)
 # Hidden names: being written, being removed, or replaced by another one of the same step.
 STAGING_DIR = ".writing"
 REMOVED, REPLACED = ".removed-", ".replaced-"
@@ -80,7 +84,8 @@ def find_damaged(error: Exception, resumed: Any, best: str | None) -> Any:
     refused = isinstance(error, OSError) and explain_write_failure(error)
     if refused or is_out_of_memory(error):
         return None
-    functions = " ".join(frame.name for frame in traceback.extract_tb(error.__traceback__))
+    frames = traceback.extract_tb(error.__traceback__)
+    functions = " ".join(f"{Path(frame.filename).name}:{frame.name}" for frame in frames)
     if "_load_best_model" in functions:
         return best
     return resumed if LOADERS.search(functions) else None
@@ -92,6 +97,10 @@ def had_ended(checkpoint: Path) -> bool:
         state = read_json(checkpoint / STATE_FILE)
         control = state.get("stateful_callbacks", {}).get("TrainerControl", {})
         stopped = control.get("args", {}).get("should_training_stop", False)
+        # They would go wrong in the middle of the training.
+        numbers = isinstance(state["best_metric"] or 0.0, float | int)
+        if not numbers or not isinstance(state["global_step"], int):
+            raise ValueError("its step or best metric is not a number")
         ended = bool(stopped) and state["global_step"] < state["max_steps"]
         if any(row["step"] > state["global_step"] for row in state["log_history"]):
             raise ValueError("its log is that of another checkpoint")

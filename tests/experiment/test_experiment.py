@@ -78,7 +78,7 @@ def write_settings(directory: Path, **changes: Any) -> Path:
         ({"losses": {"softmax": {}}}, "--losses must name two losses"),
         ({"heads": {"a b": {}, "A-B": {}}}, "differ in letters and digits"),
         ({"base": {"seed": 1}}, "The experiment decides 'seed' of every run"),
-        ({"heads": {"linear": {"ema": 0.9}}}, "decides 'ema'"),
+        ({"tuning_seeds": [2**32]}, "--tuning_seeds is 4294967296; it must be between 0 and"),
         ({"heads": {"linear": {"objektive": "x"}}}, "The arm 'softmax, linear': Unknown key"),
         ({"base": {"label_smoothing_factor": 2}}, "--label_smoothing_factor is 2"),
         ({"further": {"x": {"like": "hinge"}}}, "--further x: like is 'hinge'"),
@@ -89,8 +89,7 @@ def write_settings(directory: Path, **changes: Any) -> Path:
         ({"heads": {"linear": None}}, "The options of 'linear' are None; write {} for none"),
         ({"base": {"shots": "many"}}, "The arm 'softmax, linear': shots has an invalid int"),
         ({"epochs": [30, 30]}, "--epochs is [30, 30]; give at least one value, each once"),
-        ({"learning_rates": [0]}, "--learning_rates is 0.0; it must be greater than 0"),
-        ({"parts": ["all"]}, "--parts is 'all'; choose one of tuning, length, claim, others"),
+        ({"further": {"x": {"like": "softmax", "seeds": 0}}}, "(--seeds is 0; it must be greater"),
         ({"name": "a/b"}, "--name is 'a/b'"),
     ],
 )
