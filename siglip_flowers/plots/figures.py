@@ -158,8 +158,10 @@ def draw_confusion(counts: ArrayLike, class_names: Sequence[str], title: str = "
         # Row numbers would say nothing; the report shows the names of a cell.
         axes.set(xticks=[], yticks=[])
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
-    axes.set_xlabel("predicted class", color=TEXT_COLOR)
-    axes.set_ylabel("true class", color=TEXT_COLOR)
+    # A matrix without names is looked at from afar.
+    label_size = 10.0 if classes <= _NAMED_CLASSES else side
+    axes.set_xlabel("predicted class", color=TEXT_COLOR, fontsize=label_size)
+    axes.set_ylabel("true class", color=TEXT_COLOR, fontsize=label_size)
     axes.tick_params(length=0, colors=TEXT_COLOR)
     for spine in axes.spines.values():
         spine.set_color("#999999")

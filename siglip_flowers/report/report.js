@@ -57,10 +57,17 @@
   // A large plot grows and shrinks inside its frame.
   for (const zoom of document.querySelectorAll(".zoom")) {
     const plot = zoom.parentElement.querySelector("svg.plot");
-    const width = plot.getBoundingClientRect().width;
+    const { width, height } = plot.getBoundingClientRect();
     const slider = zoom.querySelector("input");
+    const resize = () => { plot.style.width = `${width * slider.value / 100}px`; };
     zoom.hidden = false;
-    slider.addEventListener("input", () => { plot.style.width = `${width * slider.value / 100}px`; });
+    slider.addEventListener("input", resize);
+    if (zoom.hasAttribute("data-whole")) {
+      // A part without names would say nothing.
+      const room = Math.min(zoom.parentElement.clientWidth / width, 0.8 * innerHeight / height);
+      slider.value = 5 * Math.floor(20 * room);
+      resize();
+    }
   }
 
   // Marks of plots tell what they mean: under the pointer, when tapped, and when focused.
