@@ -180,7 +180,7 @@ def describe_plan(
         spread += " each"
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
     size = sum(value.numel() for value in model.parameters())
-    train = "all trainable" if trained == size else f"{trained / 1e6:.2f} million trainable"
+    train = "all trainable" if trained == size else f"{trained:,} trainable"
     processes = PartialState().num_processes
     step = (checkpoint or "").rpartition("-")[2]
     begin = f"resumed from step {step}" if step else "from the start"
