@@ -81,7 +81,7 @@ def _draw_panels(examples: Sequence[Example], title: str) -> Figure:
     rows = -(-len(examples) // columns)
     width, panel = columns * _PANEL, _SIDE + _CAPTION
     height = rows * panel + 1.0
-    figure = theme.make_figure(width, height, title)
+    figure = theme.make_figure(width, height, title, points=10.0 if columns == 1 else 14.0)
     figure.set_layout_engine("none")
     margin = (_PANEL - _SIDE) / 2
     for number, example in enumerate(examples):

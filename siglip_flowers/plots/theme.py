@@ -106,17 +106,19 @@ def _count_fitting(text: str, width: int) -> int:
     return count
 
 
-def make_figure(width: float, height: float, title: str = "") -> Figure:
+def make_figure(
+    width: float, height: float, title: str = "", points: float = _TITLE_POINTS
+) -> Figure:
     """Return an empty white figure of a size in inches, with a wrapped title on the left."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     if title:
-        letters = int(72 * (width - 0.2) / (_LETTER * _TITLE_POINTS))
+        letters = int(72 * (width - 0.2) / (_LETTER * points))
         figure.suptitle(
             wrap(title, letters),
             x=0.1 / width,
             ha="left",
-            fontsize=_TITLE_POINTS,
+            fontsize=points,
             color=TEXT_COLOR,
             parse_math=False,
         )
