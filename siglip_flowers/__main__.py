@@ -2,7 +2,10 @@
 
 import sys
 
-from siglip_flowers.commands.main import main
-
 if __name__ == "__main__":
+    try:
+        from siglip_flowers.commands.main import main
+    except KeyboardInterrupt:
+        # Ctrl-C in the first moments.
+        sys.exit(130)
     sys.exit(main())

@@ -286,7 +286,7 @@ def relabel(folder, *, as_naflex):
 def test_weights_labeled_as_the_other_kind_are_refused(fixed, naflex):
     for folder in (fixed, naflex):
         relabel(folder, as_naflex=folder == fixed)
-        with pytest.raises(InputError, match=r"in another shape .*patch_embedding\.weight"):
+        with pytest.raises(InputError, match=r"of the shape .*patch_embedding\.weight"):
             load_classifier(str(folder), NAMES)
 
 

@@ -84,9 +84,9 @@ def drop_text(weights):
     [
         (drop_text, r"lacks \d+ text weights"),
         (lambda w: {k: w[k] for k in w if k != "text_model.head.weight"}, r"1 text .*head\.weight"),
-        (lambda w: {k: w[k] for k in w if k != "logit_scale"}, "lacks 1 weights .*logit_scale"),
-        (lambda w: {k: w[k] for k in w if k != "logit_bias"}, "lacks 1 weights .*logit_bias"),
-        (lambda w: w | {"text_model.more": w["logit_bias"].clone()}, r"not belong .*\(more\)"),
+        (lambda w: {k: w[k] for k in w if k != "logit_scale"}, "lacks 1 weight .*logit_scale"),
+        (lambda w: {k: w[k] for k in w if k != "logit_bias"}, "lacks 1 weight .*logit_bias"),
+        (lambda w: w | {"text_model.more": w["logit_bias"].clone()}, r"1 text weight .*\(more\)"),
     ],
 )
 def test_wrong_weights_are_refused(copy, change, message):

@@ -11,7 +11,7 @@ import torch
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import enter_run
-from siglip_flowers.base.text import abbreviate
+from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.pixels.tensors import read_form
 from siglip_flowers.inference.engine import InferenceEngine
 from siglip_flowers.inference.reading import ImageBatch, ImageReader, Source, is_single, name_source
@@ -186,7 +186,8 @@ class SiglipImageClassifier:
                 f"{abbreviate(broken)}; replace them, or pass skip_corrupt_images=True."
             )
         if broken:
-            logger.warning("%d images cannot be read: %s.", len(broken), abbreviate(broken))
+            number = count(len(broken), "image")
+            logger.warning("%s cannot be read: %s.", number, abbreviate(broken))
         results = [prediction.results for prediction in predictions]
         return results[0] if single else results
 

@@ -16,7 +16,7 @@ from transformers.utils import find_adapter_config_file
 from transformers.utils import logging as transformers_logging
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.text import abbreviate, first_line
+from siglip_flowers.base.text import abbreviate, count, first_line
 from siglip_flowers.data.pixels.tensors import PixelNormalizer
 from siglip_flowers.model.towers import TextModel, VisionModel
 
@@ -63,7 +63,7 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
         model_class: The class to load. Weights of parts that it does not have, such as those of
             the other tower, are skipped; see :func:`find_left_over`.
         checkpoint: A directory or a Hub id.
-        what: The name of the weights in messages.
+        what: The name of the weights in messages, a plural in -s.
         **options: For ``from_pretrained``.
 
     Raises:
@@ -97,14 +97,14 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
     bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if bad:
         raise InputError(
-            f"The checkpoint {checkpoint!r} lacks {len(bad)} {what} or has them in another shape "
-            f"than its config.json says ({abbreviate(bad, 3)}); use a complete SigLIP checkpoint."
+            f"The checkpoint {checkpoint!r} lacks {count(len(bad), what[:-1])} of the shape that "
+            f"its config.json gives ({abbreviate(bad, 3)}); use a complete SigLIP checkpoint."
         )
     left_over = find_left_over(model, report["unexpected_keys"])
     if left_over:
         raise InputError(
-            f"The checkpoint {checkpoint!r} has {len(left_over)} {what} that do not belong to the "
-            f"model of its config.json ({abbreviate(left_over, 3)}). Restore the config.json that "
+            f"The checkpoint {checkpoint!r} has {count(len(left_over), what[:-1])} that the model "
+            f"of its config.json lacks ({abbreviate(left_over, 3)}). Restore the config.json that "
             "it was published with."
         )
     return model
