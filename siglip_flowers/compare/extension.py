@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from siglip_flowers.base.files import write_json, write_text
-from siglip_flowers.base.text import align_columns, escape_unprintable
+from siglip_flowers.base.text import align_columns, count, escape_unprintable
 from siglip_flowers.compare.comparison import compare_runs, read_runs
 from siglip_flowers.compare.leaderboard import format_leaderboard, rank_runs
 from siglip_flowers.config import EvaluationArguments
@@ -60,7 +60,7 @@ def format_comparison(comparison: dict[str, Any]) -> str:
     split = f" of the {comparison['split']} split" if comparison["split"] else ""
     protocol = f", {comparison['protocol']} protocol" if comparison["protocol"] else ""
     table = align_columns(_list_runs(comparison))
-    lines = [f"{comparison['n']} images{split}{protocol}", "", table]
+    lines = [f"{count(comparison['n'], 'image')}{split}{protocol}", "", table]
     for difference in comparison["differences"]:
         lines += ["", difference["conclusion"]]
         classes = _list_classes(comparison, difference)
@@ -68,8 +68,8 @@ def format_comparison(comparison: dict[str, Any]) -> str:
             lines += ["Classes with the largest differences:", "", align_columns(classes)]
     images = comparison["images"]
     right = sum(any(image["correct"]) for image in images)
-    disagreement = f"The runs disagree on {len(images)} images; on {right}, at least one is right."
-    lines += ["", disagreement, "", _NOTE]
+    disagreement = f"The runs disagree on {count(len(images), 'image')}; on {right}, at least one"
+    lines += ["", f"{disagreement} is right.", "", _NOTE]
     return escape_unprintable("\n".join(lines), keep="\n")
 
 

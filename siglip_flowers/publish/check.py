@@ -138,6 +138,7 @@ def write_odd_files(image: Image.Image, directory: Path) -> dict[str, Path]:
         "transparency": (transparent, "transparent.png", {}),
         "a palette": (image.quantize(16), "palette.png", {}),
         "16-bit gray": (deep, "deep.png", {}),
+        "an extreme aspect": (image.resize((2000, 20)), "wide.png", {}),
         "CMYK": (image.convert("CMYK"), "cmyk.tif", {}),
         "animation": (image, "animated.gif", {"save_all": True, "append_images": [transparent]}),
     }

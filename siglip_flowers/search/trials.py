@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState, set_see
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CHECKPOINT_DIR
+from siglip_flowers.base.text import count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.fields import suggest_nearest
 from siglip_flowers.config.parsing import convert
@@ -184,7 +185,7 @@ def run_trial(
         # Other options may do better.
         trial.set_user_attr(REASON, str(error))
     except optuna.TrialPruned:
-        trial.set_user_attr(REASON, f"pruned after {len(report.rows)} evaluations")
+        trial.set_user_attr(REASON, f"pruned after {count(len(report.rows), 'evaluation')}")
     return None
 
 

@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import REMOVE_CHECKPOINT
+from siglip_flowers.base.text import count
 from siglip_flowers.data.augmentation import build_augmenter, draw_patches
 from siglip_flowers.data.pixels.tensors import (
     PixelBatch,
@@ -347,8 +348,8 @@ class SiglipTrainer(CheckpointingTrainer):
             if not is_out_of_memory(error):
                 raise
             raise RunError(
-                f"There is too little memory to evaluate {len(labels)} images at once; lower "
-                "--per_device_eval_batch_size."
+                f"There is too little memory to evaluate {count(len(labels), 'image')} at once; "
+                "lower --per_device_eval_batch_size."
             ) from error
         return None, logits.float(), labels
 
