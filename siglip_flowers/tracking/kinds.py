@@ -226,9 +226,7 @@ KINDS = {
 }
 # The default of --report_to: names separated by commas, or none.
 DEFAULT_VARIABLE = "SIGLIP_FLOWERS_REPORT_TO"
-INSTALL = (
-    "install one with 'pip install NAME' (aim has no wheels for Windows or Python 3.13 and later)"
-)
+INSTALL = "install a tracker with pip (aim has no wheels for Windows or Python 3.13 and later)"
 
 
 def choose_trackers(report_to: list[str] | None) -> list[str]:
@@ -240,7 +238,7 @@ def choose_trackers(report_to: list[str] | None) -> list[str]:
     if importlib.util.find_spec("aim") is not None:
         return ["aim"]
     if PartialState().is_main_process:
-        logger.warning("Nothing is tracked, since Aim is not installed: %s.", INSTALL)
+        logger.warning("Aim is not installed, so nothing is tracked; %s.", INSTALL)
     return []
 
 

@@ -67,9 +67,10 @@ def _list_files(folder: Path) -> _Files:
 
 
 def _count_images(folder: Path) -> int:
-    """Return the number of visible images directly in a folder."""
+    """Return the number of visible images directly in a folder, with those that need a plugin."""
     names = [name for name in os.listdir(folder) if not name.startswith(HIDDEN_NAMES)]
-    return sum(map(_is_image, names))
+    known = {*list_image_extensions(), *HEIC_EXTENSIONS}
+    return sum(os.path.splitext(name)[1].lower() in known for name in names)
 
 
 def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
