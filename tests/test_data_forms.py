@@ -134,8 +134,7 @@ FOLDERS = {
         said=(r"read 20 images; left out: 3 hidden images.$",),
     ),
     "loose images": Folder(
-        {**TOP, "{}.png": 2, "{}.heic": 1},
-        said=(r"left out: 3 images in \S+, outside the class folders.$",),
+        {**TOP, "{}.png": 2, "{}.heic": 1}, said=(r"3 images in \S+, outside the class folders.$",)
     ),
     "names that differ in case": Folder(
         {"Lily/{}.png": 10, "lily/{}.png": 10},
