@@ -151,7 +151,7 @@ def load_contrastive(
     prompt_ids = tokenize_classes(tokenizer, class_names, prompts, length)
     naflex = is_naflex(config.vision_config)
     model_class: Any = _NaflexContrastive if naflex else _FixedContrastive
-    model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weights")
+    model: ContrastiveSiglip = load_weights(model_class, checkpoint, "weight")
     if not naflex and image_size not in (None, config.vision_config.image_size):
         model = _resize(model, image_size)
     model.set_prompts(class_names, prompt_ids)

@@ -276,7 +276,7 @@ def _load_vision_tower(checkpoint: str, config: VisionConfig, *, use_head: bool)
     config = copy.deepcopy(config)
     config.vision_use_head = use_head
     vision_class: Any = get_vision_class(config)
-    tower: VisionModel = load_weights(vision_class, checkpoint, "vision weights", config=config)
+    tower: VisionModel = load_weights(vision_class, checkpoint, "vision weight", config=config)
     return tower
 
 
@@ -302,4 +302,4 @@ def load_saved_classifier(directory: str) -> SiglipClassifier:
             f"{directory!r} is a {config.model_type!r} checkpoint, not a trained classifier. "
             "Train one from it with siglip-flowers train --model_name_or_path."
         )
-    return load_weights(SiglipClassifier, directory, "weights", config=config).eval()
+    return load_weights(SiglipClassifier, directory, "weight", config=config).eval()

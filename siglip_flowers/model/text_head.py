@@ -58,7 +58,7 @@ def load_text_tower(checkpoint: str) -> tuple[TextModel, PreTrainedTokenizerBase
     config = check_text_tower(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     text_class: Any = get_text_class(config)
-    model = load_weights(text_class, checkpoint, "text weights", config=config.text_config)
+    model = load_weights(text_class, checkpoint, "text weight", config=config.text_config)
     return model.eval(), tokenizer
 
 
@@ -80,7 +80,7 @@ def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
     config = load_checkpoint_config(checkpoint)
     if config.model_type not in VISION_TYPES:
         return None
-    scalars = load_weights(_Calibration, checkpoint, "weights", config=config)
+    scalars = load_weights(_Calibration, checkpoint, "weight", config=config)
     return scalars.logit_scale.data, scalars.logit_bias.data
 
 

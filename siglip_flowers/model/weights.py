@@ -63,7 +63,7 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
         model_class: The class to load. Weights of parts that it does not have, such as those of
             the other tower, are skipped; see :func:`find_left_over`.
         checkpoint: A directory or a Hub id.
-        what: The name of the weights in messages, a plural in -s.
+        what: The name of one weight in messages.
         **options: For ``from_pretrained``.
 
     Raises:
@@ -84,12 +84,12 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
             )
     except (*UNREADABLE, SafetensorError) as error:
         raise RunError(
-            f"The {what} of {checkpoint!r} could not be read ({first_line(error)}). A complete "
+            f"The {what}s of {checkpoint!r} could not be read ({first_line(error)}). A complete "
             "model.safetensors is required; pickled weights are not loaded."
         ) from error
     except MALFORMED as error:
         raise InputError(
-            f"The {what} of {checkpoint!r} do not fit a model ({first_line(error)}); use a "
+            f"The {what}s of {checkpoint!r} do not fit a model ({first_line(error)}); use a "
             "complete SigLIP checkpoint."
         ) from error
     model, report = loaded
@@ -97,13 +97,13 @@ def load_weights(model_class: type[Model], checkpoint: str, what: str, **options
     bad = sorted({*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])})
     if bad:
         raise InputError(
-            f"The checkpoint {checkpoint!r} lacks {count(len(bad), what[:-1])} of the shape that "
+            f"The checkpoint {checkpoint!r} lacks {count(len(bad), what)} of the shape that "
             f"its config.json gives ({abbreviate(bad, 3)}); use a complete SigLIP checkpoint."
         )
     left_over = find_left_over(model, report["unexpected_keys"])
     if left_over:
         raise InputError(
-            f"The checkpoint {checkpoint!r} has {count(len(left_over), what[:-1])} that the model "
+            f"The checkpoint {checkpoint!r} has {count(len(left_over), what)} that the model "
             f"of its config.json lacks ({abbreviate(left_over, 3)}). Restore the config.json that "
             "it was published with."
         )

@@ -32,8 +32,9 @@ def list_subfolders(folder: Path) -> dict[str, Path]:
     }
 
 
-def _is_image(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in list_image_extensions()
+def _is_image(path: str, unread: frozenset[str] = frozenset()) -> bool:
+    extension = os.path.splitext(path)[1].lower()
+    return extension in list_image_extensions() or extension in unread
 
 
 class _Files(NamedTuple):
@@ -69,8 +70,7 @@ def _list_files(folder: Path) -> _Files:
 def _count_images(folder: Path) -> int:
     """Return the number of visible images directly in a folder, with those that need a plugin."""
     names = [name for name in os.listdir(folder) if not name.startswith(HIDDEN_NAMES)]
-    known = {*list_image_extensions(), *HEIC_EXTENSIONS}
-    return sum(os.path.splitext(name)[1].lower() in known for name in names)
+    return sum(_is_image(name, HEIC_EXTENSIONS) for name in names)
 
 
 def _find_class_folders(folder: Path, left_out: list[str]) -> dict[str, Path]:
