@@ -37,11 +37,9 @@ from tests.small_trainers import list_changed
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_own_determinism():
-    before, threads = dict(os.environ), torch.get_num_threads()
-    torch.set_num_threads(1)
+def _own_determinism():
+    before = dict(os.environ)
     yield
-    torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     os.environ.clear()
     os.environ.update(before)
@@ -49,9 +47,11 @@ def _one_thread_and_own_determinism():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny checkpoint, and 33 training images: epochs of 9 steps."""
-    root = tmp_path_factory.mktemp("inputs")
-    return make_checkpoint(root / "checkpoint"), make_folder(root / "images", train=11)
+    """A tiny checkpoint, and 33 training images: epochs of 9 steps. All tests use one thread."""
+    root, threads = tmp_path_factory.mktemp("inputs"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make_checkpoint(root / "checkpoint"), make_folder(root / "images", train=11)
+    torch.set_num_threads(threads)
 
 
 def write_options(inputs, output_dir, *more):
@@ -76,7 +76,6 @@ def undisturbed(inputs, tmp_path_factory):
     """The directory of a run that nothing happened to."""
     before, directory = dict(os.environ), tmp_path_factory.mktemp("undisturbed") / "run"
     assert train_command.main(write_options(inputs, directory)) == 0
-    torch.use_deterministic_algorithms(False)
     os.environ.clear()
     os.environ.update(before)
     return directory

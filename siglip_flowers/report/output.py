@@ -31,10 +31,11 @@ _NARROW = 6.0
 
 def check_report_dir(directory: Path, title: str) -> None:
     """Raise InputError if a report would replace anything but an earlier report with its title."""
-    if not directory.exists():
-        return
     try:
-        strange = {path.name for path in directory.iterdir()} - {*REPORT_FILES}
+        present = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        if not present:
+            return
+        strange = present - {*REPORT_FILES}
         earlier = json.loads((directory / NUMBERS_FILE).read_text(encoding="utf-8"))["title"]
     except (OSError, ValueError, TypeError, KeyError):
         strange, earlier = set(), None

@@ -245,12 +245,12 @@ def test_every_mark_of_a_figure_has_its_label(hostile_page):
 
 
 def test_all_files_are_written_and_replace_only_themselves(report, tmp_path):
-    directory = tmp_path / "report_test"
-    title = report.evaluation.title
+    directory, title = tmp_path / "report_test", report.evaluation.title
     check_report_dir(directory, title)
-    page = write_report(report, directory)
+    directory.mkdir()
+    check_report_dir(directory, title)
+    assert write_report(report, directory).stat().st_size < 10_000_000
     assert sorted(list_files(directory)) == sorted(REPORT_FILES)
-    assert page.stat().st_size < 10_000_000
     check_report_dir(directory, title)
     with pytest.raises(InputError, match="something else"):
         check_report_dir(directory, "another model")
