@@ -16,14 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import (
-    alternate,
-    compare,
-    name_device,
-    run_benchmark,
-    run_timed,
-    summarize,
-)
+from benchmarks.harness import alternate, compare, name_device, run_benchmark, run_timed, summarize
 from benchmarks.images import SHARED
 from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
 from siglip_flowers.base.prompts import FLOWER_NAMES

@@ -432,11 +432,7 @@ def format_part(number: int, name: str, seconds: float, rows: list[Row]) -> str:
 
 
 def write(
-    device: torch.device,
-    command: str,
-    rows: list[Row],
-    timings: dict[str, float],
-    directory: Path,
+    device: torch.device, command: str, rows: list[Row], timings: dict[str, float], directory: Path
 ) -> None:
     """Write the JSON and the table of all parts so far."""
     marks = {True: "yes", False: "no", None: ""}

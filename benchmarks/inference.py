@@ -149,9 +149,7 @@ def build_arm(name: str, directory: Path, device: torch.device) -> Callable[[], 
         options = {"batch_size": 64} if name == PIPELINE_BATCH else {}
         return lambda: run_timed(lambda: classify(paths, **options), len(paths), device)
     classifier = SiglipImageClassifier.from_pretrained(
-        model,
-        device=device,
-        dtype="float32" if name in (OURS_FLOAT32, LIMIT_FLOAT32) else "auto",
+        model, device=device, dtype="float32" if name in (OURS_FLOAT32, LIMIT_FLOAT32) else "auto"
     )
     if name not in (LIMIT, LIMIT_FLOAT32):
         return lambda: run_timed(lambda: classifier(paths), len(paths), device)

@@ -17,14 +17,7 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig
 
-from benchmarks.harness import (
-    Sample,
-    Stopwatch,
-    alternate,
-    compare,
-    select_device,
-    summarize,
-)
+from benchmarks.harness import Sample, Stopwatch, alternate, compare, select_device, summarize
 from benchmarks.images import base_config, make_tower
 from benchmarks.report import RESULTS, format_table, write_report
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig

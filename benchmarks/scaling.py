@@ -14,13 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import (
-    MemoryMeter,
-    Stopwatch,
-    run_alone,
-    run_benchmark,
-    select_device,
-)
+from benchmarks.harness import MemoryMeter, Stopwatch, run_alone, run_benchmark, select_device
 from benchmarks.images import tiny_config, write_checkpoint, write_random_images
 from benchmarks.report import RESULTS, format_bytes, format_table, write_report
 from benchmarks.training_arms import (

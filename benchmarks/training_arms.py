@@ -35,11 +35,7 @@ from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.trainer import SiglipTrainer
 
 ARMS = ("limit", "ours", "usual")
-LABELS = {
-    "limit": "limit: batch on the device",
-    "ours": "siglip_flowers",
-    "usual": "usual script",
-}
+LABELS = {"limit": "limit: batch on the device", "ours": "siglip_flowers", "usual": "usual script"}
 
 
 @dataclass

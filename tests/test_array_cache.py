@@ -87,13 +87,7 @@ def remove_description(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        change_a_row,
-        put_pickled_objects,
-        remove_description,
-    ],
+    "damage", [truncate, change_a_row, put_pickled_objects, remove_description]
 )
 def test_damaged_or_foreign_entry_is_rebuilt(tmp_path, damage):
     open_array(tmp_path, ENTRY, fill)

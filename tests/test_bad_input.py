@@ -10,13 +10,7 @@ import pytest
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.main import main
-from tests.small_runs import (
-    draw_image,
-    list_files,
-    make_checkpoint,
-    make_folder,
-    small_options,
-)
+from tests.small_runs import draw_image, list_files, make_checkpoint, make_folder, small_options
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,7 @@ from transformers import SiglipVisionConfig
 
 from benchmarks import gpu_check, train_throughput
 from benchmarks.flops import count_forward_flops
-from benchmarks.harness import (
-    Sample,
-    alternate,
-    compare,
-)
+from benchmarks.harness import Sample, alternate, compare
 from benchmarks.report import format_table, make_axes, write_report
 from siglip_flowers.model.classifier import SiglipClassifier, SiglipClassifierConfig
 from tests.small_runs import make_checkpoint, make_folder

@@ -5,9 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    pipeline,
-)
+from transformers import pipeline
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.classifier import to_native

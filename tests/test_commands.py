@@ -21,13 +21,7 @@ from siglip_flowers.commands.models import find_model
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.sources.load import load_data
 from tests.conftest import REPOSITORY
-from tests.small_runs import (
-    list_files,
-    make_checkpoint,
-    make_folder,
-    small_options,
-    start_script,
-)
+from tests.small_runs import list_files, make_checkpoint, make_folder, small_options, start_script
 
 CHANCE = 1 / 102
 SPLITS = ("train", "validation", "test")

@@ -11,11 +11,7 @@ from safetensors.torch import load_file
 
 from siglip_flowers.commands.train import main
 from siglip_flowers.config.training import SiglipTrainingArguments
-from siglip_flowers.data.pixels.tensors import (
-    PixelBatch,
-    PixelDataset,
-    PixelForm,
-)
+from siglip_flowers.data.pixels.tensors import PixelBatch, PixelDataset, PixelForm
 from siglip_flowers.model.classifier import SiglipClassifier
 from siglip_flowers.runtime import memory
 from siglip_flowers.runtime.devices import set_cpu_threads

@@ -20,11 +20,7 @@ from PIL.Image import Image
 
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels import decoding
-from siglip_flowers.data.pixels.decoding import (
-    ImageError,
-    decode_rgb,
-    read_image,
-)
+from siglip_flowers.data.pixels.decoding import ImageError, decode_rgb, read_image
 from siglip_flowers.data.pixels.tensors import (
     PixelDataset,
     PixelForm,

@@ -104,7 +104,7 @@ FOLDERS = {
     "the folder of a class": Folder({"{}.png": 3}, refused="has no class folders"),
     "one class": Folder({"a/{}.png": 9}, refused=r"all of one class \(a\).* at least two apart"),
     "folders nested in a class": Folder(
-        {"a/2019/may/{}.png": 6, "a/2020/{}.png": 4, "b/{}.png": 10},
+        {"a/2019/may/{}.png": 6, "a/2020/{}.png": 4, "b/{}.png": 10}
     ),
     "endings of all kinds": Folder(
         {
@@ -258,7 +258,7 @@ def test_links_are_followed_and_equal_stems_get_their_ending(tmp_path) -> None:
     (tmp_path / "data" / "train" / "c").symlink_to(tmp_path / "elsewhere")
     data = load(tmp_path / "data")
     assert image_ids(data.splits["train"]) == [
-        *("a/0.jpg", "a/0.png", "a/1", "b/0", "b/1", "c/28", "c/29"),
+        *("a/0.jpg", "a/0.png", "a/1", "b/0", "b/1", "c/28", "c/29")
     ]
 
 

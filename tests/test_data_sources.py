@@ -73,10 +73,7 @@ def test_a_limit_that_empties_classes_and_options_of_another_source_warn(folder,
     [
         ({"data_dir": "/nowhere/at/all"}, "--data_dir /nowhere/at/all does not exist"),
         ({"data_dir": __file__}, "is neither a directory nor a table"),
-        (
-            {"data_dir": ".", "data_source": "procedural"},
-            "--data_source procedural does not use",
-        ),
+        ({"data_dir": ".", "data_source": "procedural"}, "--data_source procedural does not use"),
         ({"data_dir": ".", "dataset_name": "a/b"}, "--data_source hub does not use --data_dir ."),
     ],
 )

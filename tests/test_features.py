@@ -14,12 +14,7 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.data.pixels.array_cache import locate_cache
 from siglip_flowers.evaluation.features import digest_weights, list_poolings, load_features
 from siglip_flowers.evaluation.predict import PassOptions, evaluate_split
-from siglip_flowers.model.heads import (
-    choose_fit,
-    fit_and_validate,
-    fit_logistic_heads,
-    set_head,
-)
+from siglip_flowers.model.heads import choose_fit, fit_and_validate, fit_logistic_heads, set_head
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint, make_folder, small_options
@@ -54,12 +49,7 @@ def load(tiny_dir, processor, tmp_path):
         load.seen = []
         hook = torch.nn.modules.module.register_module_forward_pre_hook(count_images)
         try:
-            return load_features(
-                model,
-                processor,
-                rows,
-                PassOptions(batch_size, arguments, dtype),
-            )
+            return load_features(model, processor, rows, PassOptions(batch_size, arguments, dtype))
         finally:
             hook.remove()
 

@@ -6,10 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    SiglipModel,
-    SiglipVisionModel,
-)
+from transformers import SiglipModel, SiglipVisionModel
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.model.classifier import to_native

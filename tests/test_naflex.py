@@ -20,10 +20,7 @@ from siglip_flowers.commands.eval import main as run_eval
 from siglip_flowers.commands.predict import main as run_predict
 from siglip_flowers.commands.train import main as run_train
 from siglip_flowers.config import AugmentationArguments, DataArguments
-from siglip_flowers.data.augmentation import (
-    BatchAugmenter,
-    PatchAugmenter,
-)
+from siglip_flowers.data.augmentation import BatchAugmenter, PatchAugmenter
 from siglip_flowers.data.pixels.patches import (
     PatchBudget,
     pack_image,

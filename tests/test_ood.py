@@ -19,11 +19,7 @@ from siglip_flowers.commands.train import main as train
 from siglip_flowers.data.sources.ood_images import KINDS, draw_ood_image
 from siglip_flowers.inference.sidecars import OOD_FILE, SCORES, OodDetector, load_ood_detector
 from siglip_flowers.metrics.neighbors import find_neighbors
-from siglip_flowers.metrics.ood import (
-    fit_threshold,
-    measure_separation,
-    score_logits,
-)
+from siglip_flowers.metrics.ood import fit_threshold, measure_separation, score_logits
 from tests.small_runs import make_checkpoint, make_folder, small_options
 
 RANDOM = np.random.default_rng(0)

@@ -199,9 +199,7 @@ def test_the_metrics_are_those_of_the_best_epoch_and_say_what_they_hold_for(smal
 @pytest.mark.parametrize("error", [SafetensorError("invalid header"), RuntimeError("a bug")])
 def test_a_defect_of_ours_keeps_its_traceback(tmp_path, monkeypatch, error):
     argv = small_options(
-        make_checkpoint(tmp_path / "checkpoint"),
-        make_folder(tmp_path / "images"),
-        tmp_path / "out",
+        make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "images"), tmp_path / "out"
     )
 
     def fail(*args, **kwargs):

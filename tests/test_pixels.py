@@ -7,11 +7,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessor
 
-from siglip_flowers.data.pixels.tensors import (
-    PixelDataset,
-    PixelNormalizer,
-    read_form,
-)
+from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer, read_form
 from siglip_flowers.model.loading import load_image_processor
 from tests.small_flowers import read_images
 

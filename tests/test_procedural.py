@@ -7,11 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from siglip_flowers.data.sources.procedural import (
-    SPECIES_NAMES,
-    draw_flower,
-    load_procedural,
-)
+from siglip_flowers.data.sources.procedural import SPECIES_NAMES, draw_flower, load_procedural
 
 SAMPLE = [(species, index) for species in range(0, 102, 5) for index in (0, 41)]
 

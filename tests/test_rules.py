@@ -5,11 +5,14 @@ import importlib.util
 import re
 import shlex
 import string
+from dataclasses import replace
 
 import pytest
+import yaml
 
 from siglip_flowers.commands.main import COMMANDS
-from siglip_flowers.config.rules import DATA_RULES, RULES
+from siglip_flowers.config.fields import get_default
+from siglip_flowers.config.rules import DATA_RULES, RULES, merge_options
 from tests.test_layout import FEATURES
 
 
@@ -50,3 +53,18 @@ def test_each_rule_refuses_its_example(command, rule, capsys, monkeypatch, tmp_p
         for text, name, _, _ in string.Formatter().parse(rule.message)
     )
     assert re.fullmatch(rf"[\w. -]+: error: {pattern}\n", shown), shown
+
+
+@pytest.mark.parametrize(
+    ("command", "rule"),
+    [case for case in CASES if case[0] in ("train", "eval") and case[1].settings],
+    ids=lambda value: getattr(value, "needed", value),
+)
+def test_turning_a_part_off_drops_its_settings_in_the_file(command, rule, tmp_path):
+    full = importlib.import_module(COMMANDS[command][0]).COMMAND
+    refused = vars(merge_options(*replace(full, rules=()).parse(shlex.split(rule.example))))
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({name: refused[name] for name in rule.settings}))
+    found = full.build({rule.needed: refused[rule.needed]}, path)
+    expected = {name: get_default(full.fields[name]) for name in rule.settings}
+    assert {name: vars(merge_options(*found))[name] for name in rule.settings} == expected

@@ -5,10 +5,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoTokenizer,
-    SiglipModel,
-)
+from transformers import AutoTokenizer, SiglipModel
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.prompts import build_prompts

@@ -95,6 +95,8 @@ class Command:
     ) -> tuple[Any, ...]:
         """Build one instance of each dataclass from defaults, a YAML file and what was given.
 
+        What was given may turn a part of the file off, whose other settings are then dropped.
+
         Args:
             options: Values by the name of the option, which override the others.
             config: As ``--config``: a YAML file, or the name of a shipped configuration.
@@ -119,6 +121,11 @@ class Command:
                 values[name] = convert(name, hints[name], value, source)
                 if kind := fields[name].metadata.get("path"):
                     values[name] = _find_path(values[name], None if kind == "output" else folder)
+        given = types.SimpleNamespace(**values)
+        for rule in self.rules:
+            if rule.needed in options and rule.refuses(given):
+                off = set(rule.settings) - set(options)
+                values |= {name: get_default(fields[name]) for name in off}
         instances = tuple(
             kind(**{item.name: values[item.name] for item in list_options(kind)})
             for kind in self.kinds

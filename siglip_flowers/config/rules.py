@@ -29,11 +29,16 @@ class Rule:
             whether the combination is refused.
         message: What is wrong and what to do; ``{option}`` is replaced by the option's value.
         example: A command line that the rule refuses, after variables of its environment.
+        needed: The option that the settings need.
+        settings: Options without effect if ``needed`` has another value: those of a YAML file are
+            dropped if the command line gives ``needed`` such a value.
     """
 
     refuses: Callable[[Any], bool]
     message: str
     example: str
+    needed: str = ""
+    settings: tuple[str, ...] = ()
 
 
 def merge_options(*instances: Any) -> SimpleNamespace:
@@ -61,7 +66,7 @@ def requires(needed: str, example: str, kind: type) -> Rule:
     """
     defaults = {field.name: get_default(field) for field in list_options(kind)}
     other, _, values = needed.partition(" ")
-    names = [name for name in re.findall(r"--(\w+)", example) if name != other]
+    names = tuple(name for name in re.findall(r"--(\w+)", example) if name != other)
 
     def refuses(options: Any) -> bool:
         found = getattr(options, other)
@@ -69,7 +74,8 @@ def requires(needed: str, example: str, kind: type) -> Rule:
         return off and any(getattr(options, name) != defaults[name] for name in names)
 
     verb = "requires" if len(names) == 1 else "require"
-    return Rule(refuses, f"--{', --'.join(names)} {verb} --{needed.partition('|')[0]}.", example)
+    message = f"--{', --'.join(names)} {verb} --{needed.partition('|')[0]}."
+    return Rule(refuses, message, example, other, names)
 
 
 DATA_RULES = (
@@ -203,6 +209,8 @@ _TRAINER_RULES = (
         lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
         f"--optim {{optim}} does not take --optim_args {{optim_args}}: {_SETTINGS}.",
         "--optim sgd --optim_args momentum=0.9,alpha=0.9",
+        "optim",
+        ("optim_args",),
     ),
     Rule(
         lambda o: _is_nesterov_alone(parse_optim_args(o.optim_args)),

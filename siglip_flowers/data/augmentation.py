@@ -92,11 +92,7 @@ class BatchAugmenter:
     seed: int
 
     def __call__(
-        self,
-        pixels: torch.Tensor,
-        labels: torch.Tensor,
-        rows: np.ndarray | torch.Tensor,
-        step: int,
+        self, pixels: torch.Tensor, labels: torch.Tensor, rows: np.ndarray | torch.Tensor, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment one batch.
 

@@ -28,10 +28,7 @@ COMMAND = Command(
     "Open a page in the browser to try a classifier on images.",
     (DemoArguments, DataArguments),
     DATA_RULES,
-    (
-        "siglip-flowers demo --model results/my-run",
-        "siglip-flowers demo --neighbors 0 --port 8080",
-    ),
+    ("siglip-flowers demo --model results/my-run", "siglip-flowers demo --neighbors 0 --port 8080"),
 )
 
 logger = logging.getLogger(__name__)

@@ -25,10 +25,7 @@ from siglip_flowers.model.losses import class_logits, cross_entropy_loss, sigmoi
 from siglip_flowers.model.towers import VisionConfig, VisionModel, is_naflex, run_vision_tower
 
 # By these the pipeline of transformers chooses between softmax and sigmoid.
-PROBLEM_TYPES = {
-    "softmax": "single_label_classification",
-    "sigmoid": "multi_label_classification",
-}
+PROBLEM_TYPES = {"softmax": "single_label_classification", "sigmoid": "multi_label_classification"}
 NativeModel = SiglipForImageClassification | Siglip2ForImageClassification
 # The names of the classes in a config.json.
 NATIVE_ARCHITECTURES = {"SiglipForImageClassification", "Siglip2ForImageClassification"}

@@ -243,9 +243,7 @@ def draw_train_sample(arguments: RunArguments, data: ClassificationData) -> data
 
 
 def choose_workers(
-    training: SiglipTrainingArguments,
-    pixels: PixelDataset,
-    forms: Mapping[str, PixelForm],
+    training: SiglipTrainingArguments, pixels: PixelDataset, forms: Mapping[str, PixelForm]
 ) -> int:
     """Return how many processes read images: as requested, if shared memory has room.
 
@@ -267,9 +265,7 @@ def choose_workers(
 
 
 def copy_for_trainer(
-    training: SiglipTrainingArguments,
-    pixels: PixelDataset,
-    forms: Mapping[str, PixelForm],
+    training: SiglipTrainingArguments, pixels: PixelDataset, forms: Mapping[str, PixelForm]
 ) -> SiglipTrainingArguments:
     """Return the arguments for the Trainer, which does less by itself than in transformers."""
     # Trackers are added by hand: they outlive the Trainer. Batches are shrunk by the caller,

@@ -104,10 +104,7 @@ def test_classes_and_images_are_those_that_differ(tmp_path):
     order = np.random.default_rng(0).permutation(12)
     names = change([1, 8])
     other = write_run(
-        tmp_path / "b",
-        [names[i] for i in order],
-        [IDS[i] for i in order],
-        [TRUE[i] for i in order],
+        tmp_path / "b", [names[i] for i in order], [IDS[i] for i in order], [TRUE[i] for i in order]
     )
     comparison = compare_runs(read_runs([first, other], "test"))
     aster, clover, borage = comparison["differences"][0]["per_class"]

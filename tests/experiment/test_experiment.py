@@ -20,12 +20,7 @@ from siglip_flowers.experiment.options import PARTS, ExperimentArguments
 from siglip_flowers.experiment.plan import Plan, Rates, Run
 from siglip_flowers.experiment.records import CURVE, Record, pack_test, read_record, write_record
 from siglip_flowers.experiment.report import write_report
-from siglip_flowers.experiment.runs import (
-    claim_directory,
-    describe_part,
-    execute_part,
-    make_values,
-)
+from siglip_flowers.experiment.runs import claim_directory, describe_part, execute_part, make_values
 from siglip_flowers.metrics.statistics import mean_interval
 from siglip_flowers.training.build import RunArguments
 from tests.conftest import REPOSITORY

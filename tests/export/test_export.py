@@ -12,12 +12,7 @@ from transformers import Siglip2ImageProcessorPil, Siglip2VisionConfig, pipeline
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig, SiglipImageClassifier
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.export.command import main as export
-from siglip_flowers.export.export import (
-    compare_logits,
-    draw_images,
-    name_inputs,
-    prepare_images,
-)
+from siglip_flowers.export.export import compare_logits, draw_images, name_inputs, prepare_images
 from siglip_flowers.export.formats import (
     LogitsModel,
     OnnxClassifier,

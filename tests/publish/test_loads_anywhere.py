@@ -5,11 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    Siglip2VisionConfig,
-    SiglipForImageClassification,
-    SiglipVisionConfig,
-)
+from transformers import Siglip2VisionConfig, SiglipForImageClassification, SiglipVisionConfig
 
 from siglip_flowers.model import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.model import modeling_siglip_classifier as remote

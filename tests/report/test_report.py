@@ -25,10 +25,7 @@ from siglip_flowers.metrics.classification import compute_metrics, per_class_row
 from siglip_flowers.report import analysis
 from siglip_flowers.report.analysis import analyze, find_label_suspects
 from siglip_flowers.report.figures import describe_marks, draw_figures
-from siglip_flowers.report.images import (
-    find_duplicates,
-    hash_images,
-)
+from siglip_flowers.report.images import find_duplicates, hash_images
 from siglip_flowers.report.output import (
     REPORT_FILES,
     check_report_dir,

@@ -8,13 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from siglip_flowers.robustness.corruptions import (
-    KINDS,
-    STRENGTHS,
-    corrupt,
-    rotate,
-    scale_quality,
-)
+from siglip_flowers.robustness.corruptions import KINDS, STRENGTHS, corrupt, rotate, scale_quality
 from tests.small_flowers import read_images
 
 

@@ -129,11 +129,7 @@ def remove_entry(path: Path) -> None:
 
 
 def open_array(
-    directory: Path,
-    entry: ArrayEntry,
-    build: Callable[[np.ndarray], None],
-    *,
-    quiet: bool = False,
+    directory: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None], *, quiet: bool = False
 ) -> np.memmap | None:
     """Return the entry as a read-only memory map, building it first if needed.
 
