@@ -122,6 +122,12 @@ class AugmentationArguments(Options):
         "Training images are decoded at this multiple of the size, so that crops keep detail.",
         between(1, 4),
     )
+    train_image_size: int | None = option(
+        None,
+        "Side of augmented images in pixels; default: the model's. A smaller one is faster, and "
+        "shows objects at the size that they have in evaluation, because crops enlarge them.",
+        positive,
+    )
     crop_min_scale: float = option(
         0.5, "Smallest share of an image's area that a random crop keeps.", between(0.01, 1)
     )

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.config.data import AugmentationArguments
 from siglip_flowers.config.evaluation import EvaluationArguments
 from siglip_flowers.config.fields import get_default, list_options
 from siglip_flowers.config.model import ModelArguments
@@ -70,7 +71,7 @@ def requires(needed: str, example: str, kind: type) -> Rule:
 
     def refuses(options: Any) -> bool:
         found = getattr(options, other)
-        off = found not in values.split("|") if values else found == defaults[other]
+        off = str(found).lower() not in values.split("|") if values else found == defaults[other]
         return off and any(getattr(options, name) != defaults[name] for name in names)
 
     verb = "requires" if len(names) == 1 else "require"
@@ -196,6 +197,12 @@ def _is_nesterov_alone(settings: dict[str, str]) -> bool:
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
+    requires(
+        "augment true",
+        "--augment false --train_image_size 32 --train_resize_scale 1.5 --crop_min_scale 0.4 "
+        "--horizontal_flip 0.2 --color_jitter 0.1 --mixup_alpha 0.3 --cutmix_alpha 1",
+        AugmentationArguments,
+    ),
     requires("patch_drop", "--patch_drop_until 0.5", TrainingOptions),
     requires("class_balance", "--class_balance_strength 2", TrainingOptions),
     requires("on_nan skip", "--max_bad_steps 3", TrainingOptions),

@@ -115,11 +115,13 @@ def vision_config_of(config: PreTrainedConfig) -> VisionConfig:
     return vision_config
 
 
-def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
+def check_image_size(
+    image_size: int, vision_config: VisionConfig, option: str = "image_size"
+) -> None:
     """Raise InputError unless the tower has a fixed size and patches divide the image."""
     if is_naflex(vision_config):
         raise InputError(
-            f"--image_size {image_size} is for fixed-resolution checkpoints, and this NaFlex one "
+            f"--{option} {image_size} is for fixed-resolution checkpoints, and this NaFlex one "
             "keeps the aspect ratio of each image; use --max_num_patches."
         )
     patch_size = vision_config.patch_size
@@ -129,7 +131,7 @@ def check_image_size(image_size: int, vision_config: VisionConfig) -> None:
         below = image_size - image_size % patch_size
         nearest = f"{below} or {below + patch_size}" if below else f"{patch_size}"
         raise InputError(
-            f"--image_size is {image_size}, which is not divisible by the checkpoint's patch size "
+            f"--{option} is {image_size}, which is not divisible by the checkpoint's patch size "
             f"{patch_size}; use {nearest}."
         )
 

@@ -63,7 +63,8 @@ def run_vision_tower(
 
     Args:
         vision_model: The tower.
-        pixel_values: (B, 3, H, W); or (B, P, K) patches for NaFlex, which needs the next two.
+        pixel_values: (B, 3, H, W), in training of any size that patches divide; or (B, P, K)
+            patches for NaFlex, which needs the next two.
         pixel_attention_mask: (B, P), 1 for patches of the image and 0 for padding.
         spatial_shapes: (B, 2) int64, patch rows and columns.
         kept_patches: (B, K) int64, the patches of each image that the layers see; None: all of
@@ -84,10 +85,13 @@ def run_vision_tower(
             f"{name_kind(not naflex)}. Prepare images with the image processor that was published "
             "with the model."
         )
-    if not naflex and kept_patches is not None:
-        embedded = vision_model.embeddings(pixel_values)
-        rows = torch.arange(len(embedded), device=embedded.device)[:, None]
-        tokens = vision_model.encoder(inputs_embeds=embedded[rows, kept_patches]).last_hidden_state
+    own_size = naflex or pixel_values.shape[-1] == vision_model.config.image_size
+    resized = vision_model.training and not own_size
+    if resized or kept_patches is not None:
+        tokens = vision_model.embeddings(pixel_values, interpolate_pos_encoding=resized)
+        if kept_patches is not None:
+            tokens = tokens[torch.arange(len(tokens), device=tokens.device)[:, None], kept_patches]
+        tokens = vision_model.encoder(inputs_embeds=tokens).last_hidden_state
         tokens = vision_model.post_layernorm(tokens)
         return vision_model.head(tokens) if vision_model.use_head else None, tokens.mean(dim=1)
     return pool_patches(vision_model, pixel_values, pixel_attention_mask, spatial_shapes)

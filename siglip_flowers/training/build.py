@@ -121,6 +121,8 @@ def check_arguments(arguments: RunArguments) -> None:
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if model.image_size is not None:
         check_image_size(model.image_size, vision_config)
+    if arguments.augmentation.train_image_size is not None:
+        check_image_size(arguments.augmentation.train_image_size, vision_config, "train_image_size")
     check_max_num_patches(model.max_num_patches, vision_config)
     if is_naflex(vision_config):
         check_patch_augmentation(arguments.augmentation)

@@ -145,7 +145,8 @@ def estimate_minutes(
     ``images`` are those of an epoch, or all that are encoded if a head is fitted on features.
     """
     training, patch_size = arguments.training, model.vision_model.config.patch_size
-    tokens = math.prod(form.shape) / (3 * patch_size**2)
+    side = arguments.augmentation.train_image_size
+    tokens = (math.prod(form.shape) if side is None else 3 * side**2) / (3 * patch_size**2)
     tokens *= 1 - training.patch_drop * training.patch_drop_until
     matrices = [value for value in model.vision_model.parameters() if value.ndim == 2]
     # A backward pass takes twice as long as a forward pass.

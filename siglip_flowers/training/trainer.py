@@ -106,7 +106,7 @@ class SiglipTrainer(CheckpointingTrainer):
         self.normalizer = PixelNormalizer(processor)
         self.augmenter = None
         if augmentation.augment:
-            size = forms["validation"].size
+            size = augmentation.train_image_size or forms["validation"].size
             self.augmenter = build_augmenter(augmentation, size, num_classes, training.seed)
         self.anomalies = AnomalyWatch(args, lambda rows: image_ids(train.select(rows)))
         self.throughput = Throughput()
