@@ -1,4 +1,4 @@
-"""Class balance, the loss of a step over all its images, and patches that are left out."""
+"""Class balance, the loss of a step over all its images, patches left out, smaller images."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from siglip_flowers.model.loading import load_classifier
 from siglip_flowers.training.objectives import BalancedImages, adjust_logits, weigh_classes
 from tests.small_flowers import build_flowers
 from tests.small_runs import make_checkpoint
-from tests.small_trainers import copy_weights, start_trainer
+from tests.small_trainers import copy_weights, list_changed, start_trainer
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 
@@ -129,3 +129,23 @@ def test_patches_that_are_left_out_do_not_matter(tiny):
         pixels[1, :, -side:, -side:] += 5  # the last one of the second
         torch.testing.assert_close(model(pixels, kept_patches=kept).logits, part)
         assert (model(pixels).logits - whole).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize("patch_drop", [0.0, 0.5])
+def test_training_images_may_be_smaller_than_those_of_evaluation(data, tmp_path, patch_drop):
+    small, checkpoint = {"train_image_size": 16}, make_checkpoint(tmp_path / "tower", 32)
+    options = {"patch_drop": patch_drop, "max_steps": 1, "train_eval_samples": 4}
+    trainer = start_trainer(checkpoint, data, tmp_path, augmentation=small, **options)
+    tower, before, seen = trainer.model.vision_model, copy_weights(trainer), []
+    tower.embeddings.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[-1]))
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    trainer.model.train()
+    expected = trainer.model.classifier(tower(pixels, interpolate_pos_encoding=True)[1])
+    torch.testing.assert_close(trainer.model(pixels).logits, expected)
+    seen.clear()
+    trainer.train()
+    trainer.evaluate()
+    assert seen[0] == 16
+    assert set(seen[1:]) == {32}
+    (positions,) = (name for name in before if "position_embedding" in name)
+    assert positions in list_changed(before, copy_weights(trainer))

@@ -347,6 +347,7 @@ def test_recipes_for_a_fixed_resolution_train_naflex_too(options, checkpoint, fo
     "options, message",
     [
         (["--image_size", "32"], "--image_size 32 is for fixed-resolution.*use --max_num_patches"),
+        (["--train_image_size", "32"], "--train_image_size 32 is for fixed-resolution"),
         (["--mixup_alpha", "0.2"], "--mixup_alpha and --cutmix_alpha need images of one shape"),
     ],
 )
