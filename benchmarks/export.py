@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import alternate, compare, name_device, run_benchmark, run_timed, summarize
+from benchmarks.harness import alternate, compare, run_benchmark, run_timed, summarize
 from benchmarks.images import SHARED
-from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from benchmarks.report import RESULTS, format_bytes, format_table, write_report
 from siglip_flowers.base.prompts import FLOWER_NAMES
 from siglip_flowers.config.fields import positive
 from siglip_flowers.export.export import draw_images, name_inputs, prepare_images
@@ -125,12 +125,6 @@ def measure(options: Options, command: str) -> None:
         f"{table}"
     )
     print(table)
-    figure = draw_bars(
-        f"Exported classifiers, {name_device(device)}",
-        "images per second",
-        results,
-        {name: f"({row['times_eager']:.2f}x)" for name, row in results.items()},
-    )
     path = write_report(
         "export",
         device,
@@ -138,7 +132,6 @@ def measure(options: Options, command: str) -> None:
         {key: value for key, value in vars(options).items() if key != "output_dir"},
         results,
         table,
-        figure,
         Path(options.output_dir),
     )
     print(f"Written to {path}")

@@ -441,7 +441,7 @@ def write(
         [[row.name, row.value, row.target, marks[row.met]] for row in rows],
     )
     results = {"rows": [asdict(row) for row in rows], "seconds": timings}
-    write_report("gpu_check", device, command, {}, results, table, None, directory)
+    write_report("gpu_check", device, command, {}, results, table, directory)
 
 
 if __name__ == "__main__":

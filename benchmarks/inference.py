@@ -212,7 +212,6 @@ def measure(options: InferenceOptions, directory: Path, device: torch.device, co
         {name: getattr(options, name) for name in ("size", "images", "rounds")},
         {"arms": results, "share_of_limit": share, "share_of_limit_float32": share_float32},
         table,
-        None,
         Path(options.output_dir),
     )
     print(f"Written to {path}")

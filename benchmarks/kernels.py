@@ -118,7 +118,7 @@ def main() -> int:
     command = "python -m benchmarks.kernels " + " ".join(sys.argv[1:])
     settings = {name: value for name, value in vars(options).items() if name != "output_dir"}
     write_report(
-        *("kernels", device, command.strip(), settings, results, table, None),
+        *("kernels", device, command.strip(), settings, results, table),
         directory=options.output_dir,
     )
     return 0

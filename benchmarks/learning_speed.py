@@ -118,7 +118,7 @@ def main() -> None:
     print(table)
     facts = (torch.device("cpu"), f"python -m benchmarks.learning_speed --core_seconds {budget:g}")
     settings = {"config": CONFIG.name, "rates": RATES, "short": SHORT, "core_seconds": budget}
-    write_report("learning_speed", *facts, settings, results, table, None)
+    write_report("learning_speed", *facts, settings, results, table)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def main() -> None:
     table, settings = format_table(columns, rows), {"rates": RATES, "seeds": SEEDS}
     print(table)
     command = "python -m benchmarks.lora_targets"
-    write_report("lora_targets", torch.device("cpu"), command, settings, results, table, None)
+    write_report("lora_targets", torch.device("cpu"), command, settings, results, table)
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def main() -> None:
                 rows.append([f"{count:,}", source, seconds, used, format_bytes(int(memory))])
                 print(rows[-1], flush=True)
         facts = ("many_files", torch.device("cpu"), "python -m benchmarks.many_files", settings)
-        write_report(*facts, results, format_table(COLUMNS, rows), None, options.output_dir)
+        write_report(*facts, results, format_table(COLUMNS, rows), options.output_dir)
 
 
 if __name__ == "__main__":

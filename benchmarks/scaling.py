@@ -187,7 +187,6 @@ def write_scaling(cells: list[dict[str, Any]], options: ScalingOptions, command:
         {name: getattr(options, name) for name in SETTINGS},
         {"cells": cells},
         table,
-        None,
         Path(options.output_dir),
     )
     print(path.with_suffix(".md").read_text(encoding="utf-8"))

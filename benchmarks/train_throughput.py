@@ -4,7 +4,7 @@
     python -m benchmarks.train_throughput --preset gpu
 
 The arms run in turn in one process, then each by itself for its peak memory. Writes
-``benchmarks/results/train_throughput_<device>.json``, ``.md`` and ``.png``.
+``benchmarks/results/train_throughput_<device>.json`` and ``.md``.
 """
 
 import sys
@@ -26,7 +26,7 @@ from benchmarks.harness import (
     summarize,
 )
 from benchmarks.images import SourceOptions, fill_sources
-from benchmarks.report import RESULTS, draw_bars, format_bytes, format_table, write_report
+from benchmarks.report import RESULTS, format_bytes, format_table, write_report
 from benchmarks.training_arms import ARMS, LABELS, TrainingJob, build_arms, prepare_job
 from siglip_flowers.config import AugmentationArguments, DataArguments, ModelArguments
 from siglip_flowers.config.fields import check_choice, positive
@@ -186,7 +186,7 @@ def measure(job: TrainingJob, options: ThroughputOptions) -> dict[str, Any]:
 def write_throughput(
     job: TrainingJob, options: ThroughputOptions, results: dict[str, Any], command: str
 ) -> Path:
-    """Write JSON, table and plot."""
+    """Write JSON and table."""
     arms = results["arms"]
     training = job.arguments.training
     rows = []
@@ -218,24 +218,11 @@ def write_throughput(
             f" Its peak memory is {results['memory_over_usual']:.3f} of the usual script's "
             f"(target: at most {MEMORY_TARGET:g}; on a CPU without mapped files)."
         )
-    precision = "bf16" if training.bf16 else "float32"
-    size = job.processor.size["height"]
-    figure = draw_bars(
-        f"Training, batch {options.batch_size} at {size} px, {precision}, "
-        f"{name_device(job.device)}",
-        "images/s (median; lowest to highest round)",
-        {LABELS[name]: arms[name] for name in ARMS},
-        {
-            LABELS[name]: f"waits {arms[name]['data_wait_share']:.0%} for data"
-            for name in ARMS
-            if name != "limit"
-        },
-    )
     settings = {
         **{name: getattr(options, name) for name in SETTINGS},
         "model": Path(str(options.model_name_or_path)).name,
         "data": job.data.description,
-        "image_size": size,
+        "image_size": job.processor.size["height"],
         "skipped_steps": job.skip_steps,
         "num_workers": training.dataloader_num_workers or 0,
         "bf16": bool(training.bf16),
@@ -248,7 +235,6 @@ def write_throughput(
         settings,
         results,
         table,
-        figure,
         Path(options.output_dir),
     )
 
