@@ -197,12 +197,7 @@ def _is_nesterov_alone(settings: dict[str, str]) -> bool:
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
-    requires(
-        "augment true",
-        "--augment false --train_image_size 32 --train_resize_scale 1.5 --crop_min_scale 0.4 "
-        "--horizontal_flip 0.2 --color_jitter 0.1 --mixup_alpha 0.3 --cutmix_alpha 1",
-        AugmentationArguments,
-    ),
+    requires("augment true", "--augment false --train_image_size 32", AugmentationArguments),
     requires("patch_drop", "--patch_drop_until 0.5", TrainingOptions),
     requires("class_balance", "--class_balance_strength 2", TrainingOptions),
     requires("on_nan skip", "--max_bad_steps 3", TrainingOptions),
