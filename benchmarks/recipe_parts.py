@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.learning_speed import CONFIG, classify, prepare, train
 from benchmarks.report import RESULTS, format_table, write_report
 from siglip_flowers.base.files import read_json, write_json
+from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.metrics.statistics import crossed_bootstrap
 
@@ -61,13 +62,13 @@ def run(arm: str, seed: int) -> None:
         job = prepare(1, directory, seed=seed, **ARMS[arm])
         if arm.startswith("tail"):
             splits = job.data.splits
-            splits["train"] = splits["train"].select(cut_tail(np.array(splits["train"]["label"])))
+            splits["train"] = splits["train"].select(cut_tail(get_labels(splits["train"])))
         options = job.arguments.training
         options.max_steps = EPOCHS * len(job.data.splits["train"]) // options.images_per_step
         model, seconds = train(job, None)
         correct = np.concatenate([classify(model, job, split) for split in SPLITS])
-    packed = "".join(str(int(right)) for right in correct)
-    write_json(path, {"processor_seconds": seconds, "correct": packed})
+    digits = "".join(str(int(right)) for right in correct)
+    write_json(path, {"processor_seconds": seconds, "correct": digits})
     print(f"{arm}, seed {seed}: {correct.mean():.2%} in {seconds:.0f} s", flush=True)
 
 
@@ -100,7 +101,7 @@ def main() -> None:
         for arm in ARMS:
             run(arm, seed)
     splits = load_data(prepare(1, ".").arguments.data).splits
-    labels = {split: np.array(rows["label"]) for split, rows in splits.items()}
+    labels = {split: get_labels(rows) for split, rows in splits.items()}
     answers, whole = np.concatenate([labels[split] for split in SPLITS]), labels["train"]
     tail = whole[cut_tail(whole)]
     results: dict[str, dict[str, Any]] = {}

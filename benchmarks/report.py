@@ -21,7 +21,7 @@ def write_report(
     table: str,
     directory: Path = RESULTS,
 ) -> Path:
-    """Write ``<name>_<device>.json``, and ``.md``, each whole or not at all.
+    """Write ``<name>_<device>.json`` and ``.md``, each whole or not at all.
 
     Args:
         name: The benchmark.
