@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.learning_speed import CONFIG, classify, prepare, train
+from benchmarks.learning_speed import CONFIG, SPLITS, classify, pack, prepare, train, unpack
 from benchmarks.report import RESULTS, format_table, write_report
 from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.metrics.statistics import crossed_bootstrap
 
-EPOCHS, SPLITS, RUNS = 12, ("validation", "test"), RESULTS / "recipe_parts"
+EPOCHS, RUNS = 12, RESULTS / "recipe_parts"
 PARTS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "no-muon": {"optim": "adamw_torch", "optim_args": None, "learning_rate": 1e-3},
@@ -67,18 +67,14 @@ def run(arm: str, seed: int) -> None:
         options.max_steps = EPOCHS * len(job.data.splits["train"]) // options.images_per_step
         model, seconds = train(job, None)
         correct = np.concatenate([classify(model, job, split) for split in SPLITS])
-    digits = "".join(str(int(right)) for right in correct)
-    write_json(path, {"processor_seconds": seconds, "correct": digits})
+    write_json(path, {"processor_seconds": seconds, "correct": pack(correct)})
     print(f"{arm}, seed {seed}: {correct.mean():.2%} in {seconds:.0f} s", flush=True)
 
 
 def read(arm: str) -> dict[int, NDArray]:
     """Return by seed which images (N,) the finished runs of an arm classify correctly: 0 or 1."""
     paths = RUNS.glob(f"{arm}_*.json")
-    return {
-        int(p.stem.rpartition("_")[2]): np.array(list(read_json(p)["correct"]), float)
-        for p in paths
-    }
+    return {int(p.stem.rpartition("_")[2]): unpack(read_json(p)["correct"]) for p in paths}
 
 
 def compare(arm: str, base: str, weights: NDArray) -> dict[str, Any]:
