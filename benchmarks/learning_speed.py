@@ -90,8 +90,8 @@ def pack(correct: NDArray) -> str:
 
 
 def unpack(digits: str) -> NDArray:
-    """Return which images are classified correctly (N,) float64: 0 or 1."""
-    return np.array(list(digits), float)
+    """Return which images are classified correctly (N,) bool."""
+    return np.array([digit == "1" for digit in digits])
 
 
 def measure(name: str, rate: float | None, seconds: float, tuning: bool = False) -> dict[str, Any]:

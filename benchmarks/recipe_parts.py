@@ -72,7 +72,7 @@ def run(arm: str, seed: int) -> None:
 
 
 def read(arm: str) -> dict[int, NDArray]:
-    """Return by seed which images (N,) the finished runs of an arm classify correctly: 0 or 1."""
+    """Return by seed which images (N,) the finished runs of an arm classify correctly, bool."""
     paths = RUNS.glob(f"{arm}_*.json")
     return {int(p.stem.rpartition("_")[2]): unpack(read_json(p)["correct"]) for p in paths}
 
@@ -83,7 +83,7 @@ def compare(arm: str, base: str, weights: NDArray) -> dict[str, Any]:
     seeds = sorted(ours.keys() & others.keys())
     if not seeds:
         return {}
-    right, beside = (np.stack([found[seed] for seed in seeds]) for found in (ours, others))
+    right, beside = (np.stack([found[seed] for seed in seeds]) * 1.0 for found in (ours, others))
     paired = asdict(crossed_bootstrap((right - beside) * weights))
     return {"seeds": seeds, "accuracy": float((right * weights).mean()), **paired}
 
