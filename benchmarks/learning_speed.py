@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from transformers import SiglipForImageClassification, set_seed
 
 from benchmarks.harness import REPOSITORY
-from benchmarks.report import RESULTS, format_table, write_report
+from benchmarks.report import RESULTS, format_difference, format_table, write_report
 from benchmarks.training_arms import TrainingJob, build_usual
 from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.commands.train import COMMAND
@@ -141,8 +141,7 @@ def main() -> None:
                 run["test"] = float(right[name].mean())
             shares = [f"{100 * run[split]:.1f}" if split in run else None for split in SPLITS]
             rows.append([name, run["steps"], round(run["processor_seconds"]), *shares])
-        points = [100 * paired[key] for key in ("difference", "low", "high")]
-        rows.append(["difference", *[None] * 3, "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)])
+        rows.append(["difference", *[None] * 3, format_difference(paired)])
         results[f"{budget:g}"] = {"rate": best, **found, "difference": paired}
     columns = ("", "steps", "processor seconds", "validation, %", "test, %")
     table = format_table(columns, rows)

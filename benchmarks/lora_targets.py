@@ -15,7 +15,7 @@ import pyarrow.parquet
 import torch
 
 from benchmarks.harness import REPOSITORY
-from benchmarks.report import format_table, write_report
+from benchmarks.report import format_difference, format_table, write_report
 from siglip_flowers import train
 from siglip_flowers.base.files import read_json
 from siglip_flowers.config.model import LORA_MODULES
@@ -52,8 +52,7 @@ def main() -> None:
     for name, right in correct.items():
         paired = asdict(paired_bootstrap(right, correct["all"]))
         results[name] = {"rate": chosen[name], "accuracy": float(right.mean()), **paired}
-        points = [100 * paired[key] for key in ("difference", "low", "high")]
-        beside = "" if name == "all" else "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)
+        beside = "" if name == "all" else format_difference(paired)
         rows.append([name, chosen[name], f"{100 * right.mean():.1f}", beside])
     columns = ("adapted", "learning rate", "test accuracy, %", "difference from all, points")
     table, settings = format_table(columns, rows), {"rates": RATES, "seeds": SEEDS}

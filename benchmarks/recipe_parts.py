@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.learning_speed import CONFIG, SPLITS, classify, pack, prepare, train, unpack
-from benchmarks.report import RESULTS, format_table, write_report
+from benchmarks.report import RESULTS, format_difference, format_table, write_report
 from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.load import load_data
@@ -114,8 +114,7 @@ def main() -> None:
     rows = []
     for name, found in results.items():
         if found:
-            points = [100 * found[key] for key in ("accuracy", "difference", "low", "high")]
-            shown = "{:.1f}|{:+.1f} ({:+.1f} to {:+.1f})".format(*points).split("|")
+            shown = (f"{100 * found['accuracy']:.1f}", format_difference(found))
             rows.append([name, len(found["seeds"]), *shown])
     table = format_table(("arm", "seeds", "accuracy, %", "difference, points"), rows)
     print(table)

@@ -74,6 +74,12 @@ def format_cell(value: Any) -> str:
     return str(value)
 
 
+def format_difference(paired: Mapping[str, Any]) -> str:
+    """Format a paired difference between shares, and its interval, in points."""
+    points = [100 * paired[key] for key in ("difference", "low", "high")]
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*points)
+
+
 def format_bytes(count: int | None) -> str | None:
     """Format a number of bytes in MB or GB."""
     if count is None:
