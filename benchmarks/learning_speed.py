@@ -1,19 +1,22 @@
 """What the recipe and the usual script learn from the photographs in the same processor time.
 
     python -m benchmarks.learning_speed --core_seconds 1300 7200
+    python -m benchmarks.learning_speed --config configs/demo.yaml --core_seconds 550
 
-The recipe of configs/nano_64px.yaml against the image-classification example of transformers: the
-same checkpoint, batch and augmentation, AdamW, a linear schedule, and that of three learning rates
-with the highest accuracy on validation after a quarter of the time, at most 900 seconds. Each runs
-in one thread, for as many steps as the time allows by the first few; the recipe's 7,200 seconds are
-the run whose weights are kept in results/nano_64px. Finished runs are in results/learning_speed: a
-later call continues. Writes learning_speed_cpu.json and .md.
+The recipe of a configuration against the image-classification example of transformers: the same
+checkpoint, batch and augmentation, AdamW, a linear schedule, and that of three learning rates with
+the highest accuracy on validation after a quarter of the time, at most 900 seconds. Each runs in
+one thread, for as many steps as the time allows by the first few; the 7,200 seconds of
+configs/nano_64px.yaml are the run whose weights are kept in results/nano_64px. Finished runs are in
+results/learning_speed: a later call continues. Writes learning_speed_cpu.json and .md, or
+learning_speed_demo_cpu.json and .md.
 """
 
 import argparse
 import tempfile
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from transformers import SiglipForImageClassification, set_seed
 
 from benchmarks.harness import REPOSITORY
 from benchmarks.report import RESULTS, format_difference, format_table, write_report
-from benchmarks.training_arms import TrainingJob, build_usual
+from benchmarks.training_arms import TrainingJob, build_usual, build_usual_model
 from siglip_flowers.base.files import read_json, write_json
 from siglip_flowers.commands.train import COMMAND
 from siglip_flowers.config.training import SiglipTrainingArguments
@@ -42,11 +45,11 @@ RATES, TIMED_STEPS, BATCH = (3e-4, 1e-3, 3e-3), 10, 128
 USUAL = {"image_size": None, "train_image_size": None}
 
 
-def prepare(steps: int, directory: str, **changes: Any) -> TrainingJob:
-    """Read the configuration, changed, and the photographs for a training of so many steps."""
+def prepare(config: Path, steps: int, directory: str, **changes: Any) -> TrainingJob:
+    """Read a configuration, changed, and its images for a training of so many steps."""
     quiet = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     more = {"max_steps": steps, "output_dir": directory, "report_to": ["none"], **quiet, **changes}
-    data, model, options, augmentation, *_ = COMMAND.build(more, CONFIG)
+    data, model, options, augmentation, *_ = COMMAND.build(more, config)
     arguments = RunArguments(data, augmentation, model, SiglipTrainingArguments(**vars(options)))
     processor = load_image_processor(model.model_name_or_path, model.image_size)
     return TrainingJob(arguments, load_data(data), processor, 0, steps)
@@ -61,8 +64,11 @@ def train(job: TrainingJob, rate: float | None) -> tuple[Any, float]:
         trainer = SiglipTrainer(job.arguments, job.data, model, job.processor)
     else:
         job.arguments.training.learning_rate = rate
-        more = {"num_labels": len(job.data.class_names), "attn_implementation": "eager"}
-        model = SiglipForImageClassification.from_pretrained(checkpoint, **more)
+        if job.arguments.model.from_scratch:
+            model = build_usual_model(job)
+        else:
+            more = {"num_labels": len(job.data.class_names), "attn_implementation": "eager"}
+            model = SiglipForImageClassification.from_pretrained(checkpoint, **more)
         trainer = build_usual(job, model)
     began = time.process_time()
     trainer.train()
@@ -94,14 +100,16 @@ def unpack(digits: str) -> NDArray:
     return np.array([digit == "1" for digit in digits])
 
 
-def measure(name: str, rate: float | None, seconds: float, tuning: bool = False) -> dict[str, Any]:
+def measure(
+    config: Path, name: str, rate: float | None, seconds: float, tuning: bool = False
+) -> dict[str, Any]:
     """Train for the processor time, unless it was done before; return what came of it."""
-    path = RUNS / f"{name}_{seconds:g}.json"
+    path = RUNS / config.stem / f"{name}_{seconds:g}.json"
     if not path.exists():
         changes = {} if rate is None else USUAL
         with tempfile.TemporaryDirectory() as directory:
-            _, timed = train(prepare(TIMED_STEPS, directory, **changes), rate)
-            job = prepare(round(seconds / timed * TIMED_STEPS), directory, **changes)
+            _, timed = train(prepare(config, TIMED_STEPS, directory, **changes), rate)
+            job = prepare(config, round(seconds / timed * TIMED_STEPS), directory, **changes)
             model, spent = train(job, rate)
             found = {"steps": job.steps, "processor_seconds": spent}
             found["validation"] = float(classify(model, job, "validation").mean())
@@ -123,17 +131,20 @@ def read_kept() -> dict[str, Any]:
 def main() -> None:
     """Choose the rate of the usual script, train both, and compare them."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--core_seconds", type=float, nargs="+", default=[1300, KEPT_SECONDS])
+    options = parser.parse_args()
+    config, main_one = options.config, options.config.stem == CONFIG.stem
     torch.set_num_threads(1)
     rows, results = [], {}
-    for budget in parser.parse_args().core_seconds:
+    for budget in options.core_seconds:
         tuning = min(budget / 4, 900)
-        tried = {rate: measure(f"usual_{rate:g}", rate, tuning, True) for rate in RATES}
+        tried = {rate: measure(config, f"usual_{rate:g}", rate, tuning, True) for rate in RATES}
         best = max(RATES, key=lambda rate: tried[rate]["validation"])
         found = {f"usual script, {rate:g}": run for rate, run in tried.items()}
-        found["usual script"] = measure(f"usual_{best:g}", best, budget)
-        kept = budget == KEPT_SECONDS
-        found["recipe"] = read_kept() if kept else measure("recipe", None, budget)
+        found["usual script"] = measure(config, f"usual_{best:g}", best, budget)
+        kept = main_one and budget == KEPT_SECONDS
+        found["recipe"] = read_kept() if kept else measure(config, "recipe", None, budget)
         right = {name: unpack(found[name]["test"])[None] for name in ("recipe", "usual script")}
         paired = asdict(paired_bootstrap(right["recipe"], right["usual script"]))
         for name, run in found.items():
@@ -146,9 +157,11 @@ def main() -> None:
     columns = ("", "steps", "processor seconds", "validation, %", "test, %")
     table = format_table(columns, rows)
     print(table)
-    command = "python -m benchmarks.learning_speed --core_seconds " + " ".join(results)
-    settings = {"config": CONFIG.name, "rates": RATES}
-    write_report("learning_speed", torch.device("cpu"), command, settings, results, table)
+    name, given = "learning_speed", "" if main_one else f"--config configs/{config.name} "
+    command = f"python -m benchmarks.{name} {given}--core_seconds {' '.join(results)}"
+    name += "" if main_one else f"_{config.stem}"
+    settings = {"config": config.name, "rates": RATES}
+    write_report(name, torch.device("cpu"), command, settings, results, table)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Every arm is configs/nano_64px.yaml with one change, scored on the validation and test images. Class
 balance is tried on a long-tailed part of the photographs, too. Each finished run is kept in
-results/recipe_parts/: a later call continues, and one with other seeds may run beside.
+results/recipe_parts/: a later call continues, and one with other seeds or arms may run beside.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def run(arm: str, seed: int) -> None:
     if path.exists():
         return
     with tempfile.TemporaryDirectory() as directory:
-        job = prepare(1, directory, seed=seed, **ARMS[arm])
+        job = prepare(CONFIG, 1, directory, seed=seed, **ARMS[arm])
         if arm.startswith("tail"):
             splits = job.data.splits
             splits["train"] = splits["train"].select(cut_tail(get_labels(splits["train"])))
@@ -91,12 +91,14 @@ def compare(arm: str, base: str, weights: NDArray) -> dict[str, Any]:
 def main() -> None:
     """Do the runs that are missing, and compare what is there."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--arms", choices=ARMS, nargs="+", default=list(ARMS))
     torch.set_num_threads(1)
-    for seed in parser.parse_args().seeds:
-        for arm in ARMS:
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for arm in options.arms:
             run(arm, seed)
-    splits = load_data(prepare(1, ".").arguments.data).splits
+    splits = load_data(prepare(CONFIG, 1, ".").arguments.data).splits
     labels = {split: get_labels(rows) for split, rows in splits.items()}
     answers, whole = np.concatenate([labels[split] for split in SPLITS]), labels["train"]
     tail = whole[cut_tail(whole)]
