@@ -360,7 +360,16 @@ def test_an_option_that_cannot_apply_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_budget_of_patches_is_refused_for_a_fixed_resolution(nano_dir, folder, tmp_path, capsys):
-    given = small_options(nano_dir, folder, tmp_path / "out", "--max_num_patches", "64")
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--max_num_patches", "--max_num_patches 72 is for NaFlex"),
+        ("--train_image_size", "--train_image_size 72 is larger than the 64 pixels of evaluation"),
+    ],
+)
+def test_an_option_that_does_not_fit_a_fixed_resolution_is_refused(
+    option, message, nano_dir, folder, tmp_path, capsys
+):
+    given = small_options(nano_dir, folder, tmp_path / "out", option, "72")
     assert run_train(given) == 2
-    assert "--max_num_patches 64 is for NaFlex" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

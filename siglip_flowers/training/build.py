@@ -121,8 +121,15 @@ def check_arguments(arguments: RunArguments) -> None:
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if model.image_size is not None:
         check_image_size(model.image_size, vision_config)
-    if arguments.augmentation.train_image_size is not None:
-        check_image_size(arguments.augmentation.train_image_size, vision_config, "train_image_size")
+    train_size = arguments.augmentation.train_image_size
+    if train_size is not None:
+        check_image_size(train_size, vision_config, "train_image_size")
+        size: Any = model.image_size or vision_config.image_size
+        if train_size > size:
+            raise InputError(
+                f"--train_image_size {train_size} is larger than the {size} pixels of evaluation; "
+                "lower it, or raise --image_size."
+            )
     check_max_num_patches(model.max_num_patches, vision_config)
     if is_naflex(vision_config):
         check_patch_augmentation(arguments.augmentation)
