@@ -1,4 +1,4 @@
-"""What the recipe and the usual script learn from the photographs in the same processor time.
+"""What a recipe and the usual script learn in the same processor time.
 
     python -m benchmarks.learning_speed --core_seconds 1300 7200
     python -m benchmarks.learning_speed --config configs/demo.yaml --core_seconds 550
@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--core_seconds", type=float, nargs="+", default=[1300, KEPT_SECONDS])
     options = parser.parse_args()
-    config, main_one = options.config, options.config.stem == CONFIG.stem
+    config, report, given = options.config, "learning_speed", ""
+    if config.stem != CONFIG.stem:
+        report, given = f"learning_speed_{config.stem}", f"--config configs/{config.name} "
     torch.set_num_threads(1)
     rows, results = [], {}
     for budget in options.core_seconds:
@@ -143,7 +145,7 @@ def main() -> None:
         best = max(RATES, key=lambda rate: tried[rate]["validation"])
         found = {f"usual script, {rate:g}": run for rate, run in tried.items()}
         found["usual script"] = measure(config, f"usual_{best:g}", best, budget)
-        kept = main_one and budget == KEPT_SECONDS
+        kept = config.stem == CONFIG.stem and budget == KEPT_SECONDS
         found["recipe"] = read_kept() if kept else measure(config, "recipe", None, budget)
         right = {name: unpack(found[name]["test"])[None] for name in ("recipe", "usual script")}
         paired = asdict(paired_bootstrap(right["recipe"], right["usual script"]))
@@ -157,11 +159,9 @@ def main() -> None:
     columns = ("", "steps", "processor seconds", "validation, %", "test, %")
     table = format_table(columns, rows)
     print(table)
-    name, given = "learning_speed", "" if main_one else f"--config configs/{config.name} "
-    command = f"python -m benchmarks.{name} {given}--core_seconds {' '.join(results)}"
-    name += "" if main_one else f"_{config.stem}"
+    command = f"python -m benchmarks.learning_speed {given}--core_seconds {' '.join(results)}"
     settings = {"config": config.name, "rates": RATES}
-    write_report(name, torch.device("cpu"), command, settings, results, table)
+    write_report(report, torch.device("cpu"), command, settings, results, table)
 
 
 if __name__ == "__main__":
