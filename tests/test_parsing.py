@@ -15,7 +15,7 @@ from siglip_flowers.commands.train import COMMAND as TRAIN
 from siglip_flowers.commands.train import KINDS as TRAIN_KINDS
 from siglip_flowers.config.fields import list_options
 from siglip_flowers.config.parsing import Command
-from siglip_flowers.config.saved import REMOVED, dump_configuration, read_version
+from siglip_flowers.config.saved import dump_configuration, read_gone, read_version
 from siglip_flowers.config.training import SiglipTrainingArguments
 from tests.conftest import REPOSITORY
 
@@ -230,7 +230,7 @@ def test_a_configuration_that_an_older_version_saved_is_read(caplog, tmp_path):
     assert len(caplog.messages) == 1
     assert "older version" in caplog.messages[0]
     assert "remove_unused_columns" in caplog.messages[0]
-    for name in sorted(REMOVED.keys() - TRAIN.fields.keys()):
+    for name in sorted(read_gone()[1].keys() - TRAIN.fields.keys()):
         saved.write_text(f"{name}: other\n", encoding="utf-8")
         with pytest.raises(InputError, match=rf"^{name} in .*config\.yaml is (not supp|an option)"):
             TRAIN.parse(["--config", str(saved)])

@@ -18,7 +18,13 @@ from typing import IO, Any, NoReturn, Union, get_args, get_origin, get_type_hint
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.config.fields import get_default, list_options, suggest_nearest
 from siglip_flowers.config.rules import Rule, check_rules, merge_options
-from siglip_flowers.config.saved import REFUSED, drop_removed, find_config, read_version, read_yaml
+from siglip_flowers.config.saved import (
+    drop_removed,
+    find_config,
+    read_gone,
+    read_version,
+    read_yaml,
+)
 
 TRUE_WORDS, FALSE_WORDS = ("true", "yes", "1"), ("false", "no", "0")
 
@@ -231,7 +237,10 @@ def _add_option(
         if is_list:
             settings["nargs"] = "+"
     settings.update({key: metadata[key] for key in ("nargs", "const") if key in metadata})
-    group.add_argument(f"--{option.name}", type=_CONVERTERS[kind], **settings)
+    convert_text: Callable[[str], Any] = _CONVERTERS[kind]
+    if type(None) in get_args(hint) and not is_list:
+        convert_text = partial(_convert_unless_null, convert_text)
+    group.add_argument(f"--{option.name}", type=convert_text, **settings)
 
 
 def _read_hint(hint: Any) -> tuple[type, bool]:
@@ -241,6 +250,10 @@ def _read_hint(hint: Any) -> tuple[type, bool]:
     if get_origin(hint) is list:
         return get_args(hint)[0], True
     return get_origin(hint) or hint, False
+
+
+def _convert_unless_null(convert_text: Callable[[str], Any], text: str) -> Any:
+    return None if text == "null" else convert_text(text)
 
 
 def _to_bool(text: str) -> bool:
@@ -327,7 +340,7 @@ def refuse_argument(argument: str, known: set[str]) -> NoReturn:
     if argument.startswith("-"):
         name = argument.split("=")[0]
         word = name.lstrip("-").replace("-", "_")
-        if word in REFUSED:
-            raise InputError(f"--{word} is not supported: {REFUSED[word]}")
+        if instead := read_gone()[0].get(word):
+            raise InputError(f"--{word} is not supported: {instead}")
         raise InputError(f"Unknown option {name}{suggest_nearest(word, known, prefix='--')}")
     raise InputError(f"Unexpected argument {argument!r}; options start with --, see --help.")

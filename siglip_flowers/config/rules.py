@@ -189,11 +189,6 @@ _SETTINGS = "; ".join(
 )
 
 
-def _is_nesterov_alone(settings: dict[str, str]) -> bool:
-    momentum, dampening = (float(settings.get(name, 0)) for name in ("momentum", "dampening"))
-    return settings.get("nesterov") == "true" and (momentum == 0 or dampening > 0)
-
-
 WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau")
 # What transformers checks by itself is not here.
 _TRAINER_RULES = (
@@ -210,14 +205,9 @@ _TRAINER_RULES = (
     Rule(
         lambda o: not set(parse_optim_args(o.optim_args)) <= set(OPTIMIZERS[o.optim]),
         f"--optim {{optim}} does not take --optim_args {{optim_args}}: {_SETTINGS}.",
-        "--optim sgd --optim_args momentum=0.9,alpha=0.9",
+        "--optim sgd --optim_args momentum=0.9,lr=0.1",
         "optim",
         ("optim_args",),
-    ),
-    Rule(
-        lambda o: _is_nesterov_alone(parse_optim_args(o.optim_args)),
-        "--optim_args nesterov=true requires momentum above 0, and no dampening.",
-        "--optim sgd --optim_args nesterov=true",
     ),
     Rule(
         lambda o: o.early_stopping_patience is not None and o.eval_strategy == "no",
@@ -234,11 +224,11 @@ _TRAINER_RULES = (
         lambda o: (
             o.load_best_model_at_end
             and o.save_strategy == o.eval_strategy == "steps"
-            and ((o.eval_steps or o.logging_steps) < 1) != (o.save_steps < 1)
+            and (o.eval_steps or o.logging_steps) != o.save_steps
         ),
-        "--load_best_model_at_end requires --save_steps and --eval_steps to be both steps or both "
-        "shares; change one, or add --load_best_model_at_end false.",
-        "--eval_strategy steps --save_strategy steps --eval_steps 0.5 --save_steps 6",
+        "--load_best_model_at_end requires --save_steps and --eval_steps to be equal; change one, "
+        "or use --save_strategy best, which saves after each new best evaluation.",
+        "--eval_strategy steps --save_strategy steps --eval_steps 5 --save_steps 10",
     ),
     Rule(
         lambda o: o.lr_scheduler_type in WITHOUT_WARMUP and o.warmup_steps not in (0, 0.1),

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,82 +21,18 @@ _VERSION = re.compile(r"# siglip_flowers (\S+)\n")
 # Configurations that come with the package.
 SHIPPED = Path(__file__).parents[1] / "configs"
 
-# Options of transformers.TrainingArguments that contradict the package: what to use instead.
-_INSTEAD = {
-    "resume_from_checkpoint": "use --resume auto, which finds the newest checkpoint.",
-    "do_train": "train.py always trains; use eval.py to evaluate only.",
-    "do_eval": "use --eval_strategy no to skip evaluation during training.",
-    "do_predict": "predictions of the test split are always written; use eval.py for other splits.",
-    "hub_token push_to_hub_token": "run hf auth login or set HF_TOKEN.",
-    "hub_strategy hub_always_push hub_revision": "use --push_to_hub for the finished run.",
-    "greater_is_better": "whether higher is better follows from --metric_for_best_model.",
-    "bf16_full_eval": "use eval.py --dtype bfloat16.",
-    "fp16_full_eval": "use eval.py --dtype float16.",
-    "activation_checkpointing activation_checkpointing_kwargs gradient_checkpointing_kwargs": (
-        "use --gradient_checkpointing, which is not re-entrant."
-    ),
-    "fsdp fsdp_config deepspeed accelerator_config local_rank": (
-        "use accelerate launch --config_file with one of configs/accelerate."
-    ),
-    "label_names": "use --label_column_name for the column of labels.",
-    "logging_dir": "TensorBoard writes to the directory tensorboard in --output_dir.",
+
+@cache
+def read_gone() -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the options that are not in this version, as ``gone.yaml`` has them.
+
+    Returns:
+        Those of the Trainer that are refused, each with what to use instead; and those that older
+        versions saved, each with the value that changed nothing.
     """
-    batch_eval_metrics ddp_find_unused_parameters debug enable_jit_checkpoint eval_do_concat_batches
-    group_by_length ignore_data_skip include_for_metrics length_column_name log_level
-    neftune_noise_alpha prediction_loss_only remove_unused_columns
-    restore_callback_states_from_checkpoint save_only_model save_safetensors train_sampling_strategy
-    use_liger_kernel
-    """: "its value is fixed; remove it.",
-}
-REFUSED = {name: text for names, text in _INSTEAD.items() for name in names.split()}
-_OFF = """
-    activation_checkpointing batch_eval_metrics bf16_full_eval ddp_find_unused_parameters do_predict
-    do_train enable_jit_checkpoint eval_use_gather_object fp16_full_eval hub_always_push
-    ignore_data_skip prediction_loss_only push_to_hub remove_unused_columns
-    restore_callback_states_from_checkpoint save_on_each_node save_only_model use_cache
-    use_liger_kernel wandb_log_model
-"""
-_ON = """
-    average_tokens_across_devices dataloader_in_order do_eval eval_do_concat_batches feature_cache
-    greater_is_better log_on_each_node skip_memory_metrics
-"""
-_UNSET = """
-    dataloader_multiprocessing_context ddp_broadcast_buffers ddp_static_graph
-    eval_accumulation_steps gradual_unfreezing liger_kernel_config max_grad_norm_stop
-    optim_target_modules parallelism_config probe_learning_rates probe_poolings probe_weight_decays
-    storage torch_empty_cache_steps trackio_bucket_id trackio_space_id trackio_static_space_id
-"""
-# What a file may say about an option that older versions saved and that is gone: the value that
-# changes nothing. The file's other values decide the run.
-REMOVED: dict[str, Any] = {
-    **dict.fromkeys(_OFF.split(), False),
-    **dict.fromkeys(_ON.split(), True),
-    **dict.fromkeys(_UNSET.split()),
-    "class_weights": "none",
-    "probe_solver": "adamw",
-    "augmented_views": 8,
-    "drop_path": 0.0,
-    "auto_augment": "none",
-    "randaugment_num_ops": 2,
-    "randaugment_magnitude": 9,
-    "random_erasing": 0.0,
-    "sampler": "tpe",
-    "startup_trials": 10,
-    "study_name": "search",
-    "hub_strategy": "every_save",
-    "include_num_input_tokens_seen": "no",
-    "length_column_name": "length",
-    "local_rank": -1,
-    "log_level": "passive",
-    "log_level_replica": "warning",
-    "project": "huggingface",
-    "train_sampling_strategy": "random",
-    "accelerator_config": {
-        **dict.fromkeys(("non_blocking", "split_batches"), False),
-        **dict.fromkeys(("even_batches", "use_seedable_sampler"), True),
-        **dict.fromkeys(("dispatch_batches", "gradient_accumulation_kwargs")),
-    },
-}
+    tables = yaml.safe_load(Path(__file__).with_name("gone.yaml").read_text(encoding="utf-8"))
+    refused = {name: text for text, names in tables["refused"].items() for name in names.split()}
+    return refused, tables["removed"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -169,13 +106,14 @@ def drop_removed(values: dict[str, Any], known: set[str], origin: str) -> dict[s
         InputError: A key is not an option.
     """
     gone = [key for key in values if key not in known]
-    dropped = [key for key in gone if key in REMOVED and values[key] == REMOVED[key]]
+    refused, removed = read_gone() if gone else ({}, {})
+    dropped = [key for key in gone if key in removed and values[key] == removed[key]]
     for key in gone:
         if key in dropped:
             continue
-        if key in REFUSED:
-            raise InputError(f"{key} in {origin} is not supported: {REFUSED[key]}")
-        if key in REMOVED:
+        if key in refused:
+            raise InputError(f"{key} in {origin} is not supported: {refused[key]}")
+        if key in removed:
             raise InputError(
                 f"{key} in {origin} is an option of an older version; it is gone, and "
                 f"{values[key]!r} was not its default. Remove the line."

@@ -77,6 +77,8 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
             raise InputError(" ".join(str(error).split())) from error
         self.report_to, self.optim, self.dataloader_num_workers = trackers, optimizer, workers
         self._check_schedule()
+        if self.fp16 and self.use_cpu:
+            raise InputError("--fp16 has no effect on a CPU; remove it, or use --bf16 true.")
 
     def _check_schedule(self) -> None:
         """Raise InputError unless the schedule takes its settings."""

@@ -35,16 +35,10 @@ OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "adamw_torch": (),
     "muon": ("lr", "momentum", "adjust_lr_fn"),
     "adafactor": (),
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "adagrad": ("lr_decay", "eps"),
-    "rmsprop": ("momentum", "alpha", "eps", "centered"),
+    "sgd": ("momentum",),
 }
-# Settings among them that are words; the others are numbers from 0 to 1.
-OPTIMIZER_WORDS = {
-    "adjust_lr_fn": ("original", "match_rms_adamw"),
-    "nesterov": ("true", "false"),
-    "centered": ("true", "false"),
-}
+# The only setting among them that is a word; the others are numbers from 0 to 1.
+MUON_RATES = ("original", "match_rms_adamw")
 SCHEDULES = (
     *("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant"),
     *("constant_with_warmup", "inverse_sqrt", "warmup_stable_decay", "reduce_lr_on_plateau"),
@@ -78,8 +72,8 @@ def parse_optim_args(optim_args: str | None) -> dict[str, str]:
     if any(not (name and sign and value) for name, sign, value in pairs):
         raise InputError(f"--optim_args is {optim_args!r}; write name=value,name=value.")
     for name, _, value in pairs:
-        if name in OPTIMIZER_WORDS:
-            check_choice(f"optim_args {name}", value, OPTIMIZER_WORDS[name])
+        if name == "adjust_lr_fn":
+            check_choice(f"optim_args {name}", value, MUON_RATES)
             continue
         try:
             usable = 0.0 <= float(value) <= 1.0
@@ -148,7 +142,7 @@ class TrainingOptions(Options):
     save_steps: float = option(
         500, "Steps between checkpoints; below 1: a share of all steps.", steps_or_share
     )
-    save_total_limit: int | None = option(1, "Checkpoints to keep besides the best one.", positive)
+    save_total_limit: int | None = option(1, "Checkpoints to keep, with the best one.", positive)
     load_best_model_at_end: bool = option(True, "Keep the best weights instead of the last.")
     metric_for_best_model: str = common(
         "validation_accuracy",
