@@ -19,6 +19,7 @@ from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.config import DataArguments
+from siglip_flowers.data.names import match_names
 from siglip_flowers.data.sources.load import load_data
 from tests.conftest import REPOSITORY
 from tests.small_runs import list_files, make_checkpoint, make_folder, small_options, start_script
@@ -150,6 +151,10 @@ def test_eval_takes_the_newest_model_below_results(tmp_path, monkeypatch, caplog
     assert Path(find_model(".")).parent == tmp_path / "results" / "older"
 
 
+def test_flowers_keep_their_classes_whatever_else_is_among_them():
+    assert match_names(["Cat", "rose", "fox"], ["cat", "ROSE", "fox"]) == [None, 1, 2]
+
+
 def test_eval_writes_nothing_unless_asked(tmp_path, capsys):
     out = tmp_path / "run"
     argv = small_options(
@@ -163,3 +168,17 @@ def test_eval_writes_nothing_unless_asked(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "validation" in shown
     assert "accuracy" in shown
+    # The run's own predictions are not replaced, and nothing that it starts from is deleted.
+    assert eval_command.main(["--model", str(out), "--output_dir", str(out)]) == 2
+    assert "what the run itself predicted" in capsys.readouterr().err
+    again = ["--model_name_or_path", str(out), "--overwrite_output_dir"]
+    assert train_command.main([*argv, *again]) == 2
+    assert "would delete" in capsys.readouterr().err
+    # A configuration beside a model is not that of its run.
+    (out / "model").rename(tmp_path / "elsewhere")
+    (tmp_path / "config.yaml").write_text("- of another program\n")
+    other = ["--model", str(tmp_path / "elsewhere"), "--data_dir", str(tmp_path / "data")]
+    assert eval_command.main(other) == 0
+    # Logistic regression fits no cosine head: it is trained step by step.
+    frozen = ["--trainable", "head", "--augment", "false", "--head", "cosine"]
+    assert train_command.main([*argv, *frozen, "--output_dir", str(tmp_path / "cosine")]) == 0

@@ -19,6 +19,7 @@ CONFIG_FILE = "config.yaml"
 MODEL_DIR = "model"
 ADAPTER_DIR = "adapter"
 CHECKPOINT_DIR = "checkpoints"
+SPLITS_FILE = "splits.json"
 # What to do about a damaged file of a checkpoint.
 REMOVE_CHECKPOINT = "Remove the checkpoint, and the same command resumes from the one before"
 RUN_FILES = (
@@ -27,7 +28,7 @@ RUN_FILES = (
     MODEL_DIR,
     ADAPTER_DIR,
     CHECKPOINT_DIR,
-    "splits.json",
+    SPLITS_FILE,
     "history.csv",
     "loss_plot.png",
     "accuracy_plot.png",

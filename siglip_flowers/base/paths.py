@@ -70,6 +70,13 @@ def enter_run(name: str) -> str:
     return str(inner) if (inner / "config.json").is_file() else name
 
 
+def find_run(model: str) -> Path | None:
+    """Return the directory of the run that a model is of, None if it is in none."""
+    directory = Path(model)
+    is_inside = directory.name == MODEL_DIR and (directory.parent / CONFIG_FILE).is_file()
+    return directory.parent if is_inside else None
+
+
 def is_local_model(name: str) -> bool:
     """Return whether a name is that of a local model; else it is a Hub id.
 

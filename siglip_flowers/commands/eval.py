@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from siglip_flowers.base.files import CONFIG_FILE
+from siglip_flowers.base.paths import find_run
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.commands.entry import Command, name_call, name_program, run_command
 from siglip_flowers.commands.main import (
@@ -127,12 +127,11 @@ def _run(
     extensions = load_extensions(own)
     if any(extension.run_instead(options) for extension in extensions):
         return None
-    output_dir = None if options.output_dir is None else Path(options.output_dir)
+    output_dir, run = None if options.output_dir is None else Path(options.output_dir), None
     if not options.zero_shot:
         data_arguments = follow_run(options, data_arguments, read)
-        run = Path(options.model).parent
-        if output_dir is None and (run / CONFIG_FILE).is_file():
-            output_dir = run
+        run = find_run(options.model)
+        output_dir = output_dir or run
     evaluation = prepare_evaluation(options, data_arguments, command)
     run_evaluation(evaluation, extensions)
     assert evaluation.result is not None
@@ -142,7 +141,7 @@ def _run(
             print(escape_unprintable(evaluation.title))
             print(f"Computed in {options.dtype} on {evaluation.environment['device']}.")
             print(format_metrics({options.split: metrics}, evaluation.intervals))
-            if not options.zero_shot:
+            if run is not None:
                 for line in read_choice(run):
                     print(escape_unprintable(line))
         if options.output_dir is not None:

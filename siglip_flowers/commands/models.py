@@ -9,7 +9,7 @@ from typing import Any
 
 from siglip_flowers.base.errors import InputError
 from siglip_flowers.base.files import CONFIG_FILE, MODEL_DIR
-from siglip_flowers.base.paths import check_dataset, check_model, enter_run
+from siglip_flowers.base.paths import check_dataset, check_model, enter_run, find_run
 from siglip_flowers.commands.entry import Command
 from siglip_flowers.config import DataArguments
 from siglip_flowers.config.saved import read_yaml
@@ -93,8 +93,13 @@ def follow_run(
         read: Returns all options again, data options second; takes ``defaults``.
     """
     options.model = find_model(options.model)
-    config = Path(options.model).parent / CONFIG_FILE
-    data_arguments: DataArguments = read(defaults=read_data_defaults(config, given))[1]
+    run = find_run(options.model)
+    own = {} if run is None else read_data_defaults(run / CONFIG_FILE, given)
+    data_arguments: DataArguments = read(defaults=own)[1]
+    if run is not None:
+        saved = read_yaml(run / CONFIG_FILE)
+        same = all(saved.get(name) == getattr(given, name) for name in SOURCE_OPTIONS)
+        data_arguments.trained_run = run if same or not names_source(given) else None
     return data_arguments
 
 

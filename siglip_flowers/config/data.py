@@ -1,6 +1,7 @@
 """Where the images come from, and how training images are augmented."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from siglip_flowers.config.fields import Options, between, common, not_negative, option, positive
 
@@ -95,6 +96,8 @@ class DataArguments(Options):
         "in the cache of datasets. It may be deleted at any time.",
         path="output",
     )
+    # Not an option: the finished run whose data these are.
+    trained_run: Path | None = field(default=None, init=False)
 
 
 @dataclass

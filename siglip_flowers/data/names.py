@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import datasets
 
@@ -80,6 +80,18 @@ def _warn_of_similar_names(names: list[str], advice: str) -> None:
             logger.warning("The classes %s differ in %s only; %s.", pair, what, advice)
 
 
+def match_names(names: Sequence[str], known: Sequence[str]) -> list[int | None]:
+    """Return the position of each class among known ones, None if it is not among them.
+
+    A flower may be spelled in any way: its name is the original one only if all classes of a data
+    set are flowers (see :func:`order_names`).
+    """
+    numbers = {name: number for number, name in enumerate(known)}
+    flowers = {_POSITIONS.get(normalize_name(name)): number for name, number in numbers.items()}
+    flowers.pop(None, None)
+    return [numbers.get(n, flowers.get(_POSITIONS.get(normalize_name(n)))) for n in names]
+
+
 def follow_model_classes(
     rows: datasets.Dataset, model_names: list[str], model_path: str
 ) -> datasets.Dataset:
@@ -91,14 +103,14 @@ def follow_model_classes(
     names: list[str] = rows.features["label"].names
     if names == model_names:
         return rows
-    number_of = {name: number for number, name in enumerate(model_names)}
-    unknown = [name for name in names if name not in number_of]
+    numbers = match_names(names, model_names)
+    unknown = [name for name, number in zip(names, numbers, strict=True) if number is None]
     if unknown:
         raise InputError(
             f"The model {model_path} does not know {len(unknown)} of the data's {len(names)} "
             f"classes: {abbreviate(unknown)}. Evaluate it on data with the classes it was trained "
             "on."
         )
-    labels = [number_of[names[label]] for label in rows["label"]]
+    labels = [numbers[label] for label in rows["label"]]
     feature = datasets.ClassLabel(names=model_names)
     return rows.remove_columns("label").add_column("label", labels, feature=feature)

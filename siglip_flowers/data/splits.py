@@ -3,13 +3,16 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
 
 from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import SPLITS_FILE, read_json
 from siglip_flowers.base.text import abbreviate, count
-from siglip_flowers.data.rows import get_labels
+from siglip_flowers.data.rows import get_labels, image_ids
 
 SPLIT_NAMES = ("train", "validation", "test")
 # What folders, tables and data sets call them.
@@ -46,6 +49,44 @@ class ClassificationData:
     def class_names(self) -> list[str]:
         """The name of each class number."""
         return list(self.splits["train"].features["label"].names)
+
+
+def list_ids(data: ClassificationData) -> dict[str, Any]:
+    """Return what a run keeps in ``splits.json``: the protocol, the classes, each split's ids."""
+    ids = {name: image_ids(rows) for name, rows in data.splits.items()}
+    return {"split_protocol": data.split_protocol, "class_names": data.class_names, **ids}
+
+
+def check_unchanged(run: Path, data: ClassificationData) -> None:
+    """Raise InputError unless the data are those that an unfinished run began with."""
+    now, path = list_ids(data), run / SPLITS_FILE
+    before = read_json(path) if path.is_file() else now
+    changed = [name.replace("class_names", "class") for name in now if before[name] != now[name]]
+    if changed:
+        raise InputError(
+            f"The data have changed since the unfinished run in {run} began: other "
+            f"{' and '.join(changed)} images. Restore them, choose another --output_dir, or add "
+            "--overwrite_output_dir."
+        )
+
+
+def check_untrained(run: Path, data: ClassificationData) -> None:
+    """Raise InputError if a held-out split has images that a run was trained on.
+
+    A run's data are cut again where they are read again; ids that two splits share say nothing.
+    """
+    ids = {name: set(image_ids(rows)) for name, rows in data.splits.items()}
+    shared = len(set().union(*ids.values())) < sum(map(len, ids.values()))
+    if shared or not (run / SPLITS_FILE).is_file():
+        return
+    trained = set(read_json(run / SPLITS_FILE)["train"])
+    for name in ("validation", "test"):
+        if found := sorted(ids[name] & trained):
+            raise InputError(
+                f"The run in {run} was trained on {len(found)} images of the {name} split, such as "
+                f"{found[0]}: its data have changed, or are split otherwise. Restore them, or "
+                "accept this with --allow_duplicates."
+            )
 
 
 def _group_rows(labels: np.ndarray) -> list[np.ndarray]:

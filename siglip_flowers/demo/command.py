@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from siglip_flowers.base.errors import InputError, RunError
-from siglip_flowers.base.files import CONFIG_FILE, METRICS_FILE, read_json
+from siglip_flowers.base.files import METRICS_FILE, read_json
+from siglip_flowers.base.paths import find_run
 from siglip_flowers.base.text import shorten_description
 from siglip_flowers.commands.entry import Command, run_command
 from siglip_flowers.commands.models import follow_run, names_source
@@ -66,7 +67,7 @@ def _serve(parsed: tuple[DemoArguments, DataArguments, bool]) -> None:
     processor = load_image_processor(model_dir)
     data, images = None, None
     # Without data of its run, the default would be to download Flowers102.
-    if options.neighbors and (named or (Path(model_dir).parent / CONFIG_FILE).is_file()):
+    if options.neighbors and (named or find_run(model_dir)):
         print("Loading the training images (--neighbors 0 starts without them).", flush=True)
         try:
             data = load_data(data_arguments)

@@ -18,7 +18,8 @@ import torch
 from accelerate import PartialState
 
 from siglip_flowers.base.environment import describe_environment
-from siglip_flowers.base.files import METRICS_FILE, atomic_path, read_json, write_json
+from siglip_flowers.base.errors import InputError
+from siglip_flowers.base.files import METRICS_FILE, atomic_path, is_finished, read_json, write_json
 from siglip_flowers.base.text import align_columns
 from siglip_flowers.config import DataArguments, EvaluationArguments
 from siglip_flowers.data.inspection import check_images
@@ -141,6 +142,8 @@ def prepare_evaluation(
     name = options.model_name_or_path or options.model
     assert name is not None
     check_data_arguments(data_arguments)
+    if options.output_dir is not None:
+        _keep_own_predictions(Path(options.output_dir), options.split)
     if options.zero_shot:
         check_text_tower(name)
     else:
@@ -222,6 +225,19 @@ def read_choice(directory: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         # A model without its run, or a file that another program wrote.
         return []
+
+
+def _keep_own_predictions(directory: Path, split: str) -> None:
+    own = directory / f"predictions_{split}.parquet"
+    if (
+        is_finished(directory)
+        and own.is_file()
+        and not (directory / f"metrics_{split}.json").is_file()
+    ):
+        raise InputError(
+            f"{own} is what the run itself predicted, and would be replaced. Choose another "
+            "--output_dir."
+        )
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from siglip_flowers.base.errors import RunError
 from siglip_flowers.base.text import count
+from siglip_flowers.data.names import match_names
 from siglip_flowers.model.classifier import CosineHead, SiglipClassifier
 from siglip_flowers.model.loading import (
     is_classifier,
@@ -225,9 +226,9 @@ def keep_known_heads(model: SiglipClassifier, checkpoint: str) -> int:
     normalizes = isinstance(head, CosineHead) or model.config.normalize_features
     fits = trained.config.pooling == model.config.pooling
     fits = fits and trained.config.normalize_features == normalizes
-    numbers = {name: number for number, name in enumerate(trained.class_names)}
-    rows = [row for row, name in enumerate(model.class_names) if name in numbers and fits]
-    known = [numbers[model.class_names[row]] for row in rows]
+    matches = match_names(model.class_names, trained.class_names)
+    pairs = [(row, number) for row, number in enumerate(matches) if number is not None and fits]
+    rows, known = [row for row, _ in pairs], [number for _, number in pairs]
     logger.warning(
         "%s is a trained classifier; the heads of %d of %s are kept%s.",
         checkpoint,

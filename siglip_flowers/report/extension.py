@@ -8,7 +8,8 @@ from typing import Any
 from accelerate import PartialState
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import CONFIG_FILE, REPORT_DIRS
+from siglip_flowers.base.files import REPORT_DIRS
+from siglip_flowers.base.paths import find_run
 from siglip_flowers.base.text import escape_unprintable
 from siglip_flowers.config import EvaluationArguments
 from siglip_flowers.data.names import follow_model_classes
@@ -77,8 +78,8 @@ def choose_report_dir(options: EvaluationArguments) -> Path:
     Raises:
         InputError: The model is in no run's directory, and --output_dir is not set.
     """
-    parent = Path(options.output_dir or Path(str(options.model)).parent)
-    if options.output_dir is None and not (parent / CONFIG_FILE).is_file():
+    parent = Path(options.output_dir) if options.output_dir else find_run(str(options.model))
+    if parent is None:
         raise InputError(
             f"The model {options.model} is not in the directory of a run, where its report would "
             "be written. Name a directory with --output_dir."

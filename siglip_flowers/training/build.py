@@ -60,7 +60,7 @@ from siglip_flowers.runtime.devices import choose_attention, count_cores
 from siglip_flowers.runtime.memory import fit_workers
 from siglip_flowers.tracking.kinds import check_trackers
 from siglip_flowers.training.objectives import name_activation
-from siglip_flowers.training.output import check_output_dir
+from siglip_flowers.training.output import check_output_dir, check_overwritten
 
 logger = logging.getLogger(__name__)
 
@@ -109,15 +109,16 @@ class TrainingExtension:
 
 def check_arguments(arguments: RunArguments) -> None:
     """Check everything that can be checked before data, weights or training: see the errors."""
-    training, options = arguments.training, arguments.options
+    training, options, model = arguments.training, arguments.options, arguments.model
+    output_dir, checkpoint = Path(str(training.output_dir)), model.model_name_or_path
     check_rules(TRAIN_RULES, options)
     if not training.overwrite_output_dir:
-        check_output_dir(
-            Path(str(training.output_dir)), arguments.dump(), resume=training.resume == "auto"
-        )
+        check_output_dir(output_dir, arguments.dump(), resume=training.resume == "auto")
+    else:
+        read = (model.model_name_or_path, model.prompt_templates, model.class_prompts)
+        check_overwritten(output_dir, (*read, arguments.data.data_dir))
     check_trackers(training.report_to)
     check_data_arguments(arguments.data)
-    model, checkpoint = arguments.model, arguments.model.model_name_or_path
     vision_config = vision_config_of(load_checkpoint_config(checkpoint))
     if model.image_size is not None:
         check_image_size(model.image_size, vision_config)
@@ -164,6 +165,7 @@ def fits_on_features(arguments: RunArguments) -> bool:
     return (
         model.trainable == "head"
         and model.head_init == "random"
+        and model.head_kind == "linear"
         and not arguments.augmentation.augment
         and training.objective == "cross_entropy"
         and training.label_smoothing_factor == 0
@@ -235,7 +237,7 @@ def _start_head(
         set_text_head(model, zero_shot_head(checkpoint, data.class_names, prompts))
     elif options.head_init == "probe":
         fit_head(model, processor, data, arguments.data, training)
-    elif not options.from_scratch:
+    elif not options.from_scratch and not fits_on_features(arguments):
         keep_known_heads(model, checkpoint)
         calibration = load_calibration(checkpoint) if options.head_kind == "cosine" else None
         if calibration is not None:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from siglip_flowers.base.files import (
     is_finished,
     write_text,
 )
+from siglip_flowers.base.paths import enter_run
 from siglip_flowers.base.version import __version__
 from siglip_flowers.config.saved import read_version, read_yaml
 from siglip_flowers.training.checkpoints import clear_leftovers, list_checkpoints
@@ -154,6 +155,18 @@ def check_output_dir(directory: Path, configuration: str, *, resume: bool = True
             "use --resume auto."
         )
     check_same_settings(directory / CONFIG_FILE, configuration)
+
+
+def check_overwritten(directory: Path, read: Iterable[str | None]) -> None:
+    """Raise InputError if a run would delete, with an earlier one, what it reads itself."""
+    deleted = {(directory / name).resolve() for name in (*RUN_FILES, *OTHER_FILES)}
+    for name in filter(None, read):
+        path = Path(enter_run(name)).resolve()
+        if deleted & {path, *path.parents}:
+            raise InputError(
+                f"--overwrite_output_dir would delete {name}, which the run starts from. Choose "
+                "another --output_dir."
+            )
 
 
 def check_same_settings(

@@ -14,6 +14,7 @@ from siglip_flowers.base.files import (
     ADAPTER_DIR,
     CHECKPOINT_DIR,
     MODEL_DIR,
+    SPLITS_FILE,
     atomic_directory,
     read_json,
     reading,
@@ -22,9 +23,8 @@ from siglip_flowers.base.files import (
 from siglip_flowers.config.rules import has_measured_start, needs_text_tower
 from siglip_flowers.config.training_options import parse_wise_ft
 from siglip_flowers.data.inspection import check_images
-from siglip_flowers.data.rows import image_ids
 from siglip_flowers.data.sources.load import download_data, open_data
-from siglip_flowers.data.splits import ClassificationData
+from siglip_flowers.data.splits import ClassificationData, check_unchanged, list_ids
 from siglip_flowers.evaluation.features import FitHead, fit_head
 from siglip_flowers.evaluation.fitting import (
     fit_and_save_temperature,
@@ -189,12 +189,11 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
 def _open(run: Run, checkpoint: str | None) -> None:
     """Open the trackers, those of a resumed run again, and write the images of each split."""
     if checkpoint is not None:
+        check_unchanged(run.output_dir, run.data)
         run.trackers.load(Path(checkpoint))
     run.trackers.open(describe_facts(run.arguments, run.data))
     if PartialState().is_main_process:
-        ids = {name: image_ids(rows) for name, rows in run.data.splits.items()}
-        protocol = {"split_protocol": run.data.split_protocol}
-        write_json(run.output_dir / "splits.json", protocol | ids)
+        write_json(run.output_dir / SPLITS_FILE, list_ids(run.data))
 
 
 def _measure_start(run: Run, model: SiglipClassifier | ContrastiveSiglip) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from siglip_flowers.data.sources.oxford import (
 from siglip_flowers.data.sources.table import FORMATS, find_tables, load_table
 from siglip_flowers.data.splits import (
     ClassificationData,
+    check_untrained,
     draw_rows,
     fill_missing_splits,
     require_training_images,
@@ -88,7 +89,7 @@ def check_data_arguments(arguments: DataArguments) -> None:
             raise InputError(describe_missing("--data_dir", folder))
         if not (find_tables(folder) if source == "table" else folder.is_dir()):
             what = "has no table" if folder.is_dir() else "is neither a directory nor a table"
-            raise InputError(f"--data_dir {folder} {what} ({', '.join(FORMATS)}). Name another.")
+            raise InputError(f"--data_dir {folder} {what} ({', '.join(FORMATS)}). Name the file.")
     if source == "oxford" and folder is not None:
         check_local_files(folder)
     name = arguments.dataset_name or ""
@@ -164,7 +165,10 @@ def open_data(arguments: DataArguments) -> ClassificationData:
     _warn_of_unused(arguments, source)
     splits, protocol, title = _load_source(arguments, source)
     require_training_images(splits["train"])
-    return ClassificationData(_thin_splits(splits, arguments), source, protocol, title)
+    data = ClassificationData(_thin_splits(splits, arguments), source, protocol, title)
+    if arguments.trained_run is not None and not arguments.allow_duplicates:
+        check_untrained(arguments.trained_run, data)
+    return data
 
 
 def load_data(
