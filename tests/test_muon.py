@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 
 from siglip_flowers.config import ModelArguments
 from siglip_flowers.model.adapters import add_adapters
@@ -24,16 +24,10 @@ from tests.small_trainers import copy_weights, list_changed, start_trainer
 MUON = {"momentum": 0.9, "adjust_lr_fn": "original"}
 ADAMW = {"betas": (0.9, 0.98), "eps": 1e-7}
 TRAINING = SimpleNamespace(
-    learning_rate=1e-3,
-    head_learning_rate=3e-3,
-    weight_decay=0.1,
-    layer_decay=None,
-    optim_args="lr=0.02,momentum=0.9,adjust_lr_fn=original",
-    adam_beta1=0.9,
-    adam_beta2=0.98,
-    adam_epsilon=1e-7,
-    device=torch.device("cpu"),
-)
+    learning_rate=1e-3, head_learning_rate=3e-3, weight_decay=0.1, layer_decay=None,
+    optim_args="lr=0.02,momentum=0.9,adjust_lr_fn=original", adam_beta1=0.9, adam_beta2=0.98,
+    adam_epsilon=1e-7, device=torch.device("cpu"),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +45,18 @@ def name_by_kind(model, groups):
     for group in groups:
         found[group["muon"]] |= {names[id(parameter)] for parameter in group["params"]}
     return found[True], found[False]
+
+
+@pytest.mark.parametrize("schedule", ["polynomial", "cosine_with_min_lr"])
+def test_schedules_that_ask_for_the_rate_find_it(tiny, schedule):
+    optimizer = MuonWithAdamW(split(load_classifier(str(tiny), ["a", "b"])), TRAINING)
+    settings = {} if schedule == "polynomial" else {"min_lr": 1e-5}
+    steps = get_scheduler(schedule, optimizer, 0, 10, settings)
+    before = steps.get_last_lr()
+    for _ in range(5):
+        optimizer.step()
+        steps.step()
+    assert all(now < then for now, then in zip(steps.get_last_lr(), before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.config import DataArguments
@@ -204,16 +204,9 @@ def test_evaluation_figures_are_those_of_single_images(start, data, tiny_dir, ob
 
 def test_moving_average_is_evaluated_saved_and_kept_at_its_best(start, tmp_path):
     trainer = start(
-        ema=0.8,
-        max_steps=6,
-        learning_rate=5e-4,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        save_total_limit=3,
-        load_best_model_at_end=True,
-    )
+        ema=0.8, max_steps=6, learning_rate=5e-4, eval_strategy="steps", eval_steps=2,
+        save_strategy="steps", save_steps=2, save_total_limit=3, load_best_model_at_end=True,
+    )  # fmt: skip
     own = []
 
     def keep(*_):
@@ -347,6 +340,25 @@ def test_a_resumed_run_has_the_scale_of_the_losses(start, tmp_path):
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.accelerator.scaler.state_dict() == whole.accelerator.scaler.state_dict()
     assert are_equal(copy_weights(whole), copy_weights(resumed))
+
+
+def test_a_checkpoint_at_an_epochs_end_has_its_evaluation_and_none_is_repeated(start, tmp_path):
+    place, seen = tmp_path / "run" / "checkpoints", []
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append((state.global_step, (place / f"checkpoint-{state.global_step}").exists()))
+
+    options = {"eval_strategy": "epoch", "eval_on_start": True, "max_steps": 8}
+    options |= {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 9}
+    for checkpoint, steps in ((None, {0, 4, 8}), (place / "checkpoint-5", {8})):
+        trainer = start(**options)
+        trainer.add_callback(Watch())
+        trainer.train(checkpoint and str(checkpoint))
+        assert {step for step, _ in seen} == steps
+        assert checkpoint or not any(exists for _, exists in seen)
+        assert (place / "checkpoint-8").exists()
+        seen.clear()
 
 
 @pytest.mark.parametrize("count, size", [(1, 4), (3, 4), (9, 9), (64, 64), (99, 64)])

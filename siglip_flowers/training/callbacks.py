@@ -41,6 +41,14 @@ CLOCK_FILE = "clock.json"
 SECOND = timedelta(seconds=1)
 
 
+def ends_epoch(state: TrainerState) -> bool:
+    """Return whether a step is the last of its epoch.
+
+    It is complete only with the epoch's evaluation, which a resumed run would not make up for.
+    """
+    return float(state.epoch or 0).is_integer()
+
+
 class StopOnSignal(TrainerCallback):
     """Saves a checkpoint and raises ``Preempted`` after the step at which all processes stop."""
 
@@ -58,10 +66,7 @@ class StopOnSignal(TrainerCallback):
         """Ask whether to stop; called by every process after every step."""
         if self._agreement.decide(is_stop_requested()):
             self._is_agreed = True
-        # The last step of an epoch is complete only with the epoch's evaluation, which a resumed
-        # run would not make up for.
-        ends_epoch = float(state.epoch or 0).is_integer()
-        if self._is_agreed and not ends_epoch and not control.should_training_stop:
+        if self._is_agreed and not ends_epoch(state) and not control.should_training_stop:
             self._leave(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
@@ -104,21 +109,33 @@ class GradientCheck(TrainerCallback):
             )
 
 
-class LogWithCheckpoint(TrainerCallback):
-    """Logs a row with every checkpoint, so that a resumed run has the rows of a whole one.
+class WholeCheckpoints(TrainerCallback):
+    """Lets a resumed run have the rows and the evaluations of a whole one.
 
-    A row is a mean over the steps since the last one, of which a checkpoint keeps nothing.
+    A row of the log is written with every checkpoint: it is a mean over the steps since the last
+    one, of which a checkpoint keeps nothing. The checkpoint of an epoch's last step is written
+    after the epoch's evaluation.
     """
+
+    _waits = False
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Log if a checkpoint follows, or may follow the evaluation."""
+        if control.should_save and args.eval_strategy == "epoch" and ends_epoch(state):
+            self._waits, control.should_save = True, False
+        self._log(args, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Save what had to wait."""
+        control.should_save, self._waits = control.should_save or self._waits, False
+        self._log(args, control)
+
+    def _log(self, args: Any, control: TrainerControl) -> None:
         may_save = control.should_evaluate and args.save_strategy == "best"
         if args.logging_strategy != "no" and (control.should_save or may_save):
             control.should_log = True
-
-    on_epoch_end = on_step_end
 
 
 class EarlyStopping(EarlyStoppingCallback):
@@ -239,7 +256,7 @@ class ProgressBar(ProgressCallback):
 
 def list_callbacks(training: SiglipTrainingArguments) -> list[TrainerCallback]:
     """Return what every run has, in the order in which it acts."""
-    callbacks: list[TrainerCallback] = [StopOnSignal(), LogWithCheckpoint()]
+    callbacks: list[TrainerCallback] = [StopOnSignal(), WholeCheckpoints()]
     # DeepSpeed keeps no gradients.
     if not uses_deepspeed():
         callbacks.append(GradientCheck())

@@ -124,7 +124,8 @@ class MuonWithAdamW(torch.optim.Optimizer):
             eps=training.adam_epsilon,
             fused=True,
         )
-        super().__init__(groups, {})
+        # Some schedules look for the rate there.
+        super().__init__(groups, {"lr": training.learning_rate})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

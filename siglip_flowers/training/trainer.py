@@ -151,6 +151,8 @@ class SiglipTrainer(CheckpointingTrainer):
             try:
                 if isinstance(resume_from_checkpoint, str):
                     self._had_ended = had_ended(Path(resume_from_checkpoint))
+                    # It was done, and would count as one without a new best.
+                    self.args.eval_on_start = False
                     for part in self.checkpoint_parts:
                         part.load(Path(resume_from_checkpoint))
                 self.throughput.start()
