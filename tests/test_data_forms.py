@@ -304,6 +304,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "jsonl": ("t.jsonl", {"path": PATHS, "class": NAMES}),
     "parquet of paths": ("t.parquet", {**BOTH, "image": pa.array(PATHS, pa.large_string())}),
     "parquet of bytes": ("t.parquet", {"bytes": CONTENTS, "target": NAMES}),
+    "parquet of views": ("t.parquet", {**BOTH, "image": pa.array(PATHS, pa.string_view())}),
     "parquet of large bytes": (
         "t.parquet",
         {"image": pa.array(CONTENTS, pa.large_binary()), "label": NAMES},
@@ -343,12 +344,12 @@ VALIDATION_CUT = "validation cut at random from the train split, seed 0"
 # The tables, the sizes of the splits, and how they came about.
 DIVIDED: dict[str, tuple[dict[str, dict[str, Any]], str, str]] = {
     "a column": (
-        {"t.csv": {**BOTH, "split": ["train", "Train", "val", "testing", "training"] * 4}},
+        {"t.csv": {**BOTH, "Split": ["train", "Train", "val", "testing", "training"] * 4}},
         "12/4/4",
         "as given",
     ),
     "a column without validation": (
-        {"t.jsonl": {**BOTH, "split": ["train", "test"] * 10}},
+        {"train.jsonl": {**BOTH, "split": ["train", "test"] * 10}},
         "8/2/10",
         VALIDATION_CUT,
     ),
@@ -394,7 +395,9 @@ def test_tables_with_splits(case, tmp_path, caplog) -> None:
     tables, sizes, protocol = case
     for file, columns in tables.items():
         write_table(tmp_path / file, **columns)
-    data = load(tmp_path / next(iter(tables)) if len(tables) == 1 else tmp_path)
+    for name in "xy":  # other folders do not matter
+        (tmp_path / name).mkdir()
+    data = load(tmp_path / next(iter(tables)) if "t.csv" in tables else tmp_path)
     assert data.class_names == ["a", "b"]
     assert "/".join(str(len(rows)) for rows in data.splits.values()) == sizes
     assert data.split_protocol == protocol
@@ -480,10 +483,11 @@ def test_files_that_are_no_tables(name, content, place, message, tmp_path) -> No
         load(tmp_path / place)
 
 
-def test_several_tables_in_a_folder_are_named(tmp_path) -> None:
-    for name in ("first", "second"):
+@pytest.mark.parametrize("names", [["first", "second"], ["train", "val", "valid"]])
+def test_several_tables_in_a_folder_are_named(names, tmp_path) -> None:
+    for name in names:
         write_table(tmp_path / f"{name}.csv", **BOTH)
-    with pytest.raises(InputError, match=r"several tables: first.csv, second.csv. Name one"):
+    with pytest.raises(InputError, match=rf"several tables: {names[-2]}.csv, {names[-1]}.csv. Nam"):
         check_data_arguments(DataArguments(data_dir=str(tmp_path)))
 
 
@@ -506,6 +510,14 @@ def make_split(labels, feature, key: int, image: str = "image", label: str = "la
 def save(tmp_path, **splits: Dataset) -> str:
     DatasetDict(splits).save_to_disk(tmp_path / "set")
     return str(tmp_path / "set")
+
+
+def test_a_saved_data_set_without_splits(tmp_path) -> None:
+    rows = make_split([0, 1] * 9, ClassLabel(names=["a", "b"]), 0)
+    rows.save_to_disk(tmp_path / "set")
+    assert [len(split) for split in load_named(str(tmp_path / "set")).splits.values()] == [14, 2, 2]
+    with pytest.raises(InputError, match="was written by save_to_disk. Load it with --dataset_na"):
+        load(tmp_path / "set")
 
 
 def load_named(name: str, **options: Any):

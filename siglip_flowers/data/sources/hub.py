@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import OFFLINE_WAYS, prepare_hub
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.sources.table import prepare_columns
+from siglip_flowers.data.sources.table import SAVED_FILES, prepare_columns
 from siglip_flowers.data.splits import SPLIT_ALIASES, SPLIT_NAMES
 
 # A split of this name is not used, and cut from the training split instead.
@@ -20,7 +20,7 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
     if not Path(name).exists():
         prepare_hub()
     try:
-        saved = (Path(name) / "dataset_dict.json").is_file()
+        saved = any((Path(name) / file).is_file() for file in SAVED_FILES)
         loaded = (
             datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config_name)
         )
@@ -29,8 +29,7 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
         asked = f"dataset {name!r}" + (f", configuration {config_name!r}" if config_name else "")
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise RunError(f"The {asked} cannot be loaded ({reason}). {OFFLINE_WAYS}") from error
-    assert isinstance(loaded, DatasetDict), "no single split was requested"
-    return loaded
+    return DatasetDict(train=loaded) if isinstance(loaded, Dataset) else loaded
 
 
 def _choose_splits(loaded: DatasetDict, arguments: DataArguments) -> dict[str, Dataset]:

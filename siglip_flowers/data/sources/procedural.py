@@ -24,17 +24,12 @@ _PLAIN_SHARE = 0.5  # of the candidates are made solitary, and as many lipless
 
 # The words of names, by petal color, shape and pattern.
 _COLOR_WORDS = (
-    ("scarlet", "ruby", "cinnabar"),
-    ("amber", "copper", "tawny"),
-    ("golden", "saffron", "honey"),
-    ("blush", "coral", "rosy"),
-    ("fuchsia", "magenta", "damask"),
-    ("violet", "amethyst", "plum"),
-    ("azure", "cobalt", "sapphire"),
-    ("snowy", "pearl", "ivory"),
-    ("lilac", "hazy", "misty"),
-    ("garnet", "dusky", "claret"),
-)
+    ("scarlet", "ruby", "cinnabar"), ("amber", "copper", "tawny"),
+    ("golden", "saffron", "honey"), ("blush", "coral", "rosy"),
+    ("fuchsia", "magenta", "damask"), ("violet", "amethyst", "plum"),
+    ("azure", "cobalt", "sapphire"), ("snowy", "pearl", "ivory"),
+    ("lilac", "hazy", "misty"), ("garnet", "dusky", "claret"),
+)  # fmt: skip
 _SHAPE_STEMS = ("moon", "star", "ribbon", "ladle", "heart", "frill", "crown", "spark", "feather")
 _PATTERN_ENDINGS = ("wort", "bloom", "eye", "hem", "blade", "wheel", "freckle")
 

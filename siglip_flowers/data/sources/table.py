@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ FORMATS = {
 }
 DELIMITERS = ",;\t"
 SPLIT_COLUMN = "split"
+# Of a DatasetDict and of a Dataset that save_to_disk wrote.
+SAVED_FILES = ("dataset_dict.json", "state.json")
 
 logger = logging.getLogger(__name__)
 
@@ -169,6 +172,10 @@ def prepare_columns(
         images = splits[split].select_columns(image_column)
         if image_column != "image":
             images = images.rename_column(image_column, "image")
+        if view := re.fullmatch(
+            "(string|binary)_view", getattr(images.features["image"], "dtype", "")
+        ):
+            images = images.cast_column("image", Value(f"large_{view[1]}"))
         # cast_column, unlike cast, does not write the images to the cache a second time.
         images = images.cast_column("image", Image())
         column = [numbers[label] for label in names]
@@ -186,29 +193,45 @@ def find_tables(data_dir: Path) -> dict[str, Path]:
         return {"all": data_dir} if data_dir.suffix.lower() in FORMATS else {}
     if not data_dir.is_dir():
         return {}
-    tables = _list_tables(data_dir)
-    folders = list_subfolders(data_dir)
-    found = [path for path in tables if path.stem == "metadata"]
-    if not found and len(folders) <= 1:
-        # Of one table for each split, or of the only one; beside a folder of images at most.
-        by_split = {split: path for path in tables if (split := recognize_split(path.stem))}
-        if "train" in by_split:
-            return by_split
-        found = tables
-    if not found:
-        return {
-            split: path
-            for name, folder in folders.items()
-            if (split := recognize_split(name))
+    if any((data_dir / file).is_file() for file in SAVED_FILES):
+        raise InputError(
+            f"--data_dir {data_dir} was written by save_to_disk. Load it with --dataset_name."
+        )
+    tables, folders = _list_tables(data_dir), list_subfolders(data_dir)
+    whole = [path for path in tables if path.stem == "metadata"]
+    found = _sort_by_split((path.stem, path) for path in tables)
+    if whole or found.keys() == {"train"}:
+        found = {"all": whole or found["train"]}
+    elif "train" not in found and tables and len(folders) <= 1:
+        # The only one, beside a folder of images at most.
+        found = {"all": tables}
+    elif "train" not in found:
+        inner = {name: folder for name, folder in folders.items() if recognize_split(name)}
+        found = _sort_by_split(
+            (name, path)
+            for name, folder in inner.items()
             for path in _list_tables(folder)
             if path.stem == "metadata"
-        }
-    if len(found) > 1:
-        raise InputError(
-            f"{data_dir} has several tables: {abbreviate([path.name for path in found])}. Name "
-            f"one, such as --data_dir {found[0]}, or load all with --dataset_name {data_dir}."
         )
-    return {"all": found[0]}
+        left = [f"{name}/" for name in inner if found and recognize_split(name) not in found]
+        if left:
+            logger.warning("Folders without metadata are left out: %s.", ", ".join(left))
+    for paths in found.values():
+        if len(paths) > 1:
+            raise InputError(
+                f"{data_dir} has several tables: {abbreviate([path.name for path in paths])}. Name "
+                f"one, such as --data_dir {paths[0]}, or load all with --dataset_name {data_dir}."
+            )
+    return {split: paths[0] for split, paths in found.items()}
+
+
+def _sort_by_split(named: Iterable[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """Return the paths under each split that something is called after."""
+    found: dict[str, list[Path]] = {}
+    for name, path in named:
+        if split := recognize_split(name):
+            found.setdefault(split, []).append(path)
+    return found
 
 
 def _list_tables(folder: Path) -> list[Path]:
@@ -307,9 +330,10 @@ def _divide(rows: Dataset, path: Path) -> dict[str, Dataset]:
     Raises:
         InputError: A value of the column names no split, or none is train.
     """
-    if SPLIT_COLUMN not in rows.column_names:
+    columns = [name for name in rows.column_names if name.strip().lower() == SPLIT_COLUMN]
+    if not columns:
         return {"train": rows}
-    values = rows.data.column(SPLIT_COLUMN).to_pylist()
+    values = rows.data.column(columns[0]).to_pylist()
     names = [str(value).strip() for value in values]
     found = {name: recognize_split(name) for name in dict.fromkeys(names)}
     unknown = [repr(name) for name, split in found.items() if split is None]
