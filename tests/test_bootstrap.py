@@ -84,6 +84,15 @@ def test_without_an_error_accuracy_has_wilsons_interval_and_class_averages_none(
     assert one == {"accuracy": wilson_interval(1, 1)}
 
 
+def test_intervals_of_few_errors_cover_the_truth():
+    generator, sizes, truth = np.random.default_rng(0), np.full(10, 15), 0.97
+    covered = 0
+    for _ in range(200):
+        low, high = accuracy_interval(generator.binomial(sizes, truth), sizes, 500)
+        covered += low <= truth <= high
+    assert covered >= 186
+
+
 def test_the_interval_of_an_accuracy_needs_the_counts_alone(predictions):
     labels, predicted = predictions
     right = np.bincount(labels[labels == predicted], minlength=CLASSES)

@@ -16,7 +16,7 @@ from siglip_flowers.base.text import measure_width
 from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.predict import main
-from siglip_flowers.inference.finding import fetch_image
+from siglip_flowers.inference.finding import fetch_image, find_images
 from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
 from tests.small_runs import CLASSES, draw_image, make_checkpoint
@@ -254,6 +254,22 @@ def test_the_umbrella_command_dispatches_by_the_first_word(model, images, capsys
     assert umbrella.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {name} " in out for name in ("train", "eval", "predict"))
+
+
+def test_linked_folders_are_searched_once_and_closed_ones_named(images, tmp_path, monkeypatch):
+    for name, target in (("there", images), ("back", tmp_path)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).symlink_to(target)
+    found = find_images([str(tmp_path / "photos" / "there")], frozenset([".png", ".jpg"]))
+    linked = find_images([str(tmp_path / "photos")], frozenset([".png", ".jpg"]))
+    assert len({os.path.realpath(path) for path in linked}) == len(linked) >= len(found) > 0
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError):
+        find_images([str(images)], frozenset([".png"]))
+
+
+def refuse(*arguments: object) -> None:
+    raise PermissionError(13, "Permission denied", "photos")
 
 
 @pytest.mark.slow

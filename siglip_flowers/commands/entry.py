@@ -141,7 +141,13 @@ def run_command(
             check_cache_directories()
             _prepare_process()
             work(parsed)
+            sys.stdout.flush()
     except (InputError, RunError, OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, BrokenPipeError) and not resumes:
+            # The reader of the results, such as head, has enough. What is left in the buffer must
+            # not raise the error again when Python exits.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         message = _explain(error)
         if message is None:
             raise

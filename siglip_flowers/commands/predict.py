@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,7 +127,7 @@ def _write_predictions(
 
 @contextmanager
 def _open_output(path: str | None) -> Iterator[TextIO]:
-    """Yield the file, whole or absent in the end, or standard output, which may be closed early."""
+    """Yield the file, whole or absent in the end, or standard output."""
     if path is not None:
         with atomic_path(Path(path)) as temporary, temporary.open("w", encoding="utf-8") as file:
             yield file
@@ -136,13 +135,7 @@ def _open_output(path: str | None) -> Iterator[TextIO]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names as they are, whatever the terminal's own encoding is.
         sys.stdout.reconfigure(encoding="utf-8")
-    try:
-        yield sys.stdout
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of the results, such as head, has enough. What is left in the buffer must not
-        # raise the error again when Python exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    yield sys.stdout
 
 
 def choose_formatter(options: PredictionArguments, names: list[str]) -> tuple[str, Formatter]:

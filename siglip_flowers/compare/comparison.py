@@ -72,7 +72,7 @@ def _find_file(path: Path, split: str) -> Path:
     if not file.is_file():
         raise InputError(
             f"{path} has no predictions_{split}.parquet. Name a finished run, or write the file "
-            f"with 'siglip-flowers eval --split {split} --output_dir {path}'."
+            f"with 'siglip-flowers eval --model {path} --split {split} --output_dir {path}'."
         )
     return file
 

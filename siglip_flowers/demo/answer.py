@@ -6,7 +6,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.ImageOps
 from PIL import Image
 
 from siglip_flowers.data.pixels.decoding import ImageError, read_image
@@ -115,7 +114,9 @@ class Explainer:
         if self.images is not None:
             features = engine.extract_features(pixels)[0].cpu().numpy()
             nearest = self.images.find(features, self.options.neighbors)
-        shown = PIL.ImageOps.contain(image, (OVERLAY_PIXELS, OVERLAY_PIXELS))
+        scale = OVERLAY_PIXELS / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        shown = image.resize((width, height))
         return Answer(
             results=prediction.results,
             known=prediction.known,

@@ -66,7 +66,16 @@ def find_images(paths: Iterable[str], extensions: frozenset[str]) -> list[str]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    for directory, folders, files in os.walk(folder):
+    def fail(error: OSError) -> None:
+        raise error
+
+    seen = set()
+    for directory, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        place = os.path.realpath(directory)
+        if place in seen:  # through a link
+            folders.clear()
+            continue
+        seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names = sorted(name for name in files if not name.startswith("."))
         yield from (os.path.join(directory, name) for name in names)

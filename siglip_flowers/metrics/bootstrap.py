@@ -11,6 +11,8 @@ from siglip_flowers.metrics.statistics import wilson_interval
 RESAMPLES = 10_000
 # Of the ratios that a 95% interval leaves out on either side.
 TAILS = (0.025, 0.975)
+# With fewer errors than this, too many resamples have none.
+FEW = 5
 # Resamples that are drawn and scored together: their counts stay in the processor's cache.
 _RESAMPLES_AT_A_TIME = 1_000
 # Bounds memory: images of one class that are drawn at a time.
@@ -85,7 +87,8 @@ def accuracy_interval(
     """Return the bootstrap-t interval (low, high) of an accuracy, stratified by class.
 
     As :func:`bootstrap_headline`, from counts alone: of the n images that a resample draws from a
-    class, a binomial number is right. Wilson's interval if all images are right or all are wrong.
+    class, a binomial number is right. If only a few images are right or wrong, many resamples have
+    no spread: then it is widened to Wilson's interval, which is alone if all are right or wrong.
 
     Args:
         right: Images of each class that are right (C,).
@@ -94,8 +97,9 @@ def accuracy_interval(
     """
     hits, n = np.asarray(right, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
     total, single = int(n.sum()), n == 1
-    if hits.sum() in (0, total):
-        return wilson_interval(round(hits.sum()), total)
+    wilson, few = wilson_interval(round(hits.sum()), total), min(hits.sum(), total - hits.sum())
+    if few == 0:
+        return wilson
     # Classes of a single image share a stratum.
     hits = np.append(hits[n > 1], hits[single].sum())
     n = np.append(n[n > 1], np.count_nonzero(single))
@@ -103,7 +107,9 @@ def accuracy_interval(
     drawn = np.random.default_rng(0).binomial(n, hits / n, size=(resamples, n.size))
     value, error = _measure_share(hits[None], n)
     found = _studentize(float(value[0]), float(error[0]), *_measure_share(drawn, n))
-    return found or wilson_interval(round(hits.sum()), total)
+    if found is None or few >= FEW:
+        return found or wilson
+    return min(found[0], wilson[0]), max(found[1], wilson[1])
 
 
 def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatArray]:

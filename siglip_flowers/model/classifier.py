@@ -246,8 +246,7 @@ def to_native(model: SiglipClassifier) -> NativeModel:
     if not is_plain(model):
         raise InputError(
             "The model cannot be a plain SiglipForImageClassification, which has a linear head on "
-            "the average of the patch tokens. Train with --pooling mean, --objective cross_entropy "
-            "and --head_init random or probe."
+            "the average of the patch tokens. Train with --pooling mean and --head linear."
         )
     folded = model.fold()
     naflex = is_naflex(folded.config.vision_config)

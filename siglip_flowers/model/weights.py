@@ -28,31 +28,18 @@ PARTS = ("vision_model", "text_model", "logit_scale", "logit_bias", "classifier"
 OLD_BUFFERS = "embeddings.position_ids"
 # What transformers raises for JSON of another form than it expects; RecursionError is one too.
 MALFORMED = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    ImportError,
-    StrictDataclassError,
+    *(ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError),
+    *(ImportError, StrictDataclassError),
 )
 UNREADABLE = (OSError, HfHubHTTPError)
 # The largest values, far above those of SigLIP 2 giant: what an absurd one asks for is allocated.
 SIZE_LIMITS = {
-    "num_hidden_layers": 512,
-    "num_attention_heads": 512,
-    "hidden_size": 16384,
-    "projection_size": 16384,
-    "intermediate_size": 65536,
-    "num_channels": 64,
-    "patch_size": 1024,
-    "image_size": 4096,
-    "num_patches": 65536,
-    "max_num_patches": 65536,
-    "max_position_embeddings": 65536,
-    "vocab_size": 4_194_304,
-    "num_labels": 262_144,
+    **dict.fromkeys(("num_hidden_layers", "num_attention_heads"), 512),
+    **dict.fromkeys(("hidden_size", "projection_size"), 16384),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings"), 65536),
+    **dict.fromkeys(("num_patches", "max_num_patches"), 65536),
+    **{"num_channels": 64, "patch_size": 1024, "image_size": 4096},
+    **{"vocab_size": 4_194_304, "num_labels": 262_144},
 }
 
 

@@ -222,6 +222,12 @@ def test_a_file_that_cannot_be_read_has_a_reason_and_no_answer(small_model, kind
     assert "Traceback" not in shown
 
 
+def test_an_image_of_a_few_pixels_in_width_is_explained(small_model):
+    stream = io.BytesIO()
+    Image.new("RGB", (3000, 3)).save(stream, "PNG")
+    assert make_explainer(small_model).explain(stream.getvalue()).results
+
+
 def test_names_are_escaped_and_unknown_images_are_called_so():
     results = [{"label": "<b>rose</b>", "score": 0.75}]
     shown = render_answer(Answer(results=results, known=False), "map")
