@@ -52,7 +52,7 @@ def randomize_head(model):
     ],
 )
 def test_native_export_is_refused_where_it_would_be_another_model(build, options):
-    with pytest.raises(InputError, match="Train with --pooling mean, --objective cross_entropy"):
+    with pytest.raises(InputError, match="Train with --pooling mean and --head linear"):
         to_native(build(**options))
 
 

@@ -69,6 +69,7 @@ CASES: list[tuple[str, Callable[[Path, pytest.MonkeyPatch], None] | None]] = [
     (f"{TRAIN} --fp16 true --bf16 true", None),
     (f"{TRAIN} --data_dir ./nowhere", None),
     (TRAIN, leave_one_class),
+    (f"{TRAIN} --data_dir images/train/aster", None),
     (TRAIN, break_an_image),
     (TRAIN, share_an_image),
     (f"{TRAIN} --model_name_or_path google/siglip2-base-patch16-224", None),
@@ -110,6 +111,6 @@ def test_a_documented_message_is_what_the_command_prints(number, here, monkeypat
     assert re.search(pattern, capsys.readouterr().err), message
 
 
-def test_twenty_messages_in_both_languages():
-    assert len(list_messages("troubleshooting.md")) == len(CASES) == 20
+def test_the_same_messages_in_both_languages():
+    assert len(list_messages("troubleshooting.md")) == len(CASES)
     assert list_messages("ru/troubleshooting.md") == list_messages("troubleshooting.md")
