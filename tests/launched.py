@@ -88,14 +88,11 @@ def launch(
         directory.mkdir(parents=True)
     (observer / "sitecustomize.py").write_text(OBSERVER)
     environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
         "PYTHONPATH": os.pathsep.join((str(observer), str(REPOSITORY))),
         "WRITES_DIR": str(writes),
-    }
+    }  # fmt: skip
     output_dir, cache_dir = folder / "run", folder / "cache"
     directories = ["--output_dir", str(output_dir), "--cache_dir", str(cache_dir)]
     processes = [

@@ -26,13 +26,9 @@ COLORS = {"aster": (200, 40, 40), "borage": (40, 60, 210), "clover": (40, 190, 6
 def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) -> Path:
     """Save a vision tower of a few thousand parameters with its processor."""
     config = SiglipVisionConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=image_size,
-        patch_size=patch_size,
-    )
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        image_size=image_size, patch_size=patch_size,
+    )  # fmt: skip
     SiglipVisionModel(config).save_pretrained(directory)
     size = {"height": image_size, "width": image_size}
     processor = SiglipImageProcessorPil(
@@ -53,16 +49,11 @@ def make_two_towers(directory: Path, tokenizer_dir: Path, seed: int = 0) -> Path
     torch.manual_seed(seed)
     config = SiglipConfig(
         text_config={
-            **size,
-            "projection_size": 32,
-            "vocab_size": 1024,
-            "max_position_embeddings": 16,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 1,
+            **size, "projection_size": 32, "vocab_size": 1024, "max_position_embeddings": 16,
+            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
         },
         vision_config={**size, "image_size": 16, "patch_size": 8},
-    )
+    )  # fmt: skip
     # Saved first, so that this directory's processor replaces the vision tower's own files.
     make_checkpoint(directory)
     SiglipModel(config).save_pretrained(directory)

@@ -26,21 +26,11 @@ def start_trainer(
     The run's arguments are the Trainer's ``run``.
     """
     options = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 16,
-        "train_eval_samples": 4,
-        "learning_rate": 1e-3,
-        "warmup_steps": 0,
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "bf16": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        **options,
-    }
+        "max_steps": 4, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 16,
+        "train_eval_samples": 4, "learning_rate": 1e-3, "warmup_steps": 0, "logging_steps": 1,
+        "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False,
+        "bf16": False, "use_cpu": True, "disable_tqdm": True, **options,
+    }  # fmt: skip
     arguments = RunArguments(
         DataArguments(),
         AugmentationArguments(**(augmentation or {"augment": False})),

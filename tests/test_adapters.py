@@ -232,13 +232,9 @@ def test_of_two_towers_both_are_adapted_unless_the_text_tower_is_locked(
 def test_checkpoints_are_small_and_a_resumed_run_is_bit_identical(tiny_dir, data, tmp_path):
     """With dropout and a moving average: every state that training has."""
     options = {
-        "model": {"lora_r": 2, "use_dora": True, "lora_dropout": 0.2},
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "save_total_limit": 3,
-        "full_determinism": True,
-        "ema": 0.9,
-    }
+        "model": {"lora_r": 2, "use_dora": True, "lora_dropout": 0.2}, "save_strategy": "steps",
+        "save_steps": 2, "save_total_limit": 3, "full_determinism": True, "ema": 0.9,
+    }  # fmt: skip
     whole = start_trainer(tiny_dir, data, tmp_path / "whole", **options)
     start = copy_weights(whole)
     whole.train()

@@ -62,16 +62,12 @@ class Shape:
 
 
 PUBLISHED = {
-    ("siglip", "base", 16): (224, 256, 384, 512),
-    ("siglip", "large", 16): (256, 384),
-    ("siglip", "so400m", 14): (224, 384),
-    ("siglip2", "base", 32): (256,),
-    ("siglip2", "base", 16): (224, 256, 384, 512),
-    ("siglip2", "large", 16): (256, 384, 512),
-    ("siglip2", "so400m", 14): (224, 384),
-    ("siglip2", "so400m", 16): (256, 384, 512),
+    ("siglip", "base", 16): (224, 256, 384, 512), ("siglip", "large", 16): (256, 384),
+    ("siglip", "so400m", 14): (224, 384), ("siglip2", "base", 32): (256,),
+    ("siglip2", "base", 16): (224, 256, 384, 512), ("siglip2", "large", 16): (256, 384, 512),
+    ("siglip2", "so400m", 14): (224, 384), ("siglip2", "so400m", 16): (256, 384, 512),
     ("siglip2", "giant-opt", 16): (256, 384),
-}
+}  # fmt: skip
 SHAPES = [
     Shape(f"{generation}-{tower}-patch{patch}-{size}", tower, patch, size)
     for (generation, tower, patch), sizes in PUBLISHED.items()
@@ -93,14 +89,10 @@ def describe_vision(shape: Shape, *, divisor: int = 1, layers: int | None = None
     kind = "siglip2_vision_model" if shape.naflex else "siglip_vision_model"
     size = {"num_patches": shape.size} if shape.naflex else {"image_size": shape.size}
     return {
-        "model_type": kind,
-        "hidden_size": width // divisor,
-        "intermediate_size": mlp // divisor,
-        "num_hidden_layers": layers or depth,
-        "num_attention_heads": heads,
-        "patch_size": shape.patch,
-        **size,
-    }
+        "model_type": kind, "hidden_size": width // divisor, "intermediate_size": mlp // divisor,
+        "num_hidden_layers": layers or depth, "num_attention_heads": heads,
+        "patch_size": shape.patch, **size,
+    }  # fmt: skip
 
 
 def describe_config(shape: Shape) -> dict:
@@ -108,14 +100,10 @@ def describe_config(shape: Shape) -> dict:
     family = "siglip2" if shape.naflex else "siglip"
     vision = describe_vision(shape, divisor=8, layers=2)
     text = {
-        "model_type": f"{family}_text_model",
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
+        "model_type": f"{family}_text_model", "vocab_size": 64, "hidden_size": 32,
+        "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
         "projection_size": vision["hidden_size"],
-    }
+    }  # fmt: skip
     return {
         "architectures": ["Siglip2Model" if shape.naflex else "SiglipModel"],
         "initializer_factor": 1.0,
@@ -131,18 +119,13 @@ def describe_processor(shape: Shape, suffix: str) -> dict:
     if shape.naflex:
         size = {"max_num_patches": shape.size, "patch_size": shape.patch}
     return {
-        "do_convert_rgb": None,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
+        "do_convert_rgb": None, "do_normalize": True, "do_rescale": True, "do_resize": True,
         "image_mean": [0.5, 0.5, 0.5],
         "image_processor_type": f"Siglip{'2' * shape.naflex}ImageProcessor{suffix}",
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": f"Siglip{'2' * shape.naflex}Processor",
+        "image_std": [0.5, 0.5, 0.5], "processor_class": f"Siglip{'2' * shape.naflex}Processor",
         "resample": 3 if shape.name.startswith("siglip-") else 2,
-        "rescale_factor": 0.00392156862745098,
-        **size,
-    }
+        "rescale_factor": 0.00392156862745098, **size,
+    }  # fmt: skip
 
 
 def write_checkpoint(shape: Shape, folder: Path) -> dict[str, torch.Tensor]:

@@ -446,16 +446,11 @@ def write_real(directory: Path, **changes: Any) -> Path:
         "train_resize_scale": 1.0,
     }
     values = {
-        "base": base,
-        "heads": {"linear": {}},
+        "base": base, "heads": {"linear": {}},
         "further": {"short": {"like": "sigmoid", "epochs": 1, "seeds": 1}},
-        "learning_rates": [3e-3],
-        "tuning_seeds": [100, 101],
-        "claim_seeds": 2,
-        "factorial_seeds": 1,
-        "epochs": [2],
-        **changes,
-    }
+        "learning_rates": [3e-3], "tuning_seeds": [100, 101], "claim_seeds": 2,
+        "factorial_seeds": 1, "epochs": [2], **changes,
+    }  # fmt: skip
     return write_settings(directory, **values)
 
 

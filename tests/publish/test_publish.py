@@ -339,15 +339,10 @@ def test_strangers_get_the_recorded_scores_without_this_package(garden, tmp_path
     runs = {name: garden.run(name) for name in ("map", "mean")}
     images = sorted((garden.images / "test").rglob("*.png"))
     done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER],
-        input=json.dumps([str(path) for path in images]),
-        env=stranger_environment(garden.hub.endpoint, tmp_path / "home"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+        [sys.executable, "-I", "-c", STRANGER], input=json.dumps([str(path) for path in images]),
+        env=stranger_environment(garden.hub.endpoint, tmp_path / "home"), cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout.splitlines()[-1])
     assert answers["has_package"] is False

@@ -78,28 +78,17 @@ def build(labels, logits, *, images=None, ids=None, trained=None, unknowns=(), *
     features[:, 0] += 3 * labels
     own = Images(images or draw(len(labels)), labels, ids)
     result = SplitResult(
-        split="test",
-        ids=own.ids,
-        labels=labels,
-        features=features,
-        logits=logits,
-        probabilities=softmax(logits, axis=1),
-        metrics=compute_metrics(logits, labels, "softmax"),
+        split="test", ids=own.ids, labels=labels, features=features, logits=logits,
+        probabilities=softmax(logits, axis=1), metrics=compute_metrics(logits, labels, "softmax"),
         per_class=per_class_rows(labels, logits.argmax(axis=1), names),
-    )
+    )  # fmt: skip
     values = {
-        "options": EvaluationArguments(),
-        "data_arguments": DataArguments(),
-        "command": "python eval.py --report true",
-        "name": "model",
-        "title": "model on data",
+        "options": EvaluationArguments(), "data_arguments": DataArguments(),
+        "command": "python eval.py --report true", "name": "model", "title": "model on data",
         "model": SimpleNamespace(class_names=names, config=SimpleNamespace(activation="softmax")),
-        "processor": None,
-        "data": SimpleNamespace(description="data"),
-        "rows": None,
-        "environment": {"python": "3", "packages": {"torch": "2"}},
-        "result": result,
-    }
+        "processor": None, "data": SimpleNamespace(description="data"), "rows": None,
+        "environment": {"python": "3", "packages": {"torch": "2"}}, "result": result,
+    }  # fmt: skip
     splits = {"test": own, "train": Images(labels=labels if trained is None else trained)}
     return analyze(Evaluation(**{**values, **changes}), splits, 2.0, list(unknowns))
 
