@@ -259,6 +259,7 @@ def test_hostile_tokenizers_are_refused(nano_dir, tmp_path, trace, monkeypatch, 
     "change, message",
     [
         ({"size": {"height": 8, "width": 16}}, "has a size that is not square"),
+        ({"size": {"height": 48, "width": 48}}, "of another size than its config.json says"),
         ({"size": {"height": 10**9, "width": 10**9}}, "must be a whole number from 1 to 4096"),
         ({"image_std": [0, 0, 0]}, "image_std that does not work"),
         ({"rescale_factor": "x"}, "does not work"),

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -60,6 +61,10 @@ def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
     assert found == str(tmp_path / "checkpoints" / "checkpoint-10")
     assert sorted(os.listdir(tmp_path / "checkpoints")) == kept
     assert sorted(os.listdir(tmp_path)) == [".mine", "checkpoints", "config.yaml"]
+    # Without a checkpoint, what was measured before the first step may be of other settings.
+    shutil.rmtree(found)
+    assert claim_output_dir(tmp_path, SETTINGS, overwrite=False) is None
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["checkpoint-10-notes"]
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path):

@@ -20,19 +20,13 @@ MODEL_DIR = "model"
 ADAPTER_DIR = "adapter"
 CHECKPOINT_DIR = "checkpoints"
 SPLITS_FILE = "splits.json"
+# In the checkpoints: what was measured before the first step.
+START_DIR = "start"
 # What to do about a damaged file of a checkpoint.
 REMOVE_CHECKPOINT = "Remove the checkpoint, and the same command resumes from the one before"
 RUN_FILES = (
-    METRICS_FILE,
-    CONFIG_FILE,
-    MODEL_DIR,
-    ADAPTER_DIR,
-    CHECKPOINT_DIR,
-    SPLITS_FILE,
-    "history.csv",
-    "loss_plot.png",
-    "accuracy_plot.png",
-    "predictions_test.parquet",
+    *(METRICS_FILE, CONFIG_FILE, MODEL_DIR, ADAPTER_DIR, CHECKPOINT_DIR, SPLITS_FILE),
+    *("history.csv", "loss_plot.png", "accuracy_plot.png", "predictions_test.parquet"),
     "examples.png",
     *(f"example{number}.png" for number in range(1, 6)),
 )
@@ -83,11 +77,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         mode = _get_mode()
         for each in (temporary, *temporary.rglob("*")):
             each.chmod(mode if each.is_dir() else 0o666 & mode)
-        if path.exists():
-            shutil.rmtree(path)
+        remove(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a directory with its contents, or a link, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

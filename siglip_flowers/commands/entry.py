@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import io
 import logging
 import os
 import sys
@@ -135,6 +136,9 @@ def run_command(
         # A warning is the same in every process of a launch; the first one shows it.
         logging.disable(logging.WARNING)
         warnings.simplefilter("ignore")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names may have letters that its encoding lacks; stderr does this by default.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with stop_on_signals():
             parsed = read(sys.argv[1:] if argv is None else argv)
@@ -143,11 +147,12 @@ def run_command(
             work(parsed)
             sys.stdout.flush()
     except (InputError, RunError, OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, BrokenPipeError) and not resumes:
+        if isinstance(error, BrokenPipeError):
             # The reader of the results, such as head, has enough. What is left in the buffer must
             # not raise the error again when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            if not resumes:
+                return 0
         message = _explain(error)
         if message is None:
             raise
@@ -170,6 +175,8 @@ def _explain(error: Exception) -> str | None:
     """Return what to tell about an error, or None if it deserves its traceback."""
     if isinstance(error, (InputError, RunError)):
         return str(error)
+    if isinstance(error, BrokenPipeError):
+        return "What reads the output has ended. The same command resumes."
     if is_lost_process(error):
         return (
             "Another process of this run ended or does not answer. See what it printed; the same "

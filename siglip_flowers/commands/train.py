@@ -75,7 +75,8 @@ def train(*, config: str | os.PathLike[str] | None = None, **options: Any) -> "R
     """Fine-tune a classifier as ``train.py`` does, and return its directory and its metrics.
 
     Progress is printed. No handler of signals is installed and the process is left as it is, except
-    that the random generators are seeded, as any ``Trainer`` does.
+    that the random generators are seeded, that ``full_determinism`` stays on, as with any
+    ``Trainer``, and that ``huggingface_hub`` stays offline for a while if the Hub did not answer.
 
     Args:
         config: As ``--config``: a YAML file, or the name of a shipped configuration.

@@ -49,12 +49,10 @@ def read_runs(names: Sequence[str], split: str) -> list[RunPredictions]:
         RunError: A damaged file.
     """
     paths = [_find_file(Path(name), split) for name in names]
-    short = [path.parent.name for path in paths]
-    unique = len(set(short)) == len(short)
-    runs = [
-        _read_run(path, brief if unique else str(path.parent))
-        for path, brief in zip(paths, short, strict=True)
-    ]
+    short = [path.resolve().parent.name for path in paths]
+    whole = [str(path.parent) for path in paths]
+    titles = next((t for t in (short, whole) if len(set(t)) == len(t)), list(map(str, paths)))
+    runs = [_read_run(path, title) for path, title in zip(paths, titles, strict=True)]
     return [runs[0], *(_align(run, runs[0]) for run in runs[1:])]
 
 
@@ -154,15 +152,11 @@ def compare_runs(runs: Sequence[RunPredictions]) -> dict[str, Any]:
             }
         )
     return {
-        "runs": [run.name for run in runs],
-        "paths": [str(run.path) for run in runs],
-        "split": first.split,
-        "protocol": first.protocol,
-        "n": len(first.images),
+        "runs": [run.name for run in runs], "paths": [str(run.path) for run in runs],
+        "split": first.split, "protocol": first.protocol, "n": len(first.images),
         "accuracies": [_measure(run.images) for run in runs],
-        "differences": differences,
-        "images": _find_differing(runs),
-    }
+        "differences": differences, "images": _find_differing(runs),
+    }  # fmt: skip
 
 
 def _measure(images: pandas.DataFrame) -> tuple[float, float, float]:

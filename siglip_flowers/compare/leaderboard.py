@@ -17,8 +17,9 @@ COLUMNS = [
 ]
 
 
-# (split protocol, data, number of test images), in which runs are ranked; accuracy; cells.
-Row = tuple[tuple[str, str, int], float, list[str]]
+# (split protocol, data, number of test images, their classes), in which runs are ranked; accuracy;
+# cells.
+Row = tuple[tuple[str, str, int, str], float, list[str]]
 
 
 def rank_runs(directory: Path) -> list[Row]:
@@ -55,23 +56,21 @@ def _read_row(file: Path, run: str) -> Row:
     # Without the sizes of the splits and the number of shots, which concern training only.
     title = data["description"].rsplit(", ", 1)[0].removesuffix(f", {shots} per class")
     cells = [
-        run,
-        f"{100 * test['accuracy']:.2f}%",
-        f"{100 * low:.1f} to {100 * high:.1f}",
-        f"{100 * test['f1_macro']:.2f}%",
-        Path(model["model_id"]).name,
-        f"{model['parameters'] / 1e6:.1f} M",
-        "all" if shots is None else str(shots),
-        str(metrics["training"]["seed"]),
-        str(metrics["finished"])[:10],
-    ]
-    return (str(data["split_protocol"]), title, int(test["n"])), float(test["accuracy"]), cells
+        run, f"{100 * test['accuracy']:.2f}%", f"{100 * low:.1f} to {100 * high:.1f}",
+        f"{100 * test['f1_macro']:.2f}%", Path(model["model_id"]).name,
+        f"{model['parameters'] / 1e6:.1f} M", "all" if shots is None else str(shots),
+        str(metrics["training"]["seed"]), str(metrics["finished"])[:10],
+    ]  # fmt: skip
+    # Folders of the same name can hold other data.
+    classes = str([(row["name"], row["support"]) for row in test["per_class"]])
+    group = (str(data["split_protocol"]), title, int(test["n"]), classes)
+    return group, float(test["accuracy"]), cells
 
 
 def format_leaderboard(rows: list[Row]) -> str:
     """Return a table for each group; runs of equal accuracy share a rank."""
     lines: list[str] = []
-    for (_, data, n), group in itertools.groupby(rows, key=lambda row: row[0]):
+    for (_, data, n, _), group in itertools.groupby(rows, key=lambda row: row[0]):
         runs = list(group)
         accuracies = [accuracy for _, accuracy, _ in runs]
         table = [[str(1 + accuracies.index(value)), *cells] for _, value, cells in runs]

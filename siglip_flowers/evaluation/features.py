@@ -67,14 +67,10 @@ def load_features(
         "weights": digest_weights(model.vision_model),
         "tower": {name: getattr(config, name, None) for name in TOWER_FIELDS},
         "attention": engine.model.config.vision_config._attn_implementation,
-        "dtype": str(engine.dtype),
-        "device": engine.device.type,
-        **pixels.key,
-        "size": list(pixels.shape[1:]),
-        "mean": list(normalizer.mean),
-        "std": list(normalizer.std),
-        "rescale_factor": normalizer.rescale_factor,
-    }
+        "dtype": str(engine.dtype), "device": engine.device.type, **pixels.key,
+        "size": list(pixels.shape[1:]), "mean": list(normalizer.mean),
+        "std": list(normalizer.std), "rescale_factor": normalizer.rescale_factor,
+    }  # fmt: skip
     shape = (len(rows), len(poolings), config.hidden_size)
     entry = ArrayEntry(kind="features", key=key, shape=shape, dtype="float32")
     directory = locate_cache(options.data_arguments)

@@ -251,20 +251,12 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
         data.description,
     )
     values: dict[str, Any] = {
-        "title": evaluation.title,
-        "model": evaluation.name,
-        "zero_shot": options.zero_shot,
-        "split": options.split,
-        "source": data.source,
-        "split_protocol": data.split_protocol,
-        "dtype": options.dtype,
-        "n": len(result.labels),
-        **result.metrics,
-        "intervals": evaluation.intervals,
-        "per_class": result.per_class,
-        **evaluation.figures,
-        "environment": evaluation.environment,
-    }
+        "title": evaluation.title, "model": evaluation.name, "zero_shot": options.zero_shot,
+        "split": options.split, "source": data.source, "split_protocol": data.split_protocol,
+        "dtype": options.dtype, "n": len(result.labels), **result.metrics,
+        "intervals": evaluation.intervals, "per_class": result.per_class,
+        **evaluation.figures, "environment": evaluation.environment,
+    }  # fmt: skip
     write_json(directory / f"metrics_{options.split}.json", values)
 
 

@@ -41,13 +41,17 @@ def _run(parsed: tuple[ExperimentArguments, str]) -> None:
     runs.check_runs(options)
     runs.claim_directory(options)
     plan = Plan(options)
+    conclusion: list[str] = []
     for part in PARTS:
         if part in options.parts:
             runs.execute_part(plan, part)
         elif not plan.is_finished(part):
             break
-    if not all(plan.is_finished(part) for part in PARTS[:3]):
+        # Also where a run of the others fails later on.
+        if part in PARTS[2:] and plan.is_finished("claim"):
+            conclusion = write_report(plan, analyze(plan), command)
+    if not conclusion:
         print("There is no conclusion until the part claim is finished.")
         return
-    print(*write_report(plan, analyze(plan), command), sep="\n")
+    print(*conclusion, sep="\n")
     print(f"Everything is in {options.directory}; begin with {options.directory / 'table.md'}.")

@@ -20,20 +20,15 @@ from siglip_flowers.config.parsing import Command
 
 # Every run has these: its last weights count, and its rate is constant between warm-up and decay.
 FIXED: dict[str, Any] = {
-    "disable_tqdm": True,
-    "report_to": ["none"],
-    "overwrite_output_dir": True,
-    "lr_scheduler_type": "warmup_stable_decay",
-    "lr_scheduler_kwargs": {"num_decay_steps": 1},
-    "eval_strategy": "steps",
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-}
+    "disable_tqdm": True, "report_to": ["none"], "overwrite_output_dir": True,
+    "lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 1},
+    "eval_strategy": "steps", "save_strategy": "no", "load_best_model_at_end": False,
+}  # fmt: skip
 RESERVED = {
     *FIXED,
     *("output_dir", "seed", "shots_seed", "data_seed", "learning_rate", "head_learning_rate"),
     *("num_train_epochs", "max_steps", "warmup_steps", "eval_steps", "eval_delay"),
-    *("ema", "early_stopping_patience"),
+    *("ema", "early_stopping_patience", "wise_ft", "save_dtype", "cpu_threads"),
 }
 PARTS = ("tuning", "length", "claim", "others")
 TUNED = "tuned"
@@ -89,7 +84,9 @@ class ExperimentArguments:
         "others its best two.",
         between(0, 2**32 - 1),
     )
-    claim_seeds: int = option(20, "Runs of both arms of the claim, with seeds from 0 up.", positive)
+    claim_seeds: int = option(
+        20, "Runs of both arms of the claim, with seeds from 0 up.", between(1, 24)
+    )
     factorial_seeds: int = option(5, "Runs of the other pairs of loss and head.", positive)
     epochs: list[int] = option(
         [],

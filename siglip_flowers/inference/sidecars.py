@@ -1,16 +1,20 @@
 """Files beside a model's weights: the out-of-distribution (OOD) threshold and others."""
 
 import json
+import logging
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 from transformers.utils import cached_file
 
 from siglip_flowers.base.files import read_json, reading, write_text
 from siglip_flowers.metrics.ood import LOGIT_SCORES, score_class_means, score_logits
+
+logger = logging.getLogger(__name__)
 
 OOD_FILE = "open_set.json"
 CALIBRATION_FILE = "calibration.json"
@@ -29,6 +33,10 @@ def find_sidecar_file(model: str | os.PathLike[str], name: str) -> Path | None:
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_connection_errors=False,
     )
+    asked = path is not None or os.path.isdir(model)
+    # Otherwise it is known to be absent, or could not be looked up, now or before.
+    if not asked and try_to_load_from_cache(os.fspath(model), name) is None:
+        logger.warning("%s of %s cannot be looked up on the Hub, and is not used.", name, model)
     return None if path is None else Path(path)
 
 

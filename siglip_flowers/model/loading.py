@@ -33,6 +33,7 @@ from siglip_flowers.model.towers import (
     VISION_TYPES,
     VisionConfig,
     VisionModel,
+    check_pooling_head,
     get_vision_class,
     is_naflex,
     name_kind,
@@ -173,6 +174,15 @@ def load_image_processor(
             f"model is a {name_kind(not naflex)}. Restore the one that it was published with."
         )
     check_processor(checkpoint, processor)
+    if config is not None:
+        vision: Any = vision_config_of(config)
+        patch = vision.patch_size
+        own = processor.patch_size if naflex else processor.size["height"] // patch
+        if own != (patch if naflex else vision.image_size // patch):
+            raise InputError(
+                f"The preprocessor_config.json of {checkpoint!r} prepares images of another size "
+                "than its config.json says. Restore the one that it was published with."
+            )
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
     if max_num_patches is not None:
@@ -269,12 +279,8 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
 
 
 def _load_vision_tower(checkpoint: str, config: VisionConfig, *, use_head: bool) -> VisionModel:
-    # Not every version of transformers has a default for the setting, and released files lack it.
-    if use_head and not getattr(config, "vision_use_head", True):
-        raise InputError(
-            f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
-            "false), which --pooling map requires; use --pooling mean."
-        )
+    if use_head:
+        check_pooling_head(checkpoint, config)
     config = copy.deepcopy(config)
     config.vision_use_head = use_head
     vision_class: Any = get_vision_class(config)

@@ -17,8 +17,8 @@ from siglip_flowers.base.prompts import build_prompts, canonicalize, load_templa
 from siglip_flowers.base.text import abbreviate, compose, first_line
 from siglip_flowers.config import EvaluationArguments, ModelArguments
 from siglip_flowers.config.saved import read_yaml
-from siglip_flowers.model.loading import load_checkpoint_config
-from siglip_flowers.model.towers import VISION_TYPES, TextModel, get_text_class
+from siglip_flowers.model.loading import is_classifier, load_checkpoint_config
+from siglip_flowers.model.towers import VISION_TYPES, TextModel, check_pooling_head, get_text_class
 from siglip_flowers.model.weights import MALFORMED, UNREADABLE, load_weights
 
 # Texts of each class; a class may have more than another.
@@ -36,13 +36,14 @@ class ZeroShotHead(NamedTuple):
 
 
 def check_text_tower(checkpoint: str) -> Any:
-    """Return the checkpoint's configuration; InputError if it has no text tower."""
+    """Return the checkpoint's configuration; InputError if it lacks a text tower or its partner."""
     config = load_checkpoint_config(checkpoint)
-    if config.model_type not in VISION_TYPES:
+    if config.model_type not in VISION_TYPES or is_classifier(config):
         raise InputError(
             f"{checkpoint!r} has no text tower (its model_type is {config.model_type!r}); use a "
             "full two-tower SigLIP checkpoint, such as google/siglip2-base-patch16-224."
         )
+    check_pooling_head(checkpoint, config.vision_config)
     return config
 
 
@@ -75,10 +76,10 @@ class _Calibration(PreTrainedModel):
 def load_calibration(checkpoint: str) -> tuple[Tensor, Tensor] | None:
     """Return the checkpoint's ``logit_scale`` (a logarithm) and ``logit_bias``, float32 (1,) each.
 
-    None for a checkpoint of a vision tower alone, which has neither.
+    None for a checkpoint of a vision tower alone or a classifier, which has neither.
     """
     config = load_checkpoint_config(checkpoint)
-    if config.model_type not in VISION_TYPES:
+    if config.model_type not in VISION_TYPES or is_classifier(config):
         return None
     scalars = load_weights(_Calibration, checkpoint, "weight", config=config)
     return scalars.logit_scale.data, scalars.logit_bias.data

@@ -158,6 +158,16 @@ def locate_parameters(model: nn.Module) -> dict[str, Place]:
     return places
 
 
+def check_pooling_head(checkpoint: str, config: VisionConfig) -> None:
+    """Raise InputError if the checkpoint of a configuration has no attention pooling."""
+    # Not every version of transformers has a default for the setting, and released files lack it.
+    if not getattr(config, "vision_use_head", True):
+        raise InputError(
+            f"The checkpoint {checkpoint!r} has no attention-pooling head (vision_use_head is "
+            "false), which --pooling map requires; use --pooling mean."
+        )
+
+
 def check_trainable(trainable: str, layers: int) -> int | None:
     """Return N of ``last:N``, otherwise None; InputError if the encoder has fewer layers."""
     last = parse_trainable(trainable)

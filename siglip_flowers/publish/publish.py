@@ -16,6 +16,7 @@ from torch import Tensor
 
 from siglip_flowers.base import files
 from siglip_flowers.base.errors import RunError
+from siglip_flowers.base.paths import prepare_hub
 from siglip_flowers.base.text import count, first_line
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.rows import get_labels, read_images
@@ -157,8 +158,11 @@ def write_examples(rows: datasets.Dataset, directory: Path) -> None:
 
 def check_hub_access(hub_model_id: str) -> None:
     """Raise RunError unless the Hub can be reached and accepts the token."""
-    if constants.HF_HUB_OFFLINE:
-        raise RunError(f"{hub_model_id} cannot be pushed while HF_HUB_OFFLINE is set; unset it.")
+    # The client goes offline if the Hub did not answer a moment ago, too.
+    if constants.HF_HUB_OFFLINE and (reason := prepare_hub()):
+        raise RunError(
+            f"{hub_model_id} cannot be pushed: {reason}. Change that and repeat the command."
+        )
     if get_token() is None:
         raise RunError(f"{hub_model_id} cannot be pushed without a token; {LOGIN}.")
     with _explained_errors(hub_model_id):

@@ -121,7 +121,9 @@ def run_search(argv: list[str]) -> Path:
             "the command, which runs only the missing trials."
         )
     if best is None:
-        reason = study.get_trials(deepcopy=False)[0].user_attrs[REASON].rstrip(".")
+        # A trial that was interrupted has none.
+        notes = [trial.user_attrs for trial in study.get_trials(deepcopy=False)]
+        reason = next(each[REASON] for each in notes if REASON in each).rstrip(".")
         raise RunError(
             f"None of {total} trials could be finished, the first because: {reason}. Change "
             "the search space and add --overwrite_output_dir."

@@ -44,6 +44,7 @@ class AimTracker(Tracker):
 
         repository = run.config.get("aim_repo") or os.environ.get("AIM_REPO")
         if repository is not None and "://" not in repository:
+            repository = os.path.expanduser(repository)
             Path(repository).mkdir(parents=True, exist_ok=True)
         options = {
             "repo": repository,

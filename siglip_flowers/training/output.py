@@ -1,7 +1,6 @@
 """The output directory of a run: what lies in it, and whether a run may start there."""
 
 import os
-import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +18,9 @@ from siglip_flowers.base.files import (
     CONFIG_FILE,
     OTHER_FILES,
     RUN_FILES,
+    START_DIR,
     is_finished,
+    remove,
     write_text,
 )
 from siglip_flowers.base.paths import enter_run
@@ -112,22 +113,19 @@ def claim_output_dir(
     """
     if overwrite:
         for name in (*RUN_FILES, *OTHER_FILES):
-            _remove(directory / name)
+            remove(directory / name)
     check_output_dir(directory, configuration, resume=resume)
     clear_leftovers(directory / CHECKPOINT_DIR)
+    checkpoint = find_checkpoint(directory)
+    if checkpoint is None:
+        # The measured start, which may be of other settings or data.
+        remove(directory / CHECKPOINT_DIR / START_DIR)
     # Files and directories of atomic writers that were killed.
     for name in (*RUN_FILES, *OTHER_FILES):
         for path in directory.glob(f".{Path(name).stem}.*{Path(name).suffix}"):
-            _remove(path)
+            remove(path)
     write_text(directory / CONFIG_FILE, configuration)
-    return find_checkpoint(directory)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    return checkpoint
 
 
 def check_output_dir(directory: Path, configuration: str, *, resume: bool = True) -> None:

@@ -15,6 +15,7 @@ from siglip_flowers.base.files import (
     CHECKPOINT_DIR,
     MODEL_DIR,
     SPLITS_FILE,
+    START_DIR,
     atomic_directory,
     read_json,
     reading,
@@ -68,7 +69,7 @@ from siglip_flowers.training.results import (
 from siglip_flowers.training.sharding import gather_model
 
 # Of a run whose model classifies before its first step: that model and its validation metrics.
-START_DIR, START_METRICS = "start", "metrics.json"
+START_METRICS = "metrics.json"
 REMOVE_START = "Remove its directory, and the same command measures the start again"
 
 

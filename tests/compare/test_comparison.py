@@ -51,7 +51,7 @@ def change(wrong, right=TRUE) -> list[str]:
     return names
 
 
-def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: int = 1) -> dict:
+def write_metrics(accuracy, n=12, protocol="given", seed=1, data="a") -> dict:
     return {
         "data": {
             "split_protocol": protocol,
@@ -67,8 +67,8 @@ def write_metrics(accuracy: float, n: int = 12, protocol: str = "given", seed: i
                 "accuracy": accuracy,
                 "f1_macro": accuracy / 2,
                 "per_class": [
-                    {"support": n // 2, "recall": min(1.0, 2 * accuracy)},
-                    {"support": n // 2, "recall": max(0.0, 2 * accuracy - 1)},
+                    {"name": data, "support": n // 2, "recall": min(1.0, 2 * accuracy)},
+                    {"name": "b", "support": n // 2, "recall": max(0.0, 2 * accuracy - 1)},
                 ],
             }
         },
@@ -168,6 +168,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
         ("deep/down/bad", write_metrics(1 / 12)),
         ("other", write_metrics(1.0, protocol="official")),
         ("fewer", write_metrics(1.0, n=6)),
+        ("same name", write_metrics(1.0, data="c")),
     ):
         write_run(results / name, TRUE, **metrics)
     (results / "experiment").mkdir()
@@ -182,6 +183,7 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
         ("equal", "given", 12),
         ("good", "given", 12),
         ("deep/down/bad", "given", 12),
+        ("same name", "given", 12),
         ("other", "official", 12),
     ]
     low, high = accuracy_interval([6, 5], [6, 6])
@@ -190,10 +192,10 @@ def test_a_leaderboard_ranks_each_protocol_by_itself(tmp_path, monkeypatch, caps
     out = tmp_path / "out"
     assert eval_command.main(["--leaderboard", "--output_dir", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("test images") == 3
+    assert shown.count("test images") == 4
     assert re.findall(r"^(\d) +(\S+) ", shown, re.MULTILINE) == [
         *(("1", "fewer"), ("1", "best"), ("2", "equal"), ("2", "good"), ("4", "deep/down/bad")),
-        ("1", "other"),
+        *(("1", "same"), ("1", "other")),
     ]
     assert shown in (out / "leaderboard.md").read_text()
     shutil.rmtree(results)

@@ -239,7 +239,7 @@ def test_without_a_hub_or_a_token_nothing_begins(garden, copied, tmp_path, monke
     assert train_command.main([*train, "--push_to_hub", "true"]) == 1
     assert "cannot be pushed without a token" in capsys.readouterr().err
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    publish(expected="while HF_HUB_OFFLINE is set")
+    publish(expected="cannot be pushed: HF_HUB_OFFLINE is set")
     assert not out.exists()
 
 

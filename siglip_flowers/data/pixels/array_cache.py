@@ -96,7 +96,8 @@ class ArrayEntry:
 def locate_cache(arguments: DataArguments) -> Path:
     """Return the cache directory: the option, ``$SIGLIP_FLOWERS_CACHE``, or one of datasets'."""
     named = arguments.cache_dir or os.environ.get("SIGLIP_FLOWERS_CACHE")
-    return Path(named or Path(datasets.config.HF_DATASETS_CACHE) / "siglip_flowers_arrays")
+    default = Path(datasets.config.HF_DATASETS_CACHE) / "siglip_flowers_arrays"
+    return Path(named or default).expanduser()
 
 
 def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:

@@ -99,11 +99,7 @@ def _draw_color(random: np.random.Generator) -> tuple[int, ...]:
 
 
 KINDS: dict[str, Callable[[np.random.Generator, int], Image.Image]] = {
-    "noise": _draw_noise,
-    "blotches": _draw_blotches,
-    "gradient": _draw_gradient,
-    "stripes": _draw_stripes,
-    "checkers": _draw_checkers,
-    "shapes": _draw_shapes,
+    "noise": _draw_noise, "blotches": _draw_blotches, "gradient": _draw_gradient,
+    "stripes": _draw_stripes, "checkers": _draw_checkers, "shapes": _draw_shapes,
     "text": _draw_text,
-}
+}  # fmt: skip
