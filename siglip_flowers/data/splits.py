@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from siglip_flowers.base.errors import InputError
-from siglip_flowers.base.files import SPLITS_FILE, read_json
+from siglip_flowers.base.files import SPLITS_FILE, read_json, reading
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.rows import get_labels, image_ids
 
@@ -57,15 +57,23 @@ def list_ids(data: ClassificationData) -> dict[str, Any]:
     return {"split_protocol": data.split_protocol, "class_names": data.class_names, **ids}
 
 
+def _read_ids(run: Path) -> dict[str, Any]:
+    path = run / SPLITS_FILE
+    with reading(path, "Remove it, and the images are not compared"):
+        kept = dict(read_json(path)) if path.is_file() else {}
+        if not all(isinstance(kept.get(name, []), list) for name in SPLIT_NAMES):
+            raise ValueError("a split is no list")
+    return kept
+
+
 def check_unchanged(run: Path, data: ClassificationData) -> None:
     """Raise InputError unless the data are those that an unfinished run began with."""
-    now, path = list_ids(data), run / SPLITS_FILE
-    before = read_json(path) if path.is_file() else now
-    changed = [name.replace("class_names", "class") for name in now if before[name] != now[name]]
+    now, before = list_ids(data), _read_ids(run)
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
     if changed:
         raise InputError(
             f"The data have changed since the unfinished run in {run} began: other "
-            f"{' and '.join(changed)} images. Restore them, choose another --output_dir, or add "
+            f"{', '.join(changed)}. Restore them, choose another --output_dir, or add "
             "--overwrite_output_dir."
         )
 
@@ -76,10 +84,9 @@ def check_untrained(run: Path, data: ClassificationData) -> None:
     A run's data are cut again where they are read again; ids that two splits share say nothing.
     """
     ids = {name: set(image_ids(rows)) for name, rows in data.splits.items()}
-    shared = len(set().union(*ids.values())) < sum(map(len, ids.values()))
-    if shared or not (run / SPLITS_FILE).is_file():
+    if len(set().union(*ids.values())) < sum(map(len, ids.values())):
         return
-    trained = set(read_json(run / SPLITS_FILE)["train"])
+    trained = set(_read_ids(run).get("train", ()))
     for name in ("validation", "test"):
         if found := sorted(ids[name] & trained):
             raise InputError(

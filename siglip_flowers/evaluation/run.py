@@ -163,17 +163,11 @@ def prepare_evaluation(
     # The dtype that "auto" stands for on this device.
     dtype = str(resolve_dtype(options.dtype, state.device)).removeprefix("torch.")
     return Evaluation(
-        options=dataclasses.replace(options, dtype=dtype),
-        data_arguments=data_arguments,
-        command=command,
-        name=name,
+        dataclasses.replace(options, dtype=dtype), data_arguments, command, name,
         title=f"{name}{' (zero-shot)' if options.zero_shot else ''} on {data.description}",
-        model=model,
-        processor=processor,
-        data=data,
-        rows=rows,
+        model=model, processor=processor, data=data, rows=rows,
         environment=describe_environment(describe_device(state.device)),
-    )
+    )  # fmt: skip
 
 
 def run_evaluation(evaluation: Evaluation, extensions: Sequence[EvaluationExtension] = ()) -> None:
