@@ -130,7 +130,7 @@ def has_adapters(model: Any) -> bool:
 
 
 def select_trained(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trained parameters of a model with adapters by name: they and the head."""
+    """Return the trained parameters by name, of a model with adapters these and the head."""
     named = model.named_parameters()
     return {name: value.detach() for name, value in named if value.requires_grad}
 

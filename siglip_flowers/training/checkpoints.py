@@ -35,8 +35,6 @@ LOADERS = re.compile(
 # Hidden names: being written, being removed, or replaced by another one of the same step.
 STAGING_DIR = ".writing"
 REMOVED, REPLACED = ".removed-", ".replaced-"
-# The weights and two moments of AdamW, in float32.
-BYTES_PER_PARAMETER = 12
 # Written by the Trainer into every checkpoint as a pickle; config.yaml holds the same.
 ARGUMENTS_FILE = "training_args.bin"
 
@@ -164,8 +162,10 @@ def clear_leftovers(directory: Path) -> None:
 
 def estimate_checkpoint_bytes(model: Any) -> int:
     """Return roughly how large a checkpoint of a model becomes, with its optimizer."""
-    kept = select_trained(model).values() if has_adapters(model) else model.parameters()
-    return BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in kept)
+    trained = sum(value.numel() for value in select_trained(model).values())
+    kept = trained if has_adapters(model) else sum(value.numel() for value in model.parameters())
+    # Float32: the weights, and two moments of AdamW of those that train.
+    return 4 * kept + 8 * trained
 
 
 def check_free_disk(model: nn.Module, training: SiglipTrainingArguments) -> None:
