@@ -213,9 +213,6 @@ def find_tables(data_dir: Path) -> dict[str, Path]:
             for path in _list_tables(folder)
             if path.stem == "metadata"
         )
-        left = [f"{name}/" for name in inner if found and recognize_split(name) not in found]
-        if left:
-            logger.warning("Folders without metadata are left out: %s.", ", ".join(left))
     for paths in found.values():
         if len(paths) > 1:
             raise InputError(
@@ -362,6 +359,10 @@ def load_table(data_dir: Path, arguments: DataArguments) -> dict[str, Dataset]:
         InputError: A table cannot be read; otherwise as ``prepare_columns``.
     """
     tables = find_tables(data_dir)
+    if data_dir.is_dir() and next(iter(tables.values())).parent != data_dir:
+        left = [n for n in list_subfolders(data_dir) if recognize_split(n) not in (None, *tables)]
+        if left:
+            logger.warning("Folders without metadata are left out: %s.", ", ".join(left))
     read = {split: _read_table(path, arguments) for split, path in tables.items()}
     splits = _divide(read["all"], tables["all"]) if "all" in read else read
     if "train" not in splits:
