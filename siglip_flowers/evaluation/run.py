@@ -223,11 +223,8 @@ def read_choice(directory: Path) -> list[str]:
 
 def _keep_own_predictions(directory: Path, split: str) -> None:
     own = directory / f"predictions_{split}.parquet"
-    if (
-        is_finished(directory)
-        and own.is_file()
-        and not (directory / f"metrics_{split}.json").is_file()
-    ):
+    replaces = own.is_file() and not (directory / f"metrics_{split}.json").is_file()
+    if replaces and is_finished(directory):
         raise InputError(
             f"{own} is what the run itself predicted, and would be replaced. Choose another "
             "--output_dir."

@@ -2,6 +2,7 @@
 
 import shlex
 
+from siglip_flowers.base.errors import InputError
 from siglip_flowers.commands.entry import Command, name_program, refuse_launch, run_command
 from siglip_flowers.experiment.options import PARTS, ExperimentArguments
 from siglip_flowers.runtime.preemption import defer_signals
@@ -46,6 +47,8 @@ def _run(parsed: tuple[ExperimentArguments, str]) -> None:
         if part in options.parts:
             runs.execute_part(plan, part)
         elif not plan.is_finished(part):
+            if set(options.parts) & set(PARTS[PARTS.index(part) :]):
+                raise InputError(f"The part {part} is not finished. Add it to --parts.")
             break
         # Also where a run of the others fails later on.
         if part in PARTS[2:] and plan.is_finished("claim"):
