@@ -50,8 +50,8 @@ def _run(parsed: tuple[ExperimentArguments, str]) -> None:
             if set(options.parts) & set(PARTS[PARTS.index(part) :]):
                 raise InputError(f"The part {part} is not finished. Add it to --parts.")
             break
-        # Also where a run of the others fails later on.
-        if part in PARTS[2:] and plan.is_finished("claim"):
+        # After the others, and before those that are missing, which may fail.
+        if part == "others" or (part == "claim" and not plan.is_finished("others")):
             conclusion = write_report(plan, analyze(plan), command)
     if not conclusion:
         print("There is no conclusion until the part claim is finished.")
