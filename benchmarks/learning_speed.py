@@ -55,10 +55,13 @@ def prepare(config: Path, steps: int, directory: str, **changes: Any) -> Trainin
     return TrainingJob(arguments, load_data(data), processor, 0, steps)
 
 
-def train(job: TrainingJob, rate: float | None) -> tuple[Any, float]:
-    """Train the recipe, or the usual script at a rate; return the model and processor seconds."""
+def train(job: TrainingJob, rate: float | None, checkpoint: str | None = None) -> tuple[Any, float]:
+    """Train the recipe, or the usual script at a rate; return the model and processor seconds.
+
+    A checkpoint is resumed.
+    """
     set_seed(job.arguments.training.seed)
-    checkpoint: Any = job.arguments.model.model_name_or_path
+    pretrained: Any = job.arguments.model.model_name_or_path
     if rate is None:
         model = build_model(job.arguments, job.data, job.processor)
         trainer = SiglipTrainer(job.arguments, job.data, model, job.processor)
@@ -68,10 +71,10 @@ def train(job: TrainingJob, rate: float | None) -> tuple[Any, float]:
             model = build_usual_model(job)
         else:
             more = {"num_labels": len(job.data.class_names), "attn_implementation": "eager"}
-            model = SiglipForImageClassification.from_pretrained(checkpoint, **more)
+            model = SiglipForImageClassification.from_pretrained(pretrained, **more)
         trainer = build_usual(job, model)
     began = time.process_time()
-    trainer.train()
+    trainer.train(checkpoint)
     seconds = time.process_time() - began
     if rate is None:
         trainer.finish()

@@ -4,11 +4,12 @@
 
 Every arm is configs/nano_64px.yaml with one change, scored on the validation and test images. Class
 balance is tried on a long-tailed part of the photographs, too. Each finished run is kept in
-results/recipe_parts/: a later call continues, and one with other seeds or arms may run beside.
+results/recipe_parts/ and an unfinished one has checkpoints in runs/recipe_parts/: a later call
+continues, and one with other seeds or arms may run beside.
 """
 
 import argparse
-import tempfile
+import shutil
 from dataclasses import asdict
 from typing import Any
 
@@ -16,12 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.harness import REPOSITORY
 from benchmarks.learning_speed import CONFIG, SPLITS, classify, pack, prepare, train, unpack
 from benchmarks.report import RESULTS, format_difference, format_table, write_report
-from siglip_flowers.base.files import read_json, write_json
+from siglip_flowers.base.files import CHECKPOINT_DIR, read_json, write_json
 from siglip_flowers.data.rows import get_labels
 from siglip_flowers.data.sources.load import load_data
 from siglip_flowers.metrics.statistics import crossed_bootstrap
+from siglip_flowers.training.checkpoints import list_checkpoints
 
 EPOCHS, RUNS = 12, RESULTS / "recipe_parts"
 PARTS: dict[str, dict[str, Any]] = {
@@ -58,17 +61,22 @@ def run(arm: str, seed: int) -> None:
     path = RUNS / f"{arm}_{seed}.json"
     if path.exists():
         return
-    with tempfile.TemporaryDirectory() as directory:
-        job = prepare(CONFIG, 1, directory, seed=seed, **ARMS[arm])
-        if arm.startswith("tail"):
-            splits = job.data.splits
-            splits["train"] = splits["train"].select(cut_tail(get_labels(splits["train"])))
-        options = job.arguments.training
-        options.max_steps = EPOCHS * len(job.data.splits["train"]) // options.images_per_step
-        model, seconds = train(job, None)
-        correct = np.concatenate([classify(model, job, split) for split in SPLITS])
-    write_json(path, {"processor_seconds": seconds, "correct": pack(correct)})
-    print(f"{arm}, seed {seed}: {correct.mean():.2%} in {seconds:.0f} s", flush=True)
+    directory = REPOSITORY / "runs" / "recipe_parts" / f"{arm}_{seed}"
+    checkpoints = list_checkpoints(directory / CHECKPOINT_DIR)
+    saved = {"save_strategy": "steps", "save_steps": 0.05, "save_total_limit": 1}
+    job = prepare(CONFIG, 1, str(directory), seed=seed, **saved, **ARMS[arm])
+    if arm.startswith("tail"):
+        splits = job.data.splits
+        splits["train"] = splits["train"].select(cut_tail(get_labels(splits["train"])))
+    options = job.arguments.training
+    options.max_steps = EPOCHS * len(job.data.splits["train"]) // options.images_per_step
+    model, seconds = train(job, None, str(checkpoints[-1]) if checkpoints else None)
+    correct = np.concatenate([classify(model, job, split) for split in SPLITS])
+    # The time of a run that was interrupted is not known.
+    spent = None if checkpoints else seconds
+    write_json(path, {"processor_seconds": spent, "correct": pack(correct)})
+    shutil.rmtree(directory)
+    print(f"{arm}, seed {seed}: {correct.mean():.2%}", flush=True)
 
 
 def read(arm: str) -> dict[int, NDArray]:
