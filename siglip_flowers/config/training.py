@@ -76,6 +76,8 @@ class SiglipTrainingArguments(TrainingOptions, TrainingArguments):  # type: igno
                 raise
             raise InputError(" ".join(str(error).split())) from error
         self.report_to, self.optim, self.dataloader_num_workers = trackers, optimizer, workers
+        # A process has one GPU. With more, the Trainer would multiply the batch (DataParallel).
+        self._n_gpu = min(self._n_gpu, 1)
         self._check_schedule()
         if self.fp16 and self.use_cpu:
             raise InputError("--fp16 has no effect on a CPU; remove it, or use --bf16 true.")
