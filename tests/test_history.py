@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+from transformers import TrainerState
+
 from siglip_flowers.training.callbacks import ProgressLines
 from siglip_flowers.training.results import COLUMNS, build_history
 
@@ -43,8 +45,6 @@ def test_a_measured_start_is_row_0():
 def test_a_row_tells_the_time_left_however_long(capsys):
     args = SimpleNamespace(images_per_step=64)
     for steps, left in ((3600, "1:00:00"), (2**62, "999999999 days, 23:59:59")):
-        state = SimpleNamespace(
-            global_step=0, max_steps=steps, epoch=0.0, is_world_process_zero=True
-        )
+        state = TrainerState(max_steps=steps, epoch=0.0)
         ProgressLines().on_log(args, state, None, logs={"images_per_second": 64.0})
         assert f"left {left}" in capsys.readouterr().out

@@ -182,11 +182,13 @@ class TensorBoardTracker(Tracker):
         """Open another file in the directory, which TensorBoard shows as one run."""
         from torch.utils.tensorboard import SummaryWriter
 
-        directory = os.environ.get("TENSORBOARD_LOGGING_DIR") or run.output_dir / TENSORBOARD_DIR
-        self._run = SummaryWriter(log_dir=str(directory))
+        given = os.environ.get("TENSORBOARD_LOGGING_DIR")
+        directory = os.path.expanduser(given) if given else str(run.output_dir / TENSORBOARD_DIR)
+        # Hides what a killed run logged after its last checkpoint, which is logged again.
+        self._run = SummaryWriter(log_dir=directory, purge_step=run.step + 1)
         if run_id is None:
             self._run.add_text("config", f"```\n{yaml.safe_dump(run.config)}```")
-        return str(directory)
+        return directory
 
     def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
         """Write a row of figures."""

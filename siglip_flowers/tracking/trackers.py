@@ -29,12 +29,14 @@ class RunFacts:
         project: The name of the data set, for Aim's experiment and the project of W&B and Trackio.
         config: Every option, by name; no secrets.
         output_dir: The output directory of the run.
+        step: That of the checkpoint that the run resumes from, or 0.
     """
 
     name: str
     project: str
     config: dict[str, Any]
     output_dir: Path
+    step: int
 
 
 @dataclass(frozen=True)

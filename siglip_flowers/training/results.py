@@ -166,11 +166,11 @@ def describe_plan(
     arguments: RunArguments,
     data: ClassificationData,
     model: Any,
-    checkpoint: str | None,
+    step: int,
     forms: Mapping[str, PixelForm],
     trackers: str,
 ) -> list[str]:
-    """Return what a run is about to do, in five lines."""
+    """Return what a run is about to do after a step, in five lines."""
     training, names = arguments.training, data.class_names
     counts = np.bincount(get_labels(data.splits["train"]), minlength=len(names)).tolist()
     most, spread = max(counts), count(min(counts), "training image")
@@ -183,12 +183,11 @@ def describe_plan(
     size = sum(value.numel() for value in model.parameters())
     train = "all trainable" if trained == size else f"{trained:,} trainable"
     processes = PartialState().num_processes
-    step = (checkpoint or "").rpartition("-")[2]
     begin = f"resumed from step {step}" if step else "from the start"
     fits = fits_on_features(arguments)
     batch = training.per_device_eval_batch_size if fits else training.images_per_step
     images = sum(map(len, data.splits.values())) if fits else len(data.splits["train"])
-    minutes = estimate_minutes(arguments, images, model, forms["validation"], int(step or 0))
+    minutes = estimate_minutes(arguments, images, model, forms["validation"], step)
     duration = count(math.ceil(minutes), "minute") if minutes < 90 else f"{minutes / 60:,.0f} hours"
     # The best checkpoint is kept besides those of the limit.
     limit = training.save_total_limit or 0
@@ -256,7 +255,7 @@ def write_results(
     write_json(output_dir / METRICS_FILE, {**facts, "weights": weights, "splits": splits})
 
 
-def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFacts:
+def describe_facts(arguments: RunArguments, data: ClassificationData, step: int) -> RunFacts:
     """Return what is known before the first step; a configuration contains no secrets."""
     output_dir = Path(str(arguments.training.output_dir))
     config = yaml.safe_load(arguments.dump())
@@ -265,7 +264,7 @@ def describe_facts(arguments: RunArguments, data: ClassificationData) -> RunFact
     # W&B refuses some characters, and names of more than 128.
     project = re.sub(r"[^\w.-]+", "-", shorten_description(data.description))[:100].strip("-")
     name = arguments.training.run_name or output_dir.resolve().name
-    return RunFacts(name, project, config, output_dir)
+    return RunFacts(name, project, config, output_dir, step)
 
 
 def collect_results(

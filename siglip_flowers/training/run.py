@@ -173,10 +173,10 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         resume=training.resume == "auto",
     )
     with claim as checkpoint, run.trackers:
-        _open(run, checkpoint)
+        step = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+        _open(run, checkpoint, step)
         if PartialState().is_main_process:
-            names = run.trackers.names
-            plan = describe_plan(arguments, data, model, checkpoint, forms, names)
+            plan = describe_plan(arguments, data, model, step, forms, run.trackers.names)
             print("\n".join(plan), flush=True)
         start = _measure_start(run, model)
         if fit is None:
@@ -187,12 +187,12 @@ def run_training(arguments: RunArguments, fit: FitHead | None = None) -> RunResu
         return _measure_and_write(run, trained, start, ensemble)
 
 
-def _open(run: Run, checkpoint: str | None) -> None:
+def _open(run: Run, checkpoint: str | None, step: int) -> None:
     """Open the trackers, those of a resumed run again, and write the images of each split."""
     if checkpoint is not None:
         check_unchanged(run.output_dir, run.data)
         run.trackers.load(Path(checkpoint))
-    run.trackers.open(describe_facts(run.arguments, run.data))
+    run.trackers.open(describe_facts(run.arguments, run.data, step))
     if PartialState().is_main_process:
         write_json(run.output_dir / SPLITS_FILE, list_ids(run.data))
 
