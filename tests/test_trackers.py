@@ -331,9 +331,8 @@ def test_aim_is_the_default_where_it_is_installed(monkeypatch, caplog):
 
 @pytest.mark.parametrize("main_process", [True, False])
 def test_only_the_main_process_logs(monkeypatch, main_process):
-    monkeypatch.setattr(
-        kinds, "PartialState", lambda: SimpleNamespace(is_main_process=main_process)
-    )
+    state = SimpleNamespace(is_main_process=main_process)
+    monkeypatch.setattr(kinds, "PartialState", lambda: state)
     assert tuple(build_trackers(NAMES)._active) == (NAMES if main_process else ())
 
 
@@ -375,12 +374,13 @@ def test_wandb_is_offline_unless_somebody_is_logged_in(nobody, monkeypatch, tmp_
 
 def test_wandb_without_a_login_is_offline_whatever_is_asked(nobody, monkeypatch, tmp_path, capsys):
     # Online it would ask in a terminal what to do.
-    monkeypatch.setenv("WANDB_MODE", "online")
+    for name, value in (("MODE", "online"), ("RUN_ID", "of-a-sweep"), ("NAME", "mine")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
     tracker = WandbTracker()
-    tracker.open(RunFacts("run", "photos", {}, tmp_path, 0), None)
+    assert tracker.open(RunFacts("run", "photos", {}, tmp_path, 0), None) == "of-a-sweep"
     settings = tracker._run.settings
     tracker.close(failed=False)
-    assert settings.mode == "offline"
-    assert settings.finish_timeout == WANDB_FINISH_SECONDS
+    assert (settings.mode, settings.finish_timeout) == ("offline", WANDB_FINISH_SECONDS)
+    assert settings.run_name == "mine"
     (said,) = capsys.readouterr().out.splitlines()
     assert said.startswith("W&B is offline; upload the run with: wandb sync")

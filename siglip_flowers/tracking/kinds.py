@@ -113,11 +113,12 @@ class WandbTracker(Tracker):
         """Start the run, or continue the one with this id."""
         import wandb
 
-        run_id, mode = run_id or uuid.uuid4().hex[:8], choose_wandb_mode()
+        mode = choose_wandb_mode()
         settings, offline = wandb.setup().settings, mode != "online"
         self._run = wandb.init(
             project=settings.project or run.project,
-            name=run.name,
+            name=run.config.get("run_name") or settings.run_name or run.name,
+            # None: WANDB_RUN_ID, as "wandb agent" sets it, or a new one.
             id=run_id,
             config=run.config,
             mode=mode,
@@ -134,7 +135,7 @@ class WandbTracker(Tracker):
         self._run.define_metric(WANDB_STEP, hidden=True)
         # W&B's own step cannot decrease, as that of a resumed run does.
         self._run.define_metric("*", step_metric=WANDB_STEP)
-        return run_id
+        return self._run.id
 
     def log(self, figures: Mapping[str, Any], step: int, epoch: float) -> None:
         """Log a row of figures."""
