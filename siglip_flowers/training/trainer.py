@@ -138,7 +138,8 @@ class SiglipTrainer(CheckpointingTrainer):
             frozen = model.state_dict().keys() - select_trained(model)
             model._keys_to_ignore_on_save = set(frozen)
         show_progress(self, hide_bars=bool(training.disable_tqdm))
-        self._running_hits: list[torch.Tensor] = []
+        # Images of the training batches since the last row of the log: those right, and all.
+        self._running_hits = torch.zeros(2, dtype=torch.int64, device=self.args.device)
         self._had_ended = False
 
     # ---- Training
@@ -289,7 +290,7 @@ class SiglipTrainer(CheckpointingTrainer):
         hard = targets if targets.ndim == 1 else targets.argmax(dim=-1)
         counted = inputs["counted"]
         hits = (logits.detach().argmax(dim=-1) == hard) & counted
-        self._running_hits.append(torch.stack([hits.sum(), counted.sum()]))
+        self._running_hits += torch.stack([hits.sum(), counted.sum()])
         weights = weigh_images(targets, self.class_weights) * counted
         assert num_items_in_batch is not None  # get_batch_samples has counted them
         return (losses * weights).sum() * self.accelerator.num_processes / num_items_in_batch
@@ -311,11 +312,10 @@ class SiglipTrainer(CheckpointingTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the accuracy and the speed of the training batches since the last row."""
         if "loss" in logs:
-            if self._running_hits:
-                sums = self.accelerator.gather(torch.stack(self._running_hits).sum(dim=0))
-                hits, images = sums.view(-1, 2).sum(dim=0).tolist()
+            hits, images = self.accelerator.reduce(self._running_hits, "sum").tolist()
+            if images:
                 logs["accuracy"] = hits / images
-                self._running_hits.clear()
+            self._running_hits.zero_()
             logs.update(self.throughput.close_window())
         super().log(logs, start_time)
 
