@@ -283,7 +283,7 @@ def copy_for_trainer(
     # since the Trainer would continue with smaller steps, from weights that were already changed.
     copied = copy.copy(training)
     copied.auto_find_batch_size = False
-    # The objective smooths its targets itself.
+    # The objective smooths its targets itself. With sigmoids the Trainer would warn that it cannot.
     copied.label_smoothing_factor = 0.0
     workers = copied.dataloader_num_workers = choose_workers(training, pixels, forms)
     # torch refuses both settings if there are none. Workers that stay would draw the images of the
