@@ -42,7 +42,7 @@ def measure_boxes(count=4000, crop_min_scale=0.35, step=0, **options):
     """Find each crop's box from the coordinates that its pixels came from."""
     augmenter = make_augmenter(size=4, crop_min_scale=crop_min_scale, color_jitter=0.0, **options)
     rows = torch.arange(count)
-    cropped, _ = augmenter(draw_coordinates(1).expand(count, -1, -1, -1), rows, rows, step)
+    cropped, _ = augmenter(draw_coordinates(1).expand(count, -1, -1, -1), rows, rows.numpy(), step)
     x, y = cropped[:, 0, 0, :], cropped[:, 1, :, 0]
     # Four sampled pixels are at 1/8, 3/8, 5/8 and 7/8 of the box.
     width, height = (x[:, 3] - x[:, 0]) / 0.75, (y[:, 3] - y[:, 0]) / 0.75
@@ -159,7 +159,7 @@ def test_color_jitter_keeps_the_range_and_changes_brightness_contrast_and_satura
     small = make_augmenter(size=8, **{**OFF, "color_jitter": strength})
 
     def jitter(image):
-        return small(image.expand(3000, 3, 8, 8).to(torch.uint8), rows, rows, 0)[0]
+        return small(image.expand(3000, 3, 8, 8).to(torch.uint8), rows, rows.numpy(), 0)[0]
 
     brightness = jitter(torch.full((3, 8, 8), 100)).mean((1, 2, 3)) / 100
     stripes = jitter(torch.tensor([80, 120] * 4).expand(3, 8, 8))

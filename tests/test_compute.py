@@ -214,7 +214,7 @@ def test_batch_keeps_row_numbers_in_main_memory():
     batch = PixelBatch(
         pixel_values=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
         labels=torch.tensor([1, 0]),
-        index=torch.tensor([5, 7]),
+        index=torch.tensor([5, 7]).numpy(),
     )
     moved = batch.to("meta")
     assert isinstance(moved, PixelBatch)

@@ -92,22 +92,20 @@ class BatchAugmenter:
     seed: int
 
     def __call__(
-        self, pixels: torch.Tensor, labels: torch.Tensor, rows: np.ndarray | torch.Tensor, step: int
+        self, pixels: torch.Tensor, labels: torch.Tensor, rows: np.ndarray, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment one batch.
 
         Args:
             pixels: (B, 3, H, W) uint8; not modified.
             labels: (B,) int64.
-            rows: (B,) int64, each image's row in the data set. An array, or a tensor in main
-                memory, avoids waiting for the device.
+            rows: (B,) int64, each image's row in the data set.
             step: Number of the optimizer step.
 
         Returns:
             Pixels (B, 3, S, S) float32 on the 0..255 scale; labels (B,) int64, or (B, C) float32
             if images were mixed.
         """
-        rows = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
         u = uniform_numbers(self.seed, step, rows, NUMBERS_PER_IMAGE)
         # From here on the pixels are a private copy and may be modified in place.
         augmented = self._crop_and_flip(pixels, u[:, 0:5])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
 from torch import Tensor
@@ -65,7 +66,7 @@ class AnomalyWatch(TrainerCallback):
         self._overflows: list[Tensor] = []
         self._overflows_in_a_row = 0
 
-    def see_loss(self, step: int, loss: Tensor, rows: Tensor) -> Tensor:
+    def see_loss(self, step: int, loss: Tensor, rows: np.ndarray) -> Tensor:
         """Mark the loss () of a micro-batch of rows (B,); return it, or the last finite one."""
         finite = torch.isfinite(loss)
         self._marks.append(_Mark(step, "loss", ~finite, rows.tolist()))

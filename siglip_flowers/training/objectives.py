@@ -27,14 +27,14 @@ class TrainingBatch:
             normalized; or patches with their mask and grids, see ``PixelNormalizer.prepare``.
         labels: (B,) int64, the images' own classes.
         targets: The labels, or (B, C) float32 where images were mixed.
-        rows: (B,) int64 in main memory, the images' rows in the training split.
+        rows: (B,) int64, the images' rows in the training split.
         step: Number of the optimizer step.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     targets: Tensor
-    rows: Tensor
+    rows: np.ndarray
     step: int
 
 
@@ -89,7 +89,7 @@ def build_contrastive(num_templates: int, seed: int) -> Objective:
 
     def objective(model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, None]:
         # Another stream than augmentation's, which starts from the same seed.
-        numbers = uniform_numbers(seed + 1, batch.step, batch.rows.numpy(), 1)[:, 0]
+        numbers = uniform_numbers(seed + 1, batch.step, batch.rows, 1)[:, 0]
         templates = torch.from_numpy(numbers * num_templates).long().to(batch.labels.device)
         outputs = model(**batch.inputs, labels=batch.labels, templates=templates)
         return outputs.loss, None

@@ -14,12 +14,7 @@ from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.files import REMOVE_CHECKPOINT
 from siglip_flowers.base.text import count
 from siglip_flowers.data.augmentation import build_augmenter, draw_patches
-from siglip_flowers.data.pixels.tensors import (
-    PixelBatch,
-    PixelNormalizer,
-    collate_pixels,
-    open_pixels,
-)
+from siglip_flowers.data.pixels.tensors import PixelNormalizer, collate_pixels, open_pixels
 from siglip_flowers.data.rows import get_labels, image_ids
 from siglip_flowers.data.splits import ClassificationData
 from siglip_flowers.metrics.classification import compute_metrics
@@ -59,7 +54,6 @@ from siglip_flowers.training.sharding import (
 # with transformers 5.17 and 5.24.
 PRIVATE_OVERRIDES = {
     "_get_grad_norm": "callbacks do not receive the gradient norm before clipping",
-    "_prepare_inputs": "the row numbers of a batch stay in main memory",
     "_run_epoch": "resuming a run that had trained to its end would take another step",
     "_save_checkpoint": "a checkpoint gets its name only once it is complete",
 }
@@ -248,10 +242,6 @@ class SiglipTrainer(CheckpointingTrainer):
         filled = count > 1 and remaining > 0 and not self.args.dataloader_drop_last
         return numbers < (remaining if filled else count * size)
 
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        # Accelerate has sent the batch to the device.
-        return inputs if isinstance(inputs, PixelBatch) else super()._prepare_inputs(inputs)
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -295,13 +285,13 @@ class SiglipTrainer(CheckpointingTrainer):
         assert num_items_in_batch is not None  # get_batch_samples has counted them
         return (losses * weights).sum() * self.accelerator.num_processes / num_items_in_batch
 
-    def _drop_patches(self, rows: torch.Tensor, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _drop_patches(self, rows: np.ndarray, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the patches that the layers see, as a model's input; nothing without dropping."""
         if self.args.patch_drop == 0:
             return {}
         count = (pixels.shape[-1] // self.model.vision_model.config.patch_size) ** 2
         kept = max(1, round((1 - self.args.patch_drop) * count))
-        chosen = draw_patches(self.args.seed + 2, self.state.global_step, rows.numpy(), count, kept)
+        chosen = draw_patches(self.args.seed + 2, self.state.global_step, rows, count, kept)
         return {"kept_patches": chosen.to(pixels.device)}
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:

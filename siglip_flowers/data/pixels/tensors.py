@@ -111,13 +111,14 @@ def read_form(processor: Any) -> PixelForm:
     return PixelForm(processor.size["height"], int(processor.resample))
 
 
-class PixelBatch(dict[str, torch.Tensor]):
+class PixelBatch(dict[str, Any]):
     """A batch: ``pixel_values`` (B, 3, S, S) uint8, ``labels`` (B,) int64, ``index`` (B,) int64.
 
     The images of a NaFlex checkpoint are packed, (B, 1 + P, K); see
     :mod:`siglip_flowers.data.pixels.patches`.
 
-    ``to`` leaves ``index`` in main memory: random numbers are drawn from it there.
+    ``index`` is an array, which nothing moves to a device: random numbers are drawn from it in main
+    memory.
     """
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "PixelBatch":
@@ -165,13 +166,13 @@ class PixelDataset(torch.utils.data.Dataset[PixelBatch]):
 
     def __getitems__(self, indices: Sequence[int]) -> PixelBatch:
         # One gather, or one read of the Arrow table, for a whole batch.
-        index = torch.as_tensor(indices, dtype=torch.int64)
+        index = np.asarray(indices, dtype=np.int64)
         if self.cached is not None:
-            pixels = torch.from_numpy(self.cached[index.numpy()])
+            pixels = torch.from_numpy(self.cached[index])
         elif self.growing is None:
             pixels = torch.stack(self._decode_rows(list(indices)))
         else:
-            kept, is_missing = self.growing.read(index.numpy())
+            kept, is_missing = self.growing.read(index)
             pixels, missing = torch.from_numpy(kept), np.flatnonzero(is_missing).tolist()
             rows = index[missing].tolist()
             for place, row, values in zip(missing, rows, self._decode_rows(rows), strict=True):
