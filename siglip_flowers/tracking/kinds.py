@@ -185,8 +185,10 @@ class TensorBoardTracker(Tracker):
 
         given = os.environ.get("TENSORBOARD_LOGGING_DIR")
         directory = os.path.expanduser(given) if given else str(run.output_dir / TENSORBOARD_DIR)
-        # Hides what a killed run logged after its last checkpoint, which is logged again.
-        self._run = SummaryWriter(log_dir=directory, purge_step=run.step + 1)
+        # Hides what a killed run logged after its last checkpoint, which is logged again; but not
+        # what other runs logged to a directory that they share.
+        purged = None if given and run_id is None else run.step + 1
+        self._run = SummaryWriter(log_dir=directory, purge_step=purged)
         if run_id is None:
             self._run.add_text("config", f"```\n{yaml.safe_dump(run.config)}```")
         return directory

@@ -179,6 +179,8 @@ def check_same_settings(
     if not path.is_file():
         return
     before, now = read_yaml(path), yaml.safe_load(configuration)
+    if Path(str(before.get("output_dir"))).resolve() == path.parent.resolve():
+        before["output_dir"] = now.get("output_dir")  # perhaps spelled otherwise
     for key in sorted({*before, *now} - set(free), key=str):
         if before.get(key) != now.get(key):
             raise InputError(
