@@ -67,6 +67,15 @@ def tiny_dir(nano_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_two_towers(tmp_path_factory.mktemp("tiny"), nano_dir)
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A tiny untrained vision tower and 60 images of three classes; neither is changed."""
+    from tests.small_runs import make_checkpoint, make_folder
+
+    directory = tmp_path_factory.mktemp("small")
+    return make_checkpoint(directory / "checkpoint"), make_folder(directory / "data")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A Chromium that asks nobody anything."""

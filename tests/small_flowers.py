@@ -5,6 +5,7 @@ import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -60,6 +61,15 @@ def build_flowers(
         )
         start += count
     return ClassificationData(splits, "oxford", "swapped", "a few photographs of Flowers102")
+
+
+def make_rows(images: Sequence[Any]) -> datasets.Dataset:
+    """Return rows of images, all of one class."""
+    names = datasets.ClassLabel(names=["rose"])
+    features = datasets.Features(image=datasets.Image(), label=names)
+    return datasets.Dataset.from_dict(
+        {"image": images, "label": [0] * len(images)}, features=features
+    )
 
 
 def tokenize(checkpoint: object, texts: Sequence[str]) -> torch.Tensor:

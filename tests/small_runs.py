@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +18,18 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
 
 CLASSES = ("aster", "borage", "clover")
+TINY = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+TINY["num_attention_heads"] = 2
 COLORS = {"aster": (200, 40, 40), "borage": (40, 60, 210), "clover": (40, 190, 60)}
 
 
 def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) -> Path:
     """Save a vision tower of a few thousand parameters with its processor."""
-    config = SiglipVisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        image_size=image_size, patch_size=patch_size,
-    )  # fmt: skip
+    config = SiglipVisionConfig(**TINY, image_size=image_size, patch_size=patch_size)
     SiglipVisionModel(config).save_pretrained(directory)
     size = {"height": image_size, "width": image_size}
     processor = SiglipImageProcessorPil(
@@ -38,22 +39,24 @@ def make_checkpoint(directory: Path, image_size: int = 16, patch_size: int = 8) 
     return directory
 
 
+def save_classifier(directory: Path, names: Sequence[str], checkpoint: Path | None = None) -> Path:
+    """Save an untrained classifier with its processor as ``directory/model``."""
+    checkpoint = checkpoint or make_checkpoint(directory / "checkpoint")
+    load_classifier(str(checkpoint), list(names)).save_pretrained(directory / "model")
+    load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
+    return directory / "model"
+
+
 def make_two_towers(directory: Path, tokenizer_dir: Path, seed: int = 0) -> Path:
     """Save both towers of a tiny untrained SigLIP, with the tokenizer of a checkpoint."""
-    size = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
+    size = {**TINY, "hidden_size": 32, "intermediate_size": 64}
     torch.manual_seed(seed)
+    text = {"projection_size": 32, "vocab_size": 1024, "max_position_embeddings": 16}
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
     config = SiglipConfig(
-        text_config={
-            **size, "projection_size": 32, "vocab_size": 1024, "max_position_embeddings": 16,
-            "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
-        },
+        text_config={**size, **text, **special},
         vision_config={**size, "image_size": 16, "patch_size": 8},
-    )  # fmt: skip
+    )
     # Saved first, so that this directory's processor replaces the vision tower's own files.
     make_checkpoint(directory)
     SiglipModel(config).save_pretrained(directory)
@@ -90,9 +93,8 @@ def small_options(checkpoint: Path, folder: Path, output_dir: Path, *more: str) 
     ]
 
 
-def start_script(*arguments: str, launch: bool = False, cwd: Path = REPOSITORY) -> subprocess.Popen:
+def start_script(*arguments: str) -> subprocess.Popen:
     """Start a command as a user does, on one thread and without network."""
-    launcher = ["-m", "accelerate.commands.launch"]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -101,13 +103,27 @@ def start_script(*arguments: str, launch: bool = False, cwd: Path = REPOSITORY) 
         "PYTHONPATH": str(REPOSITORY),
     }
     return subprocess.Popen(
-        [sys.executable, *(launcher if launch else []), *arguments],
-        cwd=cwd,
+        [sys.executable, *arguments],
+        cwd=REPOSITORY,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def run_python(*words: object, cwd: Path, path: Path = REPOSITORY, **environment: str) -> str:
+    """Run Python, which finds the package below a path, to a good end; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def list_files(directory: Path) -> list[str]:

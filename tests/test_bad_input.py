@@ -10,24 +10,14 @@ import pytest
 from siglip_flowers.commands import eval as eval_command
 from siglip_flowers.commands import train as train_command
 from siglip_flowers.commands.main import main
-from tests.small_runs import draw_image, list_files, make_checkpoint, make_folder, small_options
+from tests.small_runs import draw_image, list_files, make_folder, small_options
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def trained(checkpoint, folder, tmp_path_factory):
+def trained(small, tmp_path_factory):
     """A finished small run."""
     output_dir = tmp_path_factory.mktemp("trained") / "run"
-    assert train_command.main(small_options(checkpoint, folder, output_dir)) == 0
+    assert train_command.main(small_options(*small, output_dir)) == 0
     return output_dir
 
 
@@ -51,10 +41,10 @@ def refuse(capsys, tmp_path):
 
 
 @pytest.fixture
-def refuse_train(refuse, checkpoint, folder, tmp_path):
+def refuse_train(refuse, small, tmp_path):
     def run(*more, code=2):
         output_dir = tmp_path / "out"
-        argv = small_options(checkpoint, folder, output_dir, *more)
+        argv = small_options(*small, output_dir, *more)
         return refuse(train_command.main, argv, code, written=output_dir)
 
     return run
@@ -66,7 +56,6 @@ def refuse_train(refuse, checkpoint, folder, tmp_path):
     [
         (["--trainable", "last:99"], r"last:99.* has 2 layers; use last:2 or all"),
         (["--attn_implementation", "none"], r'none cannot be used .*"none"` is not supported\)'),
-        (["--data_source", "procedural"], r"--data_source procedural does not use --data_dir .*"),
         # The Hub is not asked for the model before.
         (
             ["--data_dir", "/no/such/dir", "--model_name_or_path", "org/name"],
@@ -83,16 +72,6 @@ def test_impossible_options_are_refused_before_the_data_are_read(
     assert re.search(message, answer), answer
 
 
-def test_an_unreachable_data_set_names_the_offline_sources(refuse, checkpoint, tmp_path):
-    output_dir = tmp_path / "out"
-    argv = ["--model_name_or_path", str(checkpoint), "--output_dir", str(output_dir)]
-    argv += ["--dataset_name", "someone/flowers-unheard-of"]
-    message = refuse(train_command.main, argv, 1, written=output_dir)
-    assert "someone/flowers-unheard-of" in message
-    assert "--data_dir" in message
-    assert "procedural" in message
-
-
 @pytest.fixture
 def damaged(tmp_path):
     """Good images with a zero-byte and a corrupt one among them."""
@@ -103,9 +82,9 @@ def damaged(tmp_path):
     return folder
 
 
-def test_unreadable_images_are_dropped_and_counted_when_asked(checkpoint, damaged, tmp_path):
+def test_unreadable_images_are_dropped_and_counted_when_asked(small, damaged, tmp_path):
     out = tmp_path / "out"
-    argv = small_options(checkpoint, damaged, out, "--skip_corrupt_images", "--max_steps", "2")
+    argv = small_options(small[0], damaged, out, "--skip_corrupt_images", "--max_steps", "2")
     assert train_command.main(argv) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     skipped = metrics["data"]["skipped_images"]
@@ -114,20 +93,22 @@ def test_unreadable_images_are_dropped_and_counted_when_asked(checkpoint, damage
     assert not any("cut" in name for name in json.loads((out / "splits.json").read_text())["test"])
 
 
-def test_a_failed_overwrite_leaves_the_old_results(refuse, checkpoint, damaged, trained):
+def test_a_failed_overwrite_leaves_the_old_results(refuse, small, damaged, trained):
     before = list_files(trained)
-    argv = small_options(checkpoint, damaged, trained, "--overwrite_output_dir")
+    argv = small_options(small[0], damaged, trained, "--overwrite_output_dir")
     refuse(train_command.main, argv, 1)
     assert list_files(trained) == before
 
 
-def test_too_little_free_disk_is_told_before_training(
-    refuse, checkpoint, folder, tmp_path, monkeypatch
-):
+@pytest.fixture
+def full_disk(monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
-    argv = small_options(checkpoint, folder, tmp_path / "out")
-    message = refuse(train_command.main, argv, 1, written=tmp_path / "out")
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_too_little_free_disk_is_told_before_training(refuse_train):
+    message = refuse_train(code=1)
     assert "0.0 GB free" in message
     assert "--save_total_limit" in message
 

@@ -154,7 +154,7 @@ def test_pipeline_scores_with_the_stored_activation_and_names(
 @torch.no_grad()
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_every_class_starts_at_the_same_chance(build, pixel_values, kind, activation):
+def test_every_class_starts_at_the_same_chance(build, kind, activation):
     model = build(head=kind, activation=activation)
     head, sigmoid = model.classifier, activation == "sigmoid"
     bias = head.bias if kind == "linear" else head.logit_bias
@@ -166,8 +166,6 @@ def test_every_class_starts_at_the_same_chance(build, pixel_values, kind, activa
         torch.testing.assert_close(bias.sigmoid(), chance)
     elif bias is not None:
         assert not bias.any()
-    logits = model.fold()(pixel_values).logits
-    torch.testing.assert_close(logits, model(pixel_values).logits, **CLOSE)
 
 
 def test_loss_with_labels_is_the_activations(build, pixel_values):

@@ -22,15 +22,11 @@ from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import match_names
 from siglip_flowers.data.sources.load import load_data
 from tests.conftest import REPOSITORY
-from tests.small_runs import list_files, make_checkpoint, make_folder, small_options, start_script
+from tests.small_runs import list_files, make_checkpoint, make_folder, run_python, small_options
 
 CHANCE = 1 / 102
 SPLITS = ("train", "validation", "test")
-
-
-def finish(process) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +47,9 @@ def real_command(flowers_dir, nano_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def real_run(real_command):
-    code, out, err = finish(start_script(*real_command, launch=True))
-    assert code == 0, err[-3000:]
     directory = Path(real_command[real_command.index("--output_dir") + 1])
-    return directory, out, err
+    launcher = ("-m", "accelerate.commands.launch")
+    return directory, run_python(*launcher, *real_command, cwd=REPOSITORY, **NO_GPU)
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +81,7 @@ def test_eval_gives_exactly_the_figures_of_the_run(real_run, real_metrics):
     # Started where results/ lies, it finds the model and the run's own data by itself.
     script = str(REPOSITORY / "eval.py")
     root = real_run[0].parents[1]
-    code, out, err = finish(
-        start_script(script, "--split", "test", "--output_dir", "again", cwd=root)
-    )
-    assert code == 0, err[-3000:]
+    out = run_python(script, "--split", "test", "--output_dir", "again", cwd=root, **NO_GPU)
     again = json.loads((root / "again" / "metrics_test.json").read_text(encoding="utf-8"))
     expected = real_metrics["splits"]["test"]
     assert {key: again[key] for key in expected} == expected

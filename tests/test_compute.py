@@ -19,15 +19,9 @@ from siglip_flowers.training import build
 from siglip_flowers.training.attempts import TooLittleMemoryError, shrink_batch
 from siglip_flowers.training.callbacks import Throughput
 from siglip_flowers.training.trainer import SiglipTrainer
-from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_runs import small_options
 
 MORE_THAN_ANY_MACHINE_HAS = 10**15
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("small")
-    return make_checkpoint(directory / "checkpoint"), make_folder(directory / "data")
 
 
 @pytest.fixture

@@ -8,14 +8,12 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import datasets
 import numpy as np
 import PIL.Image
 import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features
 from PIL.Image import Image
 
 from siglip_flowers.config import DataArguments
@@ -31,6 +29,7 @@ from siglip_flowers.data.pixels.tensors import (
 from siglip_flowers.data.rows import read_images
 from siglip_flowers.inference.reading import ImageReader
 from siglip_flowers.model.loading import load_image_processor
+from tests.small_flowers import make_rows
 
 
 def draw_gradient(width: int = 8, height: int = 5) -> Image:
@@ -144,8 +143,7 @@ def test_odd_files_are_the_same_pixels_for_every_reader(tmp_path, nano_dir) -> N
     paths = make_odd_files(tmp_path)
     processor = load_image_processor(str(nano_dir))
     form = read_form(processor)
-    features = Features(image=datasets.Image(), label=ClassLabel(names=["a"]))
-    rows = Dataset.from_dict({"image": paths, "label": [0] * len(paths)}, features=features)
+    rows = make_rows(paths)
     training = PixelDataset(rows, form).__getitems__(range(len(paths)))
     cache = DataArguments(cache_dir=str(tmp_path / "cache"))
     evaluation = open_pixels(rows, form, cache).__getitems__(range(len(paths)))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from siglip_flowers.data.rows import get_labels, image_ids
 from siglip_flowers.data.splits import cut_rows, draw_rows, take_shots
+from tests import small_flowers
 
 
 def make_rows(counts: list[int]) -> Dataset:
@@ -69,16 +70,11 @@ def test_draws_differ_between_seeds_and_splits_only() -> None:
 
 
 def test_ids_without_paths_name_the_row_of_the_source() -> None:
-    rows = make_rows([4]).remove_columns("image")
-    values = [{"bytes": b"x", "path": None}] * 4
-    rows = rows.add_column("image", values, feature=Image())
+    rows = small_flowers.make_rows([{"bytes": b"x", "path": None}] * 4)
     assert image_ids(rows) == ["row_0", "row_1", "row_2", "row_3"]
     assert image_ids(rows.select([3, 1])) == ["row_3", "row_1"]
 
 
 def test_equal_file_names_get_the_row_number() -> None:
-    rows = Dataset.from_dict(
-        {"image": ["/x/1.jpg", "/y/1.jpg", "/y/2.jpg"], "label": [0, 0, 0]},
-        features=Features(image=Image(), label=ClassLabel(names=["a"])),
-    )
+    rows = small_flowers.make_rows(["/x/1.jpg", "/y/1.jpg", "/y/2.jpg"])
     assert image_ids(rows) == ["1.jpg_0", "1.jpg_1", "2"]

@@ -35,14 +35,7 @@ from tests.conftest import REPOSITORY
 from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
 from tests.small_trainers import list_changed
 
-
-@pytest.fixture(autouse=True)
-def _own_determinism():
-    before = dict(os.environ)
-    yield
-    torch.use_deterministic_algorithms(False)
-    os.environ.clear()
-    os.environ.update(before)
+pytestmark = pytest.mark.usefixtures("_unset_determinism")
 
 
 @pytest.fixture(scope="module")

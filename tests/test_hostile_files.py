@@ -47,7 +47,14 @@ from tests.hostile import (
     read_image,
     time_limit,
 )
-from tests.small_runs import CLASSES, draw_image, make_checkpoint, make_folder, small_options
+from tests.small_runs import (
+    CLASSES,
+    draw_image,
+    make_checkpoint,
+    make_folder,
+    save_classifier,
+    small_options,
+)
 
 EXAMPLES = {
     "image": 120,
@@ -420,14 +427,13 @@ def test_labels_that_a_spreadsheet_would_compute_are_quoted():
 
 
 def test_a_list_of_file_names_may_hold_any_bytes(checkpoint, tmp_path, monkeypatch, capsys):
-    load_classifier(str(checkpoint), CLASSES).save_pretrained(tmp_path / "model")
-    load_image_processor(str(checkpoint)).save_pretrained(tmp_path / "model")
+    model = str(save_classifier(tmp_path, CLASSES, checkpoint))
     draw_image(tmp_path / "good.png", "aster", 1)
     odd = os.fsencode(tmp_path) + b"/\xff.png"
     shutil.copy(tmp_path / "good.png", odd)
     lines = io.TextIOWrapper(io.BytesIO(odd + b"\nmissing\xfe.png\n"), encoding="utf-8")
     monkeypatch.setattr("sys.stdin", lines)
-    assert predict_command.main(["-", "--json", "--model", str(tmp_path / "model")]) == 1
+    assert predict_command.main(["-", "--json", "--model", model]) == 1
     out, err = capsys.readouterr()
     assert os.fsencode(json.loads(out)["image"]) == odd
     assert "missing\\udcfe.png" in err

@@ -30,18 +30,12 @@ from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.training.sharding import shard_encoder_layers
 from tests.conftest import REPOSITORY
 from tests.launched import CONFIGS, find_port, launch
-from tests.small_runs import make_folder, small_options
+from tests.small_runs import TINY, make_folder, small_options
 
 SHIPPED = sorted([*CONFIGS.glob("*.yaml"), REPOSITORY / "accelerate_config.yaml"])
 # 48 images in batches of 8 make 6 full steps per epoch, the same images in each however many
 # processes share them.
 GLOBAL_BATCH, STEPS, TEST = 8, 12, 15
-SMALL = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-}
 
 
 SLOWLY = ("--learning_rate", "1e-4")
@@ -255,8 +249,8 @@ def test_shipped_configurations_are_read_by_accelerate(path):
 @pytest.mark.parametrize(
     ("vision_class", "config"),
     [
-        (SiglipVisionModel, SiglipVisionConfig(image_size=16, patch_size=8, **SMALL)),
-        (Siglip2VisionModel, Siglip2VisionConfig(num_patches=16, patch_size=8, **SMALL)),
+        (SiglipVisionModel, SiglipVisionConfig(image_size=16, patch_size=8, **TINY)),
+        (Siglip2VisionModel, Siglip2VisionConfig(num_patches=16, patch_size=8, **TINY)),
     ],
 )
 def test_layers_to_shard_are_those_of_either_family(vision_class, config):

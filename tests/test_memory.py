@@ -9,9 +9,8 @@ import zlib
 
 import pytest
 
-from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, draw_image, make_checkpoint
+from tests.small_runs import CLASSES, draw_image, run_python, save_classifier
 
 # The libraries are imported first: only what this package changes counts.
 HOST = """
@@ -45,25 +44,14 @@ print(json.dumps(sorted(changed | (called & {"mallopt"}))))
 """
 
 
-def run_script(script: str, *words: str) -> str:
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_a_host_process_keeps_its_settings(tmp_path):
-    checkpoint = str(make_checkpoint(tmp_path / "tower"))
-    load_classifier(checkpoint, list(CLASSES)).save_pretrained(tmp_path / "model")
-    load_image_processor(checkpoint).save_pretrained(tmp_path / "model")
+    model = str(save_classifier(tmp_path, CLASSES))
     draw_image(tmp_path / "image.png", "aster", 0)
-    printed = run_script(HOST, str(tmp_path / "model"), str(tmp_path / "image.png"))
+    # Variables of ours that are set already would hide that they are.
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", HOST, model, str(tmp_path / "image.png")]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True).stdout
     assert json.loads(printed) == []
 
 
@@ -98,8 +86,7 @@ def test_ten_huge_images_are_predicted_in_bounded_memory(tmp_path):
     for number in range(1, 10):
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
     model = REPOSITORY / "tests" / "saved_models" / "linear" / "model"
-    command = [sys.executable, "-c", PEAK, str(tmp_path), "--model", str(model)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    code, megabytes = map(int, done.stdout.split()[-2:])
+    printed = run_python("-c", PEAK, tmp_path, "--model", model, cwd=tmp_path)
+    code, megabytes = map(int, printed.split()[-2:])
     assert code == 0
     assert megabytes < 1500

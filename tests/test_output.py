@@ -34,12 +34,8 @@ HEADER = f"# siglip_flowers {__version__}\n"
 SETTINGS = f"{HEADER}learning_rate: 0.1\nseed: 1\n"
 
 
-def make_checkpoint_dirs(directory: Path, *steps: int) -> None:
-    make_steps(directory / "checkpoints", *steps)
-
-
 def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
-    make_checkpoint_dirs(tmp_path, 9, 10, 100, 200)
+    make_steps(tmp_path / "checkpoints", 9, 10, 100, 200)
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "checkpoint-200" / "manifest.json").unlink()
     # Written last, but not furthest.
@@ -49,7 +45,7 @@ def test_the_newest_whole_checkpoint_is_taken_by_number(tmp_path):
 
 
 def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10)
+    make_steps(tmp_path / "checkpoints", 10)
     kept = ["checkpoint-10", "checkpoint-10-notes", "start"]
     for name in (*kept[1:], "checkpoint-20", ".writing", ".removed-checkpoint-7", ".start.x1"):
         (tmp_path / "checkpoints" / name).mkdir()
@@ -68,7 +64,7 @@ def test_claiming_removes_what_is_half_written_and_nothing_else(tmp_path):
 
 
 def test_resume_never_refuses_an_unfinished_run(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10)
+    make_steps(tmp_path / "checkpoints", 10)
     with pytest.raises(
         InputError, match="unfinished run up to checkpoint-10, which --resume never"
     ):
@@ -77,7 +73,7 @@ def test_resume_never_refuses_an_unfinished_run(tmp_path):
 
 
 def test_other_settings_do_not_continue_a_run(tmp_path):
-    make_checkpoint_dirs(tmp_path, 10)
+    make_steps(tmp_path / "checkpoints", 10)
     (tmp_path / "config.yaml").write_text(SETTINGS)
     before = list_files(tmp_path)
     for changed in ("learning_rate: 0.2\nseed: 1\n", "learning_rate: 0.2\nseed: 1\nshots: 3\n"):
@@ -93,16 +89,11 @@ def test_other_settings_do_not_continue_a_run(tmp_path):
 
 @pytest.mark.parametrize("header", ["", "# siglip_flowers 0.1.9\n"])
 def test_an_unfinished_run_of_an_older_version_is_refused(tmp_path, header):
-    make_checkpoint_dirs(tmp_path, 10)
+    make_steps(tmp_path / "checkpoints", 10)
     (tmp_path / "config.yaml").write_text(SETTINGS.replace(HEADER, header))
     with pytest.raises(InputError, match=r"unfinished run of siglip_flowers 0\.1.*cannot resume"):
         claim_output_dir(tmp_path, SETTINGS, overwrite=False)
     assert claim_output_dir(tmp_path, SETTINGS, overwrite=True) is None
-
-
-def finish(directory: Path) -> None:
-    (directory / "model").mkdir(parents=True)
-    (directory / "metrics.json").write_text("{}")
 
 
 def test_where_open_files_cannot_be_removed_the_next_run_has_the_directory(tmp_path, monkeypatch):
@@ -121,8 +112,9 @@ def test_where_open_files_cannot_be_removed_the_next_run_has_the_directory(tmp_p
 
 
 def test_a_finished_run_is_kept_unless_overwritten(tmp_path):
-    finish(tmp_path)
-    make_checkpoint_dirs(tmp_path, 3)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
+    make_steps(tmp_path / "checkpoints", 3)
     (tmp_path / "notes.txt").write_text("mine")
     assert is_finished(tmp_path)
     with pytest.raises(InputError, match="already holds a finished run.*--overwrite_output_dir"):

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from unittest.mock import Mock
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,7 +18,7 @@ from siglip_flowers.data.pixels import tensors
 from siglip_flowers.data.pixels.tensors import PixelDataset, PixelForm, open_pixels
 from siglip_flowers.data.rows import fingerprint_images
 from siglip_flowers.data.sources.load import load_data
-from tests.small_flowers import build_flowers
+from tests.small_flowers import build_flowers, make_rows
 from tests.small_runs import draw_image, make_folder
 
 BICUBIC = Image.Resampling.BICUBIC
@@ -80,13 +79,7 @@ def test_fingerprint_follows_files_that_change(tmp_path):
 
 def test_fingerprint_follows_embedded_images_and_their_order():
     def embed(*values):
-        images = [Image.new("RGB", (8, 8), (value, 0, 0)) for value in values]
-        features = datasets.Features(
-            image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
-        )
-        return datasets.Dataset.from_dict(
-            {"image": images, "label": [0] * len(images)}, features=features
-        )
+        return make_rows([Image.new("RGB", (8, 8), (value, 0, 0)) for value in values])
 
     assert fingerprint_images(embed(1, 2)) == fingerprint_images(embed(1, 2))
     digests = {

@@ -1,6 +1,5 @@
 """Our input path against the image processor of transformers, to the last bit."""
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -9,18 +8,12 @@ from transformers import SiglipImageProcessor
 
 from siglip_flowers.data.pixels.tensors import PixelDataset, PixelNormalizer, read_form
 from siglip_flowers.model.loading import load_image_processor
-from tests.small_flowers import read_images
+from tests.small_flowers import make_rows, read_images
 
 
 def to_pixel_values(processor, images):
     """The way an image takes in this package: file, decoded row, uint8 batch, normalized."""
-    rows = datasets.Dataset.from_dict(
-        {"image": images, "label": [0] * len(images)},
-        features=datasets.Features(
-            image=datasets.Image(), label=datasets.ClassLabel(names=["rose"])
-        ),
-    )
-    pixels = PixelDataset(rows, read_form(processor))
+    pixels = PixelDataset(make_rows(images), read_form(processor))
     batch = pixels.__getitems__(range(len(pixels)))
     assert batch["pixel_values"].dtype == torch.uint8
     return PixelNormalizer(processor)(batch["pixel_values"])

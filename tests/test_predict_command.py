@@ -17,24 +17,16 @@ from siglip_flowers.commands import main as umbrella
 from siglip_flowers.commands.models import find_model
 from siglip_flowers.commands.predict import main
 from siglip_flowers.inference.finding import fetch_image, find_images
-from siglip_flowers.model.loading import load_classifier, load_image_processor
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, draw_image, make_checkpoint
+from tests.small_runs import CLASSES, draw_image, save_classifier
 
 # What must neither break a table nor be obeyed by a terminal.
 NASTY = ('a, "quoted" one', "two\nlines", "red \x1b[31m\x07\x9b2J\u202e")
 
 
-def save_model(directory, names):
-    checkpoint = make_checkpoint(directory / "checkpoint")
-    load_classifier(str(checkpoint), names).save_pretrained(directory / "model")
-    load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
-    return str(directory / "model")
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("plain"), CLASSES)
+    return str(save_classifier(tmp_path_factory.mktemp("plain"), CLASSES))
 
 
 @pytest.fixture
@@ -128,13 +120,13 @@ def test_the_newest_model_is_the_default(images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([str(images)]) == 2
     assert "There is no model in results/" in capsys.readouterr().err
-    save_model(tmp_path / "results" / "run", CLASSES)
+    save_classifier(tmp_path / "results" / "run", CLASSES)
     assert main([str(images), "--json"]) == 0
     assert find_model("results/run") == os.path.join("results", "run", "model")
 
 
 def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
-    model = save_model(tmp_path, NASTY)
+    model = str(save_classifier(tmp_path, NASTY))
     path = tmp_path / "pic\x1b[2Jture, \n1.png"
     draw_image(path, "aster", 1)
     broken = tmp_path / "broken\x1b[2J.png"
@@ -160,11 +152,12 @@ def test_nasty_labels_and_names_are_printed_harmlessly(tmp_path, capsys):
 def test_names_are_written_as_they_are(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ["кот", "القط", "日本\u3000花", "👩\u200d🌾"]
+    model = str(save_classifier(tmp_path, names))
     for name in (files := ["снимок\u202f花.png", "й.png"]):
         draw_image(tmp_path / name, "aster", 1)
     for *kind, given in (("--json", files), ("--csv", files), (files,), (["-"],)):
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(files)))
-        assert main([*given, "--model", save_model(tmp_path, names), *kind]) == 0
+        assert main([*given, "--model", model, *kind]) == 0
         printed = capsys.readouterr().out
         assert all(name in printed for name in [*names, *files])
         # The columns of the table are straight.

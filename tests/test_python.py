@@ -2,11 +2,8 @@
 
 import copy
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -21,7 +18,7 @@ from siglip_flowers.base.errors import InputError
 from siglip_flowers.model.heads import keep_known_heads
 from siglip_flowers.model.loading import load_classifier
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, make_checkpoint, make_folder
+from tests.small_runs import CLASSES, make_checkpoint, make_folder, run_python
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -146,16 +143,8 @@ def test_a_wheel_alone_trains_evaluates_and_predicts_elsewhere(place, tmp_path, 
     work.mkdir()
 
     def run(*words):
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "siglip_flowers", *map(str, words)],
-            cwd=work,
-            env={**os.environ, "PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        words = ("-P", "-m", "siglip_flowers", *words)
+        return run_python(*words, cwd=work, path=tmp_path / "installed")
 
     options = ["--data_source", "folder", "--data_dir", place / "data", "--max_steps", "2"]
     printed = run("train", "--config", "demo", *options, "--output_dir", "results/mine")

@@ -1,14 +1,13 @@
 """Without the folders of features, what is left trains, evaluates and predicts."""
 
-import os
+import functools
+import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.small_runs import make_checkpoint, make_folder, small_options
+from tests.small_runs import run_python, small_options
 from tests.test_layout import FEATURES
 
 OF_FEATURES = ("--push_to_hub", "--report ", "--robustness", "--compare", "--leaderboard", "--tta")
@@ -27,36 +26,32 @@ def copy_without(tmp_path):
         for name in features:
             shutil.rmtree(tmp_path / "siglip_flowers" / name)
 
-        def run(*words):
-            done = subprocess.run(
-                [sys.executable, *words],
-                cwd=tmp_path,
-                env={**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        return run
+        return functools.partial(run_python, cwd=tmp_path, path=tmp_path)
 
     return copy
 
 
-def use_all_commands(run, tmp_path):
-    options = small_options(
-        make_checkpoint(tmp_path / "checkpoint"), make_folder(tmp_path / "images"), "run"
-    )
-    run("train.py", *options, "--max_steps", "2")
-    assert "accuracy" in run("eval.py", "--model", "run", "--split", "validation")
-    image = str(next((tmp_path / "images" / "test").rglob("*.png")))
-    assert image in run("-m", "siglip_flowers", "predict", image, "--model", "run")
+# In one process: torch is imported once.
+COMMANDS = """
+import json, sys
+from siglip_flowers.commands.main import main
+assert not any(main(words) for words in json.loads(sys.argv[1]))
+"""
 
 
-def test_core_works_without_any_feature(copy_without, tmp_path):
+def use_all_commands(run, small):
+    image = str(next((small[1] / "test").rglob("*.png")))
+    commands = [
+        ["train", *small_options(*small, "run", "--max_steps", "2")],
+        ["eval", "--model", "run", "--split", "validation"],
+        ["predict", image, "--model", "run"],
+    ]
+    assert image in run("-c", COMMANDS, json.dumps(commands))
+
+
+def test_core_works_without_any_feature(copy_without, small):
     run = copy_without(FEATURES)
-    use_all_commands(run, tmp_path)
+    use_all_commands(run, small)
     commands = run("-m", "siglip_flowers", "--help")
     assert not any(f"  {name} " in commands for name in FEATURES)
     shown = run("train.py", "--help_all") + run("eval.py", "--help_all")
@@ -65,8 +60,8 @@ def test_core_works_without_any_feature(copy_without, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("feature", sorted(FEATURES))
-def test_everything_else_works_without_one_feature(copy_without, tmp_path, feature):
+def test_everything_else_works_without_one_feature(copy_without, small, feature):
     # A pushed card has parts of the report.
     run = copy_without({feature, "publish"} if feature == "report" else {feature})
-    use_all_commands(run, tmp_path)
+    use_all_commands(run, small)
     assert f"\n  {feature} " not in run("-m", "siglip_flowers", "--help")

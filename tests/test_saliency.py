@@ -7,14 +7,9 @@ from transformers import Siglip2VisionConfig, SiglipVisionConfig
 
 from siglip_flowers import SiglipClassifier, SiglipClassifierConfig
 from siglip_flowers.inference.saliency import compute_saliency
+from tests.small_runs import TINY
 
-SIZES = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "patch_size": 4,
-}
+SIZES = {**TINY, "num_hidden_layers": 3, "patch_size": 4}
 
 
 def make_model(vision_config, pooling, attention="eager"):

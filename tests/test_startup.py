@@ -10,6 +10,7 @@ import pytest
 
 from siglip_flowers.commands.main import list_commands
 from tests.conftest import REPOSITORY
+from tests.small_runs import run_python
 
 HEAVY = ("torch", "transformers", "datasets", "accelerate", "sklearn", "matplotlib", "pyarrow")
 NEED_A_MODEL = ("eval", "threshold", "demo")
@@ -107,12 +108,7 @@ def test_importing_the_package_is_light_and_its_names_register_the_classifier(tm
         "model_type = SiglipClassifierConfig.model_type\n"
         "assert type(AutoConfig.for_model(model_type)) is SiglipClassifierConfig\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        check=True,
-    )
+    run_python("-c", script, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("feature", ["export", "search"])

@@ -22,9 +22,10 @@ from siglip_flowers.demo.answer import Answer, Explainer
 from siglip_flowers.demo.command import main, read_dataset, read_examples
 from siglip_flowers.demo.options import DemoArguments
 from siglip_flowers.demo.page import describe_classes, render_answer
-from siglip_flowers.model.loading import load_classifier, load_image_processor
+from siglip_flowers.model.loading import load_image_processor
 from tests.conftest import REPOSITORY
-from tests.small_runs import CLASSES, COLORS, draw_image, make_checkpoint, make_folder
+from tests.launched import find_port
+from tests.small_runs import CLASSES, COLORS, draw_image, make_folder, save_classifier
 
 pytest.importorskip("gradio", reason="gradio is not installed (the extra 'demo')")
 
@@ -33,21 +34,12 @@ PATIENCE = 20_000
 ANSWER = "#answer .sf-answer"
 
 
-def find_free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def small_model(tmp_path_factory):
     """An untrained classifier of three colors, whose pooled features tell them apart."""
     directory = tmp_path_factory.mktemp("page")
     torch.manual_seed(3)
-    checkpoint = make_checkpoint(directory / "checkpoint")
-    load_classifier(str(checkpoint), CLASSES).save_pretrained(directory / "model")
-    load_image_processor(str(checkpoint)).save_pretrained(directory / "model")
-    return directory / "model"
+    return save_classifier(directory, CLASSES)
 
 
 def test_a_model_without_its_data_brings_examples_and_the_name_of_the_data_set(
@@ -89,7 +81,7 @@ class Served:
 def served(small_model, tmp_path_factory):
     folder = make_folder(tmp_path_factory.mktemp("secret_place") / "flowers", train=3)
     log = tmp_path_factory.mktemp("log") / "log.txt"
-    port = find_free_port()
+    port = find_port()
     options = ["--model", small_model, "--data_dir", folder, "--port", port, "--neighbors", 4]
     command = [sys.executable, "-m", "siglip_flowers", "demo", "--top_k", 3, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
@@ -291,7 +283,7 @@ def refuse(capsys, *arguments):
 
 
 def test_a_missing_model_and_a_taken_port_are_one_sentence(tmp_path, small_model, capsys):
-    assert "nowhere" in refuse(capsys, "--model", tmp_path / "nowhere", "--port", find_free_port())
+    assert "nowhere" in refuse(capsys, "--model", tmp_path / "nowhere", "--port", find_port())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

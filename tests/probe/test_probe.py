@@ -13,14 +13,6 @@ from siglip_flowers.commands.eval import main as evaluate
 from siglip_flowers.commands.main import main as siglip_flowers
 from siglip_flowers.metrics.neighbors import vote_neighbors
 from siglip_flowers.probe.command import main as probe
-from tests.small_runs import make_checkpoint, make_folder
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A tiny checkpoint and 36 images of three classes."""
-    root = tmp_path_factory.mktemp("probe")
-    return make_checkpoint(root / "tiny"), make_folder(root / "images")
 
 
 def make_argv(small, output_dir, *more):

@@ -12,9 +12,9 @@ from siglip_flowers.model import modeling_siglip_classifier as remote
 from siglip_flowers.model.classifier import to_native
 from siglip_flowers.model.loading import load_saved_classifier
 from siglip_flowers.publish.publish import MODELING_FILE
+from tests.small_runs import TINY
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 
 
 def test_the_modeling_file_needs_torch_and_transformers_only():
@@ -43,9 +43,9 @@ def draw_inputs(naflex: bool) -> dict[str, torch.Tensor]:
 def test_the_modeling_file_computes_the_same_logits(naflex, pooling, head, tmp_path):
     torch.manual_seed(1)
     if naflex:
-        vision = Siglip2VisionConfig(**SIZES, num_attention_heads=2, num_patches=9, patch_size=8)
+        vision = Siglip2VisionConfig(**TINY, num_patches=9, patch_size=8)
     else:
-        vision = SiglipVisionConfig(**SIZES, num_attention_heads=2, image_size=16, patch_size=8)
+        vision = SiglipVisionConfig(**TINY, image_size=16, patch_size=8)
     config = SiglipClassifierConfig(
         vision_config=vision,
         pooling=pooling,
@@ -71,7 +71,7 @@ def test_the_modeling_file_computes_the_same_logits(naflex, pooling, head, tmp_p
 
 
 def test_a_plain_export_names_no_path_and_knows_its_activation(tmp_path):
-    vision = SiglipVisionConfig(**SIZES, num_attention_heads=2, image_size=16, patch_size=8)
+    vision = SiglipVisionConfig(**TINY, image_size=16, patch_size=8)
     vision._name_or_path = str(tmp_path / "checkpoint")
     config = SiglipClassifierConfig(
         vision_config=vision, pooling="mean", activation="sigmoid", id2label={0: "a", 1: "b"}

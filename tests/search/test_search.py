@@ -24,19 +24,13 @@ from siglip_flowers.search import command as search_command
 from siglip_flowers.search.study import FileStorage, read_search
 from siglip_flowers.search.trials import find_start
 from tests.conftest import REPOSITORY
-from tests.small_runs import make_checkpoint, make_folder, small_options, start_script
+from tests.small_runs import small_options, start_script
 
 SPACE = {
     "learning_rate": {"low": "1e-4", "high": "1e-2", "log": True},
     "pooling": ["mean", "map"],
     "per_device_train_batch_size": {"low": 4, "high": 8, "step": 4},
 }
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("small")
-    return make_checkpoint(directory / "checkpoint"), make_folder(directory / "data")
 
 
 def make_argv(small, output_dir: Path, *more: str, space: Any = None) -> list[str]:
