@@ -193,6 +193,15 @@ def test_mixup_mixes_pixels_and_targets_by_the_same_share(batch):
     assert scipy.stats.kstest(shares, "uniform").pvalue > 1e-4
 
 
+def test_mixup_and_cutmix_together_take_turns(batch):
+    both = make_augmenter(**OFF, mixup_alpha=1.0, cutmix_alpha=1.0)
+    plain = augment(make_augmenter(**OFF), batch)[0]
+    found = [augment(both, batch, step=step)[0] for step in range(40)]
+    # CutMix leaves each pixel that of one image.
+    cut = [((one == plain) | (one == plain.roll(1, 0))).all().item() for one in found]
+    assert 10 <= sum(cut) <= 30
+
+
 def test_cutmix_targets_follow_the_area_that_was_pasted(batch):
     augmenter = make_augmenter(**OFF, cutmix_alpha=1.0)
     plain = augment(make_augmenter(**OFF), batch)[0]

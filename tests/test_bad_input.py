@@ -113,6 +113,17 @@ def test_too_little_free_disk_is_told_before_training(refuse_train):
     assert "--save_total_limit" in message
 
 
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize(("rate", "said"), [("1e-4", 1), ("3e-5", 0)])
+def test_a_rate_that_spoils_released_weights_is_warned_about(
+    refuse_train, monkeypatch, caplog, rate, said
+):
+    # The tiny tower counts as a released one, and the run ends before it trains.
+    monkeypatch.setattr("siglip_flowers.training.build.BASE_HIDDEN_SIZE", 16)
+    refuse_train("--learning_rate", rate, code=1)
+    assert caplog.text.count("--learning_rate 0.0001 is high for a released SigLIP") == said
+
+
 def test_eval_on_other_classes_is_refused(refuse, trained, tmp_path):
     other = tmp_path / "images"
     for name, color in (("aster", "aster"), ("dahlia", "clover")):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import pipeline
 
 import siglip_flowers.model  # noqa: F401  (makes the classifier known to pipelines)
@@ -117,8 +118,11 @@ def test_everything_from_invented_flowers_says_procedural(tmp_path):
         *("--procedural_image_size", "16", "--from_scratch", "--max_steps", "2"),
         *("--model_name_or_path", str(tmp_path / "architecture"), "--output_dir", str(out)),
         *("--train_eval_samples", "102", "--train_resize_scale", "1", "--disable_tqdm", "true"),
+        *("--save_dtype", "bfloat16"),
     ]
     assert train_command.main(argv) == 0
+    weights = load_file(out / "model" / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
     metrics = json.loads((out / "metrics.json").read_text())
     assert "procedural" in metrics["title"]
     names = {row["name"] for row in metrics["splits"]["test"]["per_class"]}

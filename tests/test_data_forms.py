@@ -240,6 +240,8 @@ def test_cuts_depend_on_the_seed_and_take_a_share_of_each_class(tmp_path) -> Non
     assert counts == [[14, 14], [3, 3], [3, 3]]
     assert {name: image_ids(rows) for name, rows in load(tmp_path).splits.items()} == ids
     assert image_ids(load(tmp_path, split_seed=1).splits["test"]) != ids["test"]
+    quarter = load(tmp_path, validation_fraction=0.25).splits
+    assert [len(rows) for rows in quarter.values()] == [20, 10, 10]
 
 
 def test_one_image_per_class_is_enough_if_the_splits_are_given(tmp_path) -> None:
@@ -556,6 +558,7 @@ def many_labels(**names: Any) -> Dataset:
     return rows
 
 
+MASK = {"name": "mask", "column": [None] * 20, "feature": Image()}
 # The splits, options, sizes and warnings, or the error.
 HUB: dict[str, tuple[dict, dict, str, str]] = {
     "an unlabeled test split": (
@@ -592,14 +595,14 @@ HUB: dict[str, tuple[dict, dict, str, str]] = {
         "",
         "several label columns: fine_label, coarse_label. Choose one with --label_column_name",
     ),
-    "the label column that is named": (
-        {"train": many_labels(fine_label=AB, coarse_label=AB)},
-        {"label_column_name": "fine_label"},
+    "columns that are named": (
+        {"train": many_labels(fine_label=AB, coarse_label=AB).add_column(**MASK)},
+        {"label_column_name": "fine_label", "image_column_name": "img"},
         "12/4/4",
         "",
     ),
     "two image columns": (
-        {"train": many_labels(label=AB).add_column("mask", [None] * 20, feature=Image())},
+        {"train": many_labels(label=AB).add_column(**MASK)},
         {},
         "",
         "several image columns: img, mask",

@@ -247,7 +247,27 @@ def test_our_own_calls_use_nothing_that_is_deprecated(start, caplog):
     logging.getLogger("transformers").removeHandler(caplog.handler)
     assert "deprecat" not in caplog.text.lower()
     # Without checkpoints the last average is kept.
-    assert are_equal(last, {name: p.detach() for name, p in trainer.model.named_parameters()})
+    assert not list_changed(
+        last, {name: p.detach() for name, p in trainer.model.named_parameters()}
+    )
+
+
+def test_training_ends_after_evaluations_without_a_better_one(start):
+    options = {"metric_for_best_model": "validation_loss", "early_stopping_patience": 2}
+    # The loss stays as it is.
+    options |= {"learning_rate": 1e-12, "head_learning_rate": 1e-12, "max_steps": 9}
+    trainer = start(eval_strategy="steps", eval_steps=2, **options)
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_patches_are_left_out_of_the_first_steps_alone(start):
+    trainer, counts = start(patch_drop=0.5, patch_drop_until=0.5), []
+    trainer.model.vision_model.encoder.register_forward_pre_hook(
+        lambda _, args, named: counts.append(named["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    trainer.train()
+    assert counts == [2, 2, 4, 4]
 
 
 def test_private_methods_that_are_overridden_are_listed_with_a_reason():
