@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from siglip_flowers.base.text import abbreviate, count
 from siglip_flowers.data.names import normalize_name
-from siglip_flowers.data.pixels.decoding import ImageError, map_ahead, read_image
+from siglip_flowers.data.pixels.decoding import ImageError, decode_rgb, map_ahead
 
 BATCH_ROWS = 64
 # Folders between an image and its class folder.
@@ -43,11 +43,8 @@ def read_images(dataset: Dataset, rows: Sequence[int]) -> list[PIL.Image.Image]:
     Raises:
         ImageError: One cannot be read.
     """
-    images = []
-    for value in select_undecoded(dataset)[list(rows)]["image"] if len(rows) else ():
-        with read_image(value) as image:
-            images.append(image.copy())
-    return images
+    values = select_undecoded(dataset)[list(rows)]["image"] if len(rows) else ()
+    return [decode_rgb(value) for value in values]
 
 
 def visit_images(
