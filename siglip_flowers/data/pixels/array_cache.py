@@ -153,8 +153,7 @@ def open_array(
     with _tolerate(directory, entry), _lock(directory, entry, quiet):
         # Another process may have built it while this one waited.
         if find_array(directory, entry) is None:
-            with _create(directory / entry.name, entry) as values:
-                build(values)
+            _create(directory / entry.name, entry, build)
     return find_array(directory, entry)
 
 
@@ -183,9 +182,10 @@ def _tolerate(directory: Path, entry: ArrayEntry) -> Iterator[None]:
         )
 
 
-@contextmanager
-def _create(path: Path, entry: ArrayEntry, *, grows: bool = False) -> Iterator[np.ndarray]:
-    """Yield the array of a new entry, whose directory appears if the block succeeds."""
+def _create(
+    path: Path, entry: ArrayEntry, build: Callable[[np.ndarray], None] | None = None
+) -> None:
+    """Create the directory of an entry that ``build`` fills, or else of an empty growing array."""
     # Under the lock, a half-built entry is that of a process that was killed.
     for pattern in (f".{path.name}.*", path.name + GROWING):
         for leftover in path.parent.glob(pattern):
@@ -197,12 +197,14 @@ def _create(path: Path, entry: ArrayEntry, *, grows: bool = False) -> Iterator[n
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as handle:
                 os.posix_fallocate(handle.fileno(), 0, file.stat().st_size)
-        yield array
-        array.flush()
-        if grows:
+        if build is None:
             np.save(temporary / SUMS_FILE, np.zeros(len(array), dtype=np.uint64))
-        write_json(temporary / ENTRY_FILE, {} if grows else entry.describe_with(array))
-        # Windows renames no directory with a file that is mapped.
+            write_json(temporary / ENTRY_FILE, {})
+        else:
+            build(array)
+            array.flush()
+            write_json(temporary / ENTRY_FILE, entry.describe_with(array))
+        # Windows renames no directory with a file that is mapped, so nobody may refer to it now.
         del array
 
 
@@ -264,8 +266,7 @@ def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
         except (OSError, ValueError, EOFError):
             # Not there, cut off, or damaged.
             shutil.rmtree(path, ignore_errors=True)
-            with _create(path, entry, grows=True):
-                pass
+            _create(path, entry)
             array = GrowingArray(path)
         os.utime(path / ENTRY_FILE)
         if array.is_complete():
