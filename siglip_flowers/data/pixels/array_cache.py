@@ -109,8 +109,7 @@ def find_array(directory: Path, entry: ArrayEntry) -> np.memmap | None:
     except (OSError, ValueError, EOFError):
         # Not there, or cut off: np.load checks the file's length against its header.
         return None
-    fits = (array.shape, array.dtype.name) == (entry.shape, entry.dtype)
-    if not fits or found != entry.describe_with(array):
+    if found != entry.describe_with(array):
         return None
     with suppress(OSError):  # the cache may be read-only
         os.utime(path / ENTRY_FILE)  # the time of the last use
@@ -261,8 +260,6 @@ def grow_array(directory: Path, entry: ArrayEntry) -> GrowingArray | None:
     with _tolerate(directory, entry), _lock(directory, entry):
         try:
             array = GrowingArray(path)
-            if (array._rows.shape, array._sums.shape) != (entry.shape, entry.shape[:1]):
-                raise ValueError
         except (OSError, ValueError, EOFError):
             # Not there, cut off, or damaged.
             shutil.rmtree(path, ignore_errors=True)
