@@ -303,21 +303,16 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "tsv": ("t.tsv", {"filename": PATHS, "label": NAMES, "delimiter": "\t"}),
-    "jsonl": ("t.jsonl", {"path": PATHS, "class": NAMES}),
+    "jsonl": ("t[1].jsonl", {"path": PATHS, "class": NAMES}),
     "parquet of paths": ("t.parquet", {**BOTH, "image": pa.array(PATHS, pa.large_string())}),
     "parquet of bytes": ("t.parquet", {"bytes": CONTENTS, "target": NAMES}),
     "parquet of views": ("t.parquet", {**BOTH, "image": pa.array(PATHS, pa.string_view())}),
-    "parquet of large bytes": (
+    "parquet of structs": ("t.parquet", {**BOTH, "image": [{"bytes": each} for each in CONTENTS]}),
+    "parquet of paths in structs": (
         "t.parquet",
-        {"image": pa.array(CONTENTS, pa.large_binary()), "label": NAMES},
+        {"image": [{"path": path} for path in PATHS], "label": pa.array(NAMES, pa.large_string())},
     ),
-    "parquet of structs": (
-        "t.parquet",
-        {
-            "image": [{"bytes": content} for content in CONTENTS],
-            "label": pa.array(NAMES, pa.large_string()),
-        },
-    ),
+    "parquet of large bytes": ("t.parquet", {**BOTH, "image": pa.array(CONTENTS, "large_binary")}),
     **{
         f"metadata{ending} of datasets": (f"metadata{ending}", {"file_name": PATHS, "label": NAMES})
         for ending in (".csv", ".jsonl", ".parquet")
@@ -468,7 +463,7 @@ def test_tables_that_are_refused(case, tmp_path) -> None:
     [
         ("t.csv", b"image,label\na.png\n", ".", "cannot be read .line 2 has 1 value for 2 col"),
         ("t.csv", b"image,label\n\xff.png,a\n", "t.csv", "is not UTF-8 text. Save it as UTF-8"),
-        ("t.csv", b"path,label\nhttps://a.org/1.png,a\n", "t.csv", "has URLs in the column 'path'"),
+        ("t.csv", b"path,label\nhttps://a.org/1.png,a\n", "t.csv", "URLs in its column of images"),
         ("t.csv", b"", "t.csv", "cannot be read .its first line names no columns"),
         ("t.csv", b"path,label, label\na,b,c\n", "t.csv", "path, label, label have the same name"),
         ("t.csv", b"image,label\n", "t.csv", "t.csv has no rows. Add one for each image."),
@@ -524,6 +519,12 @@ def test_a_saved_data_set_without_splits(tmp_path) -> None:
 
 def load_named(name: str, **options: Any):
     return load_data(DataArguments(dataset_name=name, **options))
+
+
+def test_paths_in_the_tables_of_a_folder_are_relative_to_it(tmp_path) -> None:
+    write_files(tmp_path, dict.fromkeys(PATHS, 1))
+    write_table(tmp_path / "set/train.csv", image=[f"../{path}" for path in PATHS], label=NAMES)
+    assert load_named(str(tmp_path / "set")).class_names == ["a", "b"]
 
 
 def test_class_labels_are_mapped_by_name(tmp_path) -> None:

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 from siglip_flowers.base.errors import InputError, RunError
 from siglip_flowers.base.paths import OFFLINE_WAYS, prepare_hub
 from siglip_flowers.config import DataArguments
-from siglip_flowers.data.sources.table import SAVED_FILES, prepare_columns
+from siglip_flowers.data.sources.table import is_saved, prepare_columns
 from siglip_flowers.data.splits import SPLIT_ALIASES, SPLIT_NAMES
 
 # A split of this name is not used, and cut from the training split instead.
@@ -20,10 +20,10 @@ def _fetch(name: str, config_name: str | None) -> DatasetDict:
     if not Path(name).exists():
         prepare_hub()
     try:
-        saved = any((Path(name) / file).is_file() for file in SAVED_FILES)
-        loaded = (
-            datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config_name)
-        )
+        if is_saved(Path(name)):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config_name)
     # The errors of datasets and of the Hub's client have no base class in common.
     except Exception as error:
         asked = f"dataset {name!r}" + (f", configuration {config_name!r}" if config_name else "")
@@ -61,4 +61,7 @@ def load_hub(arguments: DataArguments) -> dict[str, Dataset]:
     """
     name = str(arguments.dataset_name)
     loaded = _fetch(name, arguments.dataset_config_name)
-    return prepare_columns(_choose_splits(loaded, arguments), arguments, name)
+    splits = _choose_splits(loaded, arguments)
+    # Paths in the tables of a folder are relative to it; save_to_disk keeps them as they were.
+    folder = name if Path(name).is_dir() and not is_saved(Path(name)) else ""
+    return prepare_columns(splits, arguments, name, dict.fromkeys(splits, folder))

@@ -7,16 +7,18 @@ relative to the table.
 """
 
 import csv
+import glob
 import logging
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Image, Value
 
 from siglip_flowers.base.errors import InputError
@@ -24,6 +26,7 @@ from siglip_flowers.base.paths import is_url
 from siglip_flowers.base.text import abbreviate, compose, count
 from siglip_flowers.config import DataArguments
 from siglip_flowers.data.names import order_names
+from siglip_flowers.data.rows import get_image_paths
 from siglip_flowers.data.sources.folder import list_subfolders
 from siglip_flowers.data.splits import recognize_split
 
@@ -137,8 +140,37 @@ def _label_splits(
     return labels
 
 
+def _find_image(folder: str, name: str) -> str:
+    """Return the path of an image of a table, which another system may have written.
+
+    Windows separates folders by backslashes, and macOS spells accents with code points of their
+    own.
+    """
+    slashed = name.replace("\\", "/")
+    forms = (compose(slashed), unicodedata.normalize("NFD", slashed))
+    places = [os.path.join(folder, spelled) for spelled in dict.fromkeys((name, slashed, *forms))]
+    found = filter(os.path.exists, places if len(places) > 1 else ())
+    return next(found, places[0])
+
+
+def _join_paths(images: Dataset, folder: str, name: str) -> Dataset:
+    """Join the paths in a column image to a folder, unless the column holds images themselves."""
+    column = images.data.column("image")
+    if pc.struct_field(column, "bytes").null_count < len(column):
+        return images
+    paths = get_image_paths(images)
+    if any(map(is_url, paths)):
+        raise InputError(
+            f"{name} has URLs in its column of images. Download the images, and give their paths "
+            "instead."
+        )
+    places = [None if path is None else _find_image(folder, path) for path in paths]
+    table = pa.table({"image": pa.array(places, pa.string())})
+    return Dataset(table, split=images.split).cast_column("image", Image())
+
+
 def prepare_columns(
-    splits: dict[str, Dataset], arguments: DataArguments, name: str
+    splits: dict[str, Dataset], arguments: DataArguments, name: str, folders: Mapping[str, str]
 ) -> dict[str, Dataset]:
     """Bring data sets to the columns image and label.
 
@@ -149,18 +181,19 @@ def prepare_columns(
         splits: The train split, and validation and test if there are any.
         arguments: The names of the columns, unless they are to be found.
         name: Names the data in messages.
+        folders: The folder that the paths of images in each split are relative to, or "".
 
     Returns:
         The train split and those of the others that have labels.
 
     Raises:
-        InputError: See :func:`find_column`; rows without a label, or a name that is not text.
+        InputError: See :func:`find_column`; rows without a label, a name that is not text, or URLs
+            instead of images.
     """
     train = splits["train"]
     image_column = find_column(train, "image", arguments.image_column_name, name)
     label_column = find_column(train, "label", arguments.label_column_name, name)
-    is_named = arguments.dataset_name is not None
-    labels = _label_splits(splits, label_column, name, named=is_named)
+    labels = _label_splits(splits, label_column, name, named=arguments.dataset_name is not None)
     used = {label for names in labels.values() for label in names}
     unused = set(getattr(train.features[label_column], "names", ())) - used
     if unused:
@@ -177,10 +210,15 @@ def prepare_columns(
         ):
             images = images.cast_column("image", Value(f"large_{view[1]}"))
         # cast_column, unlike cast, does not write the images to the cache a second time.
-        images = images.cast_column("image", Image())
+        images = _join_paths(images.cast_column("image", Image()), folders[split], name)
         column = [numbers[label] for label in names]
         prepared[split] = images.add_column("label", column, feature=feature)
     return prepared
+
+
+def is_saved(folder: Path) -> bool:
+    """Return whether ``save_to_disk`` wrote a folder."""
+    return any((folder / file).is_file() for file in SAVED_FILES)
 
 
 def find_tables(data_dir: Path) -> dict[str, Path]:
@@ -193,7 +231,7 @@ def find_tables(data_dir: Path) -> dict[str, Path]:
         return {"all": data_dir} if data_dir.suffix.lower() in FORMATS else {}
     if not data_dir.is_dir():
         return {}
-    if any((data_dir / file).is_file() for file in SAVED_FILES):
+    if is_saved(data_dir):
         raise InputError(
             f"--data_dir {data_dir} was written by save_to_disk. Load it with --dataset_name."
         )
@@ -265,24 +303,11 @@ def _read_csv(path: Path) -> Dataset:
     return Dataset(pa.table(columns))
 
 
-def _find_image(folder: Path, name: str) -> str:
-    """Return the path of an image of a table, which another system may have written.
-
-    Windows separates folders by backslashes, and macOS spells accents with code points of their
-    own.
-    """
-    slashed = name.replace("\\", "/")
-    forms = (compose(slashed), unicodedata.normalize("NFD", slashed))
-    places = [str(folder / spelled) for spelled in dict.fromkeys((name, slashed, *forms))]
-    found = filter(os.path.exists, places if len(places) > 1 else ())
-    return next(found, places[0])
-
-
-def _read_table(path: Path, arguments: DataArguments) -> Dataset:
-    """Return the rows of a table; paths of images are joined to its folder.
+def _read_table(path: Path) -> Dataset:
+    """Return the rows of a table.
 
     Raises:
-        InputError: The table cannot be read, has no column of images, or has URLs in it.
+        InputError: The table cannot be read, or has no rows.
     """
     kind = FORMATS[path.suffix.lower()]
     no_rows = InputError(f"The table {path} has no rows. Add one for each image.")
@@ -290,7 +315,7 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
         if kind == "csv":
             rows = _read_csv(path)
         else:
-            rows = datasets.load_dataset(kind, data_files=str(path), split="train")
+            rows = datasets.load_dataset(kind, data_files=glob.escape(str(path)), split="train")
     # The loader of JSON lines raises StopIteration if there are none.
     except (
         *(OSError, ValueError, StopIteration, csv.Error),
@@ -304,20 +329,6 @@ def _read_table(path: Path, arguments: DataArguments) -> Dataset:
         raise InputError(f"The table {path} cannot be read ({reason}). Check the file.") from error
     if not len(rows):
         raise no_rows
-    column = find_column(rows, "image", arguments.image_column_name, f"The table {path}")
-    feature = rows.features[column]
-    if isinstance(feature, Value) and "string" in feature.dtype:
-        table, number = rows.data.table, rows.column_names.index(column)
-        names = table.column(column).to_pylist()
-        if any(map(is_url, names)):
-            raise InputError(
-                f"The table {path} has URLs in the column {column!r}. Download the images, and "
-                "give their paths instead."
-            )
-        places = [None if name is None else _find_image(path.parent, name) for name in names]
-        joined = pa.array(places, table.schema.types[number])
-        # Not add_column, after which datasets miscounts the rows of other columns.
-        rows = Dataset(table.set_column(number, column, joined), info=rows.info)
     return rows
 
 
@@ -363,9 +374,10 @@ def load_table(data_dir: Path, arguments: DataArguments) -> dict[str, Dataset]:
         left = [n for n in list_subfolders(data_dir) if recognize_split(n) not in (None, *tables)]
         if left:
             logger.warning("Folders without metadata are left out: %s.", ", ".join(left))
-    read = {split: _read_table(path, arguments) for split, path in tables.items()}
+    read = {split: _read_table(path) for split, path in tables.items()}
     splits = _divide(read["all"], tables["all"]) if "all" in read else read
     if "train" not in splits:
         raise InputError(f"{data_dir} has no table of the train split. Add one.")
     name = str(next(iter(tables.values())) if len(tables) == 1 else data_dir)
-    return prepare_columns(splits, arguments, name)
+    folders = {split: str((tables.get("all") or tables[split]).parent) for split in splits}
+    return prepare_columns(splits, arguments, name, folders)
