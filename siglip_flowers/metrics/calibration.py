@@ -33,8 +33,6 @@ def reliability_bins(
     """
     confidence = np.asarray(confidences, dtype=np.float64)
     right: FloatArray = np.asarray(correct, dtype=np.float64)
-    assert confidence.shape == right.shape
-    assert ((confidence >= 0) & (confidence <= 1)).all()
     if binning == "equal_width":
         edges = np.linspace(0, 1, bins + 1)
         places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)

@@ -43,7 +43,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
     value is nan, all are.
     """
     array = np.asarray(values, dtype=np.float64)
-    assert array.size
     mean, n = float(array.mean()), array.size
     if n == 1:
         return Interval(mean, np.nan, np.nan, np.nan, 1)

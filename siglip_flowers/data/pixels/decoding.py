@@ -156,8 +156,6 @@ def check_header(source: ImageSource | None) -> int:
         with _open(source) as image:
             _check_size(image, None)
             return image.width * image.height
-    except MemoryError:
-        raise
     except Exception as error:
         raise ImageError(_explain(error)) from error
 

@@ -202,9 +202,7 @@ def prepare_columns(
     feature, prepared = ClassLabel(names=class_names), {}
     for split, names in labels.items():
         find_column(splits[split], "image", image_column, f"The {split} split of {name}")
-        images = splits[split].select_columns(image_column)
-        if image_column != "image":
-            images = images.rename_column(image_column, "image")
+        images = splits[split].select_columns(image_column).rename_columns({image_column: "image"})
         if view := re.fullmatch(
             "(string|binary)_view", getattr(images.features["image"], "dtype", "")
         ):
