@@ -41,7 +41,9 @@ def bootstrap_headline(
     each of them is right, or predicted as another class, as a random one of them was.
 
     Accuracy and top-5 accuracy have :func:`accuracy_interval`, Wilson's without any error or if
-    nothing varies; macro and weighted figures have none then and are left out.
+    nothing varies; macro and weighted figures have none then and are left out. If only a few images
+    are right or wrong, theirs are widened too: to the distances of Wilson's ends from the accuracy,
+    in proportion to the standard errors.
 
     Args:
         labels: True classes (N,), integers; N >= 1.
@@ -62,20 +64,23 @@ def bootstrap_headline(
     parts = []
     for start in range(0, resamples, step):
         parts.append(problem.score(problem.draw(min(step, resamples - start), generator)))
-    intervals = {}
+    intervals, right = {}, int(np.count_nonzero(true == predicted))
+    # Weighted recall is accuracy.
+    of_accuracy = float(errors["recall_weighted"][0])
     for name, estimate in estimates.items():
         drawn = np.concatenate([values[name] for values, _ in parts])
         spread = np.concatenate([found[name] for _, found in parts])
-        ends = _studentize(float(estimate[0]), float(errors[name][0]), drawn, spread)
+        value, error = float(estimate[0]), float(errors[name][0])
+        ends = _studentize(value, error, drawn, spread)
         if ends is not None:
-            intervals[name] = ends
+            scale = error / of_accuracy if of_accuracy else 0.0
+            intervals[name] = _widen(ends, value, scale, right, true.size)
     shares = {"accuracy": true == predicted}
     if hits is not None:
         shares["top5_accuracy"] = np.asarray(hits, dtype=np.bool_)
-    for name, right in shares.items():
-        counts = np.bincount(true[right], minlength=num_classes)
+    for name, are_right in shares.items():
+        counts = np.bincount(true[are_right], minlength=num_classes)
         intervals[name] = accuracy_interval(counts, problem.support, resamples)
-    # Which is the same figure.
     if "recall_weighted" in intervals:
         intervals["recall_weighted"] = intervals["accuracy"]
     return intervals
@@ -96,9 +101,9 @@ def accuracy_interval(
         resamples: Number of resamples.
     """
     hits, n = np.asarray(right, dtype=np.float64), np.asarray(sizes, dtype=np.int64)
-    total, single = int(n.sum()), n == 1
-    wilson, few = wilson_interval(round(hits.sum()), total), min(hits.sum(), total - hits.sum())
-    if few == 0:
+    number, total, single = round(hits.sum()), int(n.sum()), n == 1
+    wilson = wilson_interval(number, total)
+    if number in (0, total):
         return wilson
     # Classes of a single image share a stratum.
     hits = np.append(hits[n > 1], hits[single].sum())
@@ -107,9 +112,20 @@ def accuracy_interval(
     drawn = np.random.default_rng(0).binomial(n, hits / n, size=(resamples, n.size))
     value, error = _measure_share(hits[None], n)
     found = _studentize(float(value[0]), float(error[0]), *_measure_share(drawn, n))
-    if found is None or few >= FEW:
-        return found or wilson
-    return min(found[0], wilson[0]), max(found[1], wilson[1])
+    return _widen(found, number / total, 1.0, number, total) if found else wilson
+
+
+def _widen(
+    ends: tuple[float, float], value: float, scale: float, right: int, total: int
+) -> tuple[float, float]:
+    """Widen an interval if few images are right or wrong, when it is too narrow.
+
+    It then reaches as far from the value as Wilson's interval from the accuracy, times a scale.
+    """
+    if min(right, total - right) >= FEW:
+        return ends
+    low, high = (value + scale * (end - right / total) for end in wilson_interval(right, total))
+    return max(min(ends[0], low), 0.0), min(max(ends[1], high), 1.0)
 
 
 def _measure_share(right: NDArray, sizes: IntArray) -> tuple[FloatArray, FloatArray]:
