@@ -58,25 +58,6 @@ def refuse_launch(what: str) -> None:
         )
 
 
-def check_cache_directories() -> None:
-    """Raise InputError if a cache directory of this package or of its libraries cannot be made.
-
-    The libraries would end in a traceback, some of them while they are imported.
-    """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    for variable in ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "SIGLIP_FLOWERS_CACHE"):
-        default = f"{home}/huggingface" if variable == "HF_HOME" else ""
-        name = os.environ.get(variable) or default
-        try:
-            if name:
-                Path(name).expanduser().mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"The cache directory {name} cannot be created ({error.strerror}). Set {variable} "
-                "to another directory."
-            ) from error
-
-
 def _prepare_process() -> None:
     # Before a library starts threads, each of which would get memory of its own.
     keep_freed_memory()
@@ -142,7 +123,6 @@ def run_command(
     try:
         with stop_on_signals():
             parsed = read(sys.argv[1:] if argv is None else argv)
-            check_cache_directories()
             _prepare_process()
             work(parsed)
             sys.stdout.flush()
