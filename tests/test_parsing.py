@@ -188,7 +188,7 @@ def test_a_dumped_configuration_reads_back_to_equal_arguments(write_yaml, argv):
 
 def test_help_of_train_is_two_screens(capsys):
     shown = {}
-    for word in ("--help", "--help_all"):
+    for word in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
             TRAIN.parse([word])
         shown[word] = capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_help_of_train_is_two_screens(capsys):
     assert shown["--help"].count("siglip-flowers train --") == 2
     kinds = (*TRAIN_KINDS, *list_extension_options("train"))
     accepted = {item.name for kind in kinds for item in list_options(kind)}
-    named = set(re.findall(r"^  --(\w+)", shown["--help_all"], re.M))
+    named = set(re.findall(r"^  --(\w+)", shown["--help-all"], re.M))
     assert named == accepted | {"config", "help_all"}
 
 

@@ -86,8 +86,9 @@ class Command:
             InputError: Unknown option or key, wrong type, unreadable file, value out of range, or a
                 combination that a rule refuses.
         """
-        parser = self._build_parser(everything="--help_all" in argv)
-        namespace, rest = parser.parse_known_intermixed_args(self._normalize(argv))
+        words = self._normalize(argv)
+        parser = self._build_parser(everything="--help_all" in words)
+        namespace, rest = parser.parse_known_intermixed_args(words)
         if rest:
             refuse_argument(rest[0], {*self.fields, "config"})
         given = vars(namespace)
