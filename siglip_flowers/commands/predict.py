@@ -80,8 +80,6 @@ def _predict(options: PredictionArguments) -> None:
         calibrated=options.calibrated,
         threshold=None if options.no_threshold else threshold,
     )
-    # They stay 0 if the reader of standard output closes it before the end.
-    total = broken = 0
     with _open_output(options.output) as output:
         total, broken = _write_predictions(classifier, found, options, output)
     if broken:

@@ -42,7 +42,7 @@ def run_in_parts(
         try:
             parts = [run(part) for part in batch.split(size)]
             return (torch.cat(parts) if len(parts) > 1 else parts[0]), size
-        except (RuntimeError, MemoryError) as error:
+        except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if size == 1:
