@@ -153,7 +153,8 @@ def write_examples(rows: datasets.Dataset, directory: Path) -> None:
             (image,) = read_images(rows, [labels.index(label)])
             image.thumbnail((EXAMPLE_PIXELS, EXAMPLE_PIXELS))
             (directory / name).parent.mkdir(exist_ok=True)
-            image.save(directory / name, quality=85)
+            # Pillow would write the original's comment.
+            image.save(directory / name, quality=85, comment="")
 
 
 def check_hub_access(hub_model_id: str) -> None:
