@@ -78,7 +78,7 @@ def find_duplicates(own: str, splits: Mapping[str, SplitImages]) -> list[tuple[i
     both = hash_images(each for image in splits[own] for each in (image, ImageOps.mirror(image)))
     hashes = {name: hash_images(images) for name, images in splits.items() if name != own}
     hashes[own], mirrored = both[::2], both[1::2]
-    found = []
+    found: list[tuple[int, int, str, int]] = []
     for name, others in hashes.items():
         for row, asked in enumerate(zip(hashes[own], mirrored, strict=True)):
             distances = np.min([np.bitwise_count(each ^ others) for each in asked], axis=0)
@@ -86,7 +86,9 @@ def find_duplicates(own: str, splits: Mapping[str, SplitImages]) -> list[tuple[i
                 # Each pair of a split once, and no image with itself.
                 if name != own or row < place:
                     found.append((int(distances[place]), row, name, place))
-    return sorted(found)[:DUPLICATES]
+            # Of frames of a video, most pairs are alike: no more are kept than are shown.
+            found = sorted(found)[:DUPLICATES]
+    return found
 
 
 def hash_images(images: Iterable[Image.Image]) -> np.ndarray:
