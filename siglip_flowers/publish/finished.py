@@ -128,7 +128,7 @@ def list_private_paths(settings: Mapping[str, Any], public: set[str | None]) -> 
     """Return the paths of this machine that a run's settings name, the longest first."""
     paths = {str(Path.home()), str(Path.cwd())}
     for value in settings.values():
-        if isinstance(value, str) and os.sep in value and value not in public:
+        if isinstance(value, str) and {"/", os.sep} & set(value) and value not in public:
             paths |= {value, str(Path(value).resolve())}
     # The home directory in a bare container would match everything.
     return sorted(paths - {"/"}, key=len, reverse=True)
