@@ -104,6 +104,8 @@ def test_every_kind_of_source_gives_the_same(small, tmp_path):
     assert_same(results, [results[0]] * len(results), 1e-6)
     assert_same([small(path)], results[:1], 1e-6)
     assert_same(small(np.stack([np.asarray(image)] * 2)), results[:2], 1e-6)
+    for dtype in (str, object):  # columns of a table
+        assert_same(small(np.array([str(path)] * 2, dtype)), results[:2], 1e-6)
     assert small(source for source in sources) == results
     assert small([]) == []
 

@@ -22,7 +22,8 @@ Source: TypeAlias = str | os.PathLike[str] | bytes | PIL.Image.Image | np.ndarra
 def is_single(images: object) -> bool:
     """Return whether this is one image, as opposed to several."""
     if isinstance(images, np.ndarray):
-        return images.ndim < 4
+        # A column of a table of paths is an array, too.
+        return images.ndim < 4 and images.dtype.kind not in "OU"
     return isinstance(images, (str, os.PathLike, bytes, PIL.Image.Image))
 
 
