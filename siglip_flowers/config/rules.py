@@ -215,6 +215,11 @@ _TRAINER_RULES = (
         "--early_stopping_patience 2 --eval_strategy no",
     ),
     Rule(
+        lambda o: o.save_strategy == "best" and o.eval_strategy == "no",
+        "--save_strategy best requires evaluations; remove --eval_strategy no.",
+        "--save_strategy best --eval_strategy no",
+    ),
+    Rule(
         lambda o: o.load_best_model_at_end and o.save_strategy not in (o.eval_strategy, "best"),
         "--load_best_model_at_end requires --save_strategy and --eval_strategy to be equal, not "
         "{save_strategy} and {eval_strategy}; change one, or add --load_best_model_at_end false.",
