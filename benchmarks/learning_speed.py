@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import torch
 from numpy.typing import NDArray
 from transformers import SiglipForImageClassification, set_seed
@@ -38,8 +37,8 @@ from siglip_flowers.model.loading import load_image_processor
 from siglip_flowers.training.build import RunArguments, build_model
 from siglip_flowers.training.trainer import SiglipTrainer
 
-CONFIG, KEPT = REPOSITORY / "configs" / "nano_64px.yaml", REPOSITORY / "results" / "nano_64px"
-RUNS, KEPT_SECONDS, SPLITS = RESULTS / "learning_speed", 7200, ("validation", "test")
+CONFIG, RUNS = REPOSITORY / "configs" / "nano_64px.yaml", RESULTS / "learning_speed"
+SPLITS = ("validation", "test")
 RATES, TIMED_STEPS, BATCH = (3e-4, 1e-3, 3e-3), 10, 128
 # The example of transformers trains and evaluates at the checkpoint's own size.
 USUAL = {"image_size": None, "train_image_size": None}
@@ -122,20 +121,11 @@ def measure(
     return read_json(path)
 
 
-def read_kept() -> dict[str, Any]:
-    """Return the same of the run whose weights are kept: in one thread, evaluations included."""
-    metrics = read_json(KEPT / "metrics.json")
-    training, accuracy = metrics["training"], metrics["splits"]["validation"]["accuracy"]
-    found = {"steps": training["steps"], "processor_seconds": training["seconds"]}
-    table = pyarrow.parquet.read_table(KEPT / "predictions_test.parquet", columns=["correct"])
-    return found | {"validation": accuracy, "test": pack(table["correct"].to_numpy())}
-
-
 def main() -> None:
     """Choose the rate of the usual script, train both, and compare them."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--core_seconds", type=float, nargs="+", default=[1300, KEPT_SECONDS])
+    parser.add_argument("--core_seconds", type=float, nargs="+", default=[1300, 7200])
     options = parser.parse_args()
     config, report, given = options.config, "learning_speed", ""
     if config.stem != CONFIG.stem:
@@ -148,8 +138,7 @@ def main() -> None:
         best = max(RATES, key=lambda rate: tried[rate]["validation"])
         found = {f"usual script, {rate:g}": run for rate, run in tried.items()}
         found["usual script"] = measure(config, f"usual_{best:g}", best, budget)
-        kept = config.stem == CONFIG.stem and budget == KEPT_SECONDS
-        found["recipe"] = read_kept() if kept else measure(config, "recipe", None, budget)
+        found["recipe"] = measure(config, "recipe", None, budget)
         right = {name: unpack(found[name]["test"])[None] for name in ("recipe", "usual script")}
         paired = asdict(paired_bootstrap(right["recipe"], right["usual script"]))
         for name, run in found.items():
