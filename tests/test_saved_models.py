@@ -34,7 +34,8 @@ def test_a_saved_model_gives_the_same_figures_and_scores(name, tmp_path, capsys)
     capsys.readouterr()
     expected = EXPECTED[name]["predictions"]
     paths = [str(IMAGES / row["image"]) for row in expected]
-    assert run_predict([*paths, "--model", model, "--json", "--top_k", "3"]) == 0
+    options = ["--json", "--top_k", "3", "--dtype", "float32"]
+    assert run_predict([*paths, "--model", model, *options]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(rows) == len(expected)
     for row, wanted in zip(rows, expected, strict=True):
@@ -48,7 +49,7 @@ def test_the_page_shows_the_same_scores(name):
     answer = pytest.importorskip("siglip_flowers.demo.answer")
     options = pytest.importorskip("siglip_flowers.demo.options").DemoArguments()
     model = str(SAVED / name / "model")
-    classifier = SiglipImageClassifier.from_pretrained(model, dtype=options.dtype)
+    classifier = SiglipImageClassifier.from_pretrained(model, dtype="float32")
     explainer = answer.Explainer(classifier, load_image_processor(model), options)
     for wanted in EXPECTED[name]["predictions"]:
         shown = explainer.explain((IMAGES / wanted["image"]).read_bytes())
@@ -71,7 +72,7 @@ def test_the_weights_beside_the_code_are_those_of_the_committed_figures(flowers_
     assert digest_weight_files(run / "model") == metrics["weights"]
     assert sum(path.stat().st_size for path in (run / "model").iterdir()) < 10e6
     rows = pq.read_table(run / "predictions_test.parquet").to_pylist()[:24]
-    classifier = SiglipImageClassifier.from_pretrained(str(run / "model"))
+    classifier = SiglipImageClassifier.from_pretrained(str(run / "model"), dtype="float32")
     names = [f"jpg/{row['image_id']}.jpg" for row in rows]
     with tarfile.open(flowers_dir / "102flowers.tgz") as archive:
         archive.extractall(tmp_path, [archive.getmember(name) for name in names], filter="data")
