@@ -111,7 +111,7 @@ def main() -> None:
     answers, whole = np.concatenate([labels[split] for split in SPLITS]), labels["train"]
     tail = whole[cut_tail(whole)]
     results: dict[str, dict[str, Any]] = {}
-    for arm in PARTS:
+    for arm in (*PARTS, "whole-none"):
         results[arm] = compare(arm, "recipe", np.ones(len(answers)))
     for data, learned in {"whole": whole, "tail": tail}.items():
         # As many images of each class as it has in training, by weight: the splits are balanced.
