@@ -6,8 +6,7 @@
 The recipe of a configuration against the image-classification example of transformers: the same
 checkpoint, batch and augmentation, AdamW, a linear schedule, and that of three learning rates with
 the highest accuracy on validation after a quarter of the time, at most 900 seconds. Each runs in
-one thread, for as many steps as the time allows by the first few; the 7,200 seconds of
-configs/nano_64px.yaml are the run whose weights are kept in results/nano_64px. Finished runs are in
+one thread, for as many steps as the time allows by the first few. Finished runs are in
 results/learning_speed: a later call continues. Writes learning_speed_cpu.json and .md, or
 learning_speed_demo_cpu.json and .md.
 """

@@ -1,7 +1,7 @@
 """Fine-tune a SigLIP encoder into a classifier: ``train.py`` and ``siglip-flowers train``."""
 
 import os
-import shlex
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from siglip_flowers.base.text import escape_unprintable
@@ -68,7 +68,7 @@ def _train(parsed: tuple[Any, ...]) -> None:
         program = name_call(COMMAND.prog).replace("train", "eval")
         print(
             f"Everything is in {result.output_dir}; evaluate again with: "
-            f"{program} --model {shlex.quote(str(result.output_dir / 'model'))} --split test"
+            f"{program} --model {quote((result.output_dir / 'model').as_posix())} --split test"
         )
 
 
